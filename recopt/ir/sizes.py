@@ -1,0 +1,86 @@
+"""Sizes of axes: Python integers or sympy polynomials in positive integer symbols (the batch is nearly always one)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from typing import TypeAlias
+
+import sympy
+
+Size: TypeAlias = int | sympy.Expr
+
+
+@lru_cache(maxsize=None)
+def symbol(name: str) -> sympy.Symbol:
+    """The size called `name`: a positive integer that is known only when the model runs."""
+    return sympy.Symbol(name, integer=True, positive=True)
+
+
+def size(value: object) -> Size:
+    """`value` in canonical form: an int wherever it is one, else an expanded sympy expression."""
+    if isinstance(value, int):
+        return int(value)
+    expr = _expand(sympy.sympify(value))
+    return int(expr) if expr.is_Integer else expr
+
+
+@lru_cache(maxsize=65536)
+def _expand(expr: sympy.Expr) -> sympy.Expr:
+    return sympy.expand(expr)
+
+
+@lru_cache(maxsize=65536)
+def mul(a: Size, b: Size) -> Size:
+    """a * b."""
+    if isinstance(a, int) and isinstance(b, int):
+        return a * b
+    return size(a * b)
+
+
+@lru_cache(maxsize=65536)
+def add(a: Size, b: Size) -> Size:
+    """a + b."""
+    if isinstance(a, int) and isinstance(b, int):
+        return a + b
+    return size(a + b)
+
+
+def product(sizes: Iterable[Size]) -> Size:
+    """The product of `sizes`; 1 for none."""
+    result: Size = 1
+    for item in sizes:
+        result = mul(result, item)
+    return result
+
+
+@lru_cache(maxsize=65536)
+def divide(a: Size, b: Size) -> Size | None:
+    """a / b where that is a whole size for every value of the symbols (by its form), else None."""
+    if isinstance(a, int) and isinstance(b, int):
+        return a // b if b != 0 and a % b == 0 else None
+    if b == 0:
+        return None
+    quotient = sympy.cancel(sympy.sympify(a) / b)
+    numerator, denominator = quotient.as_numer_denom()
+    if denominator != 1 or not all(c.is_Integer for c in sympy.Poly(numerator).coeffs() if numerator.free_symbols):
+        return None
+    return size(quotient)
+
+
+def evaluate(value: Size, symbols: Mapping[str, int]) -> int:
+    """`value` with every symbol replaced by its number. Raises KeyError for a symbol that has none."""
+    if isinstance(value, int):
+        return value
+    return int(value.subs({s: symbols[s.name] for s in value.free_symbols}))
+
+
+def at_least(a: Size, b: Size) -> bool:
+    """Whether a >= b for every value of the symbols, as far as its form shows (symbols are at least 1)."""
+    if isinstance(a, int) and isinstance(b, int):
+        return a >= b
+    difference = size(a - b)
+    if isinstance(difference, int):
+        return difference >= 0
+    shifted = size(difference.subs({s: sympy.Symbol(s.name, integer=True, nonnegative=True) + 1 for s in difference.free_symbols}))
+    return shifted >= 0 if isinstance(shifted, int) else bool(shifted.is_nonnegative)
