@@ -1,0 +1,73 @@
+"""Fused operators as data: what a pattern asks for and a lowering writes. No host and no framework is imported here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from .hosts.base import Array, Value
+from .ir.sizes import Size
+
+
+@dataclass(frozen=True)
+class Permute:
+    """Reorder dimensions: output dimension i is input dimension `perm[i]`."""
+
+    perm: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Reshape:
+    """Regroup elements in row-major order to `shape` (every size given, symbolic ones too)."""
+
+    shape: tuple[Size, ...]
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Elements start, start+step, ... below stop of dimension `dim`."""
+
+    dim: int
+    start: int
+    stop: Size
+    step: int = 1
+
+
+Step: TypeAlias = Permute | Reshape | Slice
+
+
+@dataclass(frozen=True)
+class View:
+    """A host value after layout steps, applied left to right; `shape` is the final one."""
+
+    value: Value
+    shape: tuple[Size, ...]
+    steps: tuple[Step, ...] = ()
+
+
+@dataclass(frozen=True)
+class Concat:
+    """Views joined along their last dimension."""
+
+    views: tuple[View, ...]
+    shape: tuple[Size, ...]
+
+
+@dataclass(frozen=True)
+class Linear:
+    """`recopt::linear`: y[..., n] = epilogue(sum_k x[..., k] * w[n, k] + b[n]), then `steps` on y.
+
+    `w` is [N, K]: an array (folded in float64, cast to the product's dtype) or a view of a host value (a stored parameter
+    that needs no folding, or a weight that is computed at run time). `b` is [N]. `epilogue` is an expression over
+    `h`, the pre-activation, and `p0..`, the `params`, each [N] or [1] (grammar: kernels/epilogue.py); "h" is none.
+    """
+
+    x: View | Concat
+    w: Array | View
+    b: Array | View | None
+    epilogue: str
+    params: tuple[Array | View, ...]
+    shape: tuple[Size, ...]  # of y before `steps`
+    dtype: str
+    steps: tuple[Step, ...] = ()
+    name: str = "linear"
