@@ -5,6 +5,12 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING
+
+from .errors import LoadError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 
 @dataclass(frozen=True)
@@ -53,3 +59,32 @@ class Report:
     def to_json(self) -> str:
         """All of the report as JSON text."""
         return json.dumps({**asdict(self), "counts": self.counts()}, indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> Report:
+        """The report that `to_json` wrote. Raises LoadError when `text` is none."""
+        try:
+            data = json.loads(text)
+            del data["counts"]
+            rewrites = [
+                Rewrite(**{**r, "before": tuple(r["before"]), "after": tuple(r["after"])}) for r in data["rewrites"]
+            ]
+            refused, undone = ([Refusal(**r) for r in data[key]] for key in ("refusals", "undone"))
+            return cls(**{**data, "rewrites": rewrites, "refusals": refused, "undone": undone})
+        except (ValueError, KeyError, TypeError) as error:
+            raise LoadError(f"not a report of recopt: {error}") from error
+
+    def __rich__(self) -> RenderableType:
+        from .view.table import table  # rich is imported only to print
+
+        return table(self)
+
+    def __str__(self) -> str:
+        from rich.console import Console
+
+        from .view.table import WIDTH
+
+        console = Console(width=WIDTH, color_system=None, force_terminal=False, highlight=False)
+        with console.capture() as capture:
+            console.print(self)
+        return "\n".join(line.rstrip() for line in capture.get().splitlines())

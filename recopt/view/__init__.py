@@ -1,0 +1,1 @@
+"""How recopt's results look: reports as tables, graphs and their differences as text."""
