@@ -1,0 +1,314 @@
+"""The command line: what it passes on, what it prints, how it fails, and that it leaves nothing half-written."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from recopt import cli
+from recopt.errors import GraphError
+from recopt.report import Refusal, Report, Rewrite
+
+
+class Engine:
+    """Stands for `recopt.optimize`: keeps its arguments, fails or disagrees on request."""
+
+    def __init__(self) -> None:
+        self.calls: list[dict[str, Any]] = []
+        self.error: BaseException | None = None
+        self.total, self.first_wrong = 5, 99
+        self.data = False  # whether a file of external data is written too
+
+    def __call__(self, model: Path, **options: Any) -> SimpleNamespace:
+        limit = os.environ.get("RECOPT_LIMIT")
+        self.calls.append({"model": model, "limit": limit, **options})
+        if self.error is not None:
+            raise self.error
+        made = self.total if limit is None else min(self.total, int(limit))
+        rewrites = [Rewrite("linear", "recopt::linear", f"y{i}", (), (), 0, 0, 0, None) for i in range(1, made + 1)]
+        report = Report(
+            "onnx", "portable", 9, 4, rewrites=rewrites, model_error=2.0 if made >= self.first_wrong else 0.1
+        )
+        return SimpleNamespace(report=report, save=self.save)
+
+    def save(self, path: Path, force: bool = False) -> None:
+        path.write_text("rewritten")
+        if self.data:
+            path.with_name(path.name + ".data").write_text("weights")
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> Engine:
+    fake = Engine()
+    modules = tuple(
+        SimpleNamespace(name=name, __doc__=f"The pass {name}.\n\nMore.") for name in ("normalise", "fuse", "tidy")
+    )
+    monkeypatch.setattr(cli.recopt, "optimize", fake, raising=False)
+    monkeypatch.setattr(cli.recopt.passes, "PIPELINE", modules, raising=False)
+    monkeypatch.setattr(cli.recopt.patterns, "ALL", modules[:1], raising=False)
+    return fake
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The working folder, with a model in it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RECOPT_DEBUG", raising=False)
+    Path("in.onnx").write_text("model")
+    yield tmp_path
+
+
+def files(folder: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in sorted(folder.iterdir())}
+
+
+def failure(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    """The one line on stderr of a command that fails with exit code 2 and prints nothing else."""
+    assert cli.main(argv) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("recopt: error: ") and err.endswith("\n") and err.count("\n") == 1
+    return err.removeprefix("recopt: error: ").rstrip()
+
+
+def test_optimize(engine: Engine, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["optimize", "in.onnx", "-o", "out.onnx", "--report", "r.json"]) == 0
+    assert sorted(files(folder)) == ["in.onnx", "out.onnx", "r.json"]
+    assert Path("out.onnx").read_text() == "rewritten"
+    assert json.loads(Path("r.json").read_text())["counts"] == {"linear": 5}
+    out, err = capsys.readouterr()
+    assert "9 -> 4 nodes" in out and "recopt::linear" in out
+    assert err == ""  # no progress where stderr is no terminal
+    assert engine.calls == [
+        {"model": Path("in.onnx"), "limit": None, "target": None, "passes": None, "verify": "model", "tolerance": None}
+    ]
+
+
+def test_options_reach_the_engine(engine: Engine, folder: Path) -> None:
+    options = ["--target", "ort-cpu", "--verify", "rewrites", "--tolerance", "0.01"]
+    assert cli.main(["optimize", "in.onnx", "-o", "out.onnx", *options, "--skip", "tidy", "--skip", "normalise"]) == 0
+    call = engine.calls[0]
+    assert (call["target"], call["verify"], call["tolerance"], call["passes"]) == (
+        "ort-cpu",
+        "rewrites",
+        0.01,
+        ["fuse"],
+    )
+
+
+def test_only_keeps_the_pipelines_order(engine: Engine, folder: Path) -> None:
+    assert cli.main(["optimize", "in.onnx", "-o", "out.onnx", "--only", "tidy", "--only", "normalise"]) == 0
+    assert engine.calls[0]["passes"] == ["normalise", "tidy"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["optimize", "no.onnx", "-o", "out.onnx"], "no.onnx: no such file"),
+        (["optimize", ".", "-o", "out.onnx"], "not a file"),
+        (["optimize", "in.onnx"], "Missing option"),
+        (["optimize", "in.onnx", "-o", "in.onnx"], "named twice"),
+        (["optimize", "in.onnx", "-o", "./in.onnx", "--force"], "named twice"),
+        (["optimize", "in.onnx", "-o", "link.onnx", "--force"], "named twice"),
+        (["optimize", "in.onnx", "-o", "out.onnx", "--report", "out.onnx"], "named twice"),
+        (["optimize", "in.onnx", "-o", "old.onnx"], "old.onnx: exists; --force overwrites it"),
+        (["optimize", "in.onnx", "-o", "out.onnx", "--report", "old.onnx"], "old.onnx: exists"),
+        (["optimize", "in.onnx", "-o", "no/out.onnx"], "its folder does not exist"),
+        (["optimize", "in.onnx", "-o", "dir", "--force"], "not a file"),
+        (["optimize", "in.onnx", "-o", "/dev/full", "--force"], "not a file"),
+        (
+            ["optimize", "in.onnx", "-o", "out.onnx", "--only", "inline"],
+            "no pass is called 'inline'; there are: normalise",
+        ),
+        (["optimize", "in.onnx", "-o", "out.onnx", "--verify", "fully"], "verify"),
+        (["optimize", "in.onnx", "-o", "out.onnx", "--tolerance", "-1"], "tolerance"),
+        (["optimise"], "No such command 'optimise'"),
+        (["diff", "in.onnx", "no.onnx"], "no.onnx: no such file"),
+        (["inspect", "no.onnx"], "no.onnx: no such file"),
+        (["bisect", "no.onnx"], "no.onnx: no such file"),
+    ],
+)
+def test_wrong_use(
+    argv: list[str], words: str, engine: Engine, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("old.onnx").write_text("old")
+    Path("link.onnx").symlink_to("in.onnx")
+    before = files(folder)
+    Path("dir").mkdir()
+    assert words in failure(capsys, *argv)
+    Path("dir").rmdir()
+    assert files(folder) == before
+    assert engine.calls == []
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (GraphError("the graph\nis cyclic"), "the graph is cyclic"),
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "No space left on device"),
+        (PermissionError(errno.EACCES, "Permission denied", "in.onnx"), "in.onnx: Permission denied"),
+        (ZeroDivisionError("a bug"), "internal error, ZeroDivisionError: a bug"),
+    ],
+)
+def test_an_engine_that_fails(
+    error: Exception, words: str, engine: Engine, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine.error = error
+    assert words in failure(capsys, "optimize", "in.onnx", "-o", "out.onnx")
+    assert list(files(folder)) == ["in.onnx"]
+
+
+def test_a_disk_that_fills_up_leaves_nothing(
+    engine: Engine, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def save(path: Path) -> None:
+        path.write_text("half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(engine, "save", save)
+    Path("out.onnx").write_text("old")
+    assert "out.onnx: No space left" in failure(capsys, "optimize", "in.onnx", "-o", "out.onnx", "--force")
+    assert files(folder) == {"in.onnx": "model", "out.onnx": "old"}
+
+
+def test_a_report_that_cannot_be_written_leaves_no_model(
+    engine: Engine, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def to_json(_: Report) -> str:
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    monkeypatch.setattr(Report, "to_json", to_json)
+    assert "Disk quota" in failure(capsys, "optimize", "in.onnx", "-o", "out.onnx", "--report", "r.json")
+    assert list(files(folder)) == ["in.onnx"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes anywhere")
+def test_a_folder_without_write_permission(engine: Engine, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("locked").mkdir(mode=0o500)
+    assert "locked/out.onnx: Permission denied" in failure(capsys, "optimize", "in.onnx", "-o", "locked/out.onnx")
+
+
+def test_a_folder_that_takes_no_files(engine: Engine, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "/proc/out.onnx: " in failure(capsys, "optimize", "in.onnx", "-o", "/proc/out.onnx")
+
+
+def test_external_data_moves_with_the_model(engine: Engine, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    engine.data = True
+    Path("out.onnx.data").write_text("somebody's")
+    assert "out.onnx.data: exists" in failure(capsys, "optimize", "in.onnx", "-o", "out.onnx")
+    assert files(folder) == {"in.onnx": "model", "out.onnx.data": "somebody's"}
+    assert cli.main(["optimize", "in.onnx", "-o", "out.onnx", "--force"]) == 0
+    assert files(folder) == {"in.onnx": "model", "out.onnx": "rewritten", "out.onnx.data": "weights"}
+
+
+def test_interrupt_is_quiet(engine: Engine, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    engine.error = KeyboardInterrupt()
+    assert cli.main(["optimize", "in.onnx", "-o", "out.onnx"]) == 130
+    assert capsys.readouterr() == ("", "")
+    assert list(files(folder)) == ["in.onnx"]
+
+
+def test_debug_shows_the_traceback(
+    engine: Engine, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RECOPT_DEBUG", "1")
+    engine.error = ZeroDivisionError("a bug")
+    assert cli.main(["optimize", "in.onnx", "-o", "out.onnx"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_lists(engine: Engine, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["passes"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "normalise  The pass normalise.",
+        "fuse       The pass fuse.",
+        "tidy       The pass tidy.",
+    ]
+    assert cli.main(["patterns"]) == 0
+    assert capsys.readouterr().out == "normalise  The pass normalise.\n"
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 0
+    out = capsys.readouterr().out
+    assert all(f"  {name} " in out for name in ("optimize", "inspect", "diff", "passes", "patterns", "bisect"))
+
+
+@pytest.mark.parametrize("wrong", [1, 2, 3, 4, 5])
+def test_bisect(wrong: int, engine: Engine, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    engine.first_wrong = wrong
+    assert cli.main(["bisect", "in.onnx"]) == 1
+    assert f"rewrite {wrong} is the first wrong one: linear at y{wrong}" in capsys.readouterr().out
+    assert "RECOPT_LIMIT" not in os.environ
+
+
+def test_bisect_finds_what_verification_undid(
+    engine: Engine, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def optimize(model: Path, **options: Any) -> SimpleNamespace:
+        report = engine(model, **options).report
+        if len(report.rewrites) >= 3:
+            report.undone.append(Refusal("linear", report.rewrites.pop(2).root, "error 1"))
+        return SimpleNamespace(report=report)
+
+    monkeypatch.setattr(cli.recopt, "optimize", optimize)
+    assert cli.main(["bisect", "in.onnx"]) == 1
+    assert "rewrite 3 is the first wrong one: linear at y3: error 1" in capsys.readouterr().out
+
+
+def test_bisect_without_a_fault(engine: Engine, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["bisect", "in.onnx"]) == 0
+    assert capsys.readouterr().out == "all 5 rewrites agree with the original\n"
+
+
+def test_diff_passes_the_report_on(
+    engine: Engine, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+
+    def diff(a: str, b: str, report: Report | None) -> str:
+        seen.append((a, b, report))
+        return ""
+
+    monkeypatch.setattr(cli.recopt, "load", lambda path: path.name, raising=False)
+    monkeypatch.setattr(cli.recopt, "diff", diff, raising=False)
+    account = Report("onnx", "portable")
+    Path("r.json").write_text(account.to_json())
+    assert cli.main(["diff", "in.onnx", "r.json", "--report", "r.json"]) == 0
+    assert capsys.readouterr().out == "no difference\n"
+    assert seen == [("in.onnx", "r.json", account)]
+
+
+def test_progress_only_on_a_terminal(engine: Engine, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    assert cli.main(["optimize", "in.onnx", "-o", "out.onnx"]) == 0
+    assert "optimizing in.onnx" in sys.stderr.getvalue()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("target", "code", "words"), [("/dev/full", 2, "No space left"), ("closed pipe", 141, "")])
+def test_a_stdout_that_takes_nothing(target: str, code: int, words: str) -> None:
+    if target == "/dev/full":
+        out = os.open(target, os.O_WRONLY)
+    else:
+        read, out = os.pipe()
+        os.close(read)
+    command = [sys.executable, "-m", "recopt", "--help"]
+    done = subprocess.run(command, stdout=out, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(out)
+    assert done.returncode == code
+    assert done.stderr.count("\n") == (1 if words else 0) and words in done.stderr
