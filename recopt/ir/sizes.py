@@ -61,11 +61,9 @@ def divide(a: Size, b: Size) -> Size | None:
         return a // b if b != 0 and a % b == 0 else None
     if b == 0:
         return None
-    quotient = sympy.cancel(sympy.sympify(a) / b)
-    numerator, denominator = quotient.as_numer_denom()
-    if denominator != 1 or not all(c.is_Integer for c in sympy.Poly(numerator).coeffs() if numerator.free_symbols):
-        return None
-    return size(quotient)
+    quotient = sympy.expand(sympy.cancel(sympy.sympify(a) / b))
+    whole = quotient.as_numer_denom()[1] == 1  # a fraction left in any coefficient shows in the denominator
+    return size(quotient) if whole else None
 
 
 def evaluate(value: Size, symbols: Mapping[str, int]) -> int:

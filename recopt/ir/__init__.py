@@ -1,0 +1,1 @@
+"""Terms in index notation: sizes, terms and their normal form, tensors, their printer and float64 evaluator."""

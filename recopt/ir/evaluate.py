@@ -1,0 +1,155 @@
+"""The float64 evaluator: what a term computes, by numpy, for given leaves and sizes. Slow, plain and independent of every
+host: it is what rewrites are proved against."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import sympy
+
+from . import sizes
+from .functions import FUNCTIONS
+from .rules import FLOATS
+from .tensor import Tensor
+from .term import Atom, Axis, Coef, Coord, Fn, Guard, Leaf, Mono, Poly, Read, Reduce
+
+Array = npt.NDArray[Any]
+Leaves = Callable[[Leaf], Array]
+
+_REDUCE: dict[str, Callable[..., Array]] = {"max": np.max, "min": np.min, "prod": np.prod, "any": np.any, "all": np.all}
+
+
+def evaluate(t: Tensor, leaves: Leaves, symbols: Mapping[str, int] | None = None) -> Array:
+    """The elements of `t`: float64, int64 or bool. `leaves` gives each leaf's array, `symbols` the symbolic sizes.
+    Raises IndexError where a read leaves its tensor outside of any guard."""
+    run = _Evaluation(leaves, symbols or {})
+    axes = t.axes
+    value = run.poly(t.body, axes)
+    full = np.broadcast_to(value, [run.extent(a) for a in axes])
+    return full.reshape([sizes.evaluate(s, run.symbols) for s in t.shape])
+
+
+class _Evaluation:
+    """Every term is computed as an array over a given list of axes, with extent 1 where it does not read one."""
+
+    def __init__(self, leaves: Leaves, symbols: Mapping[str, int]) -> None:
+        self.leaves, self.symbols = leaves, symbols
+        self.cache: dict[tuple[object, tuple[Axis, ...]], Array] = {}
+
+    def extent(self, axis: Axis) -> int:
+        return sizes.evaluate(axis.size, self.symbols)
+
+    def number(self, coef: Coef) -> int | float:
+        if isinstance(coef, sympy.Expr):
+            value = coef.subs({s: self.symbols[s.name] for s in coef.free_symbols})
+            return int(value) if value.is_Integer else float(value)
+        return coef
+
+    def poly(self, term: Poly, axes: Sequence[Axis]) -> Array:
+        key = (term, tuple(axes))
+        if key not in self.cache:
+            carrier = np.float64 if term.dtype in FLOATS else np.int64
+            result: Array = np.zeros([1] * len(axes), dtype=carrier)
+            for mono in term.monos:
+                with np.errstate(all="ignore"):
+                    result = result + self.mono(mono, axes, carrier)
+            self.cache[key] = result.astype(bool) if term.dtype == "bool" else result
+        return self.cache[key]
+
+    def mono(self, mono: Mono, axes: Sequence[Axis], carrier: type) -> Array:
+        inner = [*axes, *mono.axes]
+        mask: Array | None = None
+        for atom in mono.atoms:
+            if isinstance(atom, Guard):
+                inside = self.guard(atom, inner)
+                mask = inside if mask is None else mask & inside
+        factors = []
+        for atom in mono.atoms:
+            if isinstance(atom, Guard):
+                continue
+            value = self.atom(atom, inner, guarded=mask is not None).astype(carrier)
+            if mask is not None:
+                value = np.where(mask, value, carrier(0))
+            factors.append(value)
+        if mask is not None and not factors:
+            factors.append(mask.astype(carrier))
+        product = self.contract(factors, len(axes), [self.extent(a) for a in mono.axes], carrier)
+        return product * self.number(mono.coef)
+
+    def contract(self, factors: list[Array], free: int, bound: list[int], carrier: type) -> Array:
+        """The product of factors, summed over the trailing axes."""
+        if not factors:
+            return np.full([1] * free, int(np.prod(bound, dtype=np.int64)), dtype=carrier)
+        if not bound:
+            result = factors[0]
+            for f in factors[1:]:
+                result = result * f
+            return result
+        # einsum over the axes that each factor really has; those that none has multiply or stay 1
+        operands: list[Any] = []
+        letters = list(range(free + len(bound)))
+        present: set[int] = set()
+        for f in factors:
+            own = [n for n in letters if f.shape[n] != 1]
+            present.update(own)
+            operands += [f.reshape([f.shape[n] for n in own]), own]
+        kept = [n for n in range(free) if n in present]
+        result = np.einsum(*operands, kept, optimize=True)
+        missing = [bound[n - free] for n in range(free, free + len(bound)) if n not in present]
+        shape = iter(result.shape)
+        full = result.reshape([next(shape) if n in present else 1 for n in range(free)])
+        return full * carrier(np.prod(missing, dtype=np.int64))
+
+    def guard(self, atom: Guard, axes: Sequence[Axis]) -> Array:
+        index = self.poly(atom.index, axes)
+        inside: Array = np.ones([1] * len(axes), dtype=bool)
+        if atom.lo is not None:
+            inside = inside & (index >= self.number(atom.lo))
+        if atom.hi is not None:
+            inside = inside & (index < self.number(atom.hi))
+        return inside
+
+    def atom(self, atom: Atom, axes: Sequence[Axis], guarded: bool) -> Array:
+        if isinstance(atom, Coord):
+            n = list(axes).index(atom.axis)
+            shape = [1] * len(axes)
+            shape[n] = self.extent(atom.axis)
+            return np.arange(shape[n]).reshape(shape)
+        if isinstance(atom, Read):
+            return self.read(atom, axes, guarded)
+        if isinstance(atom, Fn):
+            args = [self.poly(p, axes) for p in atom.args]
+            if atom.name == "cast":
+                return FUNCTIONS["cast"](args[0], atom.dtype)
+            return FUNCTIONS[atom.name](*args, *atom.attrs)
+        assert isinstance(atom, Reduce)
+        inner = [*axes, *atom.axes]
+        body = self.poly(atom.body, inner)
+        full = np.broadcast_to(body, [*body.shape[: len(axes)], *(self.extent(a) for a in atom.axes)])
+        return _REDUCE[atom.op](full, axis=tuple(range(len(axes), len(inner))))
+
+    def read(self, atom: Read, axes: Sequence[Axis], guarded: bool) -> Array:
+        source = self.leaves(atom.leaf)
+        source = source.astype(np.float64 if atom.dtype in FLOATS else bool if atom.dtype == "bool" else np.int64, copy=False)
+        plain = [p.atom.axis if isinstance(p.atom, Coord) else None for p in atom.index]
+        if None not in plain and len(set(plain)) == len(plain) and all(
+            self.extent(a) == source.shape[n] for n, a in enumerate(plain) if a is not None
+        ):  # a transpose: no gather  # fmt: skip
+            order = sorted(range(len(plain)), key=lambda n: list(axes).index(plain[n]))  # type: ignore[arg-type]
+            shape = [1] * len(axes)
+            for n in order:
+                shape[list(axes).index(plain[n])] = source.shape[n]  # type: ignore[arg-type]
+            return source.transpose(order).reshape(shape)
+        index = [self.poly(p, axes) for p in atom.index]
+        for n, position in enumerate(index):
+            outside = (position < 0) | (position >= source.shape[n])
+            if outside.any():
+                if not guarded:
+                    raise IndexError(f"{atom.text} reads outside of {source.shape} in dimension {n}")
+                index[n] = np.where(outside, 0, position)
+        if not index:
+            return source.reshape([1] * len(axes))
+        return source[tuple(index)]

@@ -1,0 +1,182 @@
+"""The rules of pointwise functions: the normalising constructor `fn`, and one line or small function for each rule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable
+
+import numpy as np
+import sympy
+
+from . import sizes
+from .functions import COMMUTATIVE, FUNCTIONS
+from .term import Coord, Fn, Guard, Poly, add, add_all, monomial, mul, number, poly, raw_fn, scale, single, value_range
+
+WIDTH = {"bool": 1, "int8": 8, "uint8": 8, "int16": 16, "int32": 32, "int64": 64, "float16": 16, "bfloat16": 16, "float32": 32, "float64": 64}
+FLOATS = frozenset({"float16", "bfloat16", "float32", "float64"})
+
+
+def fn(name: str, args: Iterable[Poly], dtype: str, attrs: tuple[Hashable, ...] = ()) -> Poly:
+    """name(args; attrs) in normal form."""
+    operands = list(args)
+    if name in SPELLED:
+        return SPELLED[name](operands, dtype)
+    if name in COMMUTATIVE:
+        operands.sort(key=lambda p: p.text)
+    folded = _fold(name, operands, dtype, attrs)
+    if folded is None and name in RULES:
+        folded = RULES[name](operands, dtype, attrs)
+    return raw_fn(name, operands, dtype, attrs) if folded is None else folded
+
+
+def _fold(name: str, args: list[Poly], dtype: str, attrs: tuple[Hashable, ...]) -> Poly | None:
+    """A function of numbers is a number."""
+    values = [a.number for a in args]
+    if any(v is None or isinstance(v, sympy.Expr) for v in values) or name == "cast":
+        return None
+    with np.errstate(all="ignore"):
+        kind = [np.asarray(v, dtype=np.float64 if a.dtype in FLOATS else np.int64) for v, a in zip(values, args, strict=True)]
+        if name in ("floordiv", "mod") and not np.any(kind[1]):
+            return None
+        result = FUNCTIONS[name](*kind, *attrs).item()
+    return None if isinstance(result, float) and np.isnan(result) else number(result, dtype)
+
+
+def _cast(args: list[Poly], dtype: str, attrs: tuple[Hashable, ...]) -> Poly | None:
+    """cast to what it is -> x; number -> number; a widening cast that is narrowed back -> x; int -> wider int -> any: one cast."""
+    (x,) = args
+    if x.dtype == dtype:
+        return x
+    value = x.number
+    if value is not None:
+        if isinstance(value, sympy.Expr) or dtype in FLOATS:
+            return number(value, dtype)
+        if dtype == "bool":
+            return number(int(value != 0), dtype)
+        return number(int(value), dtype) if abs(value) < 2**31 else None
+    atom = x.atom
+    if isinstance(atom, Guard) or isinstance(atom, Coord):
+        return poly(x.monos, dtype)  # exact in every type
+    if isinstance(atom, Fn) and atom.name == "cast":
+        inner = atom.args[0]
+        same_kind = (inner.dtype in FLOATS) == (atom.dtype in FLOATS) and {inner.dtype, atom.dtype} != {"float16", "bfloat16"}
+        if same_kind and WIDTH[atom.dtype] >= WIDTH[inner.dtype] and atom.dtype != "bool":
+            return fn("cast", [inner], dtype)
+    return None
+
+
+def _reciprocal(args: list[Poly], dtype: str, attrs: tuple[Hashable, ...]) -> Poly | None:
+    """1/(c*a*b) -> 1/c * 1/a * 1/b; 1/(1/x) -> x."""
+    (x,) = args
+    if len(x.monos) != 1 or x.monos[0].axes or any(isinstance(a, Guard) for a in x.monos[0].atoms):
+        return None
+    mono = x.monos[0]
+    if len(mono.atoms) == 1 and isinstance(mono.atoms[0], Fn) and mono.atoms[0].name == "reciprocal":
+        return scale(mono.atoms[0].args[0], _inverse(mono.coef))
+    if len(mono.atoms) == 1 and mono.coef == 1:
+        return None
+    parts = [fn("reciprocal", [single(a, dtype)], dtype) for a in mono.atoms]
+    return scale(mul(number(1, dtype), *parts), _inverse(mono.coef))
+
+
+def _inverse(coef: object) -> float | sympy.Expr:
+    return 1 / coef if isinstance(coef, sympy.Expr) else float(np.float64(1.0) / np.float64(coef))  # type: ignore[arg-type]
+
+
+def _split(x: Poly, divisor: sizes.Size) -> tuple[Poly, Poly]:
+    """x = divisor*quotient + rest, with every monomial that divisor divides in the quotient."""
+    quotient, rest = [], []
+    for mono in x.monos:
+        part = None if isinstance(mono.coef, float) else sizes.divide(mono.coef, divisor)
+        if part is None:
+            rest.append(monomial(mono, x.dtype))
+        else:
+            quotient.append(monomial(mono, x.dtype, part))
+    return add_all(quotient, x.dtype), add_all(rest, x.dtype)
+
+
+def _floordiv(args: list[Poly], dtype: str, attrs: tuple[Hashable, ...]) -> Poly | None:
+    """(c*q + r) // c -> q + r // c, and r // c -> 0 where 0 <= r < c."""
+    x, divisor = args[0], args[1].number
+    if divisor is None or isinstance(divisor, float) or not sizes.at_least(divisor, 1):
+        return None
+    if divisor == 1:
+        return x
+    quotient, rest = _split(x, divisor)
+    if _within(rest, divisor):
+        return quotient
+    return add(quotient, raw_fn("floordiv", [rest, args[1]], dtype)) if quotient.monos else None
+
+
+def _mod(args: list[Poly], dtype: str, attrs: tuple[Hashable, ...]) -> Poly | None:
+    """(c*q + r) % c -> r % c, and r % c -> r where 0 <= r < c."""
+    x, divisor = args[0], args[1].number
+    if divisor is None or isinstance(divisor, float) or not sizes.at_least(divisor, 1):
+        return None
+    if divisor == 1:
+        return number(0, dtype)
+    quotient, rest = _split(x, divisor)
+    if _within(rest, divisor):
+        return rest
+    return raw_fn("mod", [rest, args[1]], dtype) if quotient.monos else None
+
+
+def _within(x: Poly, bound: sizes.Size) -> bool:
+    low, high = value_range(x)
+    return low is not None and high is not None and sizes.at_least(low, 0) and sizes.at_least(bound, sizes.size(high + 1))
+
+
+def _where(args: list[Poly], dtype: str, attrs: tuple[Hashable, ...]) -> Poly | None:
+    """where(true, a, b) -> a; where(c, a, a) -> a."""
+    condition = args[0].number
+    if condition is not None:
+        return args[1] if condition else args[2]
+    return args[1] if args[1] is args[2] else None
+
+
+def _not(args: list[Poly], dtype: str, attrs: tuple[Hashable, ...]) -> Poly | None:
+    """not not x -> x."""
+    atom = args[0].atom
+    return atom.args[0] if isinstance(atom, Fn) and atom.name == "logical_not" else None
+
+
+def _idempotent(args: list[Poly], dtype: str, attrs: tuple[Hashable, ...]) -> Poly | None:
+    """max(x, x) -> x."""
+    return args[0] if args[0] is args[1] else None
+
+
+def _power(args: list[Poly], dtype: str) -> Poly:
+    """x**2 -> x*x, x**0.5 -> sqrt(x), x**-1 -> 1/x, ..."""
+    x, exponent = args[0], args[1].number
+    if exponent == 0.5:
+        return fn("sqrt", [x], dtype)
+    if exponent == -0.5:
+        return fn("reciprocal", [fn("sqrt", [x], dtype)], dtype)
+    if exponent == -1:
+        return fn("reciprocal", [x], dtype)
+    if exponent in (1, 2, 3, 4):
+        return mul(*[x] * int(exponent))  # type: ignore[arg-type]
+    return _fold("pow", args, dtype, ()) or raw_fn("pow", args, dtype)
+
+
+RULES: dict[str, Callable[[list[Poly], str, tuple[Hashable, ...]], Poly | None]] = {
+    "cast": _cast,
+    "reciprocal": _reciprocal,
+    "floordiv": _floordiv,
+    "mod": _mod,
+    "where": _where,
+    "logical_not": _not,
+    "max": _idempotent,
+    "min": _idempotent,
+}
+
+# Names that are other names: before -> after.
+SPELLED: dict[str, Callable[[list[Poly], str], Poly]] = {
+    "neg": lambda a, t: scale(a[0], -1),  # -x -> -1*x
+    "div": lambda a, t: mul(a[0], fn("reciprocal", [a[1]], t)),  # x/y -> x * 1/y
+    "rsqrt": lambda a, t: fn("reciprocal", [fn("sqrt", a, t)], t),
+    "square": lambda a, t: mul(a[0], a[0]),
+    "gt": lambda a, t: fn("lt", a[::-1], t),  # x>y -> y<x
+    "ge": lambda a, t: fn("le", a[::-1], t),
+    "ne": lambda a, t: fn("logical_not", [fn("eq", a, t)], t),
+    "pow": _power,
+}

@@ -1,0 +1,748 @@
+"""Terms: what one element of a tensor is, as a polynomial over accesses, in a normal form.
+
+    Poly  = sum of Monos                                      x[i,r]*W[j,r] summed over r, plus b[j]
+    Mono  = coef * Sum[axes]( product of atoms )
+    Atom  = Coord(axis) | Read(leaf, indices) | Fn(name, args) | Guard(index, lo, hi) | Reduce(op, axes, body)
+
+Indices are Polys too, over axes and, for a lookup, over reads of integer tensors. Guard is 1 where lo <= index < hi and 0
+elsewhere, and what it multiplies counts as 0 there whatever it reads: a concat is a sum of guarded pieces, a pad is one.
+
+Everything is frozen and interned: equal terms are the same object, compare with `is`. The constructors normalise:
+products distribute over sums, sums over products of reductions move out, like monomials meet, decided guards go, sums
+over guarded axes shrink, split axes that are only read together merge, bound axes are numbered by their place.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import count
+from typing import ClassVar, Protocol, TypeAlias, runtime_checkable
+
+import sympy
+
+from . import sizes
+from .sizes import Size
+
+Coef: TypeAlias = int | float | bool | sympy.Expr
+
+MAX_MONOS = 64  # a product that would have more is refused: the lift then makes its value a leaf
+
+
+class TooLarge(Exception):
+    """A normal form would outgrow its limit; the caller keeps the value as a leaf instead."""
+
+
+@runtime_checkable
+class Leaf(Protocol):
+    """What a Read reads: a host value, or anything hashable with a name."""
+
+    @property
+    def name(self) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """An index variable 0..size-1. Ids: fresh ones are large, canonical free ones count from 0, bound ones are negative."""
+
+    id: int
+    size: Size
+
+    @property
+    def name(self) -> str:
+        return f"i{self.id}" if self.id >= 0 else f"r{-self.id}"
+
+
+_fresh = count(1000)
+
+
+def axis(size: Size) -> Axis:
+    """A fresh axis."""
+    return Axis(next(_fresh), size)
+
+
+class Interned:
+    """Base of terms: `_make` returns the one object with these parts."""
+
+    __slots__ = ("__weakref__", "axes_read", "bound_depth", "text")
+    table: ClassVar[weakref.WeakValueDictionary[Hashable, Interned]] = weakref.WeakValueDictionary()
+    text: str  # printed form; also the sort key
+    axes_read: frozenset[Axis]  # axes that occur free
+    bound_depth: int  # the largest number of a bound axis inside
+
+
+class Atom(Interned):
+    """A factor of a monomial."""
+
+    __slots__ = ("dtype",)
+    dtype: str
+
+
+class Coord(Atom):
+    """The position along an axis, as a value."""
+
+    __slots__ = ("axis",)
+    axis: Axis
+
+
+class Read(Atom):
+    """One element of a leaf tensor."""
+
+    __slots__ = ("index", "leaf")
+    leaf: Leaf
+    index: tuple[Poly, ...]
+
+
+class Fn(Atom):
+    """A pointwise function that is neither sum nor product; `attrs` are its parameters."""
+
+    __slots__ = ("args", "attrs", "name")
+    name: str
+    args: tuple[Poly, ...]
+    attrs: tuple[Hashable, ...]
+
+
+class Guard(Atom):
+    """1 where lo <= index < hi, else 0; None is no bound."""
+
+    __slots__ = ("hi", "index", "lo")
+    index: Poly
+    lo: Size | None
+    hi: Size | None
+
+
+class Reduce(Atom):
+    """A reduction other than a sum: max, min, prod, any, all."""
+
+    __slots__ = ("axes", "body", "op")
+    op: str
+    axes: tuple[Axis, ...]
+    body: Poly
+
+
+class Mono(Interned):
+    """coef * Sum[axes]( product of atoms )."""
+
+    __slots__ = ("atoms", "axes", "coef")
+    coef: Coef
+    axes: tuple[Axis, ...]
+    atoms: tuple[Atom, ...]
+
+
+class Poly(Interned):
+    """A sum of monomials, sorted, none alike."""
+
+    __slots__ = ("dtype", "monos")
+    monos: tuple[Mono, ...]
+    dtype: str
+
+    @property
+    def number(self) -> Coef | None:
+        """The value of a Poly that is one number (a symbolic size included), else None."""
+        if not self.monos:
+            return 0
+        if len(self.monos) == 1 and not self.monos[0].atoms and not self.monos[0].axes:
+            return self.monos[0].coef
+        return None
+
+    @property
+    def atom(self) -> Atom | None:
+        """The atom of a Poly that is exactly one atom, else None."""
+        if len(self.monos) != 1:
+            return None
+        mono = self.monos[0]
+        return mono.atoms[0] if len(mono.atoms) == 1 and not mono.axes and mono.coef == 1 else None
+
+
+def _intern(cls: type[Interned], key: tuple[Hashable, ...], build: Callable[[], dict[str, object]]) -> Interned:
+    full = (cls, *key)
+    found = Interned.table.get(full)
+    if found is None:
+        found = object.__new__(cls)
+        for name, value in build().items():
+            object.__setattr__(found, name, value)
+        Interned.table[full] = found
+    return found
+
+
+def _union(items: Iterable[Interned]) -> frozenset[Axis]:
+    return frozenset().union(*(t.axes_read for t in items))
+
+
+def _depth(items: Iterable[Interned]) -> int:
+    return max((t.bound_depth for t in items), default=0)
+
+
+# --- atoms -------------------------------------------------------------------------------------------------------------
+
+
+def coord(ax: Axis) -> Poly:
+    """The coordinate along `ax` as an index."""
+    if ax.size == 1:
+        return number(0)
+    atom = _intern(
+        Coord, (ax,), lambda: {"axis": ax, "dtype": "int64", "text": ax.name, "axes_read": frozenset((ax,)), "bound_depth": max(0, -ax.id)}
+    )
+    return single(atom, "int64")
+
+
+def read(leaf: Leaf, index: Iterable[Poly], dtype: str) -> Poly:
+    """leaf[index]."""
+    idx = tuple(_index(p) for p in index)
+
+    def build() -> dict[str, object]:
+        text = f"{leaf.name}[{','.join(p.text for p in idx)}]"
+        return {"leaf": leaf, "index": idx, "dtype": dtype, "text": text, "axes_read": _union(idx), "bound_depth": _depth(idx)}
+
+    return single(_intern(Read, (leaf, idx, dtype), build), dtype)
+
+
+def _index(p: Poly) -> Poly:
+    """An index without the casts between integer types, which change no position."""
+    atom = p.atom
+    while isinstance(atom, Fn) and atom.name == "cast" and "int" in atom.dtype and "int" in atom.args[0].dtype:
+        p = atom.args[0]
+        atom = p.atom
+    return p
+
+
+def raw_fn(name: str, args: Iterable[Poly], dtype: str, attrs: tuple[Hashable, ...] = ()) -> Poly:
+    """name(args) without any rule applied; `ops.fn` is the normalising constructor."""
+    operands = tuple(args)
+
+    def build() -> dict[str, object]:
+        inner = ", ".join([p.text for p in operands] + [str(a) for a in attrs])
+        label = f"{name}<{dtype}>" if name == "cast" else name
+        return {
+            "name": name, "args": operands, "attrs": attrs, "dtype": dtype,
+            "text": f"{label}({inner})", "axes_read": _union(operands), "bound_depth": _depth(operands),
+        }  # fmt: skip
+
+    return single(_intern(Fn, (name, operands, attrs, dtype), build), dtype)
+
+
+def guard(index: Poly, lo: Size | None, hi: Size | None, dtype: str = "int64") -> Poly:
+    """1 where lo <= index < hi, else 0; decided at once where the range of `index` allows."""
+    offset = index.monos[0].coef if index.monos and not index.monos[0].atoms else 0
+    if offset != 0:  # the constant part moves into the bounds, so that equal guards meet
+        index = add(index, number(-offset))
+        lo = None if lo is None else sizes.size(lo - offset)
+        hi = None if hi is None else sizes.size(hi - offset)
+    low, high = value_range(index)
+    if lo is not None and low is not None and sizes.at_least(low, lo):
+        lo = None
+    if hi is not None and high is not None and sizes.at_least(hi, sizes.size(high + 1)):
+        hi = None
+    if lo is None and hi is None:
+        return number(1, dtype)
+    if (hi is not None and low is not None and sizes.at_least(low, hi)) or (
+        lo is not None and high is not None and sizes.at_least(lo, sizes.size(high + 1))
+    ):
+        return number(0, dtype)
+
+    def build() -> dict[str, object]:
+        text = f"[{'' if lo is None else f'{lo}<='}{index.text}{'' if hi is None else f'<{hi}'}]"
+        return {"index": index, "lo": lo, "hi": hi, "dtype": "int64", "text": text, "axes_read": index.axes_read, "bound_depth": index.bound_depth}
+
+    return single(_intern(Guard, (index, lo, hi), build), dtype)
+
+
+def reduce(op: str, axes: Iterable[Axis], body: Poly) -> Poly:
+    """op over `axes` of `body`, for op in max, min, prod, any, all."""
+    bound = [a for a in axes if a.size != 1]
+    if not bound:
+        return body
+    if op in ("max", "min", "any", "all"):  # idempotent: an axis that the body does not read changes nothing
+        bound = [a for a in bound if a in body.axes_read]
+        if not bound:
+            return body
+    renamed, order = _bind(bound, (body,))
+    inner = substitute(body, renamed)
+
+    def build() -> dict[str, object]:
+        names = ",".join(f"{a.name}<{a.size}" for a in order)
+        return {
+            "op": op, "axes": order, "body": inner, "dtype": body.dtype, "text": f"{op}[{names}]({inner.text})",
+            "axes_read": inner.axes_read - set(order), "bound_depth": max([-a.id for a in order] + [inner.bound_depth]),
+        }  # fmt: skip
+
+    return single(_intern(Reduce, (op, order, inner), build), body.dtype)
+
+
+def single(atom: Interned, dtype: str) -> Poly:
+    """The term that is one atom."""
+    return _poly((_mono(1, (), (atom,)),), dtype)
+
+
+# --- monomials and polynomials --------------------------------------------------------------------------------------------
+
+
+def _mono(coef: Coef, axes: tuple[Axis, ...], atoms: tuple[Interned, ...]) -> Mono:
+    """Intern parts that are in normal form already."""
+    if isinstance(coef, float) and coef.is_integer() and abs(coef) < 2**53:
+        coef = int(coef)  # 1 and 1.0 are one coefficient: the dtype is the polynomial's
+
+    def build() -> dict[str, object]:
+        factors = [a.text for a in atoms]
+        if coef != 1 or not factors:
+            factors.insert(0, f"({coef})" if isinstance(coef, sympy.Add) else str(coef))
+        product = "*".join(factors)
+        text = f"sum[{','.join(f'{a.name}<{a.size}' for a in axes)}]({product})" if axes else product
+        return {
+            "coef": coef, "axes": axes, "atoms": atoms, "text": text,
+            "axes_read": _union(atoms) - set(axes), "bound_depth": max([_depth(atoms)] + [-a.id for a in axes]),
+        }  # fmt: skip
+
+    return _intern(Mono, (type(coef), coef, axes, atoms), build)  # type: ignore[return-value]
+
+
+def _poly(monos: tuple[Mono, ...], dtype: str) -> Poly:
+    def build() -> dict[str, object]:
+        text = " + ".join(m.text for m in monos) or "0"
+        return {"monos": monos, "dtype": dtype, "text": text, "axes_read": _union(monos), "bound_depth": _depth(monos)}
+
+    return _intern(Poly, (monos, dtype), build)  # type: ignore[return-value]
+
+
+def number(value: Coef, dtype: str = "int64") -> Poly:
+    """A constant."""
+    if isinstance(value, bool):
+        value = int(value)
+    return _poly((_mono(value, (), ()),) if value != 0 else (), dtype)
+
+
+def poly(monos: Iterable[Mono], dtype: str) -> Poly:
+    """The sum of `monos`: like ones meet, those that cancel go."""
+    collected: dict[tuple[tuple[Axis, ...], tuple[Atom, ...]], tuple[Coef, float]] = {}
+    for m in monos:
+        key = (m.axes, m.atoms)
+        old, scale = collected.get(key, (0, 0.0))
+        magnitude = abs(m.coef) if isinstance(m.coef, (int, float)) else 0.0
+        collected[key] = (m.coef if old == 0 else old + m.coef, max(scale, magnitude))
+    kept = [
+        _mono(sizes.size(c) if isinstance(c, sympy.Expr) else c, *key)
+        for key, (c, scale) in collected.items()
+        # what is left of two floats that cancel is rounding, not meaning
+        if c != 0 and not (isinstance(c, float) and abs(c) < 1e-15 * scale)
+    ]
+    if len(kept) > MAX_MONOS:
+        raise TooLarge
+    kept = _joined(kept, dtype)
+    return _poly(tuple(sorted(kept, key=lambda m: (bool(m.atoms), m.text))), dtype)
+
+
+def _joined(monos: list[Mono], dtype: str) -> list[Mono]:
+    """Neighbouring pieces that do the same become one piece: guards that touch, sums over ranges that touch."""
+    pieces = [m for m in monos if m.axes or any(isinstance(a, Guard) for a in m.atoms)]
+    for n, first in enumerate(pieces):
+        for second in pieces[n + 1 :]:
+            if first.coef != second.coef or len(first.atoms) != len(second.atoms):
+                continue
+            for a, b in ((first, second), (second, first)):
+                joint = _join_sums(a, b, dtype) if a.axes or b.axes else _join_guards(a, b, dtype)
+                if joint is not None:
+                    rest = [m for m in monos if m is not first and m is not second]
+                    return list(poly([*rest, *joint.monos], dtype).monos)
+    return monos
+
+
+def _join_guards(a: Mono, b: Mono, dtype: str) -> Poly | None:
+    """[lo<=i<m]*f + [m<=i<hi]*f -> [lo<=i<hi]*f."""
+    left, right = set(a.atoms) - set(b.atoms), set(b.atoms) - set(a.atoms)
+    if len(left) != 1 or len(right) != 1:
+        return None
+    (one,), (other,) = left, right
+    if not (isinstance(one, Guard) and isinstance(other, Guard) and one.index is other.index):
+        return None
+    if one.hi is None or one.hi != other.lo:
+        return None
+    joint = guard(one.index, one.lo, other.hi)
+    rest = [x for x in a.atoms if x is not one]
+    return normal_mono(a.coef, [*rest, *mul_atoms([joint])], dtype)
+
+
+def _join_sums(a: Mono, b: Mono, dtype: str) -> Poly | None:
+    """sum[k<s](f(k)) + sum[k<t](f(k+s)) -> sum[k<s+t](f(k))."""
+    if len(a.axes) != 1 or len(b.axes) != 1:
+        return None
+    (first,), (second,) = a.axes, b.axes
+    joint = axis(sizes.add(first.size, second.size))
+    shifted = substitute(normal_mono(1, a.atoms, dtype), {first: add(coord(joint), number(first.size))})
+    if shifted is not substitute(normal_mono(1, b.atoms, dtype), {second: coord(joint)}):
+        return None
+    return sum_over(substitute(normal_mono(a.coef, a.atoms, dtype), {first: coord(joint)}), [joint])
+
+
+def monomial(mono: Mono, dtype: str, coef: Coef | None = None) -> Poly:
+    """The term that is one monomial, with another coefficient where `coef` is given."""
+    return _poly((mono if coef is None else _mono(coef, mono.axes, mono.atoms),), dtype)
+
+
+def add(*terms: Poly) -> Poly:
+    """The sum; dtypes must agree (the lift casts)."""
+    return poly((m for t in terms for m in t.monos), terms[0].dtype)
+
+
+def scale(term: Poly, coef: Coef) -> Poly:
+    """coef * term."""
+    return poly((_mono(_times(m.coef, coef), m.axes, m.atoms) for m in term.monos), term.dtype)
+
+
+def _times(a: Coef, b: Coef) -> Coef:
+    product = a * b
+    return sizes.size(product) if isinstance(product, sympy.Expr) and not product.has(sympy.Float) else product
+
+
+def mul(*terms: Poly) -> Poly:
+    """The product, distributed over the sums."""
+    result = terms[0]
+    for other in terms[1:]:
+        if len(result.monos) * len(other.monos) > MAX_MONOS:
+            raise TooLarge
+        result = add_all([_product(a, b, result.dtype) for a in result.monos for b in other.monos], result.dtype)
+    return result
+
+
+def add_all(terms: Iterable[Poly], dtype: str) -> Poly:
+    """The sum of any number of terms."""
+    return poly((m for t in terms for m in t.monos), dtype)
+
+
+def _product(a: Mono, b: Mono, dtype: str) -> Poly:
+    if a.axes and b.axes:  # two sums: their axes must differ
+        b_axes = {ax: axis(ax.size) for ax in b.axes}
+        b_atoms = mul_atoms(substitute_atom(t, {o: coord(n) for o, n in b_axes.items()}, dtype) for t in b.atoms)
+        return sum_over(_scale_mono(b_atoms, a, _times(a.coef, b.coef), dtype), (*a.axes, *b_axes.values()))
+    if a.axes or b.axes:
+        return sum_over(normal_mono(_times(a.coef, b.coef), (*a.atoms, *b.atoms), dtype), (*a.axes, *b.axes))
+    return normal_mono(_times(a.coef, b.coef), (*a.atoms, *b.atoms), dtype)
+
+
+def mul_atoms(terms: Iterable[Poly]) -> list[Atom]:
+    """The atoms of a product of one-atom terms."""
+    return [a for t in terms for m in t.monos for a in m.atoms]
+
+
+def _scale_mono(atoms: list[Atom], a: Mono, coef: Coef, dtype: str) -> Poly:
+    return normal_mono(coef, (*a.atoms, *atoms), dtype)
+
+
+def normal_mono(coef: Coef, atoms: Iterable[Atom], dtype: str) -> Poly:
+    """A product of atoms: guards on one index meet, x * reciprocal(x) of constants goes, atoms are sorted."""
+    guards: dict[Poly, tuple[Size | None, Size | None]] = {}
+    rest: list[Atom] = []
+    for atom in atoms:
+        if not isinstance(atom, Guard):
+            rest.append(atom)
+            continue
+        lo, hi = atom.lo, atom.hi
+        if atom.index in guards:
+            old_lo, old_hi = guards[atom.index]
+            lo = old_lo if lo is None else lo if old_lo is None or sizes.at_least(lo, old_lo) else old_lo
+            hi = old_hi if hi is None else hi if old_hi is None or sizes.at_least(old_hi, hi) else old_hi
+        guards[atom.index] = (lo, hi)
+    for index, (lo, hi) in guards.items():
+        if lo is not None and hi is not None and sizes.at_least(lo, hi):
+            return number(0, dtype)
+        rest += [a for m in guard(index, lo, hi).monos for a in m.atoms]
+    if any(isinstance(a, Fn) and a.name == "reciprocal" for a in rest):
+        rest = _cancel(rest)
+    return _poly((_mono(coef, (), tuple(sorted(rest, key=lambda a: a.text))),), dtype) if coef != 0 else number(0, dtype)
+
+
+def _cancel(atoms: list[Atom]) -> list[Atom]:
+    """x * reciprocal(x) -> 1."""
+    kept: list[Atom] = []
+    for atom in atoms:
+        opposite = next((k for k in kept if _inverse(k, atom) or _inverse(atom, k)), None)
+        if opposite is None:
+            kept.append(atom)
+        else:
+            kept.remove(opposite)
+    return kept
+
+
+def _inverse(a: Atom, b: Atom) -> bool:
+    return isinstance(a, Fn) and a.name == "reciprocal" and a.args[0].atom is b
+
+
+# --- sums ---------------------------------------------------------------------------------------------------------------
+
+
+def sum_over(term: Poly, axes: Iterable[Axis]) -> Poly:
+    """Sum of `term` over `axes`, monomial by monomial."""
+    bound = [a for a in axes if a.size != 1]
+    return add_all([_sum_mono(m, bound, term.dtype) for m in term.monos], term.dtype) if bound else term
+
+
+def _sum_mono(mono: Mono, axes: list[Axis], dtype: str) -> Poly:
+    coef, atoms, bound = mono.coef, list(mono.atoms), [*mono.axes, *axes]
+    if mono.axes:  # canonical numbers may clash with those that `_bind` hands out below
+        renamed = {a: axis(a.size) for a in mono.axes}
+        atoms = mul_atoms(substitute_atom(t, {o: coord(n) for o, n in renamed.items()}, dtype) for t in atoms)
+        bound = [renamed.get(a, a) for a in bound]
+    for ax in list(bound):
+        if not any(ax in a.axes_read for a in atoms):  # a sum of equal things
+            coef, bound = _times(coef, ax.size), [b for b in bound if b is not ax]
+    for ax in bound:
+        shrunk = _shrink(ax, atoms) or _pick(ax, atoms)
+        if shrunk is not None:
+            replacement, keep, new_axis = shrunk
+            body = substitute(normal_mono(coef, keep, dtype), {ax: replacement})
+            return sum_over(body, [b for b in bound if b is not ax] + ([new_axis] if new_axis else []))
+    merged = _merge_pair(bound, atoms)
+    if merged is not None:
+        outer, inner, joint = merged
+        mapping = {outer: number(0), inner: coord(joint)}  # outer*size + inner becomes joint, and outer occurs nowhere else
+        body = substitute(normal_mono(coef, atoms, dtype), mapping)
+        return sum_over(body, [b for b in bound if b not in (outer, inner)] + [joint])
+    if not bound:
+        return normal_mono(coef, atoms, dtype)
+    renamed_axes, order = _bind(bound, atoms)
+    final = sorted(mul_atoms(substitute_atom(a, renamed_axes, dtype) for a in atoms), key=lambda a: a.text)
+    return _poly((_mono(coef, order, tuple(final)),), dtype)
+
+
+def _shrink(ax: Axis, atoms: list[Atom]) -> tuple[Poly, list[Atom], Axis | None] | None:
+    """sum[k<K]([lo<=k<hi] * f(k)) -> sum[k<hi-lo](f(k+lo))."""
+    for atom in atoms:
+        if isinstance(atom, Guard) and isinstance(atom.index.atom, Coord) and atom.index.atom.axis is ax:
+            lo = 0 if atom.lo is None else atom.lo
+            hi = ax.size if atom.hi is None else atom.hi
+            length = sizes.size(hi - lo)
+            fresh = axis(length)
+            keep = [a for a in atoms if a is not atom]
+            return add(coord(fresh), number(lo)), keep, fresh if length != 1 else None
+    return None
+
+
+def _pick(ax: Axis, atoms: list[Atom]) -> tuple[Poly, list[Atom], Axis | None] | None:
+    """sum[k<K]((k == e) * f(k)) -> [0<=e<K] * f(e): a one-hot product is a lookup."""
+    for atom in atoms:
+        equal = atom.args[0].atom if isinstance(atom, Fn) and atom.name == "cast" else atom
+        if not (isinstance(equal, Fn) and equal.name == "eq"):
+            continue
+        for mine, other in (equal.args, equal.args[::-1]):
+            if isinstance(mine.atom, Coord) and mine.atom.axis is ax and ax not in other.axes_read:
+                keep = [a for a in atoms if a is not atom]
+                return other, keep + mul_atoms([guard(other, 0, ax.size)]), None
+    return None
+
+
+def _merge_pair(bound: list[Axis], atoms: list[Atom]) -> tuple[Axis, Axis, Axis] | None:
+    """Two axes that are only ever read as outer*size(inner) + inner are one axis."""
+    if len(bound) < 2:
+        return None
+    for outer in bound:
+        for inner in bound:
+            if outer is not inner and all(read_jointly(outer, inner, a) for a in atoms):
+                return outer, inner, axis(sizes.mul(outer.size, inner.size))
+    return None
+
+
+def read_jointly(outer: Axis, inner: Axis, term: Interned) -> bool:
+    """Whether `term` reads `outer` and `inner` only through outer*size(inner) + inner."""
+    if outer not in term.axes_read and inner not in term.axes_read:
+        return True
+    if isinstance(term, Read):
+        return all(read_jointly(outer, inner, p) for p in term.index)
+    if isinstance(term, Fn):
+        return all(read_jointly(outer, inner, p) for p in term.args)
+    if isinstance(term, Guard):
+        return read_jointly(outer, inner, term.index)
+    if isinstance(term, Reduce):
+        return read_jointly(outer, inner, term.body)
+    if not isinstance(term, Poly):
+        return False
+    linear = {m.atoms[0].axis: m.coef for m in term.monos if len(m.atoms) == 1 and isinstance(m.atoms[0], Coord)}
+    if outer in linear or inner in linear:
+        if linear.get(outer, 0) != _times(linear.get(inner, 0), inner.size):
+            return False
+        others = [m for m in term.monos if not (len(m.atoms) == 1 and isinstance(m.atoms[0], Coord) and m.atoms[0].axis in (outer, inner))]
+    else:
+        others = list(term.monos)
+    return all(read_jointly(outer, inner, a) for m in others for a in m.atoms)
+
+
+def _bind(bound: list[Axis], terms: Iterable[Interned]) -> tuple[dict[Axis, Poly], tuple[Axis, ...]]:
+    """Canonical bound axes: numbered from the deepest one inside, in the order in which the sorted terms read them."""
+    items = list(terms)
+    ordered = bound_order(bound, items)
+    depth = _depth(items)
+    depth = max([depth] + [-a.id for t in items for a in t.axes_read if a.id < 0 and a not in bound])
+    names = {a: Axis(-(depth + n + 1), a.size) for n, a in enumerate(ordered)}
+    return {a: coord(n) for a, n in names.items()}, tuple(names.values())
+
+
+def bound_order(bound: Iterable[Axis], terms: Iterable[Interned]) -> list[Axis]:
+    """The axes of `bound` in an order that does not depend on their names: as the terms, sorted blindly, read them."""
+    blind = {a: f"_{a.size}_" for a in bound}
+    ordered: list[Axis] = []
+    for item in sorted(terms, key=lambda t: _blinded(t, blind)):
+        ordered += [a for a in dict.fromkeys(reading_order(item)) if a in blind and a not in ordered]
+    return ordered
+
+
+def _blinded(term: Interned, blind: Mapping[Axis, str]) -> str:
+    """The text of `term` with the bound axes named by their sizes alone."""
+    text = term.text
+    for ax in sorted(blind, key=lambda a: -len(a.name)):
+        text = text.replace(ax.name, blind[ax])
+    return text
+
+
+def reading_order(term: Interned) -> Iterator[Axis]:
+    """The free axes of `term` in the order in which it reads them (repeats kept)."""
+    if isinstance(term, Coord):
+        yield term.axis
+    for child in children(term):
+        yield from reading_order(child)
+
+
+def children(term: Interned) -> tuple[Interned, ...]:
+    """The terms directly inside."""
+    if isinstance(term, Poly):
+        return term.monos
+    if isinstance(term, Mono):
+        return term.atoms
+    if isinstance(term, Read):
+        return term.index
+    if isinstance(term, Fn):
+        return term.args
+    if isinstance(term, Guard):
+        return (term.index,)
+    if isinstance(term, Reduce):
+        return (term.body,)
+    return ()
+
+
+def walk(term: Interned) -> Iterator[Interned]:
+    """`term` and every term inside it."""
+    yield term
+    for child in children(term):
+        yield from walk(child)
+
+
+# --- substitution -----------------------------------------------------------------------------------------------------------
+
+Rebuild: TypeAlias = Callable[[Atom], "Poly | None"]
+
+
+def substitute(term: Poly, axes: Mapping[Axis, Poly], atoms: Rebuild | None = None) -> Poly:
+    """`term` with axes replaced by indices, and then every atom by what `atoms` returns for it (None keeps it)."""
+    return _Substitution(axes, atoms).poly(term)
+
+
+def substitute_atom(atom: Atom, axes: Mapping[Axis, Poly], dtype: str) -> Poly:
+    """One atom with axes replaced."""
+    return _Substitution(axes, None).atom(atom, dtype)
+
+
+class _Substitution:
+    def __init__(self, axes: Mapping[Axis, Poly], atoms: Rebuild | None) -> None:
+        self.axes, self.atoms = axes, atoms
+        self.memo: dict[Interned, Poly] = {}
+
+    def poly(self, term: Poly) -> Poly:
+        if self.atoms is None and not any(a in term.axes_read for a in self.axes):
+            return term
+        found = self.memo.get(term)
+        if found is None:
+            found = self.memo[term] = add_all([self.mono(m, term.dtype) for m in term.monos], term.dtype)
+        return found
+
+    def mono(self, mono: Mono, dtype: str) -> Poly:
+        if not mono.axes:
+            return scale(self.product(mono.atoms, dtype), mono.coef)
+        fresh = {a: axis(a.size) for a in mono.axes}
+        inner = _Substitution({**self.axes, **{a: coord(n) for a, n in fresh.items()}}, self.atoms)
+        return sum_over(scale(inner.product(mono.atoms, dtype), mono.coef), fresh.values())
+
+    def product(self, atoms: tuple[Atom, ...], dtype: str) -> Poly:
+        return mul(number(1, dtype), *(self.atom(a, dtype) for a in atoms))
+
+    def atom(self, atom: Atom, dtype: str) -> Poly:
+        found = self.memo.get(atom)
+        if found is None:
+            found = self.memo[atom] = self.build(atom)
+        return found if found.dtype == dtype else _poly(found.monos, dtype)
+
+    def build(self, atom: Atom) -> Poly:
+        from .rules import fn  # rules build on terms, and substitution must apply them again
+
+        result: Poly
+        if isinstance(atom, Coord):
+            result = self.axes[atom.axis] if atom.axis in self.axes else coord(atom.axis)
+        elif isinstance(atom, Read):
+            result = read(atom.leaf, [self.poly(p) for p in atom.index], atom.dtype)
+        elif isinstance(atom, Fn):
+            result = fn(atom.name, [self.poly(p) for p in atom.args], atom.dtype, atom.attrs)
+        elif isinstance(atom, Guard):
+            result = guard(self.poly(atom.index), atom.lo, atom.hi)
+        else:
+            assert isinstance(atom, Reduce)
+            fresh = {a: axis(a.size) for a in atom.axes}
+            inner = _Substitution({**self.axes, **{a: coord(n) for a, n in fresh.items()}}, self.atoms)
+            result = reduce(atom.op, fresh.values(), inner.poly(atom.body))
+        if self.atoms is None:
+            return result
+        last = result.atom
+        replaced = self.atoms(last) if last is not None else None
+        return result if replaced is None else replaced
+
+
+# --- ranges --------------------------------------------------------------------------------------------------------------------
+
+
+def value_range(term: Poly) -> tuple[Size | None, Size | None]:
+    """The smallest and largest value of an integer index, None where unknown."""
+    low: Size | None = 0
+    high: Size | None = 0
+    for mono in term.monos:
+        lo, hi = _mono_range(mono)
+        low = None if low is None or lo is None else sizes.add(low, lo)
+        high = None if high is None or hi is None else sizes.add(high, hi)
+    return low, high
+
+
+def _mono_range(mono: Mono) -> tuple[Size | None, Size | None]:
+    if isinstance(mono.coef, float) or mono.axes:
+        return None, None
+    if not mono.atoms:
+        return mono.coef, mono.coef
+    if len(mono.atoms) > 1:
+        return None, None
+    lo, hi = atom_range(mono.atoms[0])
+    if isinstance(mono.coef, int) and mono.coef < 0:
+        lo, hi = hi, lo
+    elif not sizes.at_least(mono.coef, 0):
+        if not sizes.at_least(sizes.size(-mono.coef), 0):
+            return None, None
+        lo, hi = hi, lo
+    return (None if lo is None else sizes.mul(mono.coef, lo), None if hi is None else sizes.mul(mono.coef, hi))
+
+
+def atom_range(atom: Atom) -> tuple[Size | None, Size | None]:
+    """The smallest and largest value of an integer atom, None where unknown."""
+    if isinstance(atom, Coord):
+        return 0, sizes.size(atom.axis.size - 1)
+    if isinstance(atom, Guard):
+        return 0, 1
+    if isinstance(atom, Fn) and atom.name == "mod" and atom.args[1].number is not None and sizes.at_least(atom.args[1].number, 1):
+        return 0, sizes.size(atom.args[1].number - 1)
+    if isinstance(atom, Fn) and atom.name == "floordiv":
+        low, high = value_range(atom.args[0])
+        divisor = atom.args[1].number
+        if isinstance(divisor, int) and divisor > 0:
+            return (
+                low // divisor if isinstance(low, int) else (0 if low is not None and sizes.at_least(low, 0) else None),
+                high // divisor if isinstance(high, int) else None,
+            )
+    return None, None
+
+
+def is_finite(coef: Coef) -> bool:
+    """Whether a coefficient is an ordinary number."""
+    return not isinstance(coef, float) or math.isfinite(coef)

@@ -1,0 +1,272 @@
+"""Lifting: every value of a host graph as a term, by the dialect's table of operators.
+
+A value whose term is only layout, sums and products stays transparent: its users see through it. A value that a
+function, a reduction or a lookup computes becomes a leaf for its users, with its own term kept as its definition, so that
+terms stay small and the whole is linear in the graph. An operator that no table knows is an opaque leaf.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeAlias
+
+import numpy as np
+import sympy
+
+from ..hosts.base import Array, Host, Node, Value
+from ..ir import sizes, tensor
+from ..ir.rules import FLOATS
+from ..ir.sizes import Size
+from ..ir.tensor import ShapeError, Tensor
+from ..ir.term import Atom, Axis, Coord, Guard, Interned, Mono, Poly, Read, TooLarge, number, substitute, walk
+
+MAX_TRANSPARENT = 8  # monomials that users still see through
+SMALL = 64  # elements of a constant that may be read while lifting (shapes, permutations)
+
+
+class Opaque(Exception):
+    """Raised by a table function that cannot state the meaning of this call; its text says why."""
+
+
+@dataclass
+class Call:
+    """What a table function may ask about the call that it lifts."""
+
+    node: Node
+    host: Host
+    lifted: Lifted
+
+    @property
+    def dtype(self) -> str:
+        """The dtype of the first output. Raises Opaque where the host does not know it."""
+        dtype = self.node.outputs[0].dtype
+        if dtype is None:
+            raise Opaque("the output has no known dtype")
+        return dtype
+
+    @property
+    def shape(self) -> tuple[Size, ...]:
+        """The shape of the first output as the host declares it. Raises Opaque where it does not."""
+        shape = self.node.outputs[0].shape
+        if shape is None:
+            raise Opaque("the output has no known shape")
+        return shape
+
+    def size(self, arg: object) -> Size:
+        """A size argument: an int, or a rank-0 integer tensor whose value is known as a size."""
+        if isinstance(arg, (int, sympy.Expr)):
+            return arg
+        if isinstance(arg, Tensor):
+            if len(arg.dims) == 1:
+                return self.ints(arg)[0]
+            value = self.lifted.known(arg.body)
+            if value is not None and not isinstance(value, float):
+                return value
+        raise Opaque("a size that is computed from data")
+
+    def ints(self, arg: Tensor | Sequence[object]) -> list[Size]:
+        """The elements of a rank-1 integer tensor (a shape, axes, ...) or of a list of sizes. Raises Opaque where data decides."""
+        if not isinstance(arg, Tensor):
+            return [self.size(a) for a in arg]
+        if len(arg.dims) != 1 or not isinstance(arg.shape[0], int) or arg.shape[0] > SMALL:
+            raise Opaque("a shape that is computed from data")
+        found = [self.lifted.known(arg.at([number(n)])) for n in range(arg.shape[0])]
+        if any(v is None or isinstance(v, float) for v in found):
+            raise Opaque("a shape that is computed from data")
+        return [v for v in found if v is not None and not isinstance(v, float)]
+
+    def constant(self, arg: Tensor) -> Array | None:
+        """The array of a small constant operand (at most SMALL elements... or any that is read whole), else None."""
+        atom = arg.body.atom
+        if isinstance(atom, Read) and isinstance(atom.leaf, Value) and self.host.is_constant(atom.leaf):
+            array = self.host.constant(atom.leaf)
+            if tuple(arg.shape) == array.shape and tensor.leaf(atom.leaf, array.shape, arg.dtype).canonical() == arg.canonical():
+                return array
+        if isinstance(arg.body.number, (int, float)) and all(isinstance(s, int) for s in arg.shape):
+            return np.full(arg.shape, arg.body.number)  # type: ignore[arg-type]
+        return None
+
+
+Result: TypeAlias = Tensor | Sequence[Tensor | None]
+Table: TypeAlias = Mapping[str, Callable[..., Result]]
+
+
+class Lifted:
+    """The terms of all values of a host graph.
+
+    `term[v]` is v as its users see it, `definition[v]` what computes it one level down (the same where transparent),
+    `opaque[node]` why a node could not be lifted.
+    """
+
+    def __init__(self, host: Host, table: Table) -> None:
+        self.host, self.table = host, table
+        self.term: dict[Value, Tensor] = {}
+        self.definition: dict[Value, Tensor] = {}
+        self.opaque: dict[Node, str] = {}
+        self.order: dict[Value, int] = {}
+        for value in host.inputs:
+            self._leaf(value)
+        for n, node in enumerate(host.nodes):
+            self._node(node)
+            for value in node.outputs:
+                self.order[value] = n + 1
+
+    # --- building ------------------------------------------------------------------------------------------------------
+
+    def _leaf(self, value: Value, like: Tensor | None = None) -> None:
+        if value.dtype is None or (value.shape is None and like is None):
+            return
+        shape = like.shape if like is not None else value.shape
+        assert shape is not None
+        leaf = tensor.leaf(value, shape, value.dtype)
+        self.term[value] = (tensor.alias(value, like) if like is not None else leaf).canonical()
+
+    def of(self, value: Value) -> Tensor | None:
+        """The term of `value`; None where not even its rank is known."""
+        if value not in self.term and value.node is None:
+            scalar = self._scalar(value)
+            if scalar is not None:
+                self.term[value] = scalar
+            else:
+                self._leaf(value)
+        return self.term.get(value)
+
+    def _scalar(self, value: Value) -> Tensor | None:
+        """A constant of one element is its number."""
+        if value.shape is None or value.dtype is None or any(s != 1 for s in value.shape) or not self.host.is_constant(value):
+            return None
+        element = self.host.constant(value).reshape(-1)[0]
+        plain = float(element) if value.dtype in FLOATS else int(element)
+        if plain != plain:
+            return None  # NaN is no number to compute with: it stays a read
+        return tensor.full(value.shape, plain, value.dtype)
+
+    def _node(self, node: Node) -> None:
+        if node.opaque:
+            self.opaque[node] = "has a sub-graph, side effects or randomness"
+        try:
+            results = None if node.opaque else self.apply(node, self._operand)
+        except (Opaque, ShapeError, TooLarge) as why:
+            self.opaque[node] = str(why) or "its term is too large"
+            results = None
+        for n, value in enumerate(node.outputs):
+            result = results[n] if results is not None and n < len(results) else None
+            if result is None or (value.dtype is not None and result.dtype != value.dtype):
+                if results is not None and result is not None:
+                    self.opaque[node] = f"lifted as {result.dtype}, the host says {value.dtype}"
+                self._leaf(value)
+                continue
+            if value.shape is not None and len(value.shape) != len(result.dims):
+                self.opaque[node] = f"lifted with rank {len(result.dims)}, the host says {len(value.shape)}"
+                self._leaf(value)
+                continue
+            result = result.canonical()
+            self.definition[value] = result
+            if self.transparent(result):
+                self.term[value] = result
+            else:
+                self._leaf(value, result)
+
+    def apply(self, node: Node, operand: Callable[[Value], Tensor]) -> list[Tensor | None]:
+        """The results of a node's table function on operands given by `operand`. Raises Opaque, ShapeError, TooLarge."""
+        function = self.table.get(node.op)
+        if function is None:
+            raise Opaque(f"no lift for {node.op}")
+        args, kwargs = _mapped((node.args, dict(node.kwargs)), operand)
+        result = function(Call(node, self.host, self), *args, **kwargs)
+        return [result] if isinstance(result, Tensor) else list(result)
+
+    def _operand(self, value: Value) -> Tensor:
+        found = self.of(value)
+        if found is None:
+            raise Opaque(f"{value.name} has no known rank")
+        return found
+
+    def transparent(self, t: Tensor) -> bool:
+        """Whether users should see through `t`: layout, sums and products of plain reads, few of them."""
+        if len(t.body.monos) > MAX_TRANSPARENT:
+            return False
+        return all(
+            not m.axes and len(m.atoms) <= 6 and all(isinstance(a, (Coord, Guard)) or (isinstance(a, Read) and not _is_lookup(a)) for a in m.atoms)
+            for m in t.body.monos
+        )
+
+    # --- reading ---------------------------------------------------------------------------------------------------------
+
+    def local(self, value: Value) -> Tensor | None:
+        """`value` as its node computes it from its own operands, which are leaves here. None for an opaque node."""
+        node = value.node
+        if node is None or node in self.opaque:
+            return None
+
+        def operand(u: Value) -> Tensor:
+            seen = self._operand(u)
+            plain = not any(isinstance(a, Read) for a in walk(seen.body))
+            return seen if plain else tensor.alias(u, seen)
+
+        try:
+            return self.apply(node, operand)[value.index]
+        except (Opaque, ShapeError, TooLarge):
+            return None
+
+    def known(self, term: Poly) -> Size | float | None:
+        """The number that a term of small constants and sizes is, else None."""
+
+        def constant(atom: Atom) -> Poly | None:
+            if not (isinstance(atom, Read) and isinstance(atom.leaf, Value) and self.host.is_constant(atom.leaf)):
+                return None
+            index = [p.number for p in atom.index]
+            if not all(isinstance(n, int) for n in index):
+                return None
+            return number(self.host.constant(atom.leaf)[tuple(index)].item(), atom.dtype)  # type: ignore[arg-type]
+
+        value = term.number
+        if value is None:
+            value = substitute(term, {}, constant).number
+        return value if not isinstance(value, bool) else int(value)
+
+    @cached_property
+    def by_meaning(self) -> dict[Poly, list[tuple[Value, tuple[Axis, ...]]]]:
+        """Values by what one element is, whatever the order of their dimensions: (value, its free axes in key order)."""
+        found: dict[Poly, list[tuple[Value, tuple[Axis, ...]]]] = {}
+        for value, t in self.term.items():
+            key = closed(t)
+            if key is not None:
+                found.setdefault(key[0], []).append((value, key[1]))
+        return found
+
+
+def closed(t: Tensor) -> tuple[Poly, tuple[Axis, ...]] | None:
+    """`t`'s body with its free axes numbered in reading order, and these axes in that order; None where `t` has axes
+    that the body does not read."""
+    order = tensor.closed_order(t)
+    if len(order) != len(t.axes):
+        return None
+    renamed = {a: tensor.coord(Axis(n, a.size)) for n, a in enumerate(order)}
+    return substitute(t.body, renamed), tuple(order)
+
+
+def _is_lookup(atom: Read) -> bool:
+    return any(isinstance(inner, Read) for p in atom.index for inner in walk(p))
+
+
+def _mapped(tree: Any, operand: Callable[[Value], Tensor]) -> Any:
+    if isinstance(tree, Value):
+        return operand(tree)
+    if isinstance(tree, tuple):
+        return tuple(_mapped(t, operand) for t in tree)
+    if isinstance(tree, list):
+        return [_mapped(t, operand) for t in tree]
+    if isinstance(tree, dict):
+        return {k: _mapped(v, operand) for k, v in tree.items()}
+    return tree
+
+
+def reads(term: Interned) -> list[Read]:
+    """Every read in a term."""
+    return [t for t in walk(term) if isinstance(t, Read)]
+
+
+__all__ = ["Call", "Lifted", "Mono", "Opaque", "Result", "Table", "closed", "reads", "sizes"]
