@@ -1,0 +1,228 @@
+"""ONNX models as files and programs: read, validate, evaluate, run and write an `onnx_ir.Model`."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import onnx
+import onnx.checker
+import onnx.helper
+import onnx.shape_inference
+import onnx.version_converter
+import onnx_ir as ir
+import onnx_ir.passes.common as common
+from onnx.reference import ReferenceEvaluator
+
+from ...errors import GraphError, LoadError
+from ..base import Array
+
+OLDEST_OPSET = 11
+GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+EMBEDDED_LIMIT = 1_800_000_000  # bytes of weights from which a file needs external data: protobuf ends at 2 GiB
+SKELETON_LIMIT = 1024  # elements of the initializers that onnx's checks may see: shapes and axes, never a table
+
+
+def read(path: Path) -> ir.Model:
+    if not path.is_file():
+        raise LoadError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}")
+    try:
+        model = ir.load(path)
+    except Exception as error:  # protobuf and onnx raise errors of many unrelated classes
+        raise LoadError(f"{path}: not an ONNX model") from error
+    if not model.graph.outputs:
+        raise LoadError(f"{path}: not an ONNX model (it has no outputs)")
+    for value in model.graph.initializers.values():
+        if isinstance(value.const_value, ir.ExternalTensor) and not os.path.isfile(value.const_value.path):
+            raise LoadError(f"{path}: its external data {value.const_value.path} does not exist")
+    return model
+
+
+def modernise(model: ir.Model) -> ir.Model:
+    """Opset 11 at least, and initializers that are no inputs (files older than IR version 4 list them as both)."""
+    if model.ir_version < 4:
+        inputs = [value for value in model.graph.inputs if value.name not in model.graph.initializers]
+        model.graph.inputs.clear()
+        model.graph.inputs.extend(inputs)
+        model.ir_version = 4
+    opset = model.graph.opset_imports.get("", OLDEST_OPSET)
+    if opset >= OLDEST_OPSET:
+        return model
+    try:
+        return ir.from_proto(onnx.version_converter.convert_version(ir.to_proto(model), OLDEST_OPSET))
+    except Exception as error:  # onnx raises errors of many unrelated classes
+        raise LoadError(f"opset {opset} is older than {OLDEST_OPSET} and cannot be converted: {line(error)}") from error
+
+
+@contextlib.contextmanager
+def skeleton(model: ir.Model) -> Iterator[onnx.ModelProto]:
+    """`model` as a protobuf in which every larger initializer is an input: small, whatever the tables weigh."""
+    graph = model.graph
+    initializers = list(graph.initializers.values())
+    large = [v for v in initializers if v.const_value is not None and v.const_value.size > SKELETON_LIMIT]
+    external = [(v, v.const_value) for v in initializers if isinstance(v.const_value, ir.ExternalTensor)]
+    inputs = list(graph.inputs)
+    try:
+        for value in large:
+            graph.initializers.pop(cast(str, value.name))
+        for value, tensor in external:
+            value.const_value = None if value in large else ir.Tensor(tensor.numpy(), name=value.name)
+        graph.inputs.extend(value for value in large if value not in inputs)
+        yield ir.to_proto(model)
+    finally:
+        for value, tensor in external:
+            value.const_value = tensor
+        graph.inputs.clear()
+        graph.inputs.extend(inputs)
+        for value in large:
+            graph.initializers.pop(cast(str, value.name), None)
+        for value in initializers:
+            graph.initializers.pop(cast(str, value.name), None)
+        for value in initializers:
+            graph.register_initializer(value)
+
+
+def validate(model: ir.Model) -> None:
+    """Raise GraphError unless onnx's checker and type inference accept `model`.
+
+    Inference refuses some programs that run (its shape rules are stricter than the operators), so that what it refuses
+    is an error only when ONNX Runtime refuses it as well.
+    """
+    with skeleton(model) as proto:
+        try:
+            onnx.checker.check_model(proto)
+        except Exception as error:  # onnx raises errors of many unrelated classes
+            raise GraphError(f"not a valid graph: {line(error)}") from error
+        try:
+            onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True, data_prop=True)
+        except Exception as error:
+            try:
+                session(proto, optimise=False)
+            except Exception:
+                raise GraphError(f"ill-typed graph: {line(error)}") from error
+
+
+def session(model: onnx.ModelProto | Path, *, optimise: bool = True, folder: str | None = None) -> Any:
+    """An ONNX Runtime CPU session that takes no more threads than there are cores and leaves none spinning."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = len(os.sched_getaffinity(0))
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if folder is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
+    level = ort.GraphOptimizationLevel
+    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimise else level.ORT_DISABLE_ALL
+    source = os.fspath(model) if isinstance(model, Path) else model.SerializeToString()
+    return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+
+
+def is_sorted(graph: ir.Graph) -> bool:
+    later = set(graph)
+    for node in graph:
+        if any(v is not None and v.producer() in later for inner in inner_nodes(node) for v in inner.inputs):
+            return False
+        later.discard(node)
+    return True
+
+
+def inner_graphs(node: ir.Node) -> Iterator[ir.Graph]:
+    """The sub-graphs of `node`, those inside them too."""
+    for attribute in node.attributes.values():
+        if attribute.type in GRAPHS and not attribute.is_ref():
+            for graph in [attribute.value] if attribute.type == ir.AttributeType.GRAPH else attribute.value:
+                yield graph
+                for inner in graph:
+                    yield from inner_graphs(inner)
+
+
+def inner_nodes(node: ir.Node) -> Iterator[ir.Node]:
+    """`node` and the nodes of its sub-graphs."""
+    yield node
+    for graph in inner_graphs(node):
+        yield from graph
+
+
+def line(error: BaseException) -> str:
+    """An error's text on one line, without the frames that onnx appends."""
+    text = re.sub(r"==> Context:.*", "", str(error), flags=re.DOTALL)
+    return " ".join(text.split())[:300] or type(error).__name__
+
+
+def element_type(array: Array) -> int:
+    return onnx.TensorProto.STRING if array.dtype.kind in "OUS" else int(ir.DataType.from_numpy(array.dtype))
+
+
+def remove_unused_functions(model: ir.Model) -> None:
+    common.RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
+
+
+def evaluate(model: ir.Model, nodes: Sequence[ir.Node], feeds: Mapping[str, Array], output: str) -> Array:
+    """The value `output` that `nodes` of `model` compute from `feeds`, in ONNX Runtime without optimisation."""
+    infos = [onnx.helper.make_tensor_value_info(n, element_type(a), a.shape) for n, a in feeds.items()]
+    graph = onnx.GraphProto(name="constant", node=[ir.to_proto(node) for node in nodes], input=infos)
+    graph.output.append(onnx.ValueInfoProto(name=output))
+    proto = onnx.ModelProto(
+        ir_version=model.ir_version,
+        graph=graph,
+        opset_import=[onnx.OperatorSetIdProto(domain=d, version=v) for d, v in model.opset_imports.items()],
+        functions=[ir.to_proto(f) for f in model.functions.values()],
+    )
+    try:
+        if any(element_type(a) == onnx.TensorProto.BFLOAT16 for a in feeds.values()):  # ORT takes none from numpy
+            return cast(Array, ReferenceEvaluator(proto).run(None, dict(feeds))[0])  # type: ignore[index]
+        return np.asarray(session(proto, optimise=False).run([output], dict(feeds))[0])
+    except Exception as error:  # onnx and ONNX Runtime raise errors of many unrelated classes
+        raise GraphError(f"the constant {output!r} cannot be computed: {line(error)}") from error
+
+
+def save(model: ir.Model, path: Path) -> None:
+    """Write `model` to `path`, its weights to `path` + ".data" beside it when it came with external data or is too big
+    for one file. Both are written to a folder beside `path` and renamed at the end: an error (OSError) leaves nothing
+    behind. Tables are streamed from their mapping."""
+    data = f"{path.name}.data" if is_external(model) else None
+    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        ir.save(model, folder / path.name, format="protobuf", external_data=data)
+        if data is not None and (folder / data).exists():
+            for tensor in external_tensors(model):
+                if Path(tensor.path).resolve() == (path.parent / data).resolve():
+                    tensor.numpy()  # mapped now, it keeps the old file's bytes after the rename
+            os.replace(folder / data, path.parent / data)
+        os.replace(folder / path.name, path)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def external_tensors(model: ir.Model) -> list[ir.ExternalTensor]:
+    tensors = (value.const_value for value in model.graph.initializers.values())
+    return [tensor for tensor in tensors if isinstance(tensor, ir.ExternalTensor)]
+
+
+def is_external(model: ir.Model) -> bool:
+    """Whether the weights belong in a file of their own."""
+    return bool(external_tensors(model)) or embedded_bytes(model) > EMBEDDED_LIMIT
+
+
+def embedded_bytes(model: ir.Model) -> int:
+    tensors = (value.const_value for value in model.graph.initializers.values())
+    return sum(t.nbytes for t in tensors if t is not None and not isinstance(t, ir.ExternalTensor))
+
+
+def open_session(model: ir.Model) -> Any:
+    """An ONNX Runtime session of `model`; external data is read where it lies."""
+    folders = {os.fspath(tensor.base_dir) for tensor in external_tensors(model)}
+    if len(folders) > 1 or embedded_bytes(model) > EMBEDDED_LIMIT:
+        with tempfile.TemporaryDirectory() as folder:
+            save(model, Path(folder) / "model.onnx")
+            return session(Path(folder) / "model.onnx")
+    return session(ir.to_proto(model), folder=(folders.pop() or ".") if folders else None)
