@@ -1,0 +1,269 @@
+"""``recopt::linear``: a matrix product with bias and a pointwise epilogue, in torch and as one Triton launch.
+
+``linear`` is the operator; ``linear_torch`` its plain-torch twin, which is also its CPU path; ``linear_triton`` the
+launcher of the kernels in ``linear_kernels``. On a GPU the choice between them comes from ``linear_table``, measured
+once and shipped: nothing is ever tuned at request time.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .epilogue import Epilogue, compile_epilogue
+
+HALF = (torch.float16, torch.bfloat16)
+
+
+class LinearError(ValueError):
+    """The operands of a linear do not fit each other."""
+
+
+class Tile(NamedTuple):
+    """How the tiled kernel runs: tile sizes, warps, pipeline stages, parts of K, operands swapped, precision."""
+
+    bm: int
+    bn: int
+    bk: int
+    warps: int = 4
+    stages: int = 3
+    split: int = 1
+    swap: bool = False
+    precision: str = "split"
+
+
+class Reduce(NamedTuple):
+    """How the reduction kernel runs: outputs a program, the step through K, warps."""
+
+    bm: int
+    bn: int
+    bk: int
+    warps: int = 4
+
+
+Config = Tile | Reduce
+
+
+def flops(m: int, n: int, k: int, epilogue: str = "") -> int:
+    """Floating-point operations of one linear with bias: x [m, k], w [n, k]."""
+    return 2 * m * n * k + m * n * (1 + compile_epilogue(epilogue).flops)
+
+
+def bytes_moved(m: int, n: int, k: int, itemsize: int = 4, params: int = 0) -> int:
+    """The fewest bytes one linear moves: x, w, bias and parameters read once, the output written once."""
+    return itemsize * (m * k + n * k + n * (1 + params) + m * n)
+
+
+def check_linear(x: Tensor, w: Tensor, b: Tensor | None) -> None:
+    """Raise LinearError unless x is [..., K], w [N, K] and b [N] or None, of one dtype on one device."""
+    if x.dim() < 1 or w.dim() != 2 or x.shape[-1] != w.shape[1]:
+        raise LinearError(f"linear needs x [..., K] and w [N, K], got {list(x.shape)} and {list(w.shape)}")
+    if b is not None and tuple(b.shape) != (w.shape[0],):
+        raise LinearError(f"linear needs a bias of shape [{w.shape[0]}], got {list(b.shape)}")
+    if x.dtype != w.dtype or (b is not None and b.dtype != x.dtype):
+        raise LinearError(f"linear needs one dtype, got {x.dtype}, {w.dtype} and {b.dtype if b is not None else None}")
+
+
+def linear_torch(x: Tensor, w: Tensor, b: Tensor | None, epilogue: str = "", params: Sequence[Tensor] = ()) -> Tensor:
+    """x [..., K] @ w [N, K].T + b [N], then the epilogue: the reference, and the path on a CPU.
+
+    The epilogue overwrites the product where autograd does not need it. Raises EpilogueError, LinearError.
+    """
+    e = compile_epilogue(epilogue)
+    check_linear(x, w, b)
+    e.check(params, w.shape[0])
+    if e.text in ("relu", "relu(h)") and x.is_cuda and b is not None and x.dim() == 2 and not torch.is_grad_enabled():
+        return torch._addmm_activation(b, x, w.t())  # cuBLASLt applies bias and ReLU itself
+    return _finish(F.linear(x, w, b), e, params)
+
+
+def _finish(h: Tensor, e: Epilogue, params: Sequence[Tensor]) -> Tensor:
+    if e.identity:
+        return h
+    needs_grad = torch.is_grad_enabled() and (h.requires_grad or any(p.requires_grad for p in params))
+    return e.apply(h, params) if needs_grad else e.apply_(h, params)
+
+
+def linear(x: Tensor, w: Tensor, b: Tensor | None, epilogue: str = "", params: Sequence[Tensor] = ()) -> Tensor:
+    """x [..., K] @ w [N, K].T + b [N], then the epilogue text over ``h``; the result has x's dtype.
+
+    ``params`` are the epilogue's ``p0 .. pm``, each [N] or [1]. float32 means float32 accuracy: a kernel that splits its
+    operands for the tensor cores is used only where its error against float64 is no larger than exact float32's.
+    Works inside a CUDA graph capture and never synchronises. Raises EpilogueError, LinearError.
+    """
+    if not x.is_cuda:
+        return linear_torch(x, w, b, epilogue, params)
+    config = _choose(x, w, epilogue)
+    if config is None:
+        return linear_torch(x, w, b, epilogue, params)
+    return linear_triton(x, w, b, epilogue, params, config)
+
+
+def _choose(x: Tensor, w: Tensor, epilogue: str) -> Config | None:
+    if x.dtype not in (torch.float32, *HALF) or torch.is_grad_enabled() and (x.requires_grad or w.requires_grad):
+        return None
+    n, k = w.shape
+    if k == 0 or x.numel() == 0 or n == 0 or x.shape[-1] != k:
+        return None
+    return choose_config(x.numel() // k, n, k, x.dtype in HALF)
+
+
+@functools.lru_cache(maxsize=65536)
+def choose_config(m: int, n: int, k: int, half: bool = False) -> Config | None:
+    """The fastest measured way for x [m, k], w [n, k] on Hopper: a kernel's configuration, or None for cuBLASLt."""
+    from . import linear_table
+
+    return linear_table.lookup(m, n, k, half)
+
+
+def default_config(m: int, n: int, k: int) -> Config:
+    """A configuration that is right for any shape and dtype, and fast for none in particular."""
+    return Tile(64, 64, 32) if m > 32 else Tile(16, 64, 32, 4, 3, 1, False, "tf32x3")
+
+
+# A launch bound to its shapes: called with x, w, b, params.
+_Plan = Callable[..., Tensor]
+_plans: dict[tuple[Any, ...], _Plan] = {}
+_MAX_PLANS = 8192
+
+
+def linear_triton(
+    x: Tensor, w: Tensor, b: Tensor | None, epilogue: str = "", params: Sequence[Tensor] = (),
+    config: Config | None = None,
+) -> Tensor:  # fmt: skip
+    """The Triton kernel with the epilogue fused; arguments as in ``linear``.
+
+    ``config`` forces a configuration; plain TF32 is used only where one with ``precision="tf32"`` is given.
+    The first call at new shapes compiles or binds the kernel; later ones only launch it.
+    Raises EpilogueError, LinearError.
+    """
+    # Everything that the compiled kernel depends on, so that a hit needs no look at the arguments.
+    key = (
+        x.shape, x.stride(), w.shape, w.stride(), x.dtype, epilogue, config, x.data_ptr() % 16, w.data_ptr() % 16,
+        None if b is None else (b.data_ptr() % 16, b.stride()), x.device.index,
+        tuple((p.shape, p.stride(), p.dtype, p.data_ptr() % 16) for p in params),
+    )  # fmt: skip
+    plan = _plans.get(key)
+    if plan is None:
+        if len(_plans) >= _MAX_PLANS:
+            _plans.clear()
+        plan = _plans[key] = _bind(x, w, b, epilogue, params, config)
+    return plan(x, w, b, params)
+
+
+def _bind(
+    x: Tensor, w: Tensor, b: Tensor | None, epilogue: str, params: Sequence[Tensor], config: Config | None
+) -> _Plan:
+    from . import linear_kernels as kernels
+
+    check_linear(x, w, b)
+    e = compile_epilogue(epilogue)
+    e.check(params, w.shape[0])
+    n, k = w.shape
+    m = math.prod(x.shape[:-1])
+    if m == 0 or n == 0 or k == 0:
+        return lambda x, w, b, params: linear_torch(x, w, b, epilogue, params)
+    config = config or default_config(m, n, k)
+    if b is not None and b.stride(0) != 1:
+        return lambda x, w, b, params: linear_triton(x, w, b.contiguous(), epilogue, params, config)
+    shape = (*x.shape[:-1], n)
+    flat = x.dim() == 2
+    sxm, sxk = x.stride() if flat else x.reshape(m, k).stride()
+    strides = tuple(0 if p.numel() == 1 else p.stride(0) for p in params)
+    function = e.triton_function()
+    numbers = (m, n, k, sxm, sxk, w.stride(0), w.stride(1))
+    runner: Any = None
+
+    if isinstance(config, Reduce):
+        grid = (-(-m // config.bm) * -(-n // config.bn), 1, 1)
+        constants = (function, b is not None, config.bm, config.bn, config.bk, k % config.bk == 0)
+
+        def reduce(x: Tensor, w: Tensor, b: Tensor | None, params: Sequence[Tensor]) -> Tensor:
+            nonlocal runner
+            out = torch.empty(shape, dtype=x.dtype, device=x.device)
+            x2 = x if flat else x.reshape(m, k)
+            args = (x2, w, b, out, tuple(params), strides, *numbers, *constants)
+            if runner is not None:
+                runner(*args)
+                return out
+            compiled = kernels.reduce_kernel[grid](*args, num_warps=config.warps)
+            runner = compiled and compiled[grid]
+            return out
+
+        return reduce
+
+    tiles = -(-m // config.bm) * -(-n // config.bn)
+    grid = (tiles, config.split, 1)
+    precision = "native" if x.dtype in HALF else config.precision
+    constants = (
+        function, b is not None, precision, config.bm, config.bn, config.bk, config.split, 8, config.swap,
+        k % config.bk == 0,
+    )  # fmt: skip
+    scratch = config.split * m * n if config.split > 1 else 0
+
+    def tile(x: Tensor, w: Tensor, b: Tensor | None, params: Sequence[Tensor]) -> Tensor:
+        nonlocal runner
+        out = torch.empty(shape, dtype=x.dtype, device=x.device)
+        x2 = x if flat else x.reshape(m, k)
+        partial = locks = None
+        if scratch:
+            partial = torch.empty(scratch, dtype=torch.float32, device=x.device)
+            locks = _locks(x.device, tiles)
+        args = (x2, w, b, out, partial, locks, tuple(params), strides, *numbers, *constants)
+        if runner is not None:
+            runner(*args)
+            return out
+        compiled = kernels.tile_kernel[grid](*args, num_warps=config.warps, num_stages=config.stages)
+        runner = compiled and compiled[grid]
+        return out
+
+    return tile
+
+
+class _Slab:
+    """Counters that a split product's programs meet on, all zero between launches."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.counters = torch.zeros(1 << 20, dtype=torch.int32, device=device)
+        self.used = 0
+
+    def take(self, count: int) -> Tensor | None:
+        count = -(-count // 4) * 4  # keeps every slice aligned to 16 bytes, as the compiled kernel assumes
+        if self.used + count > self.counters.numel():
+            return None
+        self.used += count
+        return self.counters[self.used - count : self.used]
+
+
+_slabs: dict[torch.device, _Slab] = {}
+_stream_locks: dict[tuple[torch.device, int], Tensor] = {}
+_MAX_TILES = 4096
+
+
+def _locks(device: torch.device, tiles: int) -> Tensor:
+    """Zeroed counters that no other launch in flight uses: one set a stream, and one a captured launch."""
+    if device.type != "cuda":
+        return torch.zeros(tiles, dtype=torch.int32, device=device)
+    capturing = torch.cuda.is_current_stream_capturing()
+    if not capturing:
+        key = (device, torch.cuda.current_stream(device).cuda_stream)
+        found = _stream_locks.get(key)
+        if found is not None and tiles <= _MAX_TILES:
+            return found
+        slab = _slabs.get(device) or _slabs.setdefault(device, _Slab(device))
+        fresh = slab.take(_MAX_TILES) if tiles <= _MAX_TILES else None
+        if fresh is not None:
+            _stream_locks[key] = fresh
+            return fresh
+    elif device in _slabs:
+        # Graphs captured on one stream may be replayed side by side, so each captured launch owns its counters.
+        fresh = _slabs[device].take(tiles)
+        if fresh is not None:
+            return fresh
+    return torch.zeros(tiles, dtype=torch.int32, device=device)

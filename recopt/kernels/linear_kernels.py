@@ -1,0 +1,193 @@
+"""Triton kernels of ``recopt::linear``: a tiled one on the tensor cores and a reduction for products with few outputs.
+
+float32 accuracy comes from three TF32 products a block of K (3xTF32): every operand is split into what the tensor core
+keeps and the rest. Blocks of K are added in float32 outside the tensor core, whose own sums truncate.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .triton_math import INTERPRETED
+
+
+@triton.jit
+def _high_bits(v):
+    """What a tensor core keeps of a float32 operand: it ignores the lowest 13 bits."""
+    return (v.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _dot(a, b, acc, PRECISION: tl.constexpr):
+    """acc after one block of K. "split" adds the block outside the tensor core, "chain" leaves the sum inside."""
+    if PRECISION == "split" or PRECISION == "chain":
+        a_high = _high_bits(a)
+        a_low = a - a_high
+        b_high = _high_bits(b)
+        b_low = b - b_high
+        if a.shape[0] >= 64 and not INTERPRETED:
+            # wgmma reads b from shared memory as it was loaded and cuts it itself: only b_low is written there again.
+            b_high = b
+        if PRECISION == "split":
+            block = tl.dot(a_low, b_high, input_precision="tf32")
+            block = tl.dot(a_high, b_low, block, input_precision="tf32")
+            acc += tl.dot(a_high, b_high, block, input_precision="tf32")
+        else:
+            acc = tl.dot(a_low, b_high, acc, input_precision="tf32")
+            acc = tl.dot(a_high, b_low, acc, input_precision="tf32")
+            acc = tl.dot(a_high, b_high, acc, input_precision="tf32")
+    elif PRECISION == "native":
+        acc = tl.dot(a, b, acc)
+    else:
+        acc = tl.dot(a, b, acc, input_precision=PRECISION)
+    return acc
+
+
+@triton.jit
+def _product(
+    a_at, b_at, mask_a, mask_b, step_a, step_b, start, stop, K,
+    PRECISION: tl.constexpr, BK: tl.constexpr, EVEN_K: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    STAGES: tl.constexpr,
+):  # fmt: skip
+    acc = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for k in tl.range(start, stop, BK, num_stages=STAGES):
+        if EVEN_K:
+            a = tl.load(a_at, mask=mask_a[:, None], other=0.0)
+            b = tl.load(b_at, mask=mask_b[None, :], other=0.0)
+        else:
+            mask_k = tl.arange(0, BK) < K - k
+            a = tl.load(a_at, mask=mask_a[:, None] & mask_k[None, :], other=0.0)
+            b = tl.load(b_at, mask=mask_b[None, :] & mask_k[:, None], other=0.0)
+        acc = _dot(a, b, acc, PRECISION)
+        a_at += step_a
+        b_at += step_b
+    return acc
+
+
+@triton.jit
+def tile_kernel(
+    x, w, b, out, partial, locks, params, strides, M, N, K, sxm, sxk, swn, swk,
+    EPILOGUE: tl.constexpr, BIAS: tl.constexpr, PRECISION: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, SPLIT: tl.constexpr, GROUP: tl.constexpr,
+    SWAP: tl.constexpr, EVEN_K: tl.constexpr,
+):  # fmt: skip
+    """One tile [BM, BN] of the output a program, K cut into SPLIT parts that the last program of a tile adds up.
+
+    SWAP computes the tile transposed, so that N fills the tensor core's rows where M is small.
+    """
+    pid = tl.program_id(0)
+    part = tl.program_id(1)
+    tiles_m = tl.cdiv(M, BM)
+    tiles_n = tl.cdiv(N, BN)
+    # Neighbouring programs share tiles of w and x in L2.
+    width = GROUP * tiles_n
+    first = (pid // width) * GROUP
+    height = min(tiles_m - first, GROUP)
+    tile_m = first + (pid % width) % height
+    tile_n = (pid % width) // height
+    rm = tile_m * BM + tl.arange(0, BM)
+    rn = tile_n * BN + tl.arange(0, BN)
+    per_part = tl.cdiv(tl.cdiv(K, BK), SPLIT) * BK
+    start = part * per_part
+    stop = min(K, start + per_part)
+    rk = start + tl.arange(0, BK)
+    mask_m = rm < M
+    mask_n = rn < N
+    x_row = x + rm.to(tl.int64) * sxm
+    w_row = w + rn.to(tl.int64) * swn
+    step_x = BK * sxk
+    step_w = BK * swk
+    if SWAP:
+        a_at = w_row[:, None] + rk[None, :].to(tl.int64) * swk
+        b_at = x_row[None, :] + rk[:, None].to(tl.int64) * sxk
+        mask_a = mask_n
+        mask_b = mask_m
+        step_a = step_w
+        step_b = step_x
+        ROWS: tl.constexpr = BN
+        COLUMNS: tl.constexpr = BM
+    else:
+        a_at = x_row[:, None] + rk[None, :].to(tl.int64) * sxk
+        b_at = w_row[None, :] + rk[:, None].to(tl.int64) * swk
+        mask_a = mask_m
+        mask_b = mask_n
+        step_a = step_x
+        step_b = step_w
+        ROWS: tl.constexpr = BM
+        COLUMNS: tl.constexpr = BN
+    acc = _product(
+        a_at, b_at, mask_a, mask_b, step_a, step_b, start, stop, K, PRECISION, BK, EVEN_K, ROWS, COLUMNS, None
+    )  # fmt: skip
+    if PRECISION == "split" or PRECISION == "chain":
+        # The rest of an infinite operand is inf - inf: where that made a nan, the plain product says inf or nan.
+        if tl.max((acc != acc).to(tl.int32)) > 0:
+            plain = _product(
+                a_at, b_at, mask_a, mask_b, step_a, step_b, start, stop, K, "tf32", BK, EVEN_K, ROWS, COLUMNS, 1
+            )  # fmt: skip
+            acc = tl.where(acc == acc, acc, plain)
+    if SWAP:
+        m = rm[None, :]
+        n = rn[:, None]
+        mask = mask_m[None, :] & mask_n[:, None]
+        n_ok = mask_n[:, None]
+    else:
+        m = rm[:, None]
+        n = rn[None, :]
+        mask = mask_m[:, None] & mask_n[None, :]
+        n_ok = mask_n[None, :]
+    where_out = m.to(tl.int64) * N + n
+    if SPLIT > 1:
+        size = M.to(tl.int64) * N
+        tl.store(partial + part * size + where_out, acc, mask=mask, cache_modifier=".cg")
+        tl.debug_barrier()
+        # The count wraps to zero with the last arrival, so the next launch finds it clean.
+        arrived = tl.atomic_add(locks + pid, 1, sem="acq_rel")
+        if arrived != SPLIT - 1:
+            return
+        tl.store(locks + pid, 0)
+        acc = tl.zeros_like(acc)
+        for other in range(SPLIT):
+            acc += tl.load(partial + other * size + where_out, mask=mask, other=0.0, cache_modifier=".cg")
+    if BIAS:
+        acc += tl.load(b + n, mask=n_ok, other=0.0).to(tl.float32)
+    acc = EPILOGUE(acc, params, strides, n, n_ok)
+    tl.store(out + where_out, acc.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def reduce_kernel(
+    x, w, b, out, params, strides, M, N, K, sxm, sxk, swn, swk,
+    EPILOGUE: tl.constexpr, BIAS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    EVEN_K: tl.constexpr,
+):  # fmt: skip
+    """BM x BN outputs a program, threads spread over K and float32 products: for few outputs, which wait for w alone."""
+    tiles_n = tl.cdiv(N, BN)
+    pid = tl.program_id(0)
+    rm = (pid // tiles_n) * BM + tl.arange(0, BM)
+    rn = (pid % tiles_n) * BN + tl.arange(0, BN)
+    rk = tl.arange(0, BK)
+    mask_m = rm < M
+    mask_n = rn < N
+    x_at = x + (rm.to(tl.int64) * sxm)[:, None] + rk[None, :].to(tl.int64) * sxk
+    w_at = w + (rn.to(tl.int64) * swn)[:, None] + rk[None, :].to(tl.int64) * swk
+    acc = tl.zeros((BM, BN, BK), tl.float32)
+    for k in range(0, K, BK):
+        if EVEN_K:
+            x_block = tl.load(x_at, mask=mask_m[:, None], other=0.0)
+            w_block = tl.load(w_at, mask=mask_n[:, None], other=0.0)
+        else:
+            mask_k = rk < K - k
+            x_block = tl.load(x_at, mask=mask_m[:, None] & mask_k[None, :], other=0.0)
+            w_block = tl.load(w_at, mask=mask_n[:, None] & mask_k[None, :], other=0.0)
+        acc += x_block.to(tl.float32)[:, None, :] * w_block.to(tl.float32)[None, :, :]
+        x_at += BK * sxk
+        w_at += BK * swk
+    h = tl.sum(acc, 2)
+    n = rn[None, :]
+    n_ok = mask_n[None, :]
+    if BIAS:
+        h += tl.load(b + n, mask=n_ok, other=0.0).to(tl.float32)
+    h = EPILOGUE(h, params, strides, n, n_ok)
+    where_out = rm.to(tl.int64)[:, None] * N + n
+    tl.store(out + where_out, h.to(out.dtype.element_ty), mask=mask_m[:, None] & n_ok)
