@@ -1,0 +1,301 @@
+"""The torch.export host: reads and changes a lifted `torch.fx` graph in which parameters are placeholders."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import sympy
+import torch
+from torch import fx
+from torch._dispatch.python import enable_python_dispatcher
+from torch.export import ExportedProgram
+from torch.export.graph_signature import (
+    ConstantArgument,
+    ExportGraphSignature,
+    InputKind,
+    InputSpec,
+    OutputKind,
+    TensorArgument,
+)
+
+from ..errors import GraphError, VerifyError
+from ..ir import sizes
+from ..ir.sizes import Size
+from . import fx_capture, fx_module, fx_ops
+from .base import Array, Node, Value
+from .fx_graph import STORED, FxGraph
+
+
+class FxHost(FxGraph):
+    """A `torch.export.ExportedProgram` as a host graph. The program given stays as it is; storage is shared.
+
+    Raises LoadError for a program that needs effect tokens or that cannot be made functional.
+    """
+
+    @classmethod
+    def capture(cls, module: torch.nn.Module, example_inputs: object, dynamic_shapes: Any = None) -> FxHost:
+        """The graph of `module` as it stands, by torch.export (not strict); `module` is not changed.
+
+        `example_inputs` is a tuple of positional or a dict of keyword arguments. Without `dynamic_shapes`, dimension 0
+        is symbolic wherever it is the batch, if export can. Raises LoadError when the module cannot be captured.
+        """
+        return cls(fx_capture.capture(module, example_inputs, dynamic_shapes))
+
+    # Changing
+
+    @contextmanager
+    def at(self, node: Node) -> Iterator[None]:
+        before, self._at = self._at, self._producer[node]
+        try:
+            yield
+        finally:
+            self._at = before
+
+    def call(
+        self,
+        op: str,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        name: str,
+        shape: tuple[Size, ...] | None = None,
+        dtype: str | None = None,
+        like: Value | None = None,
+    ) -> Value:
+        """Append "aten.permute.default", "operator.mul", ... Shape and dtype are found by the operator's fake kernel.
+        Raises GraphError for an operator that does not exist or that refuses its arguments."""
+        target = fx_ops.resolve(op)
+        fx_args, fx_kwargs = fx_ops.arguments(target, args, kwargs or {}, self._node_of)
+        fake_args, fake_kwargs = fx.map_arg((fx_args, fx_kwargs), lambda n: n.meta["val"])
+        assert self._fake is not None
+        try:
+            with self._fake, enable_python_dispatcher(), torch.no_grad():
+                val = target(*fake_args, **fake_kwargs)
+        except Exception as error:  # operators raise anything; all mean that the call is not valid
+            raise GraphError(f"{op} refuses its arguments: {fx_capture.one_line(error)}") from error
+        with self._graph.inserting_before(self._at or self._output()):
+            node = self._graph.create_node("call_function", target, fx_args, fx_kwargs, name=re.sub(r"\W", "_", name))
+        if like is not None and (origin := self._source[like]) is not None:
+            node.meta.update(fx_ops.provenance(origin))
+        node.meta["val"] = val
+        self._changed()
+        self._wrap(node)
+        return self._nodes[node].outputs[0]
+
+    def size(self, size: Size) -> int | Value:
+        """`size` as an argument for `call`: a number, or nodes that compute it at the insertion point.
+        Raises GraphError for a symbol that no tensor before that point has as a dimension."""
+        if isinstance(size, int):
+            return size
+        for node in self._graph.nodes:
+            if node is (self._at or self._output()):
+                break
+            val = node.meta.get("val")
+            if isinstance(val, torch.SymInt) and self._size(val) == size:
+                return self._values[node]
+            if isinstance(val, torch.Tensor) and node in self._values:
+                for dim, have in enumerate(self._values[node].shape or ()):
+                    if have == size:
+                        return self.call("aten.sym_size.int", (self._values[node], dim), name="size")
+        if isinstance(size, sympy.Symbol):
+            raise GraphError(f"size {size} is no dimension of a tensor computed so far")
+        base, exponent = size.as_base_exp()
+        factors = [base] * int(exponent) if isinstance(size, sympy.Pow) else size.args
+        op = "operator.add" if isinstance(size, sympy.Add) else "operator.mul"
+        total = self.size(sizes.size(factors[0]))
+        for factor in factors[1:]:
+            total = self.call(op, (total, self.size(sizes.size(factor))), name="size")
+        return total
+
+    def add_constant(self, array: Array, *, name: str) -> Value:
+        """A new buffer holding `array` on the program's device; shared, not copied, on the CPU."""
+        tensor = fx_ops.to_torch(array).to(self._device())
+        base = target = re.sub(r"\W", "_", name)
+        names = self._tensors.keys() | self._template.state_dict.keys() | {t.split(".")[0] for t in self._tensors}
+        count = 0
+        while target in names:
+            count += 1
+            target = f"{base}_{count}"
+        users = (n for n, s in self._specs.items() if s.kind is InputKind.USER_INPUT)
+        first = next(users, None) or next(n for n in self._graph.nodes if n.op != "placeholder")
+        with self._graph.inserting_before(first):
+            node = self._graph.create_node("placeholder", f"b_{target}", name=f"b_{target}")
+        assert self._fake is not None
+        node.meta["val"] = self._fake.from_tensor(tensor, static_shapes=True)
+        self._tensors[target] = tensor
+        self._specs[node] = InputSpec(InputKind.BUFFER, TensorArgument(node.name), target, True)
+        self._own(self._value(target, node.meta["val"]), node)
+        self._changed()
+        return self._values[node]
+
+    def replace(self, old: Value, new: Value) -> None:
+        """Every use of `old` reads `new`, which takes over source location and module path where it has none."""
+        source, target = self._source[old], self._node_of(new)
+        if source is None or source is target:
+            return
+        for key, item in fx_ops.provenance(source).items():
+            target.meta.setdefault(key, item)
+        for user in source.replace_all_uses_with(target, delete_user_cb=lambda user: user is not target):
+            self._refresh(user)
+        self._changed()
+
+    def erase_dead(self) -> int:
+        removed = 0
+        for node in reversed(list(self._graph.nodes)):
+            handle, spec = self._nodes.get(node), self._specs.get(node)
+            if node.users or node.op == "output" or (handle is not None and handle.opaque):
+                continue
+            if spec is not None and (spec.kind not in STORED or spec.target in self._mutated):
+                continue
+            removed += handle is not None
+            self._forget(node)
+        self._changed()
+        return removed
+
+    def _forget(self, node: fx.Node) -> None:
+        handle, spec, value = self._nodes.pop(node, None), self._specs.pop(node, None), self._values.pop(node, None)
+        if handle is not None:
+            self._producer.pop(handle)
+            for output in handle.outputs:
+                self._source.pop(output, None)
+        elif value is not None:
+            self._source.pop(value)
+            if value.node is not None:
+                self._source[value] = None  # the tuple that it is picked from stays
+        if spec is not None and spec.target is not None:
+            self._tensors.pop(spec.target)
+        self._pure.pop(node, None)
+        self._evaluated.pop(node, None)
+        self._graph.erase_node(node)
+
+    def normalise(self) -> None:
+        """Drop operators that change nothing, merge equal calls, erase dead ones. A view becomes a reshape, since a
+        rewrite may change the strides of what it reads."""
+        seen: dict[Any, Node] = {}
+        for handle in list(self.nodes):
+            node = self._producer[handle]
+            if handle.opaque:
+                continue
+            if node.target is torch.ops.aten.view.default:
+                node.target, handle.op = torch.ops.aten.reshape.default, "aten.reshape.default"
+            if fx_ops.is_identity(handle, node):
+                self.replace(handle.outputs[0], handle.inputs[0])
+                continue
+            first = seen.setdefault((handle.op, fx_ops.key(node.args), fx_ops.key(node.kwargs)), handle)
+            if first is not handle:
+                for old, new in zip(handle.outputs, first.outputs, strict=True):
+                    self.replace(old, new)
+        self.erase_dead()
+
+    def clone(self) -> Self:
+        new = object.__new__(type(self))
+        new._sizes = dict(self._sizes)
+        new._bind(self._gm, self._input_specs(), self._output_specs, self._tensors, self._template)
+        return new
+
+    # Out
+
+    def check(self) -> None:
+        """Raise GraphError, in one line, when torch's own verifier refuses the graph."""
+        try:
+            self._graph.lint()
+            self.program()
+        except Exception as error:  # lint and the verifiers raise several types
+            raise GraphError(f"the graph is not a valid program: {fx_capture.one_line(error)}") from error
+
+    def program(self) -> ExportedProgram:
+        """The graph as an ExportedProgram of its own, sharing the tensors' storage."""
+        gm = fx_ops.copy(self._gm)
+        inputs = self._input_specs()
+        stored = {s.target: self._tensors[s.target] for s in inputs if s.target in self._tensors}
+        in_state = (InputKind.PARAMETER, InputKind.BUFFER)
+        state = {s.target for s in inputs if s.kind in in_state and s.persistent is not False}
+        return ExportedProgram(
+            root=gm,
+            graph=gm.graph,
+            graph_signature=ExportGraphSignature(inputs, self._results()),
+            state_dict={t: v for t, v in stored.items() if t in state},
+            range_constraints=self._template.range_constraints,
+            module_call_graph=self._template.module_call_graph[:1],
+            example_inputs=self._template.example_inputs,
+            constants={t: v for t, v in stored.items() if t not in state},
+            verifiers=self._template.verifiers,
+        )
+
+    def module(self) -> fx_module.Program:
+        """The graph as a callable module: arguments, results and parameter names of the original's."""
+        from ..lower import torch as lowering  # here, since a lowering imports its host
+
+        tensors: dict[str, tuple[torch.Tensor, bool | None]] = {}
+        for spec in self._specs.values():
+            if spec.kind in STORED and spec.target is not None:
+                persistent = None if spec.kind is InputKind.PARAMETER else bool(spec.persistent)
+                tensors[spec.target] = self._tensors[spec.target], persistent
+        for name, tensor in self._template.state_dict.items():  # other names of shared parameters
+            for target, (kept, persistent) in list(tensors.items()):
+                if kept is tensor and name != target:
+                    tensors.setdefault(name, (tensor, persistent))
+        signature = self._template.module_call_graph[0].signature
+        assert signature is not None
+        targets = {str(n.target) for n in self._graph.find_nodes(op="get_attr")}
+        return fx_module.build(
+            fx_module.Parts(
+                graph=self._graph,
+                submodules={name: getattr(self._gm, name) for name in targets},
+                inputs=self._specs_in_order(),
+                shapes={node: _checked_shape(self._values[node]) for node in self._fed()},
+                outputs=self._output_specs,
+                tensors=tensors,
+                in_spec=signature.in_spec,
+                out_spec=signature.out_spec,
+                names=getattr(signature, "forward_arg_names", None) or [],
+                calls=lowering.CALLS,
+            )
+        )
+
+    def run(self, feeds: Sequence[Array]) -> list[Array]:
+        """The outputs for `feeds` by torch's operators, on the device of the parameters. Nothing is written back."""
+        fed = self._fed()
+        if len(feeds) != len(fed):
+            raise VerifyError(f"the program takes {len(fed)} inputs, got {len(feeds)}")
+        given = dict(zip(fed, feeds, strict=True))
+        device = self._device()
+        args: list[Any] = []
+        for node, spec in self._specs_in_order().items():
+            if node in given:
+                feed = given[node]
+                args.append(feed.item() if self._values[node].scalar else fx_ops.to_torch(np.asarray(feed)).to(device))
+            elif isinstance(spec.arg, ConstantArgument):
+                args.append(spec.arg.value)
+            else:
+                args.append(self._tensors[spec.target or ""])
+        if not self._compiled:
+            self._gm.recompile()
+            self._compiled = True
+        try:
+            with torch.no_grad():
+                results = self._gm.forward(*args)
+        except Exception as error:  # operators raise anything
+            raise VerifyError(f"torch cannot run the program: {fx_capture.one_line(error)}") from error
+        kinds = zip(self._output_specs, self._output().args[0], results, strict=True)  # type: ignore[arg-type]
+        wanted = [r for spec, n, r in kinds if spec.kind is OutputKind.USER_OUTPUT and isinstance(n, fx.Node)]
+        return [fx_ops.to_numpy(torch.as_tensor(result)) for result in wanted]
+
+    def save(self, path: Path) -> None:
+        """Write a .pt2 archive. A loader needs `import recopt` first, so that the fused operators are known."""
+        with open(path, "wb") as file:
+            torch.export.save(self.program(), file)
+
+    def count_nodes(self) -> int:
+        return len(self._nodes)
+
+
+def _checked_shape(value: Value) -> tuple[int | str, ...] | None:
+    if value.scalar or value.shape is None:
+        return None
+    return tuple(size if isinstance(size, int) else str(size) for size in value.shape)

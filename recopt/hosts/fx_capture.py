@@ -1,0 +1,114 @@
+"""From a PyTorch module to an exported program that the FX host can take: batch symbolic, mutation explicit."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch.export import Dim, ExportedProgram, ShapesCollection
+
+from ..errors import LoadError
+
+# Wrappers that only set a global mode around a sub-graph: functionalising inlines them.
+_INLINED = ("wrap_with_set_grad_enabled", "wrap_with_autocast")
+_DATA_DEPENDENT = ("data-dependent", "data dependent", "GuardOnDataDependent", "Could not guard", "control flow")
+
+
+def capture(module: torch.nn.Module, example_inputs: object, dynamic_shapes: object = None) -> ExportedProgram:
+    """Export `module` as it stands (training flag included), without gradients and without running it.
+
+    `example_inputs` is a tuple or list of positional arguments, one tensor, or a dict of keyword arguments. Where
+    `dynamic_shapes` is None, dimension 0 of every tensor that has the batch size is kept symbolic if export accepts it.
+    Raises LoadError when inputs are missing or do not fit, or when forward decides on the values of tensors.
+    """
+    args, kwargs = _arguments(module, example_inputs)
+    if dynamic_shapes is not None:
+        return _export(module, args, kwargs, dynamic_shapes)
+    batch = _batch_size(args, kwargs)
+    if batch is None:
+        return _export(module, args, kwargs, None)
+    # Sizes 0 and 1 are always specialised by export, so a single example is doubled.
+    copies = 2 if batch == 1 else 1
+    wide_args, wide_kwargs, shapes = _batched(args, kwargs, batch, copies)
+    try:
+        return _export(module, wide_args, wide_kwargs, shapes)
+    except LoadError:
+        return _export(module, args, kwargs, None)
+
+
+def functional(program: ExportedProgram) -> ExportedProgram:
+    """`program` itself when it is free of mutation, else its functional form: same operators, writes as outputs."""
+    if not any(_mutates(node) for node in program.graph.nodes):
+        return program
+    try:
+        decomposed: ExportedProgram = program.run_decompositions({})
+        return decomposed
+    except Exception as error:  # torch raises dozens of types here; all mean the same to the user
+        raise LoadError(f"the program's in-place operators cannot be made functional: {one_line(error)}") from error
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of an error's text that says something, at most 300 characters."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:300]
+
+
+def _arguments(module: object, example_inputs: object) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if not isinstance(module, torch.nn.Module):
+        raise LoadError(f"cannot capture a {type(module).__name__}: need a torch.nn.Module")
+    if example_inputs is None:
+        raise LoadError("example inputs are missing: give a tuple of positional or a dict of keyword arguments")
+    if isinstance(example_inputs, Mapping):
+        return (), dict(example_inputs)
+    if isinstance(example_inputs, torch.Tensor):
+        return (example_inputs,), {}
+    if isinstance(example_inputs, (tuple, list)):
+        return tuple(example_inputs), {}
+    raise LoadError(f"example inputs are a {type(example_inputs).__name__}: need a tuple or a dict")
+
+
+def _batch_size(args: object, kwargs: object) -> int | None:
+    """The most common size of dimension 0 among the tensors, the first of several; None for no tensor or size 0."""
+    leaves = torch.utils._pytree.tree_leaves((args, kwargs))
+    sizes = Counter(leaf.shape[0] for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.dim())
+    return (max(sizes, key=lambda size: sizes[size]) or None) if sizes else None
+
+
+def _batched(args: Any, kwargs: Any, batch: int, copies: int) -> tuple[Any, Any, ShapesCollection]:
+    """The examples with the batch repeated `copies` times, and the declaration that dimension 0 of them is dynamic."""
+    shapes = ShapesCollection()  # type: ignore[no-untyped-call]
+
+    def widen(leaf: object) -> object:
+        if not isinstance(leaf, torch.Tensor) or not leaf.dim() or leaf.shape[0] != batch:
+            return leaf
+        wide = torch.cat([leaf] * copies) if copies > 1 else leaf.detach()  # one object a place: shapes are by identity
+        shapes[wide] = {0: Dim.AUTO}
+        return wide
+
+    args, kwargs = torch.utils._pytree.tree_map(widen, (args, kwargs))
+    return args, kwargs, shapes
+
+
+def _export(module: torch.nn.Module, args: Any, kwargs: Any, dynamic_shapes: Any) -> ExportedProgram:
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            return torch.export.export(module, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
+    except Exception as error:  # torch raises dozens of types here; all mean the same to the user
+        text = f"{type(error).__name__} {error}"
+        if any(word in text for word in _DATA_DEPENDENT):
+            reason = "its forward decides on the values of tensors, which torch.export refuses"
+        elif isinstance(error, TypeError):
+            reason = "the example inputs do not fit its forward"
+        else:
+            reason = "torch.export refuses it, or its example inputs do not fit"
+        raise LoadError(f"cannot capture {type(module).__name__}: {reason}: {one_line(error)}") from error
+
+
+def _mutates(node: torch.fx.Node) -> bool:
+    if node.target is torch.ops.aten.batch_norm.default:  # its schema does not say that training writes to buffers
+        return node.args[5] is True and node.args[3] is not None
+    if isinstance(node.target, torch._ops.OpOverload):
+        return bool(node.target._schema.is_mutable)
+    return getattr(node.target, "__name__", "") in _INLINED

@@ -1,0 +1,1 @@
+"""Fused operators written into a host graph: one file per host."""

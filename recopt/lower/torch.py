@@ -1,0 +1,133 @@
+"""Fused operators in torch: `recopt::linear` as a torch.library operator, and its node in an FX graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+
+from ..errors import GraphError, LowerError
+from ..fused import Concat, Linear, Permute, Reshape, Slice, Step, View
+from ..hosts.base import Array, Value
+from ..hosts.fx import FxHost
+from ..ir.sizes import Size, product
+from ..kernels.epilogue import compile_epilogue
+from ..kernels.linear import linear as linear_kernel
+
+_LINEAR = "recopt.linear.default"
+_END = 2**63 - 1
+
+torch.library.define(
+    "recopt::linear",
+    "(Tensor x, Tensor w, Tensor? b, str epilogue, Tensor[] params) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+torch.library.impl("recopt::linear", ("cpu", "cuda"), linear_kernel)
+
+
+
+def _linear_fake(
+    x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None, epilogue: str, params: list[torch.Tensor]
+) -> torch.Tensor:
+    """Shape and dtype of the result; RuntimeError for operands that do not fit each other."""
+    compile_epilogue(epilogue)
+    fits = w.dim() == 2 and x.dim() > 0 and bool(x.shape[-1] == w.shape[1]) and x.dtype == w.dtype
+    for p in params if b is None else [b, *params]:
+        fits = fits and p.dim() == 1 and bool(p.shape[0] == w.shape[0] or (p.shape[0] == 1 and p is not b))
+    if not fits:
+        shapes = [tuple(t.shape) for t in (x, w, *params)]
+        raise RuntimeError(f"operands of shapes {shapes} and types {x.dtype}, {w.dtype} do not fit each other")
+    return x.new_empty((*x.shape[:-1], w.shape[0]))
+
+
+torch.library.register_fake("recopt::linear", _linear_fake)
+
+
+def linear_call(
+    x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None, epilogue: str, params: list[torch.Tensor]
+) -> torch.Tensor:
+    """`recopt::linear` without the dispatcher (about 6 us a call), except where a tracer must see the operator.
+
+    torch.jit.trace, and with it the TorchScript exporter, sees the plain operators instead: it knows no custom ones.
+    """
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
+        return torch.ops.recopt.linear.default(x, w, b, epilogue, params)  # type: ignore[no-any-return]
+    return linear_kernel(x, w, b, epilogue, params)
+
+
+CALLS: dict[str, Callable[..., Any]] = {_LINEAR: linear_call}
+
+Operand: TypeAlias = View | Concat | Array
+
+
+def linear(host: FxHost, spec: Linear, target: str) -> Value:
+    """Write `spec` at the insertion point and return its value: one node, plus one for each layout step left.
+
+    `target` is not used: every torch target takes the same operator. Raises LowerError when the operator, or a step,
+    does not fit its operands.
+    """
+    try:
+        x = _operand(host, spec.x, f"{spec.name}_x", spec.dtype)
+        w = _operand(host, spec.w, f"{spec.name}_weight", spec.dtype)
+        b = None if spec.b is None else _operand(host, spec.b, f"{spec.name}_bias", spec.dtype)
+        params = [_operand(host, p, f"{spec.name}_p{i}", spec.dtype) for i, p in enumerate(spec.params)]
+        y = host.call(_LINEAR, (x, w, b, spec.epilogue, params), name=spec.name, like=_first(spec.x))
+        if y.shape != spec.shape or y.dtype != spec.dtype:
+            raise LowerError(f"{spec.name} is {y.dtype} {y.shape}, its pattern says {spec.dtype} {spec.shape}")
+        return _layout(host, y, spec.steps, spec.name)
+    except GraphError as error:
+        raise LowerError(f"recopt::linear {spec.name}: {error}") from error
+
+
+def _first(operand: View | Concat) -> Value:
+    return operand.value if isinstance(operand, View) else operand.views[0].value
+
+
+def _operand(host: FxHost, operand: Operand, name: str, dtype: str) -> Value:
+    if isinstance(operand, Concat):
+        parts = [_operand(host, view, name, dtype) for view in operand.views]
+        return host.call("aten.cat.default", (parts, -1), name=name, like=operand.views[0].value)
+    if isinstance(operand, View):
+        if not operand.steps or not host.is_constant(operand.value):
+            return _layout(host, operand.value, operand.steps, name)
+        operand = _fold(host.constant(operand.value), operand.steps)
+    if operand.dtype.name != dtype:
+        raise LowerError(f"{name} is {operand.dtype.name}, the product {dtype}")
+    return host.add_constant(operand, name=name)
+
+
+def _fold(array: Array, steps: tuple[Step, ...]) -> Array:
+    """The steps on a constant: numpy views, so that a transposed weight is read where it is stored."""
+    for step in steps:
+        match step:
+            case Permute(perm):
+                array = array.transpose(perm)
+            case Reshape(shape):
+                array = array.reshape(tuple(int(size) for size in shape))
+            case Slice(dim, start, stop, stride):
+                array = array[(np.s_[:],) * dim + (slice(start, int(stop), stride),)]
+    return array
+
+
+def _layout(host: FxHost, value: Value, steps: tuple[Step, ...], name: str) -> Value:
+    for step in steps:
+        match step:
+            case Permute(perm):
+                value = host.call("aten.permute.default", (value, list(perm)), name=name, like=value)
+            case Reshape(shape):
+                value = host.call("aten.reshape.default", (value, _sizes(host, shape)), name=name, like=value)
+            case Slice(dim, start, stop, stride):
+                assert value.shape is not None
+                end = _END if stop == value.shape[dim] else host.size(stop)
+                value = host.call("aten.slice.Tensor", (value, dim, start, end, stride), name=name, like=value)
+    return value
+
+
+def _sizes(host: FxHost, shape: tuple[Size, ...]) -> list[int | Value]:
+    """A reshape's argument: one unknown size is -1, which costs nothing at run time."""
+    unknown = [i for i, size in enumerate(shape) if not isinstance(size, int)]
+    if len(unknown) == 1 and product(size for i, size in enumerate(shape) if i != unknown[0]) != 0:
+        return [-1 if i == unknown[0] else int(size) for i, size in enumerate(shape)]
+    return [host.size(size) for size in shape]
