@@ -7,6 +7,7 @@ what it touches. Shapes that onnx infers live in the handles only: the file keep
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -70,6 +71,7 @@ class OnnxHost(Host):
         self._types = dict(types) if types is not None else infer_types(model)
         self._names = set(self._types)
         self._see()
+        self._named = symbols(size for value in self.inputs for size in value.shape or ())
 
     # Loading and saving
 
@@ -102,6 +104,10 @@ class OnnxHost(Host):
     def clone(self) -> Self:
         types = {value.name: (value.shape, value.dtype) for value in self._values.values()}
         return type(self)(self.model.clone(), types)
+
+    def to_proto(self) -> onnx.ModelProto:
+        """The model as a protobuf; weights that came as external data stay references to it."""
+        return ir.to_proto(self.model)
 
     def save(self, path: Path) -> None:
         save(self.model, Path(path))
@@ -277,7 +283,7 @@ class OnnxHost(Host):
     def share_constant(self, array: Array, *, name: str) -> Value:
         """`add_constant`, but one initializer for equal arrays: scalars, and weights that several steps share."""
         array = np.asarray(array)
-        key = (array.dtype.name, array.shape, array.tobytes())
+        key = (array.dtype.name, array.shape, hashlib.blake2b(array.tobytes()).digest())
         return self.derive(key, lambda: self.add_constant(array, name=name))
 
     def derive(self, key: object, make: Callable[[], Value]) -> Value:
@@ -460,10 +466,7 @@ class OnnxHost(Host):
         """`shape` for the file: a size in symbols that its author did not name is left open."""
         if shape is None:
             return None
-        known = {s.name for v in self.model.graph.inputs for s in symbols(self._values[v].shape)}
-        return ir.Shape(
-            d if isinstance(d, int) else str(d) if {s.name for s in symbols((d,))} <= known else None for d in shape
-        )
+        return ir.Shape(d if isinstance(d, int) else str(d) if symbols((d,)) <= self._named else None for d in shape)
 
     # Running
 
