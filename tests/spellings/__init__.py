@@ -1,0 +1,1 @@
+"""Equivalent spellings and near misses of each pattern, as data."""

@@ -1,0 +1,91 @@
+"""Spellings of linear + bias + activation, and what looks like one and is none.
+
+SPELLINGS holds every row of `products` under a ReLU, every row of `activations` over a plain linear, and some pairs of
+the two; each at rank 2 and rank 3 where it has both, under "name_2d" and "name_3d".
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from .activations import ACTIVATIONS
+from .case import Case, Spell, Spelling, cases
+from .near_misses import NEAR_MISSES
+from .products import PRODUCTS, linear
+
+__all__ = ["NEAR_MISSES", "SPELLINGS"]
+
+
+def _under(activation: Spell) -> Any:
+    def wrap(product: Spell) -> Spell:
+        return lambda m, *xs: activation(m, product(m, *xs))
+
+    return wrap
+
+
+def _over(activation: Spell) -> Spell:
+    return lambda m, x: activation(m, F.linear(x, m.weight, m.bias))
+
+
+def _activations() -> dict[str, Spelling]:
+    out: dict[str, Spelling] = {}
+    for family, spellings in ACTIVATIONS.items():
+        canonical = next(iter(spellings.values()))
+        for name, spell in spellings.items():
+            out[f"{family}.{name}"] = Spelling(_over(spell), _over(canonical))
+    return out
+
+
+# An odd product under an odd activation: neither may hide the other.
+PAIRS = (
+    ("einsum_weight_first_3d", "silu", "over_one_plus_exp"),
+    ("einsum_to_transposed", "gelu", "half_spread"),
+    ("conv1d_over_time", "relu", "mean_with_abs"),
+    ("conv2d_single", "prelu", "prelu_two_relus"),
+    ("batch_norm_transposed", "dice", "dice_by_batch_norm"),
+    ("batch_norm_by_hand", "mish", "tanh_log1p_exp"),
+    ("transposed_product_and_bias", "hardswish", "times_clamp"),
+    ("split_k_by_chunk", "leaky_relu", "maximum"),
+    ("split_columns", "sigmoid", "exp_over"),
+    ("unsqueeze_mul_sum", "gelu_tanh", "tanh_mul_mul"),
+    ("ones_column", "elu", "elu_where"),
+    ("add_mul_add", "relu", "clamp_min"),
+    ("bmm_after_expand", "tanh", "by_exp"),
+    ("int8_weight", "quick_gelu", "exp_1702"),
+    ("time_first", "prelu", "prelu_where"),
+    ("two_layers", "unnamed", "snake"),
+)
+
+
+def _pairs() -> dict[str, Spelling]:
+    out: dict[str, Spelling] = {}
+    for product, family, name in PAIRS:
+        row, canonical = PRODUCTS[product], next(iter(ACTIVATIONS[family].values()))
+        out[f"{product}+{name}"] = Spelling(
+            _under(ACTIVATIONS[family][name])(row.spell),
+            _under(canonical)(row.reference or linear),
+            ranks=row.ranks,
+            inputs=row.inputs,
+        )
+    return out
+
+
+def _relu(m: Any, h: Tensor) -> Tensor:
+    return F.relu(h)
+
+
+def _alone(spell: Spell) -> Spell:
+    return spell
+
+
+# The TorchScript exporter has no inner, mT, sinh, cosh, expm1.
+DYNAMO_ONLY = {"inner", "einsum_channel_first", "transposed_twice", "tanh.sinh_over_cosh", "elu.elu_expm1"}
+
+SPELLINGS: dict[str, Case] = {
+    **cases(PRODUCTS, _under(_relu), linear, DYNAMO_ONLY),
+    **cases(_activations(), _alone, linear, DYNAMO_ONLY),
+    **cases(_pairs(), _alone, linear),
+}
