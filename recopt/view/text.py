@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -117,8 +118,7 @@ def _by_value(old: _Graph, new: _Graph, rewired: set[str], removed: list[Node], 
     for node in added:
         groups.setdefault(sets.root(node), _Group("")).added.append(node)
     for group in groups.values():
-        sides = [", ".join(node.op for node in nodes) or "nothing" for nodes in (group.removed, group.added)]
-        group.title = " -> ".join(sides)
+        group.title = f"{_operators(group.removed)} -> {_operators(group.added)}"
     return list(groups.values())
 
 
@@ -154,14 +154,21 @@ def _key(node: Node) -> str:
 
 
 def _rewired(old: Node, new: Node) -> str:
-    pairs = zip(old.inputs, new.inputs, strict=False)
-    changes = [f"%{a.name} -> %{b.name}" for a, b in pairs if a.name != b.name]
-    was = ", ".join(dict.fromkeys(changes)) or f"was {_call(old)}"
-    return f"  ~ {line(new)}  ({was})"
+    pairs = [(_argument(a), _argument(b)) for a, b in zip(old.inputs, new.inputs, strict=False)]
+    for name in sorted(old.kwargs.keys() | new.kwargs.keys()):
+        was, now = (f"{name}={_argument(n.kwargs[name])}" if name in n.kwargs else "nothing" for n in (old, new))
+        pairs.append((was, now))
+    changes = dict.fromkeys(f"{was} -> {now}" for was, now in pairs if was != now)
+    return f"  ~ {line(new)}  ({', '.join(changes) or f'was {_call(old)}'})"
+
+
+def _operators(nodes: list[Node]) -> str:
+    counts = Counter(node.op for node in nodes)
+    return ", ".join(f"{n} {op}" if n > 1 else op for op, n in counts.items()) or "nothing"
 
 
 def _call(node: Node) -> str:
-    attributes = ", ".join(f"{name}={_argument(value)}" for name, value in node.kwargs.items())
+    attributes = ", ".join(f"{name}={_argument(value)}" for name, value in sorted(node.kwargs.items()))
     return f"{node.op}({', '.join(map(_argument, node.args))})" + (f" {{{attributes}}}" if attributes else "")
 
 
@@ -184,5 +191,7 @@ def _argument(item: object) -> str:
     if isinstance(item, (tuple, list)):
         return f"[{', '.join(map(_argument, item))}]"
     if isinstance(item, np.ndarray):
-        return str(item.tolist()) if item.size <= SMALL else f"{item.dtype}{list(item.shape)}"
+        return _argument(item.tolist()) if item.size <= SMALL else f"{item.dtype}{list(item.shape)}"
+    if isinstance(item, float) and float(np.float32(item)) == item:
+        return str(np.float32(item))  # ONNX keeps attributes as float32: 1e-05, not 9.99999974737875e-06
     return str(item)

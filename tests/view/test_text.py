@@ -117,9 +117,16 @@ def test_a_changed_attribute_is_told() -> None:
         g = Graph(x=(4,))
         return g.host(g.add("LeakyRelu", g.inputs[0], out="y", shape=(4,), alpha=alpha))
 
-    assert "~ %y: float32[4] = LeakyRelu(%x) {alpha=0.5}  (was LeakyRelu(%x) {alpha=0.25})" in diff(
-        graph(0.25), graph(0.5)
-    )
+    assert "~ %y: float32[4] = LeakyRelu(%x) {alpha=0.5}  (alpha=0.25 -> alpha=0.5)" in diff(graph(0.25), graph(0.5))
+
+
+def test_the_order_of_attributes_is_no_difference() -> None:
+    def graph(**attributes: float) -> Host:
+        g = Graph(x=(4,))
+        return g.host(g.add("Elu", g.inputs[0], out="y", shape=(4,), **attributes))
+
+    assert diff(graph(a=1, b=2), graph(b=2, a=1)) == ""
+    assert "(nothing -> b=2)" in diff(graph(a=1), graph(a=1, b=2))
 
 
 def test_a_result_that_takes_anothers_place_joins_its_group() -> None:
@@ -138,6 +145,9 @@ def test_a_result_that_takes_anothers_place_joins_its_group() -> None:
     [
         (None, "_"),
         (1.5, "1.5"),
+        (float(np.float32(1e-5)), "1e-05"),
+        (1e-5, "1e-05"),
+        (1 / 3, "0.3333333333333333"),
         ("none", '"none"'),
         ([1, (2, None)], "[1, [2, _]]"),
         (np.arange(3), "[0, 1, 2]"),
