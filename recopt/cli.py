@@ -251,9 +251,11 @@ def _staged(path: Path, force: bool) -> Iterator[Path]:
             yield Path(folder) / path.name
             # The model goes last: until then nobody reads the external data that it names.
             written = sorted(Path(folder).iterdir(), key=lambda file: file.name == path.name)
+            # External data that exists beside no model of this name may be another's, whatever --force says.
+            replaceable = force and path.exists()
             for file in written:
-                if not force and (path.parent / file.name).exists():
-                    raise OptionError(f"{path.parent / file.name}: exists; --force overwrites it")
+                if (path.parent / file.name).exists() and not replaceable:
+                    raise OptionError(f"{path.parent / file.name}: exists, and would be overwritten")
             for file in written:
                 file.replace(path.parent / file.name)
     except OSError as error:

@@ -202,13 +202,24 @@ def test_a_folder_that_takes_no_files(engine: Engine, folder: Path, capsys: pyte
     assert "/proc/out.onnx: " in failure(capsys, "optimize", "in.onnx", "-o", "/proc/out.onnx")
 
 
-def test_external_data_moves_with_the_model(engine: Engine, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_external_data_moves_with_the_model(engine: Engine, folder: Path) -> None:
     engine.data = True
-    Path("out.onnx.data").write_text("somebody's")
-    assert "out.onnx.data: exists" in failure(capsys, "optimize", "in.onnx", "-o", "out.onnx")
-    assert files(folder) == {"in.onnx": "model", "out.onnx.data": "somebody's"}
+    written = {"in.onnx": "model", "out.onnx": "rewritten", "out.onnx.data": "weights"}
+    assert cli.main(["optimize", "in.onnx", "-o", "out.onnx"]) == 0
+    assert files(folder) == written
     assert cli.main(["optimize", "in.onnx", "-o", "out.onnx", "--force"]) == 0
-    assert files(folder) == {"in.onnx": "model", "out.onnx": "rewritten", "out.onnx.data": "weights"}
+    assert files(folder) == written
+
+
+@pytest.mark.parametrize("force", [[], ["--force"]])
+def test_external_data_of_another_model_stays(
+    force: list[str], engine: Engine, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine.data = True
+    Path("out.onnx.data").write_text("perhaps in.onnx reads it")
+    before = files(folder)
+    assert "out.onnx.data: exists" in failure(capsys, "optimize", "in.onnx", "-o", "out.onnx", *force)
+    assert files(folder) == before
 
 
 def test_interrupt_is_quiet(engine: Engine, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

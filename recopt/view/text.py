@@ -192,6 +192,8 @@ def _argument(item: object) -> str:
         return f"[{', '.join(map(_argument, item))}]"
     if isinstance(item, np.ndarray):
         return _argument(item.tolist()) if item.size <= SMALL else f"{item.dtype}{list(item.shape)}"
-    if isinstance(item, float) and float(np.float32(item)) == item:
-        return str(np.float32(item))  # ONNX keeps attributes as float32: 1e-05, not 9.99999974737875e-06
+    if isinstance(item, float):
+        with np.errstate(over="ignore"):
+            short = np.float32(item)  # ONNX keeps attributes as float32: 1e-05, not 9.99999974737875e-06
+        return str(short) if float(short) == item else str(item)
     return str(item)

@@ -148,6 +148,8 @@ def test_a_result_that_takes_anothers_place_joins_its_group() -> None:
         (float(np.float32(1e-5)), "1e-05"),
         (1e-5, "1e-05"),
         (1 / 3, "0.3333333333333333"),
+        (1e300, "1e+300"),
+        (float("-inf"), "-inf"),
         ("none", '"none"'),
         ([1, (2, None)], "[1, [2, _]]"),
         (np.arange(3), "[0, 1, 2]"),
