@@ -55,6 +55,7 @@ class OnnxHost(Host):
         """Take `model` over, which must be valid; `load` is the way in for all others. `types` spares the inference."""
         self.model = model
         self.revision = 0  # grows with every change
+        self.strict = True  # whether onnx's own checks accept the model as it came, so that a rewrite must please them
         self._values: dict[ir.Value, Value] = {}
         self._nodes: dict[ir.Node, Node] = {}
         self._ir_values: dict[Value, ir.Value] = {}
@@ -70,6 +71,7 @@ class OnnxHost(Host):
         self._session: tuple[int, Any] | None = None
         self._types = dict(types) if types is not None else infer_types(model)
         self._names = set(self._types)
+        self._counts: dict[str, int] = {}  # a name hint -> the last number appended to it
         self._see()
         self._named = symbols(size for value in self.inputs for size in value.shape or ())
 
@@ -96,14 +98,18 @@ class OnnxHost(Host):
             raise LoadError("the graph is cyclic" if cyclic else f"not a valid ONNX model: {line(error)}") from error
         model = modernise(model)
         try:
-            validate(model)
+            strict = validate(model)
         except GraphError as error:
             raise LoadError(str(error)) from error
-        return cls(model)
+        host = cls(model)
+        host.strict = strict
+        return host
 
     def clone(self) -> Self:
         types = {value.name: (value.shape, value.dtype) for value in self._values.values()}
-        return type(self)(self.model.clone(), types)
+        copy = type(self)(self.model.clone(), types)
+        copy.strict = self.strict
+        return copy
 
     def to_proto(self) -> onnx.ModelProto:
         """The model as a protobuf; weights that came as external data stay references to it."""
@@ -175,11 +181,9 @@ class OnnxHost(Host):
     def constant(self, value: Value) -> Array:
         if not self.is_constant(value):
             raise GraphError(f"{value.name!r} is not constant")
-        stored = self._stored(value)
-        if stored is not None:
-            return stored.numpy()
         if value not in self._computed:
-            self._computed[value] = self._compute(value)
+            stored = self._stored(value)
+            self._computed[value] = self._compute(value) if stored is None else stored.numpy()
         return self._computed[value]
 
     def _stored(self, value: Value) -> ir.TensorProtocol | None:
@@ -455,10 +459,10 @@ class OnnxHost(Host):
         self._order = None
 
     def _unique(self, name: str) -> str:
-        result, count = name, 0
+        result = name
         while result in self._names or not result:
-            count += 1
-            result = f"{name}_{count}"
+            self._counts[name] = self._counts.get(name, 0) + 1
+            result = f"{name}_{self._counts[name]}"
         self._names.add(result)
         return result
 
@@ -473,7 +477,7 @@ class OnnxHost(Host):
     def check(self) -> None:
         if not is_sorted(self.model.graph):
             raise GraphError("a node reads a value that is computed after it")
-        validate(self.model)
+        validate(self.model, strict=self.strict)
 
     def run(self, feeds: Sequence[Array]) -> list[Array]:
         if len(feeds) != len(self.inputs):

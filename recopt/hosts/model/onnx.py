@@ -89,38 +89,30 @@ def skeleton(model: ir.Model) -> Iterator[onnx.ModelProto]:
             graph.register_initializer(value)
 
 
-def validate(model: ir.Model) -> None:
-    """Raise GraphError unless onnx's checker and type inference accept `model`.
+def validate(model: ir.Model, *, strict: bool = False) -> bool:
+    """Raise GraphError unless onnx's checker and type inference accept `model`; returns whether both do.
 
-    Inference refuses some programs that run (its shape rules are stricter than the operators), so that what it refuses
-    is an error only when ONNX Runtime refuses it as well.
+    Both refuse some programs that run (outputs without a shape, shape rules stricter than the operators), so that unless
+    `strict` what they refuse is an error only when ONNX Runtime refuses it as well.
     """
     with skeleton(model) as proto:
         try:
+            kind = "not a valid graph"
             onnx.checker.check_model(proto)
-        except Exception as error:  # onnx raises errors of many unrelated classes
-            if "Field 'shape' of 'type'" in str(error) and _is_open(model):
-                return
-            raise GraphError(f"not a valid graph: {line(error)}") from error
-        try:
+            kind = "ill-typed graph"
             onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True, data_prop=True)
-        except Exception as error:
-            try:
-                session(proto, optimise=False)
-            except Exception:
-                raise GraphError(f"ill-typed graph: {line(error)}") from error
-
-
-def _is_open(model: ir.Model) -> bool:
-    """Whether an input or output says nothing of its shape: onnx's checker stops there, ONNX Runtime runs the model."""
-    values = (*model.graph.inputs, *model.graph.outputs)
-    if all(value.shape is not None for value in values):
-        return False
-    with skeleton(model) as proto:
-        try:
-            session(proto, optimise=False)
-        except Exception:
+        except Exception as error:  # onnx raises errors of many unrelated classes
+            if strict or not _loads(proto):
+                raise GraphError(f"{kind}: {line(error)}") from error
             return False
+    return True
+
+
+def _loads(proto: onnx.ModelProto) -> bool:
+    try:
+        session(proto, optimise=False)
+    except Exception:  # ONNX Runtime's too
+        return False
     return True
 
 

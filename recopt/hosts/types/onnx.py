@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -28,7 +29,7 @@ def infer_types(model: ir.Model) -> dict[str, Type]:
     comes first and a declared size only fills what inference leaves open.
     """
     with skeleton(model) as proto:
-        declared = {info.name: info for info in (*proto.graph.value_info, *proto.graph.output)}
+        declared = {info.name: copy.deepcopy(info) for info in (*proto.graph.value_info, *proto.graph.output)}
         del proto.graph.value_info[:]
         for output in proto.graph.output:
             output.type.tensor_type.ClearField("shape")
