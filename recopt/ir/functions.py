@@ -88,6 +88,7 @@ FUNCTIONS: dict[str, Callable[..., Array]] = {
     "leaky_relu": lambda x, slope=0.01: np.where(x >= 0, x, slope * x),
     "hardswish": lambda x: x * np.clip(x / 6 + 0.5, 0, 1),
     "hardsigmoid": lambda x: np.clip(x / 6 + 0.5, 0, 1),
+    "clip": np.clip,
     "max": np.maximum,
     "min": np.minimum,
     "pow": _pow,

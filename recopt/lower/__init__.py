@@ -1,1 +1,40 @@
 """Fused operators written into a host graph: one file per host."""
+
+from __future__ import annotations
+
+from ..errors import OptionError
+from ..fused import Linear
+from ..hosts.base import Host, Value
+
+# For each dialect the targets that it can be written for, the default first.
+TARGETS = {"aten": ("cpu", "cuda"), "onnx": ("portable", "ort-cpu", "ort-cuda", "recopt")}
+
+
+def write(host: Host, spec: Linear, target: str) -> Value:
+    """Append the nodes of a fused operator at the host's insertion point and return its value. Raises LowerError."""
+    if host.dialect == "aten":
+        from .torch import linear as torch_linear
+
+        return torch_linear(host, spec, target)  # type: ignore[arg-type]
+    from .onnx import linear as onnx_linear
+
+    return onnx_linear(host, spec, target)  # type: ignore[arg-type]
+
+
+def nodes_written(host: Host, spec: Linear, target: str) -> int:
+    """How many host nodes `write` makes of `spec`, layout included."""
+    if host.dialect == "aten":
+        return 1
+    from .onnx import count
+
+    return count(host, spec, target)  # type: ignore[arg-type]
+
+
+def check_target(dialect: str, target: str | None) -> str:
+    """`target`, or the dialect's default for None. Raises OptionError for one that the dialect does not have."""
+    known = TARGETS[dialect]
+    if target is None:
+        return known[0]
+    if target not in known:
+        raise OptionError(f"no target {target!r} for this model; there are: {', '.join(known)}")
+    return target

@@ -1,0 +1,8 @@
+"""The passes, in the order in which they run: read `PIPELINE` from top to bottom."""
+
+from . import clean_up, fuse_linear
+
+PIPELINE = (
+    clean_up,
+    fuse_linear,
+)

@@ -1,0 +1,15 @@
+"""The host's own clean-up: equal and dead nodes go, functions are inlined."""
+
+from __future__ import annotations
+
+from recopt.hosts.base import Host
+from recopt.rewrite import Context
+
+name = "clean-up"
+
+
+def run(host: Host, context: Context) -> bool:
+    """Whether the host has fewer nodes than before."""
+    before = host.count_nodes()
+    host.normalise()
+    return host.count_nodes() != before

@@ -1,0 +1,110 @@
+"""The cost model: bytes moved, FLOPs and launches of host nodes and fused operators, in seconds on a target.
+
+It ranks alternatives at a nominal batch; it does not predict latency. Figures are per target, rounded, from measured
+machines; `measure=True` replaces the guess by a timing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import sympy
+
+from .fused import Concat, Linear, View
+from .hosts.base import Host, Node, Value
+from .ir import sizes
+from .ir.rules import WIDTH
+from .ir.sizes import Size
+
+NOMINAL = 256  # what a symbolic size counts as
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Rates of a target: seconds a launch, bytes and FLOPs a second."""
+
+    launch: float
+    bandwidth: float
+    flops: float
+
+
+CPU = Machine(launch=3e-6, bandwidth=1e10, flops=5e10)
+GPU = Machine(launch=4e-6, bandwidth=3e12, flops=5e13)
+MACHINES = {"cpu": CPU, "cuda": GPU, "portable": CPU, "ort-cpu": CPU, "ort-cuda": GPU, "recopt": GPU}
+
+# Operators that only describe their input anew: no bytes move.
+_VIEWS = frozenset({
+    "aten.view.default", "aten.reshape.default", "aten.permute.default", "aten.transpose.int", "aten.t.default", "aten.unsqueeze.default",
+    "aten.squeeze.dim", "aten.squeeze.dims", "aten.squeeze.default", "aten.expand.default", "aten.select.int", "aten.slice.Tensor", "aten.flatten.using_ints",
+    "aten.split.Tensor", "aten.chunk.default", "aten.unbind.int", "aten.alias.default", "aten.detach.default", "aten.unflatten.int",
+    "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Shape",
+})  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What something takes at the nominal batch."""
+
+    bytes: float = 0.0
+    flops: float = 0.0
+    launches: float = 0.0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.bytes + other.bytes, self.flops + other.flops, self.launches + other.launches)
+
+    def __sub__(self, other: Cost) -> Cost:
+        return Cost(self.bytes - other.bytes, self.flops - other.flops, self.launches - other.launches)
+
+    def seconds(self, machine: Machine) -> float:
+        """The time on `machine`, as if launches, bytes and FLOPs did not overlap."""
+        return self.launches * machine.launch + self.bytes / machine.bandwidth + self.flops / machine.flops
+
+
+def nominal(size: Size) -> float:
+    """A size with every symbol at the nominal batch."""
+    if isinstance(size, int):
+        return float(size)
+    return float(size.subs({s: NOMINAL for s in size.free_symbols}))
+
+
+def bytes_of(value: Value) -> float:
+    """Bytes of a tensor."""
+    if value.shape is None or value.dtype is None:
+        return 0.0
+    return nominal(sizes.product(value.shape)) * WIDTH.get(value.dtype, 32) / 8
+
+
+def node_cost(host: Host, node: Node, flops: float = 0.0) -> Cost:
+    """A host node: it reads its inputs once and writes its outputs once. Nodes on constants cost nothing."""
+    if node.op in _VIEWS or all(host.is_constant(v) for v in node.outputs):
+        return Cost()
+    moved = sum(bytes_of(v) for v in dict.fromkeys(node.inputs)) + sum(bytes_of(v) for v in node.outputs)
+    return Cost(moved, flops, 1.0)
+
+
+def nodes_cost(host: Host, nodes: Iterable[Node]) -> Cost:
+    """Several host nodes."""
+    return sum((node_cost(host, n) for n in nodes), start=Cost())
+
+
+def linear_cost(spec: Linear, flops: float, fused_epilogue: bool) -> Cost:
+    """A fused linear; `fused_epilogue` is whether the target has the epilogue in the same kernel."""
+    width = WIDTH.get(spec.dtype, 32) / 8
+    views = spec.x.views if isinstance(spec.x, Concat) else (spec.x,)
+    read = sum(nominal(sizes.product(v.shape)) for v in views)
+    written = nominal(sizes.product(spec.shape))
+    weights = float(sympy.prod(spec.w.shape))
+    launches, moved = 1.0, read + written + weights
+    moves = sum(_copies(v) for v in views) + sum(type(s).__name__ == "Permute" for s in spec.steps)
+    moved += 2 * moves * max(read, written)
+    launches += moves
+    if isinstance(spec.x, Concat):
+        launches, moved = launches + 1, moved + 2 * read
+    if spec.epilogue != "h" and not fused_epilogue:
+        launches, moved = launches + 1, moved + 2 * written
+    return Cost(moved * width, flops, launches)
+
+
+def _copies(view: View) -> int:
+    return sum(type(s).__name__ == "Permute" for s in view.steps)

@@ -1,0 +1,214 @@
+"""capture -> clean up -> lift -> match -> choose -> rewrite -> verify -> report: the order of things, and what goes around
+the passes: timing, checks, dumps, the search for a rewrite that is wrong.
+
+RECOPT_DEBUG=1 prints passes and timings to stderr, 2 also rewrites, 3 also refusals, 4 also the graph after each pass.
+RECOPT_DUMP=DIR writes the graph's text before and after each pass. RECOPT_LIMIT=N stops after N rewrites.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+
+from .errors import OptionError, VerifyError
+from .hosts.base import Array, Host
+from .lift import lift
+from .lower import check_target
+from .passes import PIPELINE
+from .report import Refusal, Report
+from .rewrite import Context
+from .verify import Verdict, feeds, verify_model
+from .view import text
+
+LEVELS = ("none", "shapes", "rewrites", "model")
+BATCHES = (3, 1)  # symbolic sizes of the verification of whole models
+SLOWER = 1.02  # measure=True: a rewrite may cost this much within noise
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to optimize: see `recopt.optimize`. Raises OptionError for a value that does not exist."""
+
+    target: str | None = None
+    passes: Sequence[str] | None = None
+    verify: str = "model"
+    measure: bool = False
+    tolerance: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.verify not in LEVELS:
+            raise OptionError(f"no verification level {self.verify!r}; there are: {', '.join(LEVELS)}")
+        if self.tolerance is not None and not self.tolerance >= 0:
+            raise OptionError(f"a tolerance must be at least 0, not {self.tolerance}")
+        names = [p.name for p in PIPELINE]
+        for name in self.passes or ():
+            if name not in names:
+                raise OptionError(f"no pass is called {name!r}; there are: {', '.join(names)}")
+
+    @property
+    def modules(self) -> list[ModuleType]:
+        """The passes to run, in the pipeline's order."""
+        return [p for p in PIPELINE if self.passes is None or p.name in self.passes]
+
+    def proves(self, level: str) -> bool:
+        """Whether verification goes as deep as `level`."""
+        return LEVELS.index(self.verify) >= LEVELS.index(level)
+
+
+@dataclass
+class _Run:
+    """Several tries of the passes on one model, each without the rewrites that earlier ones found wrong or slow."""
+
+    before: Host
+    options: Options
+    target: str
+    limit: int | None
+    banned: set[str] = field(default_factory=set)
+    undone: list[Refusal] = field(default_factory=list)
+    timings: dict[str, float] = field(default_factory=dict)
+
+    def passes(self, *, limit: int | None = None, banned: frozenset[str] | None = None, quiet: bool = True) -> tuple[Host, Report]:
+        """The passes on a copy of the model."""
+        host = self.before.clone()
+        report = Report(host.dialect, self.target, nodes_before=host.count_nodes())
+        context = Context(self.target, report, self.options.proves("rewrites"), limit, frozenset(self.banned) if banned is None else banned)
+        for n, module in enumerate(self.options.modules):
+            with self.timed(module.name):
+                module.run(host, context)
+            if not quiet:
+                _dump(host, f"{n + 1:02d}-{module.name}")
+                _say(1, f"{module.name}: {host.count_nodes()} nodes, {self.timings[module.name]:.3f} s")
+        if self.options.proves("shapes"):
+            with self.timed("check"):
+                host.check()
+        report.nodes_after = host.count_nodes()
+        return host, report
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Adds the seconds of the block to a stage."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.timings[stage] = self.timings.get(stage, 0.0) + time.perf_counter() - start
+
+    def agree(self, after: Host, inputs: Sequence[Sequence[Array]]) -> Verdict:
+        """The rewritten model against the original on inputs."""
+        with self.timed("verify"):
+            return verify_model(self.before, after, inputs, self.options.tolerance)
+
+    def undo_wrong(self, report: Report, verdict: Verdict, inputs: Sequence[Sequence[Array]]) -> bool:
+        """Ban the first rewrite after which the model disagrees; False where no rewrite is to blame."""
+        good, bad = 0, len(report.rewrites)
+        if bad == 0 or not self.agree(self.passes(limit=0)[0], inputs).ok:
+            return False
+        while bad - good > 1:
+            middle = (good + bad) // 2
+            good, bad = (middle, bad) if self.agree(self.passes(limit=middle)[0], inputs).ok else (good, middle)
+        culprit = report.rewrites[bad - 1]
+        self.banned.add(culprit.root)
+        self.undone.append(Refusal(culprit.pattern, culprit.root, f"the model disagrees: {verdict.reproducer}; RECOPT_LIMIT={bad} shows it"))
+        return True
+
+
+def run(host: Host, options: Options, examples: Sequence[Array] | None = None, capture_seconds: float = 0.0) -> tuple[Host, Report]:
+    """The optimized copy of `host` and the account of it. Raises OptionError, GraphError, VerifyError, LowerError."""
+    state = _Run(host, options, check_target(host.dialect, options.target), _limit())
+    state.timings["capture"] = capture_seconds
+    _dump(host, "00-captured")
+    inputs: list[list[Array]] = []
+    if options.proves("model") or options.measure:
+        with state.timed("verify"):
+            inputs = _inputs(host, examples)
+    if options.measure:
+        _ban_slow(state, inputs)
+    after, report = state.passes(limit=state.limit, quiet=False)
+    if options.proves("model"):
+        verdict = state.agree(after, inputs)
+        while not verdict.ok and state.undo_wrong(report, verdict, inputs):
+            after, report = state.passes(limit=state.limit, quiet=False)
+            verdict = state.agree(after, inputs)
+        report.model_error = verdict.excess
+        if not verdict.ok:
+            raise VerifyError(f"the model disagrees with itself even without any rewrite: {verdict.reproducer}")
+    report.undone += state.undone
+    report.timings = {stage: round(seconds, 4) for stage, seconds in state.timings.items()}
+    for rewrite in report.rewrites:
+        _say(2, f"{rewrite.pattern} at {rewrite.root}: {rewrite.detail}")
+    for refusal in report.refusals:
+        _say(3, f"{refusal.pattern} not at {refusal.where}: {refusal.reason}")
+    return after, report
+
+
+def _inputs(host: Host, examples: Sequence[Array] | None) -> list[list[Array]]:
+    """Inputs of several batch sizes, or of the one that the model is fixed to."""
+    lifted = lift(host)
+    dynamic = any(not isinstance(s, int) for v in host.inputs for s in v.shape or ())
+    batches = BATCHES if dynamic else BATCHES[:1]
+    found = [feeds(lifted, batch, examples, seed) for seed, batch in enumerate(batches)]
+    return found if examples is None else [list(examples), *(found if dynamic else [])]
+
+
+def _ban_slow(state: _Run, inputs: Sequence[Sequence[Array]]) -> None:
+    """measure=True: each rewrite alone against the original, interleaved; the ones that are slower are not made."""
+    _, report = state.passes()
+    roots = [r.root for r in report.rewrites]
+    for root in roots:
+        alone, made = state.passes(banned=frozenset(set(roots) - {root}))
+        if not made.rewrites:
+            continue
+        ratio = _ratio(state.before, alone, inputs[0])
+        if ratio > SLOWER:
+            state.banned.add(root)
+            state.undone.append(Refusal(made.rewrites[0].pattern, root, f"measured {ratio:.2f} times the original's time"))
+
+
+def _ratio(before: Host, after: Host, feed: Sequence[Array], rounds: int = 15) -> float:
+    """Seconds of `after` over seconds of `before`, medians of interleaved runs."""
+    seconds: tuple[list[float], list[float]] = ([], [])
+    for n in range(rounds + 2):
+        for host, kept in zip((before, after), seconds, strict=True):
+            start = time.perf_counter()
+            host.run(feed)
+            if n >= 2:
+                kept.append(time.perf_counter() - start)
+    return statistics.median(seconds[1]) / statistics.median(seconds[0])
+
+
+# --- switches ----------------------------------------------------------------------------------------------------------------
+
+
+def _limit() -> int | None:
+    setting = os.environ.get("RECOPT_LIMIT")
+    if setting is None:
+        return None
+    if not setting.isdigit():
+        raise OptionError(f"RECOPT_LIMIT must be a number of rewrites, not {setting!r}")
+    return int(setting)
+
+
+def _say(level: int, message: str) -> None:
+    if _debug() >= level:
+        print(f"recopt: {message}", file=sys.stderr)
+
+
+def _debug() -> int:
+    setting = os.environ.get("RECOPT_DEBUG", "0")
+    return int(setting) if setting.isdigit() else 1
+
+
+def _dump(host: Host, stage: str) -> None:
+    folder = os.environ.get("RECOPT_DUMP")
+    if folder:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        (Path(folder) / f"{stage}.txt").write_text(text.show(host) + "\n", encoding="utf-8")
+    if _debug() >= 4:
+        _say(4, f"after {stage}:\n{text.show(host)}")

@@ -1,0 +1,249 @@
+"""Proofs on numbers: a rewrite against the float64 evaluator, a model against itself before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from . import epilogue
+from .errors import VerifyError
+from .fused import Concat, Permute, Reshape, Slice, Step, View
+from .hosts.base import Array, Host, Value
+from .ir import sizes
+from .ir.evaluate import evaluate
+from .ir.rules import FLOATS
+from .ir.sizes import Size
+from .ir.term import Fn, Leaf, Poly, Read, walk
+from .lift.base import Lifted, reads
+from .match import Match
+
+# torch.testing.assert_close's defaults by dtype: (rtol, atol)
+TOLERANCE = {
+    "float64": (1e-7, 1e-7), "float32": (1.3e-6, 1e-5), "float16": (1e-3, 1e-5), "bfloat16": (1.6e-2, 1e-5)
+}  # fmt: skip
+BATCHES = (3, 1)  # the values that symbolic sizes take
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The largest error over its tolerance (1 is just allowed) and what reproduces it."""
+
+    error: float
+    excess: float
+    reproducer: str = ""
+
+    @property
+    def ok(self) -> bool:
+        return self.excess <= 1.0
+
+
+def compare(actual: Array, expected: Array, dtype: str, tolerance: float | None = None) -> Verdict:
+    """`actual` against `expected`: the largest relative error (to the largest magnitude) and the excess over assert_close's
+    defaults, or over `tolerance` (relative and absolute) where it is given. NaN agrees with NaN."""
+    if actual.shape != expected.shape:
+        return Verdict(float("inf"), float("inf"), f"shape {actual.shape} instead of {expected.shape}")
+    if dtype not in FLOATS:
+        same = bool(np.array_equal(actual, expected))
+        return Verdict(0.0 if same else float("inf"), 0.0 if same else float("inf"))
+    a, e = actual.astype(np.float64), expected.astype(np.float64)
+    if a.size == 0:
+        return Verdict(0.0, 0.0)
+    rtol, atol = TOLERANCE[dtype] if tolerance is None else (tolerance, tolerance)
+    with np.errstate(all="ignore"):
+        difference = np.abs(a - e)
+        agree = (a == e) | (np.isnan(a) & np.isnan(e))
+        excess = np.where(agree, 0.0, difference / (atol + rtol * np.abs(e)))
+        excess = np.where(np.isnan(excess), np.inf, excess)
+        finite = np.abs(e[np.isfinite(e)])
+        scale = max(float(finite.max()) if finite.size else 0.0, 1e-30)
+        relative = float(np.nanmax(np.where(agree, 0.0, difference))) / scale if not agree.all() else 0.0
+    return Verdict(relative, float(excess.max()))
+
+
+# --- one rewrite -------------------------------------------------------------------------------------------------------------
+
+
+def verify_match(lifted: Lifted, match: Match, seed: int = 0) -> Verdict:
+    """The fused operator, with the constants that will be written, against the meaning of the root: both in float64, on random
+    inputs. What is left is the rounding of the folded constants to their dtype."""
+    worst = Verdict(0.0, 0.0)
+    for batch in BATCHES:
+        rng = np.random.default_rng(seed)
+        symbols: Mapping[str, int] = _Symbols(batch)
+        arrays: dict[Leaf, Array] = {}
+
+        def leaf(source: Leaf, rng: np.random.Generator = rng, arrays: dict[Leaf, Array] = arrays, symbols: Mapping[str, int] = symbols) -> Array:
+            if source not in arrays:
+                assert isinstance(source, Value)
+                arrays[source] = lifted.host.constant(source) if lifted.host.is_constant(source) else _random(lifted, source, symbols, rng)
+            return arrays[source]
+
+        expected = evaluate(match.meaning, leaf, symbols)
+        actual = _run(lifted, match, leaf, symbols)
+        rtol = 4 * TOLERANCE[match.spec.dtype][0]
+        scale = max(float(np.max(np.abs(expected[np.isfinite(expected)]), initial=0.0)), 1.0)
+        verdict = compare(actual, expected, "float64", tolerance=rtol * scale)
+        if not verdict.ok:
+            return Verdict(verdict.error, verdict.excess, f"symbols={batch} seed={seed} relative error {verdict.error:.1e}")
+        worst = max(worst, verdict, key=lambda v: v.excess)
+    return worst
+
+
+class _Symbols(dict[str, int]):
+    """Every symbol has the same value."""
+
+    def __init__(self, value: int) -> None:
+        super().__init__()
+        self.value = value
+
+    def __missing__(self, key: str) -> int:
+        return self.value
+
+
+def _random(lifted: Lifted, source: Value, symbols: Mapping[str, int], rng: np.random.Generator) -> Array:
+    shape = [sizes.evaluate(s, symbols) for s in lifted.term[source].shape]
+    if source.dtype in FLOATS:
+        return rng.standard_normal(shape)
+    return rng.integers(0, 2, shape)
+
+
+def _run(lifted: Lifted, match: Match, leaf: Callable[[Leaf], Array], symbols: Mapping[str, int]) -> Array:
+    """The fused operator as its lowering must compute it, in float64."""
+    spec = match.spec
+
+    def value(view: View) -> Array:
+        if lifted.host.is_constant(view.value):
+            array = lifted.host.constant(view.value).astype(np.float64)
+        else:
+            array = evaluate(lifted.term[view.value], leaf, symbols)
+        return apply_steps(array, view.steps, symbols)
+
+    views = spec.x.views if isinstance(spec.x, Concat) else (spec.x,)
+    x = np.concatenate([value(v) for v in views], axis=-1)
+    w = value(spec.w) if isinstance(spec.w, View) else spec.w.astype(np.float64)
+    h = x @ w.T
+    if spec.b is not None:
+        h = h + (value(spec.b) if isinstance(spec.b, View) else spec.b.astype(np.float64))
+    params = [value(p) if isinstance(p, View) else p.astype(np.float64) for p in spec.params]
+    return apply_steps(epilogue.compute(spec.epilogue, h, params), spec.steps, symbols)
+
+
+def apply_steps(array: Array, steps: Sequence[Step], symbols: Mapping[str, int]) -> Array:
+    """Layout steps in numpy."""
+    for step in steps:
+        if isinstance(step, Permute):
+            array = array.transpose(step.perm)
+        elif isinstance(step, Reshape):
+            array = array.reshape([sizes.evaluate(s, symbols) for s in step.shape])
+        else:
+            assert isinstance(step, Slice)
+            index: list[slice] = [slice(None)] * array.ndim
+            index[step.dim] = slice(step.start, sizes.evaluate(step.stop, symbols), step.step)
+            array = array[tuple(index)]
+    return array
+
+
+# --- the whole model ------------------------------------------------------------------------------------------------------------
+
+
+def feeds(lifted: Lifted, batch: int, examples: Sequence[Array] | None, seed: int = 0) -> list[Array]:
+    """Inputs for a whole model: the examples where their sizes are fixed or given, else random ones: floats from a normal
+    distribution, integers below the size of what they look up."""
+    rng = np.random.default_rng(seed)
+    limits = _limits(lifted)
+    result = []
+    symbols = _Symbols(batch)
+    for n, value in enumerate(lifted.host.inputs):
+        if value.shape is None or value.dtype is None:
+            if examples is None:
+                raise VerifyError(f"input {value.name} has no known rank: give example inputs")
+            result.append(examples[n])
+            continue
+        shape = [sizes.evaluate(s, symbols) for s in value.shape]
+        if examples is not None and list(examples[n].shape) == shape:
+            result.append(examples[n])
+        elif examples is not None and examples[n].size and _stretchable(value.shape, examples[n]):
+            result.append(_stretch(examples[n], shape))
+        elif value.dtype in FLOATS:
+            array = rng.standard_normal(shape).astype(_numpy(value.dtype))
+            result.append(np.asarray(array))
+        elif value.dtype == "bool":
+            result.append(rng.integers(0, 2, shape).astype(bool))
+        else:
+            result.append(rng.integers(0, limits.get(value, 2), shape).astype(value.dtype))
+    return result
+
+
+def _numpy(dtype: str) -> np.dtype[np.generic]:
+    if dtype == "bfloat16":
+        import ml_dtypes
+
+        return np.dtype(ml_dtypes.bfloat16)
+    return np.dtype(dtype)
+
+
+def _stretchable(shape: Sequence[Size], example: Array) -> bool:
+    return len(shape) == example.ndim and all(not isinstance(s, int) or s == e for s, e in zip(shape, example.shape, strict=True))
+
+
+def _stretch(example: Array, shape: Sequence[int]) -> Array:
+    """The example's rows, repeated or cut to another batch."""
+    for n, extent in enumerate(shape):
+        if example.shape[n] != extent:
+            example = np.take(example, np.arange(extent) % example.shape[n], axis=n)
+    return example
+
+
+def _limits(lifted: Lifted) -> dict[Value, int]:
+    """For integer inputs: below which number every index that they become stays in range, as far as terms show."""
+    limits: dict[Value, int] = {}
+    definitions = {id(t): t for t in [*lifted.definition.values(), *lifted.term.values()]}
+    for t in definitions.values():
+        for outer in reads(t.body):
+            if not isinstance(outer.leaf, Value) or outer.leaf not in lifted.term:
+                continue
+            for index, extent in zip(outer.index, lifted.term[outer.leaf].shape, strict=False):
+                for source in _plain_sources(lifted, index):
+                    if isinstance(extent, int):
+                        limits[source] = min(limits.get(source, extent), extent)
+    return limits
+
+
+def _plain_sources(lifted: Lifted, index: Poly) -> list[Value]:
+    """The integer inputs that an index reads other than through a modulo."""
+    found: list[Value] = []
+    for item in walk(index):
+        if isinstance(item, Fn) and item.name == "mod":
+            return []
+        if isinstance(item, Read) and isinstance(item.leaf, Value):
+            t = lifted.definition.get(item.leaf)
+            if item.leaf in lifted.host.inputs:
+                found.append(item.leaf)
+            elif t is not None and not any(isinstance(a, Fn) and a.name == "mod" for a in walk(t.body)):
+                found += [r.leaf for r in reads(t.body) if isinstance(r.leaf, Value) and r.leaf in lifted.host.inputs]
+    return found
+
+
+def verify_model(before: Host, after: Host, inputs: Sequence[Sequence[Array]], tolerance: float | None = None) -> Verdict:
+    """`after` against `before` on each of `inputs`. Raises VerifyError where `before` itself cannot run."""
+    worst = Verdict(0.0, 0.0)
+    for feed in inputs:
+        try:
+            expected = before.run(feed)
+        except VerifyError as why:
+            raise VerifyError(f"the original model does not run on inputs of shapes {[f.shape for f in feed]}: {why}") from why
+        try:
+            actual = after.run(feed)
+        except VerifyError as why:
+            return Verdict(float("inf"), float("inf"), f"the rewritten model does not run: {why}")
+        for n, (a, e, value) in enumerate(zip(actual, expected, before.outputs, strict=True)):
+            verdict = compare(a, e, value.dtype or str(e.dtype), tolerance)
+            if verdict.excess > worst.excess:
+                shapes = [tuple(f.shape) for f in feed]
+                worst = Verdict(verdict.error, verdict.excess, f"output {n} ({value.name}) on inputs {shapes}: relative error {verdict.error:.1e}")
+    return worst
+
+
+__all__ = ["Verdict", "apply_steps", "compare", "feeds", "verify_match", "verify_model"]
