@@ -20,6 +20,7 @@ from ..hosts.types.onnx import numpy_dtype
 from ..ir import sizes
 from .onnx_epilogue import emit, named
 from .onnx_layout import apply, concat, is_static, reshape, view
+from .onnx_writer import Counter, Writer
 
 TARGETS = ("portable", "ort-cpu", "ort-cuda", "recopt")
 FLOATS = {"float32", "float16", "bfloat16", "float64"}
@@ -45,7 +46,7 @@ GEMM_ACTIVATIONS: dict[str, tuple[str, Callable[..., tuple[float, ...]]]] = {
 CUDA_BIASED = {"gelu": "com.microsoft::BiasGelu", "gelu_tanh": "com.microsoft::FastGelu"}
 
 
-def linear(host: OnnxHost, spec: Linear, target: str) -> Value:
+def linear(host: Writer, spec: Linear, target: str) -> Value:
     """Append the nodes of `spec` at the host's insertion point and return its value.
 
     Raises LowerError for an unknown target, an epilogue outside the language, and a size that no value in reach has.
@@ -60,7 +61,14 @@ def linear(host: OnnxHost, spec: Linear, target: str) -> Value:
     return apply(host, y, spec.steps, spec.name)
 
 
-def _nodes(host: OnnxHost, spec: Linear, x: Value, bias: Value | None, params: Sequence[Value], target: str) -> Value:
+def count(host: Writer, spec: Linear, target: str) -> int:
+    """How many nodes `linear` would append, layout included; the host stays as it is. Raises LowerError as it does."""
+    counter = Counter(host)
+    linear(counter, spec, target)
+    return counter.nodes
+
+
+def _nodes(host: Writer, spec: Linear, x: Value, bias: Value | None, params: Sequence[Value], target: str) -> Value:
     name, scalars = named(spec.epilogue) or (None, ())
     if target == "ort-cpu" and spec.dtype == "float32" and name in GEMM_ACTIVATIONS and _fits_gemm(spec):
         activation, values = GEMM_ACTIVATIONS[name]
@@ -76,7 +84,7 @@ def _nodes(host: OnnxHost, spec: Linear, x: Value, bias: Value | None, params: S
     return emit(host, spec.epilogue, _product(host, spec, x, bias), params, spec.name)
 
 
-def _product(host: OnnxHost, spec: Linear, x: Value, bias: Value | None) -> Value:
+def _product(host: Writer, spec: Linear, x: Value, bias: Value | None) -> Value:
     if len(spec.shape) == 2 and spec.dtype in FLOATS:
         return _gemm(host, spec, x, bias)
     product = _matmul(host, spec, x, _weight(host, spec, transposed=True))
@@ -89,7 +97,7 @@ def _fits_gemm(spec: Linear) -> bool:
 
 
 def _gemm(
-    host: OnnxHost,
+    host: Writer,
     spec: Linear,
     x: Value,
     bias: Value | None,
@@ -110,17 +118,15 @@ def _gemm(
     return reshape(host, flat, spec.shape, spec.name)
 
 
-def _matmul(host: OnnxHost, spec: Linear, x: Value, w: Value) -> Value:
+def _matmul(host: Writer, spec: Linear, x: Value, w: Value) -> Value:
     return _call(host, spec, "MatMul", [x, w])
 
 
-def _call(host: OnnxHost, spec: Linear, op: str, args: Sequence[Value], **attributes: object) -> Value:
+def _call(host: Writer, spec: Linear, op: str, args: Sequence[Value], **attributes: object) -> Value:
     return host.call(op, args, attributes, name=spec.name, shape=spec.shape, dtype=spec.dtype)
 
 
-def _function(
-    host: OnnxHost, spec: Linear, x: Value, bias: Value | None, params: Sequence[Value], target: str
-) -> Value:
+def _function(host: Writer, spec: Linear, x: Value, bias: Value | None, params: Sequence[Value], target: str) -> Value:
     """One node `recopt::Linear_*`, whose function is shared by all linears of its epilogue, rank and dtype."""
     operands = [x, _weight(host, spec, transposed=False), *([] if bias is None else [bias]), *params]
     rank, biased = len(spec.shape), bias is not None
@@ -153,7 +159,7 @@ def _is_transposed(w: Array | View) -> bool:
     return isinstance(w, View) and w.steps == (Permute((1, 0)),)
 
 
-def _weight(host: OnnxHost, spec: Linear, *, transposed: bool) -> Value:
+def _weight(host: Writer, spec: Linear, *, transposed: bool) -> Value:
     """w as [N, K], or as [K, N] when `transposed`; a stored weight is used where it lies or turned once."""
     w, name = spec.w, f"{spec.name}_weight"
     if not isinstance(w, View):
@@ -168,7 +174,7 @@ def _weight(host: OnnxHost, spec: Linear, *, transposed: bool) -> Value:
     return _folded(host, w, steps, name) if steps else w.value
 
 
-def _folded(host: OnnxHost, w: View, steps: tuple[Step, ...], name: str) -> Value:
+def _folded(host: Writer, w: View, steps: tuple[Step, ...], name: str) -> Value:
     """`steps` of a value: done here, once, where it is constant, else as nodes."""
     if not host.is_constant(w.value) or any(not is_static(s.shape) for s in steps if isinstance(s, Reshape)):
         return apply(host, w.value, steps, name)
@@ -187,7 +193,7 @@ def _moved(array: Array, steps: Sequence[Step]) -> Array:
     return np.ascontiguousarray(array)
 
 
-def _vector(host: OnnxHost, item: Array | View, name: str, dtype: str) -> Value:
+def _vector(host: Writer, item: Array | View, name: str, dtype: str) -> Value:
     """A bias or a parameter: [N] or [1]."""
     if isinstance(item, View):
         return _folded(host, item, item.steps, name) if item.steps else item.value

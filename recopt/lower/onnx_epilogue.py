@@ -16,8 +16,8 @@ import numpy as np
 
 from ..errors import LowerError
 from ..hosts.base import Value
-from ..hosts.onnx import OnnxHost
 from ..hosts.types.onnx import element_code, numpy_dtype
+from .onnx_writer import Writer
 
 Operand: TypeAlias = Value | float
 
@@ -107,7 +107,7 @@ def _literal(tree: ast.expr) -> float | None:
     return None
 
 
-def emit(host: OnnxHost, text: str, h: Value, params: Sequence[Value], name: str) -> Value:
+def emit(host: Writer, text: str, h: Value, params: Sequence[Value], name: str) -> Value:
     """Append the nodes of `text` of `h`. Raises LowerError outside the language."""
     names: dict[str, Operand] = {"h": h, "inf": math.inf, "nan": math.nan}
     names |= {f"p{i}": value for i, value in enumerate(params)}
@@ -117,7 +117,7 @@ def emit(host: OnnxHost, text: str, h: Value, params: Sequence[Value], name: str
 
 @dataclass
 class Emitter:
-    host: OnnxHost
+    host: Writer
     like: Value  # of the shape and dtype that the results have
     name: str
     names: dict[str, Operand]

@@ -10,9 +10,9 @@ import sympy
 from ..errors import LowerError
 from ..fused import Concat, Permute, Reshape, Slice, Step, View
 from ..hosts.base import Value
-from ..hosts.onnx import OnnxHost
 from ..ir import sizes
 from ..ir.sizes import Size
+from .onnx_writer import Writer
 
 END = np.iinfo(np.int64).max  # a Slice's "to the end"
 
@@ -21,12 +21,12 @@ def is_static(shape: Sequence[Size]) -> bool:
     return all(isinstance(size, int) for size in shape)
 
 
-def view(host: OnnxHost, item: View, name: str) -> Value:
+def view(host: Writer, item: View, name: str) -> Value:
     """The value of `item`."""
     return apply(host, item.value, item.steps, name)
 
 
-def concat(host: OnnxHost, item: Concat, name: str) -> Value:
+def concat(host: Writer, item: Concat, name: str) -> Value:
     """The views of `item`, joined along the last dimension."""
     values = [view(host, part, name) for part in item.views]
     if len(values) == 1:
@@ -35,7 +35,7 @@ def concat(host: OnnxHost, item: Concat, name: str) -> Value:
     return host.call("Concat", values, {"axis": axis}, name=f"{name}_concat", shape=item.shape, dtype=dtype)
 
 
-def apply(host: OnnxHost, value: Value, steps: Sequence[Step], name: str) -> Value:
+def apply(host: Writer, value: Value, steps: Sequence[Step], name: str) -> Value:
     """`steps` of `value`, left to right."""
     for step in steps:
         match step:
@@ -48,7 +48,7 @@ def apply(host: OnnxHost, value: Value, steps: Sequence[Step], name: str) -> Val
     return value
 
 
-def permute(host: OnnxHost, value: Value, perm: tuple[int, ...], name: str) -> Value:
+def permute(host: Writer, value: Value, perm: tuple[int, ...], name: str) -> Value:
     if perm == tuple(range(len(perm))):
         return value
     shape = tuple(value.shape[i] for i in perm) if value.shape is not None else None
@@ -56,7 +56,7 @@ def permute(host: OnnxHost, value: Value, perm: tuple[int, ...], name: str) -> V
     return host.call("Transpose", [value], attributes, name=f"{name}_transpose", shape=shape, dtype=value.dtype)
 
 
-def reshape(host: OnnxHost, value: Value, shape: tuple[Size, ...], name: str) -> Value:
+def reshape(host: Writer, value: Value, shape: tuple[Size, ...], name: str) -> Value:
     """A Reshape whose shape is a constant unless two sizes are neither numbers nor sizes that stay in their place."""
     if value.shape == shape:
         return value
@@ -76,7 +76,7 @@ def reshape(host: OnnxHost, value: Value, shape: tuple[Size, ...], name: str) ->
     return host.call("Reshape", [value, target], kwargs, name=f"{name}_reshape", shape=shape, dtype=value.dtype)
 
 
-def narrow(host: OnnxHost, value: Value, step: Slice, name: str) -> Value:
+def narrow(host: Writer, value: Value, step: Slice, name: str) -> Value:
     """`value` from start to stop of one dimension."""
     before = value.shape[step.dim] if value.shape is not None else None
     if step.start == 0 and step.step == 1 and step.stop == before:
@@ -93,7 +93,7 @@ def narrow(host: OnnxHost, value: Value, step: Slice, name: str) -> Value:
     return host.call("Slice", [value, *operands], name=f"{name}_slice", shape=shape, dtype=value.dtype)
 
 
-def runtime_size(host: OnnxHost, size: Size, value: Value, name: str) -> Value:
+def runtime_size(host: Writer, size: Size, value: Value, name: str) -> Value:
     """`size` as an int64 tensor [1], read off the shape of `value` or of a graph input when the model runs.
 
     Raises LowerError where none of them has that size.
@@ -114,7 +114,7 @@ def runtime_size(host: OnnxHost, size: Size, value: Value, name: str) -> Value:
     raise LowerError(f"the size {size} is not known when the model runs")
 
 
-def _dimension(host: OnnxHost, source: Value, dim: int, name: str) -> Value:
+def _dimension(host: Writer, source: Value, dim: int, name: str) -> Value:
     if host.opset >= 15:
         kwargs = {"start": dim, "end": dim + 1}
         return host.call("Shape", [source], kwargs, name=f"{name}_size", shape=(1,), dtype="int64")
@@ -124,7 +124,7 @@ def _dimension(host: OnnxHost, source: Value, dim: int, name: str) -> Value:
     return host.call("Gather", [whole, index], name=f"{name}_size", shape=(1,), dtype="int64")
 
 
-def _vector(host: OnnxHost, parts: Sequence[int | Value], name: str) -> Value:
+def _vector(host: Writer, parts: Sequence[int | Value], name: str) -> Value:
     """An int64 vector of numbers and of tensors [1]."""
     numbers = [part for part in parts if isinstance(part, int)]
     if len(numbers) == len(parts):

@@ -92,8 +92,8 @@ def skeleton(model: ir.Model) -> Iterator[onnx.ModelProto]:
 def validate(model: ir.Model, *, strict: bool = False) -> bool:
     """Raise GraphError unless onnx's checker and type inference accept `model`; returns whether both do.
 
-    Both refuse some programs that run (outputs without a shape, shape rules stricter than the operators), so that unless
-    `strict` what they refuse is an error only when ONNX Runtime refuses it as well.
+    Both refuse some programs that run (outputs without a shape, shape rules stricter than the operators), so that
+    unless `strict` what they refuse is an error only when ONNX Runtime refuses it as well.
     """
     with skeleton(model) as proto:
         try:

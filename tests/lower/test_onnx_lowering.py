@@ -18,7 +18,7 @@ from recopt.fused import Concat, Linear, Permute, Reshape, Slice, View
 from recopt.hosts.base import Value
 from recopt.hosts.onnx import OnnxHost
 from recopt.ir import sizes
-from recopt.lower.onnx import TARGETS, linear
+from recopt.lower.onnx import TARGETS, count, linear
 
 KINDS = {"float32": TensorProto.FLOAT, "float64": TensorProto.DOUBLE, "float16": TensorProto.FLOAT16}
 KINDS["bfloat16"] = TensorProto.BFLOAT16
@@ -39,8 +39,10 @@ def lowered(host: OnnxHost, target: str, **fields: Any) -> Value:
     """Replace y by the linear of `fields`; returns its value."""
     x = host.inputs[0]
     fields = {"x": View(x, x.shape or ()), "epilogue": "h", "params": (), "dtype": x.dtype, "b": None, **fields}
+    expected, before = count(host, Linear(**fields), target), host.count_nodes()
     with host.at(host.nodes[0]):
         y = linear(host, Linear(**fields), target)
+    assert host.count_nodes() == before + expected
     host.replace(host.outputs[0], y)
     host.erase_dead()
     host.check()
@@ -79,7 +81,7 @@ TEXTS: dict[str, Any] = {
     "min(h, p0)": lambda h: torch.clamp(h, max=0.25),
     "where(h > 0.0, h, p0 * h)": lambda h: torch.where(h > 0, h, 0.25 * h),
     "(h >= 1.0) * h + (h <= -1.0)": lambda h: (h >= 1) * h + (h <= -1),
-    "where(logical_and(h < 1.0, h > -1.0), h, 0.0)": F.hardtanh if False else lambda h: h * (abs(h) < 1),
+    "where(logical_and(h < 1.0, h > -1.0), h, 0.0)": lambda h: h * (abs(h) < 1),
     "where(logical_or(h == 1.0, h != h), 7.0, h)": lambda h: torch.where(h == 1, 7.0, h),
     "where(logical_not(isnan(h)), h, 0.0)": lambda h: h,
     "where(h, 1.0, 2.0)": lambda h: torch.where(h != 0, 1.0, 2.0),

@@ -291,7 +291,7 @@ def test_large_constants_are_not_computed(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(recopt.hosts.onnx, "EVALUATED_LIMIT", 1 << 20)
     nodes = [node("Neg", ["w"], ["n"]), node("Add", ["x", "n"], ["y"])]
     host = OnnxHost.load(model(nodes, {"y": (4, 1 << 20)}, {"x": (4, 1 << 20)}, {"w": np.zeros((1, 1 << 20), "f")}))
-    with pytest.raises(GraphError, match="takes 4 MB|takes 8 MB"):
+    with pytest.raises(GraphError, match="takes 8 MB"):
         host.constant(host.nodes[0].outputs[0])
 
 
