@@ -134,13 +134,14 @@ class FxHost(FxGraph):
         return self._values[node]
 
     def replace(self, old: Value, new: Value) -> None:
-        """Every use of `old` reads `new`, which takes over source location and module path where it has none."""
+        """Every use of `old` after `new` reads `new`, which takes over source location and module path where it has
+        none. Uses before it, those that `new` is computed from, stay."""
         source, target = self._source[old], self._node_of(new)
         if source is None or source is target:
             return
         for key, item in fx_ops.provenance(source).items():
             target.meta.setdefault(key, item)
-        for user in source.replace_all_uses_with(target, delete_user_cb=lambda user: user is not target):
+        for user in source.replace_all_uses_with(target, delete_user_cb=lambda user: target < user):
             self._refresh(user)
         self._changed()
 
@@ -174,11 +175,16 @@ class FxHost(FxGraph):
         self._graph.erase_node(node)
 
     def normalise(self) -> None:
-        """Drop operators that change nothing, merge equal calls, erase dead ones. A view becomes a reshape, since a
-        rewrite may change the strides of what it reads."""
+        """Drop operators that change nothing, merge equal calls, erase dead ones; assertions on inputs stay.
+
+        A view becomes a reshape, since a rewrite may change the strides of what it reads.
+        """
         seen: dict[Any, Node] = {}
         for handle in list(self.nodes):
             node = self._producer[handle]
+            if handle.op == "aten._assert_tensor_metadata.default" and handle.inputs[0].node is not None:
+                self._forget(node)  # only what the caller feeds can have another type than the graph says
+                continue
             if handle.opaque:
                 continue
             if node.target is torch.ops.aten.view.default:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -43,7 +44,9 @@ def functional(program: ExportedProgram) -> ExportedProgram:
     if not any(_mutates(node) for node in program.graph.nodes):
         return program
     try:
-        decomposed: ExportedProgram = program.run_decompositions({})
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's own deprecations
+            decomposed: ExportedProgram = program.run_decompositions({})
         return decomposed
     except Exception as error:  # torch raises dozens of types here; all mean the same to the user
         raise LoadError(f"the program's in-place operators cannot be made functional: {one_line(error)}") from error
@@ -93,7 +96,8 @@ def _batched(args: Any, kwargs: Any, batch: int, copies: int) -> tuple[Any, Any,
 
 def _export(module: torch.nn.Module, args: Any, kwargs: Any, dynamic_shapes: Any) -> ExportedProgram:
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of attributes set while tracing: export puts them back
             return torch.export.export(module, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
     except Exception as error:  # torch raises dozens of types here; all mean the same to the user
         text = f"{type(error).__name__} {error}"

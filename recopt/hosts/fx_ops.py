@@ -135,7 +135,10 @@ def provenance(node: fx.Node) -> dict[str, Any]:
 def copy(source: fx.GraphModule) -> fx.GraphModule:
     """A copy of the graph with its metadata; sub-modules (the bodies of higher-order operators) are shared."""
     graph = fx.Graph()
-    graph.output(graph.graph_copy(source.graph, {}))
+    nodes: dict[fx.Node, fx.Node] = {}
+    graph.output(graph.graph_copy(source.graph, nodes))
+    for old, new in nodes.items():
+        new.name = old.name  # also where it is a builtin's, as "input" is: signatures refer to names
     module = fx.GraphModule(source, graph)
     module.meta.update(source.meta)
     return module

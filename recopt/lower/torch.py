@@ -24,7 +24,15 @@ torch.library.define(
     "(Tensor x, Tensor w, Tensor? b, str epilogue, Tensor[] params) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
-torch.library.impl("recopt::linear", ("cpu", "cuda"), linear_kernel)
+
+
+def _linear(
+    x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None, epilogue: str, params: list[torch.Tensor] | None
+) -> torch.Tensor:
+    return linear_kernel(x, w, b, epilogue, params or ())  # AOTInductor's runtime passes an empty list as None
+
+
+torch.library.impl("recopt::linear", ("cpu", "cuda"), _linear)
 
 
 
