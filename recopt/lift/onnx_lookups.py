@@ -1,0 +1,162 @@
+"""ONNX operators that look elements up by index, and those that fill a tensor by a rule."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from ..hosts.base import Array
+from ..ir import ops, sizes, tensor
+from ..ir.rules import FLOATS, fn
+from ..ir.sizes import Size
+from ..ir.tensor import Tensor, new_dims, ravel
+from ..ir.term import Poly, number
+from ..ir.term import add as add_terms
+from .base import Call, Opaque
+from .onnx_common import Lift, axis_of, cast, dtype_of, integer, known, non_negative, plain
+from .onnx_common import number as value_of
+from .onnx_layout import wanted
+
+# --- lookups --------------------------------------------------------------------------------------------------------
+
+
+def gather(c: Call, x: Tensor, ids: Tensor, axis: int = 0) -> Tensor:
+    d = axis_of(x, axis)
+    line = progression(c, ids, x.shape[d])
+    if line is not None:
+        start, step, count = line
+        taken = tensor.slice_dim(x, d, start, count, step)
+        return tensor.reshape(taken, [*x.shape[:d], *ids.shape, *x.shape[d + 1 :]])
+    return ops.take(x, non_negative(c, ids, x.shape[d]), d)
+
+
+def progression(c: Call, ids: Tensor, whole: Size) -> tuple[Size, int, int] | None:
+    """Start, step and length of constant indices that are an arithmetic progression, else None."""
+    if ids.body.number is not None:
+        position = integer_size(ids.body)
+        if sizes.at_least(-1, position):
+            position = sizes.size(position + whole)
+        return (position, 1, 1) if not ids.dims or all(s == 1 for s in ids.shape) else None
+    array = c.constant(ids)
+    if array is None or array.size == 0:
+        return None
+    flat = array.reshape(-1)
+    step = int(flat[1] - flat[0]) if flat.size > 1 else 1
+    if step == 0 or not np.array_equal(flat, flat[0] + step * np.arange(flat.size)):
+        return None
+    if flat.min() < 0 <= flat.max():
+        return None
+    start: Size = int(flat[0])
+    return (sizes.size(start + whole) if flat[0] < 0 else start), step, int(flat.size)
+
+
+def integer_size(p: Poly) -> Size:
+    """The size that a term is."""
+    value = p.number
+    if value is None or isinstance(value, float):
+        raise Opaque("an index that is no integer")
+    return value
+
+
+def gather_elements(c: Call, x: Tensor, ids: Tensor, axis: int = 0) -> Tensor:
+    d = axis_of(x, axis)
+    ids = non_negative(c, ids, x.shape[d]).fresh()
+    index = [ravel(dim) for dim in ids.dims]
+    index[d] = ids.body
+    return ids.with_body(x.fresh().at(index))
+
+
+def gather_nd(c: Call, x: Tensor, ids: Tensor, batch_dims: int = 0) -> Tensor:
+    depth = integer(ids.shape[-1])
+    x = x.fresh()
+    columns = [
+        non_negative(c, tensor.select(ids, len(ids.dims) - 1, n), x.shape[batch_dims + n]) for n in range(depth)
+    ]
+    joint = ops.add(*columns) if depth > 1 else columns[0]  # only for the dimensions that they share
+    dims, bodies = tensor.aligned([joint, *columns])
+    rest = x.dims[batch_dims + depth :]
+    index = [*(ravel(d) for d in dims[:batch_dims]), *bodies[1:], *(ravel(d) for d in rest)]
+    return Tensor((*dims, *rest), x.at(index))
+
+
+def one_hot(c: Call, ids: Tensor, depth: Tensor, values: Tensor, axis: int = -1) -> Tensor:
+    """`values` are [off, on]; an id outside of -depth..depth-1 leaves its row off."""
+    count = c.size(depth) if isinstance(depth.dtype, str) and depth.dtype not in FLOATS else integer_value(c, depth)
+    hot = ops.one_hot(non_negative(c, cast(ids, "int64"), count), count, values.dtype, axis)
+    off, on = (element(c, values, n) for n in (0, 1))
+    return ops.add(ops.multiply(hot, ops.sub(on, off)), off)
+
+
+def integer_value(c: Call, t: Tensor) -> Size:
+    value = value_of(c, t)
+    return int(value) if isinstance(value, float) else value
+
+
+def element(c: Call, t: Tensor, n: int) -> Tensor:
+    """One element of a vector, as its number where that is known."""
+    value = c.lifted.known(t.at([number(n)]))
+    return tensor.select(t, 0, n) if value is None else tensor.scalar(value, t.dtype)
+
+
+# --- filled tensors -------------------------------------------------------------------------------------------------
+
+
+def constant_of_shape(c: Call, target: Tensor, value: Array | None = None) -> Tensor:
+    fill = np.zeros(1, np.float32) if value is None else value
+    plain_fill = fill.reshape(-1)[0].item()
+    if plain_fill != plain_fill:
+        raise Opaque("filled with NaN")
+    return tensor.full(wanted(c, target), plain_fill, fill.dtype.name)
+
+
+def arange(c: Call, start: Tensor, limit: Tensor, delta: Tensor) -> Tensor:
+    first, last, step = (value_of(c, t) for t in (start, limit, delta))
+    if isinstance(first, float) or isinstance(last, float) or isinstance(step, float):
+        count: Size = max(0, math.ceil((plain(last) - plain(first)) / plain(step)))
+    else:
+        count = extent_of_range(first, last, integer(step))
+    return tensor.iota(count, first, step, start.dtype)
+
+
+def extent_of_range(first: Size, last: Size, step: int) -> Size:
+    span = sizes.size((last - first) * (1 if step > 0 else -1))
+    if isinstance(span, int):
+        return max(0, -(-span // abs(step)))
+    count = sizes.divide(span, abs(step))
+    if count is None or not sizes.at_least(span, 0):
+        raise Opaque("a range whose length is no size")
+    return count
+
+
+def eye_like(c: Call, x: Tensor, dtype: int | None = None, k: int = 0) -> Tensor:
+    kind = dtype_of(dtype) if dtype is not None else x.dtype
+    dims = new_dims(x.shape)
+    row = add_terms(ravel(dims[0]), number(k))
+    return Tensor(dims, fn("cast", [fn("eq", [row, ravel(dims[1])], "bool")], kind))
+
+
+def triangle(c: Call, x: Tensor, k: Tensor | None = None, upper: int = 1) -> Tensor:
+    return ops.triangle(x, integer(c.size(k)) if k is not None else 0, lower=not upper)
+
+
+def array_features(c: Call, x: Tensor, ids: Tensor) -> Tensor:
+    known(ids)
+    flat = tensor.reshape(ids, [sizes.product(ids.shape)])
+    taken = gather(c, x, flat, axis=-1)
+    return tensor.unsqueeze(taken, 0) if len(x.dims) == 1 else taken
+
+
+LOOKUPS: dict[str, Lift] = {
+    "Gather": gather,
+    "GatherElements": gather_elements,
+    "GatherND": gather_nd,
+    "OneHot": one_hot,
+    "ConstantOfShape": constant_of_shape,
+    "Range": arange,
+    "EyeLike": eye_like,
+    "Trilu": triangle,
+    "ai.onnx.ml::ArrayFeatureExtractor": array_features,
+    "com.microsoft::GatherND": gather_nd,
+    "com.microsoft::Trilu": triangle,
+}
