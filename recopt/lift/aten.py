@@ -1,0 +1,8 @@
+"""The ATen table: what each operator of a torch.export graph means, by family."""
+
+from __future__ import annotations
+
+from . import aten_layers, aten_layout, aten_pointwise, aten_sums
+from .base import Table
+
+TABLE: Table = {**aten_pointwise.TABLE, **aten_layout.TABLE, **aten_sums.TABLE, **aten_layers.TABLE}
