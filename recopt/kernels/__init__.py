@@ -1,1 +1,1 @@
-"""Fused operators: one file each, with its plain-torch twin, its Triton kernel and its cost as functions of the shapes."""
+"""Fused operators: one file each, its Triton kernel, its plain-torch twin and its cost as functions of the shapes."""

@@ -181,9 +181,9 @@ class Epilogue:
                 raise EpilogueError(f"epilogue parameter p{i} has shape {tuple(p.shape)}, need [{channels}] or [1]")
 
     def triton_function(self) -> Any:
-        """A Triton device function ``(h, params, n, mask, n_axis) -> h`` that loads the parameters and applies the text.
+        """A Triton device function ``(h, operands, strides, n, mask) -> h``: loads the parameters and applies the text.
 
-        ``params`` is a tuple of (pointer, stride) pairs flattened, ``n`` the channel indices in h's rank.
+        ``operands`` is a tuple of pointers, ``strides`` their steps per channel, ``n`` the channels in h's rank.
         """
         return _triton_function(self.text)
 
@@ -339,8 +339,9 @@ class _Parser:
                 raise self.fail(f"{name} takes literals from argument {fn.arity - fn.scalars + 1} on", node)
         variable = [a for a in args if a.value is None]
         if not variable:
-            return self.folded(lambda *v: fn.torch(*v[: fn.arity - fn.scalars], *map(float, v[fn.arity - fn.scalars :])),
-                               [a.value for a in args if a.value is not None], node)  # fmt: skip
+            tensors = fn.arity - fn.scalars
+            values = [a.value for a in args if a.value is not None]
+            return self.folded(lambda *v: fn.torch(*v[:tensors], *map(float, v[tensors:])), values, node)
         if name == "pow" and args[1].value in _POWERS:
             return self.power(args[0], _POWERS[args[1].value])
         kind = "full" if any(a.kind == "full" for a in variable) else "param"
@@ -381,11 +382,11 @@ def _triton_function(text: str) -> Any:
 
     epilogue = compile_epilogue(text)
     loads = [
-        f"    p{i} = tl.load(params[{i}] + n * strides[{i}], mask=mask, other=0.0).to(tl.float32)\n"
+        f"    p{i} = tl.load(operands[{i}] + n * strides[{i}], mask=mask, other=0.0).to(tl.float32)\n"
         for i in range(epilogue.params)
     ]
     name = "epilogue_" + hashlib.sha256(text.encode()).hexdigest()[:12]
-    source = f"def {name}(h, params, strides, n, mask):\n{''.join(loads)}    return {epilogue.triton_source}\n"
+    source = f"def {name}(h, operands, strides, n, mask):\n{''.join(loads)}    return {epilogue.triton_source}\n"
     filename = f"<recopt {name}>"
     # Triton reads a function's source through inspect, which finds it here; no entry without a time stamp is dropped.
     linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)

@@ -10,44 +10,21 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import linear_table as table
 from .epilogue import Epilogue, compile_epilogue
+from .linear_config import Config, Reduce, Tile
 
 HALF = (torch.float16, torch.bfloat16)
 
 
 class LinearError(ValueError):
     """The operands of a linear do not fit each other."""
-
-
-class Tile(NamedTuple):
-    """How the tiled kernel runs: tile sizes, warps, pipeline stages, parts of K, operands swapped, precision."""
-
-    bm: int
-    bn: int
-    bk: int
-    warps: int = 4
-    stages: int = 3
-    split: int = 1
-    swap: bool = False
-    precision: str = "split"
-
-
-class Reduce(NamedTuple):
-    """How the reduction kernel runs: outputs a program, the step through K, warps."""
-
-    bm: int
-    bn: int
-    bk: int
-    warps: int = 4
-
-
-Config = Tile | Reduce
 
 
 def flops(m: int, n: int, k: int, epilogue: str = "") -> int:
@@ -93,8 +70,8 @@ def _finish(h: Tensor, e: Epilogue, params: Sequence[Tensor]) -> Tensor:
 def linear(x: Tensor, w: Tensor, b: Tensor | None, epilogue: str = "", params: Sequence[Tensor] = ()) -> Tensor:
     """x [..., K] @ w [N, K].T + b [N], then the epilogue text over ``h``; the result has x's dtype.
 
-    ``params`` are the epilogue's ``p0 .. pm``, each [N] or [1]. float32 means float32 accuracy: a kernel that splits its
-    operands for the tensor cores is used only where its error against float64 is no larger than exact float32's.
+    ``params`` are the epilogue's ``p0 .. pm``, each [N] or [1]. float32 means float32 accuracy: a kernel that splits
+    its operands for the tensor cores is used only where its error against float64 is no larger than cuBLAS's.
     Works inside a CUDA graph capture and never synchronises. Raises EpilogueError, LinearError.
     """
     if not x.is_cuda:
@@ -106,7 +83,7 @@ def linear(x: Tensor, w: Tensor, b: Tensor | None, epilogue: str = "", params: S
 
 
 def _choose(x: Tensor, w: Tensor, epilogue: str) -> Config | None:
-    if x.dtype not in (torch.float32, *HALF) or torch.is_grad_enabled() and (x.requires_grad or w.requires_grad):
+    if x.dtype not in (torch.float32, *HALF) or (torch.is_grad_enabled() and (x.requires_grad or w.requires_grad)):
         return None
     n, k = w.shape
     if k == 0 or x.numel() == 0 or n == 0 or x.shape[-1] != k:
@@ -116,10 +93,18 @@ def _choose(x: Tensor, w: Tensor, epilogue: str) -> Config | None:
 
 @functools.lru_cache(maxsize=65536)
 def choose_config(m: int, n: int, k: int, half: bool = False) -> Config | None:
-    """The fastest measured way for x [m, k], w [n, k] on Hopper: a kernel's configuration, or None for cuBLASLt."""
-    from . import linear_table
+    """The fastest measured way for x [m, k], w [n, k] on Hopper: a kernel's configuration, or None for cuBLASLt.
 
-    return linear_table.lookup(m, n, k, half)
+    The measured shape nearest in ratio decides. Half precision has no table: cuBLASLt.
+    """
+    if half:
+        return None
+    row = table.ROWS[_nearest(table.N, n), _nearest(table.K, k)]
+    return table.CONFIGS[row[_nearest(table.M, m)]]
+
+
+def _nearest(grid: Sequence[int], size: int) -> int:
+    return min(range(len(grid)), key=lambda i: abs(math.log(grid[i] / size)))
 
 
 def default_config(m: int, n: int, k: int) -> Config:
@@ -178,21 +163,23 @@ def _bind(
     strides = tuple(0 if p.numel() == 1 else p.stride(0) for p in params)
     function = e.triton_function()
     numbers = (m, n, k, sxm, sxk, w.stride(0), w.stride(1))
+    early = config.early and x.is_cuda and torch.cuda.get_device_capability(x.device)[0] >= 9
+    options: dict[str, Any] = {"launch_pdl": True} if early else {}
     runner: Any = None
 
     if isinstance(config, Reduce):
         grid = (-(-m // config.bm) * -(-n // config.bn), 1, 1)
-        constants = (function, b is not None, config.bm, config.bn, config.bk, k % config.bk == 0)
+        shape_constants = (function, b is not None, config.bm, config.bn, config.bk, k % config.bk == 0, early)
 
         def reduce(x: Tensor, w: Tensor, b: Tensor | None, params: Sequence[Tensor]) -> Tensor:
             nonlocal runner
             out = torch.empty(shape, dtype=x.dtype, device=x.device)
             x2 = x if flat else x.reshape(m, k)
-            args = (x2, w, b, out, tuple(params), strides, *numbers, *constants)
+            args = (x2, w, b, out, tuple(params), strides, *numbers, *shape_constants)
             if runner is not None:
                 runner(*args)
                 return out
-            compiled = kernels.reduce_kernel[grid](*args, num_warps=config.warps)
+            compiled = kernels.reduce_kernel[grid](*args, num_warps=config.warps, **options)
             runner = compiled and compiled[grid]
             return out
 
@@ -203,7 +190,7 @@ def _bind(
     precision = "native" if x.dtype in HALF else config.precision
     constants = (
         function, b is not None, precision, config.bm, config.bn, config.bk, config.split, 8, config.swap,
-        k % config.bk == 0,
+        k % config.bk == 0, early,
     )  # fmt: skip
     scratch = config.split * m * n if config.split > 1 else 0
 
@@ -219,7 +206,7 @@ def _bind(
         if runner is not None:
             runner(*args)
             return out
-        compiled = kernels.tile_kernel[grid](*args, num_warps=config.warps, num_stages=config.stages)
+        compiled = kernels.tile_kernel[grid](*args, num_warps=config.warps, num_stages=config.stages, **options)
         runner = compiled and compiled[grid]
         return out
 

@@ -1,3 +1,5 @@
+# mypy: ignore-errors
+# Device code: Triton's compiler gives these functions their types, Python's cannot.
 """Triton kernels of ``recopt::linear``: a tiled one on the tensor cores and a reduction for products with few outputs.
 
 float32 accuracy comes from three TF32 products a block of K (3xTF32): every operand is split into what the tensor core
@@ -11,32 +13,53 @@ import triton.language as tl
 
 from .triton_math import INTERPRETED
 
+if not INTERPRETED.value:
+    from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
 
 @triton.jit
-def _high_bits(v):
+def _begin(EARLY: tl.constexpr):
+    """An early launch waits here for the previous kernel's results, before it touches memory."""
+    if EARLY:
+        gdc_wait()
+
+
+@triton.jit
+def _drain(EARLY: tl.constexpr):
+    """Let the next kernel's programs start. Not sooner: they would crowd onto the processors that have room."""
+    if EARLY:
+        gdc_launch_dependents()
+
+
+@triton.jit
+def _nearest(v):
+    """v such that cutting its lowest 13 bits rounds the original to nearest."""
+    return (v.to(tl.int32, bitcast=True) + 4096).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _cut(v):
     """What a tensor core keeps of a float32 operand: it ignores the lowest 13 bits."""
     return (v.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
 
 
 @triton.jit
 def _dot(a, b, acc, PRECISION: tl.constexpr):
-    """acc after one block of K. "split" adds the block outside the tensor core, "chain" leaves the sum inside."""
-    if PRECISION == "split" or PRECISION == "chain":
-        a_high = _high_bits(a)
-        a_low = a - a_high
-        b_high = _high_bits(b)
-        b_low = b - b_high
+    """acc after one block of K."""
+    if PRECISION == "split":
+        # Were both operands cut as they are, the product of the rests, which is left out, would have a bias: scaling
+        # by 1 + 2^-11.5 centres a's rest on zero (and keeps nan and inf, which rounding in integers does not).
+        a_high = _cut(a * 1.0003452669831)
+        a_low = _nearest(a - a_high)
+        b_high = _cut(b)
+        b_low = _nearest(b - b_high)
         if a.shape[0] >= 64 and not INTERPRETED:
             # wgmma reads b from shared memory as it was loaded and cuts it itself: only b_low is written there again.
             b_high = b
-        if PRECISION == "split":
-            block = tl.dot(a_low, b_high, input_precision="tf32")
-            block = tl.dot(a_high, b_low, block, input_precision="tf32")
-            acc += tl.dot(a_high, b_high, block, input_precision="tf32")
-        else:
-            acc = tl.dot(a_low, b_high, acc, input_precision="tf32")
-            acc = tl.dot(a_high, b_low, acc, input_precision="tf32")
-            acc = tl.dot(a_high, b_high, acc, input_precision="tf32")
+        block = tl.dot(a_low, b_high, input_precision="tf32")
+        block = tl.dot(a_high, b_low, block, input_precision="tf32")
+        # The tensor core's own sums truncate: the block is added outside it.
+        acc += tl.dot(a_high, b_high, block, input_precision="tf32")
     elif PRECISION == "native":
         acc = tl.dot(a, b, acc)
     else:
@@ -65,17 +88,20 @@ def _product(
     return acc
 
 
-@triton.jit
+# No argument may be called `params`: the launcher that Triton generates uses the name itself.
+# The batch varies from call to call: a kernel of its own for M = 1 or M % 16 == 0 would be compiled on request.
+@triton.jit(do_not_specialize=["M"])
 def tile_kernel(
-    x, w, b, out, partial, locks, params, strides, M, N, K, sxm, sxk, swn, swk,
+    x, w, b, out, partial, locks, operands, strides, M, N, K, sxm, sxk, swn, swk,
     EPILOGUE: tl.constexpr, BIAS: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, SPLIT: tl.constexpr, GROUP: tl.constexpr,
-    SWAP: tl.constexpr, EVEN_K: tl.constexpr,
+    SWAP: tl.constexpr, EVEN_K: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """One tile [BM, BN] of the output a program, K cut into SPLIT parts that the last program of a tile adds up.
 
     SWAP computes the tile transposed, so that N fills the tensor core's rows where M is small.
     """
+    _begin(EARLY)
     pid = tl.program_id(0)
     part = tl.program_id(1)
     tiles_m = tl.cdiv(M, BM)
@@ -119,13 +145,15 @@ def tile_kernel(
     acc = _product(
         a_at, b_at, mask_a, mask_b, step_a, step_b, start, stop, K, PRECISION, BK, EVEN_K, ROWS, COLUMNS, None
     )  # fmt: skip
-    if PRECISION == "split" or PRECISION == "chain":
-        # The rest of an infinite operand is inf - inf: where that made a nan, the plain product says inf or nan.
-        if tl.max((acc != acc).to(tl.int32)) > 0:
+    if PRECISION == "split":
+        # The rest of an infinite operand is inf - inf, and rests can overflow: there the plain product says what holds.
+        finite = tl.abs(acc) < float("inf")
+        if tl.min(finite.to(tl.int32)) == 0:
             plain = _product(
                 a_at, b_at, mask_a, mask_b, step_a, step_b, start, stop, K, "tf32", BK, EVEN_K, ROWS, COLUMNS, 1
             )  # fmt: skip
-            acc = tl.where(acc == acc, acc, plain)
+            acc = tl.where(finite, acc, plain)
+    _drain(EARLY)
     if SWAP:
         m = rm[None, :]
         n = rn[:, None]
@@ -151,17 +179,18 @@ def tile_kernel(
             acc += tl.load(partial + other * size + where_out, mask=mask, other=0.0, cache_modifier=".cg")
     if BIAS:
         acc += tl.load(b + n, mask=n_ok, other=0.0).to(tl.float32)
-    acc = EPILOGUE(acc, params, strides, n, n_ok)
+    acc = EPILOGUE(acc, operands, strides, n, n_ok)
     tl.store(out + where_out, acc.to(out.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def reduce_kernel(
-    x, w, b, out, params, strides, M, N, K, sxm, sxk, swn, swk,
+    x, w, b, out, operands, strides, M, N, K, sxm, sxk, swn, swk,
     EPILOGUE: tl.constexpr, BIAS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-    EVEN_K: tl.constexpr,
+    EVEN_K: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """BM x BN outputs a program, threads spread over K and float32 products: for few outputs, which wait for w alone."""
+    """BM x BN outputs a program, threads spread over K: for few outputs, whose time is the reading of w."""
+    _begin(EARLY)
     tiles_n = tl.cdiv(N, BN)
     pid = tl.program_id(0)
     rm = (pid // tiles_n) * BM + tl.arange(0, BM)
@@ -183,11 +212,12 @@ def reduce_kernel(
         acc += x_block.to(tl.float32)[:, None, :] * w_block.to(tl.float32)[None, :, :]
         x_at += BK * sxk
         w_at += BK * swk
+    _drain(EARLY)
     h = tl.sum(acc, 2)
     n = rn[None, :]
     n_ok = mask_n[None, :]
     if BIAS:
         h += tl.load(b + n, mask=n_ok, other=0.0).to(tl.float32)
-    h = EPILOGUE(h, params, strides, n, n_ok)
+    h = EPILOGUE(h, operands, strides, n, n_ok)
     where_out = rm.to(tl.int64)[:, None] * N + n
     tl.store(out + where_out, h.to(out.dtype.element_ty), mask=mask_m[:, None] & n_ok)

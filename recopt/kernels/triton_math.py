@@ -1,3 +1,5 @@
+# mypy: ignore-errors
+# Device code: Triton's compiler gives these functions their types, Python's cannot.
 """The epilogue language's functions in Triton, on float32, with torch's behaviour for NaN, infinities and edges.
 
 Only ``tl`` is used, not libdevice (but for ``f_pow``), so that Triton's interpreter runs every one of them.

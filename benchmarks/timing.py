@@ -1,0 +1,90 @@
+"""Device times of GPU work: CUDA-graph replays over rotated inputs, so that neither launch gaps nor caches flatter."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+
+
+class Times(NamedTuple):
+    """Microseconds of one call: the median and the 10th and 90th percentile of the samples."""
+
+    median: float
+    p10: float
+    p90: float
+
+
+def summary(samples: Sequence[float]) -> Times:
+    """Median and spread of samples in microseconds; at least two are needed."""
+    cuts = statistics.quantiles(samples, n=10)
+    return Times(statistics.median(samples), cuts[0], cuts[-1])
+
+
+def copies(nbytes: int, most: int = 64, target: int = 128 << 20) -> int:
+    """How many sets of inputs of ``nbytes`` outgrow the largest L2 of the GPUs in use (60 MB), ``most`` at most."""
+    return max(2, min(most, -(-target // max(nbytes, 1))))
+
+
+def _event() -> torch.cuda.Event:
+    event: torch.cuda.Event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    return event
+
+
+def device_times(calls: Sequence[Callable[[], object]], samples: int = 12, least_us: float = 400.0) -> Times:
+    """Device time of one of ``calls`` (the same work on different inputs), measured in one CUDA graph of all of them.
+
+    The graph repeats the calls until it lasts ``least_us``. Each of ``samples`` replays gives one sample.
+    """
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for _ in range(2):
+            for call in calls:
+                call()
+        stream.synchronize()
+        start, stop = _event(), _event()
+        start.record(stream)
+        for call in calls:
+            call()
+        stop.record(stream)
+        stop.synchronize()
+        # Launching eagerly may take longer than the work, so this errs towards few rounds.
+        once_us = max(start.elapsed_time(stop) * 1000, 2.0 * len(calls))
+        rounds = max(1, int(least_us / once_us))
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            for _ in range(rounds):
+                for call in calls:
+                    call()
+        graph.replay()
+        events = [(_event(), _event()) for _ in range(samples)]
+        for begin, end in events:
+            begin.record(stream)
+            graph.replay()
+            end.record(stream)
+        stream.synchronize()
+    count = rounds * len(calls)
+    out = summary([begin.elapsed_time(end) * 1000 / count for begin, end in events])
+    graph.reset()
+    return out
+
+
+def host_times(calls: Sequence[Callable[[], object]], samples: int = 15, least_us: float = 2000.0) -> Times:
+    """Wall time of one of ``calls`` on the host, as in ``device_times``; for CPU work."""
+    for call in calls:
+        call()
+    begin = time.perf_counter()
+    for call in calls:
+        call()
+    rounds = max(1, int(least_us / max((time.perf_counter() - begin) * 1e6, 1e-3)))
+    results = []
+    for _ in range(samples):
+        begin = time.perf_counter()
+        for _ in range(rounds):
+            for call in calls:
+                call()
+        results.append((time.perf_counter() - begin) * 1e6 / (rounds * len(calls)))
+    return summary(results)

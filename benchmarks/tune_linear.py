@@ -1,0 +1,224 @@
+"""Measure every way to run a linear on this GPU and write the table that ``recopt::linear`` ships.
+
+    python benchmarks/tune_linear.py --measure times.json     on the GPU
+    python benchmarks/tune_linear.py --write times.json       anywhere: times.json -> recopt/kernels/linear_table.py
+
+A kernel counts only if its error against float64 is no larger than that of cuBLAS's exact float32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import multiprocessing
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from timing import copies, device_times
+from torch import Tensor
+
+from recopt.kernels.linear import linear_torch, linear_triton
+from recopt.kernels.linear_config import Config, Reduce, Tile
+
+M = (1, 4, 16, 64, 128, 256, 512, 1024, 2048, 4096, 16384)
+N = (1, 16, 64, 128, 256, 512, 1024, 2048)
+K = (16, 64, 128, 256, 512, 1024, 2048)
+TABLE = Path(__file__).parent.parent / "recopt" / "kernels" / "linear_table.py"
+# The error that a kernel may have, as a multiple of cuBLAS's on the same operands: two sums differ by chance.
+TOLERANCE = 1.02
+Sets = list[tuple[Tensor, Tensor, Tensor]]
+
+# bm, bn, bk, warps, stages, swap, the most parts of K
+_TILES = (
+    (128, 128, 32, 8, 3, False, 1), (128, 128, 64, 8, 3, False, 1), (256, 64, 32, 8, 3, False, 1),
+    (128, 64, 32, 4, 3, False, 2), (64, 128, 32, 4, 3, False, 2), (128, 32, 32, 4, 3, False, 1),
+    (64, 64, 32, 4, 3, False, 8), (64, 64, 64, 4, 3, False, 4), (64, 32, 32, 4, 4, False, 8),
+    (64, 32, 64, 4, 4, False, 8), (64, 32, 128, 4, 3, False, 4), (64, 16, 64, 4, 4, False, 8),
+    (64, 16, 32, 4, 3, False, 1), (128, 16, 32, 4, 3, False, 1), (128, 16, 64, 4, 3, False, 1),
+    (8, 64, 64, 4, 4, True, 16), (8, 64, 128, 4, 3, True, 8), (16, 64, 64, 4, 4, True, 16),
+    (16, 64, 128, 4, 3, True, 8), (16, 128, 64, 4, 4, True, 8), (32, 64, 64, 4, 3, True, 16),
+    (32, 64, 32, 4, 4, True, 8), (32, 64, 128, 4, 3, True, 4), (32, 128, 32, 4, 3, True, 1),
+    (32, 32, 64, 4, 3, False, 8), (32, 32, 128, 4, 2, False, 4), (16, 32, 128, 4, 3, False, 8),
+    (16, 32, 64, 2, 4, False, 4), (16, 16, 128, 2, 3, False, 8), (32, 16, 128, 4, 3, False, 8),
+    (32, 64, 16, 4, 3, True, 1), (64, 64, 16, 4, 3, False, 1), (128, 64, 16, 4, 3, False, 1),
+    (32, 32, 16, 2, 3, False, 1), (16, 16, 16, 1, 3, False, 1),
+)  # fmt: skip
+_REDUCES = (
+    (1, 1, 256, 1), (1, 1, 512, 1), (1, 1, 1024, 4), (1, 2, 256, 1), (1, 2, 512, 4), (1, 4, 128, 1), (1, 4, 256, 4),
+    (1, 4, 512, 4), (1, 8, 64, 1), (1, 8, 256, 4), (1, 16, 16, 1), (1, 16, 64, 4), (1, 64, 16, 4),
+    (4, 1, 256, 1), (4, 1, 512, 4), (4, 2, 128, 1), (4, 2, 256, 4), (4, 2, 512, 4), (4, 4, 64, 1), (4, 4, 128, 4),
+    (4, 4, 256, 4), (4, 8, 128, 4), (4, 16, 16, 1), (4, 32, 16, 4), (8, 1, 256, 2), (8, 2, 256, 4), (8, 4, 128, 4),
+    (16, 1, 128, 2), (16, 1, 256, 4), (16, 1, 64, 2), (16, 4, 128, 8), (16, 16, 16, 4), (32, 1, 64, 2), (64, 1, 16, 2),
+)  # fmt: skip
+
+
+def candidates(m: int, n: int, k: int) -> list[Config]:
+    """The configurations worth measuring for x [m, k], w [n, k]."""
+    found: list[Config] = []
+    for bm, bn, bk, warps, stages, swap, most in _TILES:
+        tiles = -(-m // bm) * -(-n // bn)
+        if (bm > max(16, m) or bn > max(16, n)) or bk > max(16, k):
+            continue
+        if (tiles > 2000 and bm * bn < 4096 and k > 64) or (tiles < 24 and bm * bn > 4096):
+            continue
+        for split in (1, 2, 4, 8, 16):
+            if split > most or (split > 1 and (split * bk * 2 > k or tiles * split > 600)):
+                continue
+            if split == 1 and tiles < 16 and k >= 1024 and most > 1:
+                continue
+            for precision in ("split", "bf16x6") if k <= 64 else ("split",):
+                found.append(Tile(bm, bn, bk, warps, stages, split, swap, precision))
+    for bm, bn, bk, warps in _REDUCES:
+        programs = -(-m // bm) * -(-n // bn)
+        if bk > k or bm > m or bn > max(4, n) or programs > 20000 or programs * k > 2 << 22 or m * n * k > 1 << 27:
+            continue
+        found.append(Reduce(bm, bn, bk, warps))
+    return found
+
+
+def make(m: int, n: int, k: int, count: int = 1) -> Sets:
+    """``count`` sets of x [m, k], w [n, k], b [n] on the GPU, outputs near 1."""
+    def one() -> tuple[Tensor, Tensor, Tensor]:
+        x, w, b = (torch.randn(s, device="cuda") for s in ((m, k), (n, k), (n,)))
+        return x, w / k**0.5, b
+    return [one() for _ in range(count)]
+
+
+def error(run: Callable[..., Tensor], samples: Sets) -> list[float]:
+    """Root mean square errors of ``run`` against float64 on each sample, relative to the output, without epilogue."""
+    errors = []
+    for x, w, b in samples:
+        exact = torch.nn.functional.linear(x.double(), w.double(), b.double())
+        errors.append(float((run(x, w, b) - exact).norm() / exact.norm()))
+    return errors
+
+
+def _compile(config: Config) -> str:
+    narrow = any(config in candidates(m, 1, k) for m in M for k in K)
+    with torch.no_grad():
+        try:
+            for n in (256, 1) if narrow else (256,):
+                (s,) = make(256, n, 2048)
+                for early in (False, True):
+                    linear_triton(*s, "relu", (), config._replace(early=early))
+            torch.cuda.synchronize()
+        except Exception as e:  # a configuration that this GPU cannot hold: reported, and left out
+            return repr(e)[:200]
+    return ""
+
+
+def _run(config: Config, x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    return linear_triton(x, w, b, "", (), config)
+
+
+def measure(path: Path, budget_s: float) -> None:
+    """Time the candidates of every shape for at most ``budget_s`` seconds and write them as JSON."""
+    begin = time.perf_counter()
+    # Powers of four and the largest first: what is left out when time ends has a measured neighbour.
+    shapes = sorted(((m, n, k) for k in K for n in N for m in M), key=lambda s: (len({128, 512} & {*s}), s[0] % 7))
+    pool = sorted({c for s in shapes for c in candidates(*s)}, key=str)
+    with ProcessPoolExecutor(14, mp_context=multiprocessing.get_context("spawn")) as executor:
+        problems = dict(zip(pool, executor.map(_compile, pool), strict=True))
+    for config, problem in problems.items():
+        if problem:
+            print("cannot run", config, problem)
+    print(f"{len(pool)} configurations compiled after {time.perf_counter() - begin:.0f} s, {len(shapes)} shapes")
+    results: list[dict[str, Any]] = []
+    for m, n, k in shapes:
+        if time.perf_counter() - begin > budget_s:
+            print(f"out of time with {len(shapes) - len(results)} shapes left")
+            break
+        sets = make(m, n, k, copies(4 * (m * k + n * k + m * n), 24))
+        # Rows do not depend on each other, so the error needs few. Non-negative operands show what has a bias.
+        x, (_, w, b) = sets[0][0][:512], sets[0]
+        samples = [(x, w, b), (torch.rand_like(x), torch.rand_like(w), b)]
+
+        def timed(config: Config | None, count: int, sets: Sets = sets) -> float:
+            if config is None:
+                return device_times([partial(linear_torch, *s, "relu") for s in sets], count, 150).median
+            calls = [partial(linear_triton, *s, "relu", (), config) for s in sets]
+            return device_times(calls, count, 20.0 * count).median
+
+        limits = error(linear_torch, samples)
+        rows: list[tuple[float, float, Any]] = [(timed(None, 6), 1.0, None)]
+        ranked = []
+        for config in candidates(m, n, k):
+            if problems[config]:
+                continue
+            found = error(partial(_run, config), samples)
+            worst = max(e / limit for e, limit in zip(found, limits, strict=True))
+            ranked.append((timed(config, 4), worst, config))
+        ranked.sort(key=lambda r: r[0])
+        exact = [r for r in ranked if r[1] <= TOLERANCE][:3]
+        both = [(worst, c._replace(early=e)) for _, worst, c in exact for e in (False, True)]
+        again = [(timed(c, 10), worst, c) for worst, c in both]
+        for t, worst, c in [*again, *ranked[len(exact):]]:
+            rows.append((t, worst, [type(c).__name__, *c]))
+        results.append({"shape": (m, n, k), "rows": sorted(rows, key=lambda r: r[0])})
+    head = {"device": torch.cuda.get_device_name(), "torch": torch.__version__}
+    path.write_text(json.dumps(head | {"results": results}))
+    print(f"{len(results)} shapes in {time.perf_counter() - begin:.0f} s")
+
+
+def best(rows: Sequence[Sequence[Any]]) -> list[Any] | None:
+    """The fastest way whose error is no larger than exact float32's."""
+    choice: list[Any] | None = next(c for _, worst, c in rows if worst <= TOLERANCE)
+    return choice
+
+
+def _literals(values: Sequence[int | bool | str]) -> str:
+    return ", ".join(f'"{v}"' if isinstance(v, str) else repr(v) for v in values)
+
+
+def write(paths: Sequence[Path]) -> None:
+    """Write the table from measurements; shapes in later files replace those in earlier ones."""
+    measured: dict[tuple[int, ...], Sequence[Any]] = {}
+    devices = []
+    for path in paths:
+        data = json.loads(path.read_text())
+        devices.append(f"{data['device']}, torch {data['torch']}")
+        measured |= {tuple(r["shape"]): r["rows"] for r in data["results"]}
+    ms, ns, ks = (sorted({s[i] for s in measured}) for i in range(3))
+    configs: list[str] = ["None"]
+    rows = []
+    for i, n in enumerate(ns):
+        for j, k in enumerate(ks):
+            row = []
+            for m in ms:
+                near = min(measured, key=lambda s: sum(abs(math.log(p / q)) for p, q in zip(s, (m, n, k), strict=True)))
+                choice = best(measured[near])
+                text = "None" if choice is None else f"{choice[0]}({_literals(choice[1:])})"
+                if text not in configs:
+                    configs.append(text)
+                row.append(configs.index(text))
+            rows.append(f"    ({i}, {j}): ({', '.join(map(str, row))}),\n")
+    lines = "".join(f"    {c},\n" for c in configs)
+    TABLE.write_text(
+        '"""The fastest way for a linear x [M, K] @ w [N, K].T on Hopper; data from benchmarks/tune_linear.py.\n\n'
+        f"Measured on {'; '.join(dict.fromkeys(devices))}. Row (i, j) holds, for N[i] and K[j],\n"
+        'an index into CONFIGS for every M; None is cuBLASLt.\n"""\n\n'
+        "from .linear_config import Config, Reduce, Tile\n\n"
+        f"M = {tuple(ms)}\nN = {tuple(ns)}\nK = {tuple(ks)}\n"
+        f"CONFIGS: tuple[Config | None, ...] = (\n{lines})\n"
+        f"ROWS: dict[tuple[int, int], tuple[int, ...]] = {{\n{''.join(rows)}}}\n"
+    )
+    print(f"{TABLE}: {len(measured)} shapes, {len(configs)} configurations")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--measure", type=Path, metavar="JSON")
+    parser.add_argument("--write", type=Path, nargs="+", metavar="JSON")
+    parser.add_argument("--budget", type=float, default=480.0, help="seconds of measuring")
+    args = parser.parse_args()
+    if args.measure:
+        with torch.no_grad():
+            measure(args.measure, args.budget)
+    if args.write:
+        write(args.write)

@@ -1,0 +1,37 @@
+"""How the kernels of ``recopt::linear`` can run: the vocabulary of its table of measured choices."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Tile(NamedTuple):
+    """The tiled kernel: tile sizes, warps, pipeline stages, parts of K, operands swapped, precision.
+
+    Precisions of a float32 product: "split" and "bf16x6" reach float32 accuracy, "tf32x3" too but slower, "ieee" is
+    exact products without tensor cores, "tf32" is plain TF32 and never chosen by itself.
+    ``early`` starts the kernel while the one before it drains (from Hopper on).
+    """
+
+    bm: int
+    bn: int
+    bk: int
+    warps: int = 4
+    stages: int = 3
+    split: int = 1
+    swap: bool = False
+    precision: str = "split"
+    early: bool = False
+
+
+class Reduce(NamedTuple):
+    """The reduction kernel: outputs a program, the step through K, warps, early as in Tile."""
+
+    bm: int
+    bn: int
+    bk: int
+    warps: int = 4
+    early: bool = False
+
+
+Config = Tile | Reduce
