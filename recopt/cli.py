@@ -6,11 +6,13 @@ Exit codes: 0 done; 1 `bisect` found a wrong rewrite; 2 an error, told in one li
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 import os
 import signal
 import sys
 import tempfile
 import traceback
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from enum import StrEnum
@@ -66,7 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line on `argv` (default: the process's) and return its exit code."""
     args = list(sys.argv[1:] if argv is None else argv)
     try:
-        code = app(args=args or ["--help"], prog_name="recopt", standalone_mode=False)
+        with _quiet():
+            code = app(args=args or ["--help"], prog_name="recopt", standalone_mode=False)
         sys.stdout.flush()
         return int(code or 0)
     except (KeyboardInterrupt, typer.Abort):
@@ -112,8 +115,14 @@ def optimize(
     tolerance: Tolerance = None,
     force: Force = False,
 ) -> None:
-    """Rewrite MODEL, verify the result, write it and print the report."""
+    """Rewrite MODEL, verify and write the result.
+
+    The report goes to stdout, and with --report also to a file, as JSON.
+    """
     _check_input(model)
+    suffix = ".pt2" if model.suffix == ".pt2" else ".onnx"
+    if output.suffix != suffix:
+        raise OptionError(f"{output}: what becomes of {model.name} is saved as {suffix}")
     files = [output] if report is None else [output, report]
     for i, path in enumerate(files):
         _check_output(path, [model, *files[:i]], force)
@@ -130,7 +139,10 @@ def optimize(
 
 @app.command()
 def inspect(model: Model) -> None:
-    """Show the blocks that recopt recognises in MODEL, its operators, its size and the work of one sample."""
+    """Show what MODEL holds.
+
+    The blocks that recopt recognises, the operators, the parameters, the bytes and FLOPs of one sample.
+    """
     _check_input(model)
     with _progress(f"inspecting {model.name}"):
         found = recopt.inspect(model)
@@ -145,7 +157,10 @@ def diff(
         Path | None, typer.Option(metavar="R.json", help="The report of `optimize`: groups the changes by rewrite.")
     ] = None,
 ) -> None:
-    """Show what was removed (-), added (+) and rewired (~) from A to B."""
+    """Show what changed from A to B.
+
+    Nodes that were removed (-), added (+) and rewired (~), by what replaced what.
+    """
     for path in (before, after, *([report] if report else [])):
         _check_input(path)
     account = Report.from_json(report.read_text(encoding="utf-8")) if report else None
@@ -156,7 +171,7 @@ def diff(
 
 @app.command()
 def passes() -> None:
-    """List the passes in the order in which they run."""
+    """List the passes, in their order."""
     _list(recopt.passes.PIPELINE)
 
 
@@ -168,7 +183,11 @@ def patterns() -> None:
 
 @app.command()
 def bisect(model: Model, target: Target = None, tolerance: Tolerance = None) -> None:
-    """Find the first rewrite of MODEL after which it disagrees with the original; exit with 1 if there is one."""
+    """Find the first rewrite that is wrong.
+
+    MODEL is optimized with fewer and more rewrites until the first is found after which it disagrees with the
+    original; the exit code is 1 if there is one.
+    """
     _check_input(model)
 
     def run(limit: int | None) -> Report:
@@ -195,7 +214,7 @@ def _wrong(report: Report) -> bool:
 
 def _culprit(report: Report) -> str:
     if report.undone:
-        return f"{report.undone[-1].pattern} at {report.undone[-1].where}: {report.undone[-1].reason}"
+        return f"{report.undone[0].pattern} at {report.undone[0].where}: {report.undone[0].reason}"
     return f"{report.rewrites[-1].pattern} at {report.rewrites[-1].root}: model error {report.model_error:.2g}"
 
 
@@ -285,8 +304,27 @@ def _list(modules: Iterable[Any]) -> None:
         print(f"{module.name:{width}}  {(module.__doc__ or '').strip().splitlines()[0]}")
 
 
+def _debugging() -> bool:
+    return os.environ.get("RECOPT_DEBUG", "0") != "0"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No warnings and log lines of the frameworks around an error's one line; RECOPT_DEBUG keeps them."""
+    if _debugging():
+        yield
+        return
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        logging.disable(before)
+
+
 def _fail(message: str) -> int:
-    if os.environ.get("RECOPT_DEBUG", "0") != "0":
+    if _debugging():
         traceback.print_exc()
     print(f"recopt: error: {' '.join(message.split())}", file=sys.stderr)
     return ERROR

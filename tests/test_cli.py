@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import io
 import json
+import logging
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -53,9 +55,9 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Engine:
     modules = tuple(
         SimpleNamespace(name=name, __doc__=f"The pass {name}.\n\nMore.") for name in ("normalise", "fuse", "tidy")
     )
-    monkeypatch.setattr(cli.recopt, "optimize", fake, raising=False)
-    monkeypatch.setattr(cli.recopt.passes, "PIPELINE", modules, raising=False)
-    monkeypatch.setattr(cli.recopt.patterns, "ALL", modules[:1], raising=False)
+    monkeypatch.setattr(cli.recopt, "optimize", fake)
+    monkeypatch.setattr(cli.recopt.passes, "PIPELINE", modules)
+    monkeypatch.setattr(cli.recopt.patterns, "ALL", modules[:1])
     return fake
 
 
@@ -123,9 +125,11 @@ def test_only_keeps_the_pipelines_order(engine: Engine, folder: Path) -> None:
         (["optimize", "in.onnx", "-o", "out.onnx", "--report", "out.onnx"], "named twice"),
         (["optimize", "in.onnx", "-o", "old.onnx"], "old.onnx: exists; --force overwrites it"),
         (["optimize", "in.onnx", "-o", "out.onnx", "--report", "old.onnx"], "old.onnx: exists"),
+        (["optimize", "in.onnx", "-o", "out.pt2"], "out.pt2: what becomes of in.onnx is saved as .onnx"),
+        (["optimize", "in.onnx", "-o", "out"], "saved as .onnx"),
         (["optimize", "in.onnx", "-o", "no/out.onnx"], "its folder does not exist"),
-        (["optimize", "in.onnx", "-o", "dir", "--force"], "not a file"),
-        (["optimize", "in.onnx", "-o", "/dev/full", "--force"], "not a file"),
+        (["optimize", "in.onnx", "-o", "dir.onnx", "--force"], "not a file"),
+        (["optimize", "in.onnx", "-o", "out.onnx", "--report", "/dev/full", "--force"], "not a file"),
         (
             ["optimize", "in.onnx", "-o", "out.onnx", "--only", "inline"],
             "no pass is called 'inline'; there are: normalise",
@@ -144,9 +148,9 @@ def test_wrong_use(
     Path("old.onnx").write_text("old")
     Path("link.onnx").symlink_to("in.onnx")
     before = files(folder)
-    Path("dir").mkdir()
+    Path("dir.onnx").mkdir()
     assert words in failure(capsys, *argv)
-    Path("dir").rmdir()
+    Path("dir.onnx").rmdir()
     assert files(folder) == before
     assert engine.calls == []
 
@@ -222,6 +226,19 @@ def test_external_data_of_another_model_stays(
     assert files(folder) == before
 
 
+def test_frameworks_do_not_speak(
+    engine: Engine, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(path: Path) -> None:
+        logging.getLogger("framework").warning("trouble ahead")
+        warnings.warn("deprecated", stacklevel=1)
+        raise GraphError("the graph is cyclic")
+
+    monkeypatch.setattr(cli.recopt, "load", load)
+    assert failure(capsys, "diff", "in.onnx", "in.onnx") == "the graph is cyclic"
+    assert logging.getLogger("framework").isEnabledFor(logging.WARNING)
+
+
 def test_interrupt_is_quiet(engine: Engine, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     engine.error = KeyboardInterrupt()
     assert cli.main(["optimize", "in.onnx", "-o", "out.onnx"]) == 130
@@ -291,8 +308,8 @@ def test_diff_passes_the_report_on(
         seen.append((a, b, report))
         return ""
 
-    monkeypatch.setattr(cli.recopt, "load", lambda path: path.name, raising=False)
-    monkeypatch.setattr(cli.recopt, "diff", diff, raising=False)
+    monkeypatch.setattr(cli.recopt, "load", lambda path: path.name)
+    monkeypatch.setattr(cli.recopt, "diff", diff)
     account = Report("onnx", "portable")
     Path("r.json").write_text(account.to_json())
     assert cli.main(["diff", "in.onnx", "r.json", "--report", "r.json"]) == 0
