@@ -34,7 +34,7 @@ class Case:
 
 @dataclass(frozen=True)
 class NearMiss:
-    """A module that looks like a linear and differs; `reason` is a word of the refusal, "" if it must merely stay right.
+    """A module that looks like a linear and differs; `reason` is a word of the refusal, "" if it must only stay right.
 
     A part of it may still be fused. Where `random`, the numbers of two runs differ, and the operator must stay.
     """
