@@ -242,10 +242,10 @@ class FxHost(FxGraph):
             if spec.kind in STORED and spec.target is not None:
                 persistent = None if spec.kind is InputKind.PARAMETER else bool(spec.persistent)
                 tensors[spec.target] = self._tensors[spec.target], persistent
+        by_tensor = {id(entry[0]): entry for entry in tensors.values()}
         for name, tensor in self._template.state_dict.items():  # other names of shared parameters
-            for target, (kept, persistent) in list(tensors.items()):
-                if kept is tensor and name != target:
-                    tensors.setdefault(name, (tensor, persistent))
+            if id(tensor) in by_tensor:
+                tensors.setdefault(name, by_tensor[id(tensor)])
         signature = self._template.module_call_graph[0].signature
         assert signature is not None
         targets = {str(n.target) for n in self._graph.find_nodes(op="get_attr")}
@@ -296,6 +296,26 @@ class FxHost(FxGraph):
         """Write a .pt2 archive. A loader needs `import recopt` first, so that the fused operators are known."""
         with open(path, "wb") as file:
             torch.export.save(self.program(), file)
+
+    def native(self) -> fx_module.Program:
+        return self.module()
+
+    def executable(self) -> fx_module.Program:
+        return self.module()
+
+    def examples(self, given: Any) -> list[Array] | None:
+        """What the program was captured with (`given`, or more rows of it)."""
+        captured = self._template.example_inputs
+        leaves = [] if captured is None else torch.utils._pytree.tree_leaves(captured)
+        tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+        if len(tensors) != len(self.inputs):
+            return None
+        return [fx_ops.to_numpy(tensor.detach().cpu()) for tensor in tensors]
+
+    def count_parameters(self) -> int:
+        return sum(
+            t.numel() for t in {id(t): t for t in self._tensors.values() if isinstance(t, torch.Tensor)}.values()
+        )
 
     def count_nodes(self) -> int:
         return len(self._nodes)

@@ -35,7 +35,6 @@ def _linear(
 torch.library.impl("recopt::linear", ("cpu", "cuda"), _linear)
 
 
-
 def _linear_fake(
     x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None, epilogue: str, params: list[torch.Tensor]
 ) -> torch.Tensor:
@@ -59,10 +58,15 @@ def linear_call(
     """`recopt::linear` without the dispatcher (about 6 us a call), except where a tracer must see the operator.
 
     torch.jit.trace, and with it the TorchScript exporter, sees the plain operators instead: it knows no custom ones.
+    On the CPU the kernel's checks of its operands, made when the node was written, are not made again.
     """
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
         return torch.ops.recopt.linear.default(x, w, b, epilogue, params)  # type: ignore[no-any-return]
-    return linear_kernel(x, w, b, epilogue, params)
+    if x.is_cuda:
+        return linear_kernel(x, w, b, epilogue, params)
+    h = torch._C._nn.linear(x, w, b)
+    compiled = compile_epilogue(epilogue)
+    return compiled.apply(h, params) if h.requires_grad else compiled.apply_(h, params)
 
 
 CALLS: dict[str, Callable[..., Any]] = {_LINEAR: linear_call}
