@@ -183,7 +183,7 @@ def coord(ax: Axis) -> Poly:
     if ax.size == 1:
         return number(0)
     atom = _intern(
-        Coord, (ax,), lambda: {"axis": ax, "dtype": "int64", "text": ax.name, "axes_read": frozenset((ax,)), "bound_depth": max(0, -ax.id)}
+        Coord, (ax,), lambda: {"axis": ax, "dtype": "int64", "text": ax.name, "axes_read": frozenset((ax,)), "bound_depth": 0}
     )
     return single(atom, "int64")
 
@@ -570,9 +570,9 @@ def _bind(bound: list[Axis], terms: Iterable[Interned]) -> tuple[dict[Axis, Poly
     """Canonical bound axes: numbered from the deepest one inside, in the order in which the sorted terms read them."""
     items = list(terms)
     ordered = bound_order(bound, items)
-    depth = _depth(items)
-    depth = max([depth] + [-a.id for t in items for a in t.axes_read if a.id < 0 and a not in bound])
-    names = {a: Axis(-(depth + n + 1), a.size) for n, a in enumerate(ordered)}
+    taken = {-a.id for t in items for a in t.axes_read if a not in bound}  # those of sums around this one
+    free = (n for n in count(_depth(items) + 1) if n not in taken)
+    names = {a: Axis(-n, a.size) for a, n in zip(ordered, free, strict=False)}
     return {a: coord(n) for a, n in names.items()}, tuple(names.values())
 
 
