@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -73,6 +74,28 @@ def _pairs() -> dict[str, Spelling]:
     return out
 
 
+def _second_user(product: Spell) -> Spell:
+    def spell(m: Any, x: Tensor) -> Tensor:
+        p = product(m, x)
+        return torch.cat([F.relu(p + m.bias), p], dim=-1)
+
+    return spell
+
+
+EXTRAS: dict[str, Spelling] = {
+    "second_user_of_the_product": Spelling(
+        _second_user(lambda m, x: x @ m.weight.T),
+        _second_user(lambda m, x: F.linear(x, m.weight)),
+        note="the product stays alive beside the activation, and a concatenation is left",
+    ),
+    "second_user_of_the_sum": Spelling(
+        lambda m, x: torch.cat([F.relu(m.bias + x @ m.weight.T), torch.sigmoid(m.bias + x @ m.weight.T)], dim=-1),
+        lambda m, x: torch.cat([F.relu(linear(m, x)), torch.sigmoid(linear(m, x))], dim=-1),
+        note="one product under two activations; a concatenation is left",
+    ),
+}
+
+
 def _relu(m: Any, h: Tensor) -> Tensor:
     return F.relu(h)
 
@@ -88,4 +111,5 @@ SPELLINGS: dict[str, Case] = {
     **cases(PRODUCTS, _under(_relu), linear, DYNAMO_ONLY),
     **cases(_activations(), _alone, linear, DYNAMO_ONLY),
     **cases(_pairs(), _alone, linear),
+    **cases(EXTRAS, _alone, linear),
 }
