@@ -145,6 +145,7 @@ def demo(
     """Optimise a model on both hosts; check its outputs; print the report and the speed before and after."""
     import onnx
     import onnx_ir
+
     import recopt
 
     module, shapes = model(), dynamic_shapes()
