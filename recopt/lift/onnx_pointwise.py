@@ -29,7 +29,7 @@ def binary(name: str) -> Lift:
 
     def lifted(c: Call, a: Tensor, b: Tensor) -> Tensor:
         known(a, b)
-        return ops.pointwise(name, a, b)
+        return ops.pointwise(name, a, b, dtype="bool" if name in ("gt", "ge") else None)
 
     return lifted
 
