@@ -19,7 +19,7 @@ import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
-from ..errors import GraphError, LoadError, VerifyError
+from ..errors import GraphError, LoadError, OptionError, VerifyError
 from ..ir.sizes import Size
 from .base import Array, Host, Node, Value
 from .model.onnx import (
@@ -37,11 +37,13 @@ from .model.onnx import (
     save,
     validate,
 )
-from .types.onnx import Type, declared_type, infer_types, symbols, tensor_type
+from .onnx_sizes import Sizes
+from .types.onnx import Inference, Type, declared_type, symbols, tensor_type
 
 DOMAIN_VERSIONS = {"com.microsoft": 1, "recopt": 1, "ai.onnx.ml": 3}
 KNOWN_DOMAINS = {"", "ai.onnx.ml", "com.microsoft", "recopt"}
 RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
+ROUNDS = 8  # of shape inference
 EVALUATED_LIMIT = 256 << 20  # bytes of a computed constant
 MERGED_LIMIT = 1024  # elements of the constants that are compared by content: never a table
 
@@ -69,11 +71,33 @@ class OnnxHost(Host):
         self._suspects: list[ir.Value] = []  # values that may have lost their last reader
         self._sweep = True  # erase_dead has to look at every node
         self._session: tuple[int, Any] | None = None
-        self._types = dict(types) if types is not None else infer_types(model)
+        inference = Inference(model) if types is None else None
+        self._types = dict(types or {}) if inference is None else inference.run()
         self._names = set(self._types)
         self._counts: dict[str, int] = {}  # a name hint -> the last number appended to it
         self._see()
         self._named = symbols(size for value in self.inputs for size in value.shape or ())
+        if inference is not None:
+            self._refine(inference)
+
+    def _refine(self, inference: Inference) -> None:
+        """Give shapes to values whose shapes the graph computes, then to what onnx infers from them, as long as any is
+        found: a shape that depends on one that is computed takes one more round."""
+        rules = Sizes(self._small_constant, self._named)
+        for _ in range(ROUNDS):
+            hints = rules.hints(self.nodes)
+            if not hints:
+                return
+            for name, shape in hints.items():
+                inference.tell(name, shape, self._types[name][1] or "float32")
+            self._types |= inference.run()
+            for value in self._values.values():
+                if value.name in self._types:
+                    value.shape, value.dtype = self._types[value.name]
+
+    def _small_constant(self, value: Value) -> Array | None:
+        stored = self._stored(value) if value.node is None else None
+        return stored.numpy() if stored is not None and stored.size <= MERGED_LIMIT else None
 
     # Loading and saving
 
@@ -425,11 +449,13 @@ class OnnxHost(Host):
                 common.InlinePass(criteria=lambda function: function.identifier() in names)(model)
             except (ir.passes.PassError, ValueError) as error:
                 raise GraphError(f"a function cannot be inlined: {line(error)}") from error
-            self._types = infer_types(model) | {v.name: (v.shape, v.dtype) for v in self._values.values()}
+            inference = Inference(model)
+            self._types = inference.run() | {v.name: (v.shape, v.dtype) for v in self._values.values()}
             self._names |= set(self._types)
             for gone in set(self._nodes) - set(model.graph):
                 self._forget(gone)
             self._see()
+            self._refine(inference)
         for node in list(self.nodes):
             if node.op == "Identity":
                 self.replace(node.outputs[0], node.args[0])
@@ -490,6 +516,45 @@ class OnnxHost(Host):
             return [np.asarray(array) for array in self._session[1].run(outputs, named)]
         except Exception as error:  # ONNX Runtime raises errors of many unrelated classes
             raise VerifyError(f"ONNX Runtime refuses the model: {line(error)}") from error
+
+    def native(self) -> ir.Model:
+        return self.model
+
+    def executable(self) -> Callable[..., list[Array]]:
+        """ONNX Runtime on inputs given in order or by name; arrays, or anything numpy takes (tensors on the CPU)."""
+        names = [value.name for value in self.inputs]
+        session = open_session(self.model)
+        outputs = [value.name for value in self.outputs]
+
+        def call(*args: Any, **kwargs: Any) -> list[Array]:
+            feeds = dict(zip(names, args, strict=False)) | kwargs
+            if len(args) > len(names) or set(feeds) != set(names):
+                raise OptionError(f"the model takes the inputs {', '.join(names)}")
+            results = session.run(outputs, {name: np.asarray(feed) for name, feed in feeds.items()})
+            return [np.asarray(result) for result in results]
+
+        return call
+
+    def examples(self, given: Any) -> list[Array] | None:
+        if given is None:
+            return None
+        names = [value.name for value in self.inputs]
+        if isinstance(given, Mapping):
+            if set(given) != set(names):
+                raise OptionError(f"example inputs must name the inputs {', '.join(names)}")
+            given = [given[name] for name in names]
+        elif not isinstance(given, (tuple, list)):
+            given = [given]
+        if len(given) != len(names):
+            raise OptionError(
+                f"the model takes {len(names)} inputs ({', '.join(names)}), {len(given)} examples were given"
+            )
+        return [np.asarray(array) for array in given]
+
+    def count_parameters(self) -> int:
+        return sum(
+            value.const_value.size for value in self.model.graph.initializers.values() if value.const_value is not None
+        )
 
     # Handles
 

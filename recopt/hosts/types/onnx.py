@@ -5,12 +5,14 @@ from __future__ import annotations
 import ast
 import copy
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import onnx
 import onnx.shape_inference
 import onnx_ir as ir
+from onnx import helper
 
 from ...errors import GraphError
 from ...ir import sizes
@@ -22,31 +24,46 @@ Type = tuple[tuple[Size, ...] | None, str | None]
 NO_NUMPY = {ir.DataType.UNDEFINED, ir.DataType.STRING}
 
 
-def infer_types(model: ir.Model) -> dict[str, Type]:
-    """The shape and dtype of every named value of the main graph.
+class Inference:
+    """onnx's shape inference of one model, which can be told more and run again.
 
     Exporters name the sizes of intermediate values as they please ("Gemmoutput_dim_0"), so what follows from the inputs
     comes first and a declared size only fills what inference leaves open.
     """
-    with skeleton(model) as proto:
-        declared = {info.name: copy.deepcopy(info) for info in (*proto.graph.value_info, *proto.graph.output)}
-        del proto.graph.value_info[:]
-        for output in proto.graph.output:
-            output.type.tensor_type.ClearField("shape")
+
+    def __init__(self, model: ir.Model) -> None:
+        with skeleton(model) as proto:
+            self.proto = proto
+        graph = proto.graph
+        self.declared = {info.name: copy.deepcopy(info) for info in (*graph.value_info, *graph.output)}
+        self.outputs = {info.name: info for info in graph.output}
+        named = {d.dim_param for info in graph.input for d in info.type.tensor_type.shape.dim if d.dim_param}
+        self.named = symbols(map(parse_size, named))
+        del graph.value_info[:]
+        for info in self.outputs.values():
+            info.type.tensor_type.ClearField("shape")
+
+    def tell(self, name: str, shape: Sequence[Size | None], dtype: str) -> None:
+        """From now on the value `name` has `shape`."""
+        dims = [size if size is None or isinstance(size, int) else str(size) for size in shape]
+        info = helper.make_tensor_value_info(name, element_code(dtype), dims)
+        if name in self.outputs:
+            self.outputs[name].CopyFrom(info)
+        else:
+            self.proto.graph.value_info.append(info)
+
+    def run(self) -> dict[str, Type]:
+        """The shape and dtype of every named value of the main graph. Raises GraphError."""
         try:
-            proto = onnx.shape_inference.infer_shapes(proto, data_prop=True)
+            graph = onnx.shape_inference.infer_shapes(self.proto, data_prop=True).graph
         except Exception as error:  # onnx raises errors of many unrelated classes
             raise GraphError(f"shapes cannot be inferred: {line(error)}") from error
-    known = {d.dim_param for info in proto.graph.input for d in info.type.tensor_type.shape.dim if d.dim_param}
-    types = {}
-    for info in (*proto.graph.input, *proto.graph.value_info, *proto.graph.output):
-        types[info.name] = _merged(info, declared.pop(info.name, info), known)
-    for name, info in declared.items():
-        types[name] = _merged(info, info, known)
-    return types
+        inferred = {info.name: info for info in (*graph.input, *graph.value_info, *graph.output)}
+        both = self.declared | inferred
+        return {name: _merged(info, self.declared.get(name, info), self.named) for name, info in both.items()}
 
 
-def _merged(inferred: onnx.ValueInfoProto, declared: onnx.ValueInfoProto, known: set[str]) -> Type:
+def _merged(inferred: onnx.ValueInfoProto, declared: onnx.ValueInfoProto, known: set[Any]) -> Type:
     kind = inferred.type if inferred.type.HasField("tensor_type") else declared.type
     if not kind.HasField("tensor_type") or not kind.tensor_type.elem_type:
         return None, None
@@ -58,16 +75,17 @@ def _merged(inferred: onnx.ValueInfoProto, declared: onnx.ValueInfoProto, known:
     return tuple(_size(choices, known, f"{inferred.name}:{i}") for i, choices in enumerate(dims)), dtype
 
 
-def _size(choices: Sequence[onnx.TensorShapeProto.Dimension], known: set[str], fresh: str) -> Size:
+def _size(choices: Sequence[onnx.TensorShapeProto.Dimension], known: set[Any], fresh: str) -> Size:
     for choice in choices:
         if choice.HasField("dim_value"):
             return int(choice.dim_value)
     for choice in choices:
-        if choice.dim_param in known:
-            return parse_size(choice.dim_param)
+        if choice.dim_param and symbols((size := parse_size(choice.dim_param),)) <= known:
+            return size
     return parse_size(choices[-1].dim_param or choices[0].dim_param or fresh)
 
 
+@lru_cache(maxsize=65536)
 def parse_size(text: str) -> Size:
     """A dimension's text as a size: sums and products of names and integers are read, all else is one symbol."""
     try:
