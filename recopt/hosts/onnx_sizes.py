@@ -281,6 +281,13 @@ def _flattened(s: Sizes, node: Node) -> Shape | None:
     return tuple(None if None in part else sizes.product(d for d in part if d is not None) for part in parts)
 
 
+def _tiled(s: Sizes, node: Node) -> Shape | None:
+    before, repeats = s.shape(node.args[0]), s.content(node.args[1])
+    if before is None or repeats is None:
+        return None
+    return tuple(None if a is None or b is None else sizes.mul(a, b) for a, b in zip(before, repeats, strict=True))
+
+
 SHAPES: Mapping[str, Callable[[Sizes, Node], Shape | None]] = {
     "Reshape": _reshaped,
     "Expand": _expanded,
@@ -289,4 +296,5 @@ SHAPES: Mapping[str, Callable[[Sizes, Node], Shape | None]] = {
     "Slice": _sliced,
     "Concat": _joined,
     "Flatten": _flattened,
+    "Tile": _tiled,
 }
