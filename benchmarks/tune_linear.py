@@ -32,6 +32,8 @@ K = (16, 64, 128, 256, 512, 1024, 2048)
 TABLE = Path(__file__).parent.parent / "recopt" / "kernels" / "linear_table.py"
 # The error that a kernel may have, as a multiple of cuBLAS's on the same operands: two sums differ by chance.
 TOLERANCE = 1.02
+# Below this error a result is as exact as float32 can say it.
+HALF_ULP = 2.0**-24
 Sets = list[tuple[Tensor, Tensor, Tensor]]
 
 # bm, bn, bk, warps, stages, swap, the most parts of K
@@ -72,7 +74,8 @@ def candidates(m: int, n: int, k: int) -> list[Config]:
                 continue
             if split == 1 and tiles < 16 and k >= 1024 and most > 1:
                 continue
-            for precision in ("split", "bf16x6") if k <= 64 else ("split",):
+            # bf16x6 is the more accurate one: for few rows or columns, where cuBLAS splits K, and for short sums.
+            for precision in ("split", "bf16x6") if k <= 256 or min(m, n) <= 64 else ("split",):
                 found.append(Tile(bm, bn, bk, warps, stages, split, swap, precision))
     for bm, bn, bk, warps in _REDUCES:
         programs = -(-m // bm) * -(-n // bn)
@@ -152,7 +155,7 @@ def measure(path: Path, budget_s: float) -> None:
             if problems[config]:
                 continue
             found = error(partial(_run, config), samples)
-            worst = max(e / limit for e, limit in zip(found, limits, strict=True))
+            worst = max(e / max(limit, HALF_ULP) for e, limit in zip(found, limits, strict=True))
             ranked.append((timed(config, 4), worst, config))
         ranked.sort(key=lambda r: r[0])
         exact = [r for r in ranked if r[1] <= TOLERANCE][:3]

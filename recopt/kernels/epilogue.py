@@ -16,7 +16,7 @@ import linecache
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -57,6 +57,10 @@ def _minimum(a: Any, b: Any) -> Any:
     if not isinstance(a, Tensor):
         return torch.clamp(b, max=a)
     return torch.minimum(a, b) if isinstance(b, Tensor) else torch.clamp(a, max=b)
+
+
+def _scalar(value: float, h: Tensor) -> Tensor:
+    return torch.scalar_tensor(value, dtype=h.dtype)
 
 
 def _logical(op: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Any, Any], Tensor]:
@@ -207,7 +211,7 @@ def _compile(text: str) -> Epilogue:
 
 
 def _torch_function(code: str, text: str) -> Apply:
-    namespace: dict[str, Any] = {"inf": math.inf, "nan": math.nan}
+    namespace: dict[str, Any] = {"inf": math.inf, "nan": math.nan, "f_scalar": _scalar}
     for name, fn in FUNCTIONS.items():
         namespace[f"f_{name}"] = fn.torch
         namespace[f"f_{name}_"] = fn.inplace
@@ -342,6 +346,9 @@ class _Parser:
             tensors = fn.arity - fn.scalars
             values = [a.value for a in args if a.value is not None]
             return self.folded(lambda *v: fn.torch(*v[:tensors], *map(float, v[tensors:])), values, node)
+        if name == "where" and len(variable) == 1:
+            # Two Python numbers would give torch's default dtype, whatever h's is.
+            args[1] = replace(args[1], pure=f"f_scalar({args[1].value}, h)", inplace=f"f_scalar({args[1].value}, h)")
         if name == "pow" and args[1].value in _POWERS:
             return self.power(args[0], _POWERS[args[1].value])
         kind = "full" if any(a.kind == "full" for a in variable) else "param"

@@ -145,7 +145,7 @@ def tile_kernel(
     acc = _product(
         a_at, b_at, mask_a, mask_b, step_a, step_b, start, stop, K, PRECISION, BK, EVEN_K, ROWS, COLUMNS, None
     )  # fmt: skip
-    if PRECISION == "split":
+    if PRECISION == "split" or PRECISION == "bf16x6" or PRECISION == "tf32x3":
         # The rest of an infinite operand is inf - inf, and rests can overflow: there the plain product says what holds.
         finite = tl.abs(acc) < float("inf")
         if tl.min(finite.to(tl.int32)) == 0:

@@ -1,0 +1,211 @@
+"""recopt::linear: the torch path, the Triton kernels in Triton's interpreter, and on a GPU where there is one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recopt.kernels import linear_table as table
+from recopt.kernels.epilogue import EpilogueError, compile_epilogue
+from recopt.kernels.linear import LinearError, bytes_moved, choose_config, flops, linear, linear_torch, linear_triton
+from recopt.kernels.linear_config import Reduce, Tile
+
+gpu = pytest.mark.gpu
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+DICE = "h * sigmoid(p0 * (h - p1))"
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    lead=st.lists(st.integers(0, 5), max_size=3), n=st.integers(0, 9), k=st.integers(0, 9), bias=st.booleans(),
+    transposed=st.booleans(), text=st.sampled_from(["", "relu", "gelu", "p0 * h", DICE]),
+)  # fmt: skip
+def test_linear_on_cpu_is_product_bias_epilogue(
+    lead: list[int], n: int, k: int, bias: bool, transposed: bool, text: str
+) -> None:
+    x, b = torch.randn(*lead, k), torch.randn(n) if bias else None
+    w = torch.randn(k, n).t() if transposed else torch.randn(n, k)
+    params = [torch.randn(n), torch.randn(1)][: compile_epilogue(text).params]
+    h = x.double() @ w.double().t() + (0.0 if b is None else b.double())
+    expected = compile_epilogue(text).apply(h, [p.double() for p in params]).float()
+    out = linear(x, w, b, text, params)
+    assert out.shape == (*lead, n)
+    torch.testing.assert_close(out, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_linear_keeps_dtype(dtype: torch.dtype) -> None:
+    x, w, b = torch.randn(3, 4, dtype=dtype), torch.randn(5, 4, dtype=dtype), torch.randn(5, dtype=dtype)
+    torch.testing.assert_close(linear(x, w, b, "relu"), torch.relu(F.linear(x, w, b)))
+
+
+def test_linear_does_not_touch_its_operands_and_has_a_gradient() -> None:
+    x, w, b = torch.randn(3, 4), torch.randn(5, 4, requires_grad=True), torch.randn(5)
+    kept = [t.clone() for t in (x, w, b)]
+    linear_torch(x, w, b, "sigmoid(h) * h").sum().backward()
+    assert all(torch.equal(a, c) for a, c in zip((x, w, b), kept, strict=True))
+    assert w.grad is not None
+    assert torch.isfinite(w.grad).all()
+
+
+@pytest.mark.parametrize(
+    ("x", "w", "b", "why"),
+    [
+        ((3, 4), (5, 3), None, "needs x"),
+        ((), (5, 3), None, "needs x"),
+        ((3, 4), (4,), None, "needs x"),
+        ((3, 4), (5, 4), (4,), "bias of shape"),
+        ((3, 4), (5, 4), (1, 5), "bias of shape"),
+    ],
+)
+def test_operands_that_do_not_fit_are_refused(
+    x: tuple[int, ...], w: tuple[int, ...], b: tuple[int, ...] | None, why: str
+) -> None:
+    with pytest.raises(LinearError, match=why):
+        linear(torch.ones(x), torch.ones(w), None if b is None else torch.ones(b))
+
+
+def test_mixed_dtypes_and_missing_parameters_are_refused() -> None:
+    with pytest.raises(LinearError, match="one dtype"):
+        linear(torch.ones(3, 4), torch.ones(5, 4, dtype=torch.float64), None)
+    with pytest.raises(EpilogueError, match="takes 1 parameters"):
+        linear(torch.ones(3, 4), torch.ones(5, 4), None, "prelu(h, p0)")
+
+
+def test_cost_counts_each_operand_once() -> None:
+    assert flops(2, 3, 5, "relu") == 2 * 2 * 3 * 5 + 2 * 3 * 2
+    assert bytes_moved(2, 3, 5, params=1) == 4 * (10 + 15 + 6 + 6)
+
+
+def test_table_is_whole_and_never_chooses_plain_tf32() -> None:
+    assert set(table.ROWS) == {(i, j) for i in range(len(table.N)) for j in range(len(table.K))}
+    assert all(len(row) == len(table.M) for row in table.ROWS.values())
+    assert {i for row in table.ROWS.values() for i in row} <= set(range(len(table.CONFIGS)))
+    assert not any(isinstance(c, Tile) and c.precision == "tf32" for c in table.CONFIGS)
+
+
+@given(st.integers(1, 1 << 22), st.integers(1, 1 << 16), st.integers(1, 1 << 16))
+def test_every_shape_has_a_choice(m: int, n: int, k: int) -> None:
+    config = choose_config(m, n, k)
+    assert config is None or isinstance(config, Tile | Reduce)
+
+
+def test_kernels_in_the_interpreter() -> None:
+    """Odd shapes, both layouts, split K, swapped operands, parameters, inf and nan: see interpreted.py."""
+    script = Path(__file__).parent / "interpreted.py"
+    root = str(Path(__file__).parents[2])
+    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join([root, *sys.path])}
+    done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "cases agree" in done.stdout
+
+
+GPU_CONFIGS = [
+    None, Tile(128, 128, 32, 8), Tile(64, 64, 32), Tile(64, 64, 32, split=4), Tile(16, 64, 32, 4, 3, 2, True),
+    Tile(32, 32, 64),
+    Tile(64, 32, 32, precision="bf16x6"), Reduce(1, 2, 256, 1), Reduce(4, 4, 128), Reduce(1, 1, 512, 1, True),
+    Tile(64, 64, 32, early=True),
+]  # fmt: skip
+
+
+@gpu
+@needs_gpu
+@pytest.mark.parametrize("config", GPU_CONFIGS)
+@pytest.mark.parametrize("layout", ["nk", "kn", "strided"])
+def test_gpu_kernels_agree_with_float64(config: Tile | Reduce | None, layout: str) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(7, 11, 781, device="cuda")
+    w, b = torch.randn(1311, 781, device="cuda") / 28, torch.randn(1311, device="cuda")
+    if layout == "kn":
+        w = w.t().contiguous().t()
+    if layout == "strided":
+        x = torch.randn(7, 11, 2 * 781, device="cuda")[..., ::2]
+    params = [torch.rand(1311, device="cuda"), torch.rand(1, device="cuda")]
+    out = linear(x, w, b, DICE, params) if config is None else linear_triton(x, w, b, DICE, params, config)
+    exact = linear_torch(x.double(), w.double(), b.double(), DICE, [p.double() for p in params])
+    torch.testing.assert_close(out, exact.float())
+
+
+@gpu
+@needs_gpu
+@pytest.mark.parametrize("k", [64, 256, 1024, 2048])
+@pytest.mark.parametrize("uniform", [False, True])
+def test_gpu_error_is_no_larger_than_exact_float32s(k: int, uniform: bool) -> None:
+    torch.manual_seed(0)
+    draw = torch.rand if uniform else torch.randn
+    x, w, b = draw(1024, k, device="cuda"), draw(1024, k, device="cuda"), draw(1024, device="cuda")
+    exact = F.linear(x.double(), w.double(), b.double())
+    ours, theirs = ((t - exact).norm() / exact.norm() for t in (linear(x, w, b), F.linear(x, w, b)))
+    assert ours <= 1.02 * theirs
+
+
+@gpu
+@needs_gpu
+def test_gpu_infinities_and_nans_are_torchs() -> None:
+    x, w, b = (torch.randn(s, device="cuda") for s in ((128, 256), (256, 256), (256,)))
+    x[3, 5], x[7, 9], w[11, 5], w[13, 2], x[20, 30], w[40, 30] = float("inf"), float("nan"), 0, -float("inf"), 3e38, 1e5
+    # The bits of the nan that the GPU's own arithmetic makes.
+    x[9, 9] = torch.tensor(0x7FFFFFFF, dtype=torch.int32).view(torch.float32)
+    for config in GPU_CONFIGS[1:]:
+        torch.testing.assert_close(linear_triton(x, w, b, "", (), config), F.linear(x, w, b), equal_nan=True)
+
+
+@gpu
+@needs_gpu
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_gpu_half_precision(dtype: torch.dtype) -> None:
+    x, w = torch.randn(65, 130, device="cuda", dtype=dtype), torch.randn(33, 130, device="cuda", dtype=dtype) / 11
+    exact = torch.relu(x.double() @ w.double().t())
+    for config in (Tile(64, 32, 32), Tile(16, 64, 64, swap=True), Reduce(4, 4, 128)):
+        torch.testing.assert_close(linear_triton(x, w, None, "relu", (), config), exact.to(dtype))
+
+
+@gpu
+@needs_gpu
+def test_gpu_graph_replays_split_products() -> None:
+    x, w, b = (torch.randn(s, device="cuda") for s in ((64, 1024), (256, 1024), (256,)))
+    config = Tile(64, 32, 32, 4, 3, 4, False, "split", True)
+    expected = linear_triton(x, w, b, "relu", (), config)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        first = linear_triton(x, w, b, "relu", (), config)
+        second = linear_triton(x, w, b, "relu", (), config)
+    for _ in range(20):
+        first.fill_(float("nan"))
+        graph.replay()
+        assert torch.equal(first, expected)
+        assert torch.equal(second, expected)
+
+
+@gpu
+@needs_gpu
+@pytest.mark.parametrize(("m", "n", "k"), [(0, 5, 7), (5, 0, 7), (5, 7, 0), (1, 1, 1)])
+def test_gpu_empty_shapes(m: int, n: int, k: int) -> None:
+    x, w, b = torch.randn(m, k, device="cuda"), torch.randn(n, k, device="cuda"), torch.randn(n, device="cuda")
+    torch.testing.assert_close(linear(x, w, b, "relu"), torch.relu(F.linear(x, w, b)))
+
+
+@gpu
+@needs_gpu
+@pytest.mark.parametrize(
+    "text",
+    """exp(h)|log1p(abs(h))|expm1(h)|tanh(h)|gelu|gelu_tanh|silu|mish|softplus|erf(h)|sin(h)|cos(h)|round(h)|elu|selu|celu
+logsigmoid|hardswish|pow(h, 3.0)|pow(abs(h), 0.3)|sqrt(abs(h))|rsqrt(abs(h))|log(abs(h))|reciprocal(h)|sigmoid|softsign
+""".strip().replace("\n", "|").split("|"),
+)
+def test_gpu_functions_agree_with_torch(text: str) -> None:
+    special = torch.tensor([-80.0, 80.0, 1e-6, -1e-6, float("inf"), float("nan")])
+    values = torch.cat([torch.linspace(-20, 20, 4001), special])
+    h = values[:, None].cuda()
+    one = torch.ones(1, 1, device="cuda")
+    out = linear_triton(h, one, None, text, (), Reduce(16, 1, 16))
+    expected = compile_epilogue(text).apply(h.double(), []).float()
+    torch.testing.assert_close(out, expected, equal_nan=True)
