@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -262,13 +264,37 @@ def test_saved_copied_and_pickled(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_inductor_and_aot_inductor(tmp_path: Path) -> None:
+def test_inductor() -> None:
     module, host = fused()
     x = torch.randn(3, 8)
     with torch.no_grad():
         assert_close(torch.compile(host.module())(x), module(x))
-        package = torch._inductor.aoti_compile_and_package(host.program(), package_path=str(tmp_path / "fused.pt2"))
-        assert_close(torch._inductor.aoti_load_package(package)(x), module(x))
+
+
+# In a process of its own: with torch 2.11 on Python 3.12, loading the package of any model was seen to crash.
+AOT_INDUCTOR = """
+import sys, torch, recopt.lower.torch
+x = torch.randn(3, 8)
+for name in ("plain", "fused"):
+    program = torch.export.load(f"{sys.argv[1]}/{name}.pt2")
+    package = torch._inductor.aoti_compile_and_package(program, package_path=f"{sys.argv[1]}/{name}_aot.pt2")
+    with torch.no_grad():
+        torch.testing.assert_close(torch._inductor.aoti_load_package(package)(x), program.module()(x))
+    print(name, flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_aot_inductor(tmp_path: Path) -> None:
+    module, host = fused()
+    FxHost.capture(module, (torch.randn(3, 8),)).save(tmp_path / "plain.pt2")
+    host.save(tmp_path / "fused.pt2")
+    command = [sys.executable, "-c", AOT_INDUCTOR, str(tmp_path)]
+    root = Path(__file__).parents[2]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=root, check=False)
+    if result.returncode < 0 and not result.stdout:
+        pytest.skip("AOTInductor crashes on a plain model here")
+    assert result.stdout.split() == ["plain", "fused"], result.stderr
 
 
 @pytest.mark.gpu

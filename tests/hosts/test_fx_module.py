@@ -1,0 +1,71 @@
+"""Torch's own bindings, which the callable module uses for speed, do what the exported overloads say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from recopt.hosts.fx import FxHost
+
+X, W, IMAGE = torch.randn(3, 4), torch.randn(4, 4), torch.randn(3, 4, 5)
+IDS = torch.tensor([[0, 1], [3, 2], [1, 1]])
+# Optional arguments in every place, since a binding could read one differently.
+FORMS: dict[str, Callable[[Tensor], tuple[Any, ...]]] = {
+    "softmax": lambda x: (x.softmax(-1, dtype=torch.float64), x.log_softmax(0), torch.argmax(x, -1, keepdim=True)),
+    "sums": lambda x: (x.sum(), x.sum(-1, True, dtype=torch.float64), x.mean((0, 1)), x.mean(), x.cumsum(1)),
+    "scalars": lambda x: (1 - x, x - 1, torch.add(x, x, alpha=2), torch.sub(x, 3, alpha=2), x**2, 2**x, x / 2),
+    "division": lambda x: (torch.div(x, x + 1, rounding_mode="floor"), x // 2, torch.round(x, decimals=2), x % 2),
+    "clamps": lambda x: (x.clamp(min=0), x.clamp(max=1), x.clamp(-1, 1), torch.clamp_min(x, 0), torch.maximum(x, -x)),
+    "choices": lambda x: (torch.where(x > 0, x, 0.0), torch.where(x >= 0, x, -x), x.masked_fill(x < 0, 2.0)),
+    "logic": lambda x: ((x > 0) & (x < 1), torch.logical_or(x > 0, x < -1), ~(x != 0), torch.logical_not(x == 0)),
+    "makers": lambda x: (torch.arange(0, 8, 2), torch.full((x.shape[0], 2), 3), torch.full_like(x, 2), x.new_zeros(2)),
+    "layouts": lambda x: (x.t(), x.transpose(0, 1), x.unsqueeze(1).squeeze(1), x[:, None].expand(-1, 2, 4)),
+    "slices": lambda x: (x[:, 1:3], x[1:], x[:, ::2], x[:, -2:], x[..., 1:2], x[..., 1], x.tril(), x.triu(1)),
+    "splits": lambda x: (*x.chunk(2, -1), *x.split([1, 3], -1), *x.split(3, -1)),
+    "joins": lambda x: (torch.stack([x, x], 1), torch.cat([x, x], -1), x.gather(0, IDS[:1]), x.index_select(1, IDS[0])),
+    "norms": lambda x: (F.layer_norm(x, (4,), W[0], W[1]), F.prelu(x, W[0]), x.rsqrt(), x.sign(), x.isnan()),
+    "products": lambda x: (x @ W, torch.addmm(W[0], x, W, beta=2, alpha=3), F.linear(x, W, W[0])),
+    "batched": lambda x: (torch.baddbmm(x[:, None], x[:, None], W.expand(x.shape[0], 4, 4), beta=0.5),),
+    "lookups": lambda x: (F.embedding(IDS, W, padding_idx=0), F.embedding_bag(IDS, W, mode="mean"), x),
+    "convolutions": lambda x: (
+        F.conv1d(IMAGE, W[:, :, None], W[0], 2, 1),
+        F.conv2d(IMAGE[..., None], W[..., None, None]),
+        x,
+    ),
+    "activations": lambda x: (
+        F.gelu(x, approximate="tanh"),
+        F.elu(x, 0.5),
+        F.leaky_relu(x, 0.2),
+        F.softplus(x, 2, 5),
+        F.hardtanh(x, -2, 2),
+        F.silu(x),
+        F.mish(x),
+        F.hardswish(x),
+        F.hardsigmoid(x),
+        F.logsigmoid(x),
+        F.relu6(x),
+    ),
+}
+
+
+class Form(nn.Module):
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    def forward(self, x: Tensor) -> tuple[Any, ...]:
+        return FORMS[self.name](x)
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_bindings_are_the_overloads(name: str) -> None:
+    module = Form(name)
+    program = FxHost.capture(module, (X,)).module()
+    for x in (X, torch.randn(2, 4)):
+        assert_close(program(x), module(x), equal_nan=True)
