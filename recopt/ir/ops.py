@@ -71,10 +71,8 @@ def where(condition: Tensor, a: Tensor, b: Tensor) -> Tensor:
     return Tensor(dims, fn("where", bodies, bodies[1].dtype))
 
 
-def _split_off(t: Tensor, dims: Sequence[int]) -> tuple[Tensor, list[Axis]]:
-    """`t` over fresh axes, and the axes of `dims`."""
-    t = t.fresh()
-    return t, [a for d in dims for a in t.dims[d]]
+def _axes_of(t: Tensor, dims: Sequence[int]) -> list[Axis]:
+    return [a for d in dims for a in t.dims[d]]
 
 
 def normal_dims(t: Tensor, dims: Sequence[int] | None) -> list[int]:
@@ -92,8 +90,7 @@ def _without(t: Tensor, dims: Sequence[int], keepdim: bool) -> list[Dim]:
 def total(t: Tensor, dims: Sequence[int] | None, keepdim: bool = False) -> Tensor:
     """The sum over `dims`."""
     dims = normal_dims(t, dims) if t.dims else []
-    t, axes = _split_off(t, dims)
-    return Tensor(tuple(_without(t, dims, keepdim)), sum_over(t.body, axes))
+    return Tensor(tuple(_without(t, dims, keepdim)), sum_over(t.body, _axes_of(t, dims)))
 
 
 def mean(t: Tensor, dims: Sequence[int] | None, keepdim: bool = False) -> Tensor:
@@ -109,8 +106,7 @@ def mean(t: Tensor, dims: Sequence[int] | None, keepdim: bool = False) -> Tensor
 def reduction(op: str, t: Tensor, dims: Sequence[int] | None, keepdim: bool = False) -> Tensor:
     """max, min, prod, any, all over `dims`."""
     dims = normal_dims(t, dims) if t.dims else []
-    t, axes = _split_off(t, dims)
-    return Tensor(tuple(_without(t, dims, keepdim)), reduce(op, axes, t.body))
+    return Tensor(tuple(_without(t, dims, keepdim)), reduce(op, _axes_of(t, dims), t.body))
 
 
 def softmax(t: Tensor, dim: int) -> Tensor:
@@ -148,7 +144,6 @@ def einsum(equation: str, *tensors: Tensor) -> Tensor:
 
 
 def _spread(t: Tensor, labels: list[str], order: list[str]) -> Tensor:
-    t = t.fresh()
     dims: dict[str, Dim] = {}
     body = t.body
     for label, dim in zip(labels, t.dims, strict=True):

@@ -126,8 +126,8 @@ def leaf(source: Leaf, shape: Sequence[Size], dtype: str) -> Tensor:
 
 def alias(source: Leaf, like: Tensor) -> Tensor:
     """A tensor read as it is, under the axes that its meaning `like` already distinguishes."""
-    fresh = like.fresh()
-    return fresh.with_body(read(source, [ravel(d) for d in fresh.dims], like.dtype))
+    dims = tuple(tuple(axis(a.size) for a in dim) for dim in like.dims)
+    return Tensor(dims, read(source, [ravel(d) for d in dims], like.dtype))
 
 
 def scalar(value: object, dtype: str) -> Tensor:
@@ -200,17 +200,16 @@ def aligned(tensors: Sequence[Tensor]) -> tuple[tuple[Dim, ...], list[Poly]]:
     """Broadcast: the common dimensions, and each tensor's body over them."""
     rank = max(len(t.dims) for t in tensors)
     bodies = []
-    fresh = [t.fresh() for t in tensors]
     dims: list[Dim] = []
     mappings: list[dict[Axis, Poly]] = [{} for _ in tensors]
     for n in range(rank):
-        present = [(i, t.dims[n - rank + len(t.dims)]) for i, t in enumerate(fresh) if n - rank + len(t.dims) >= 0]
+        present = [(i, t.dims[n - rank + len(t.dims)]) for i, t in enumerate(tensors) if n - rank + len(t.dims) >= 0]
         wide = [(i, d) for i, d in present if d]
         common = _refined([d for _, d in wide])
         dims.append(common)
         for i, d in wide:
             mappings[i].update(_expressed(d, common))
-    for t, mapping in zip(fresh, mappings, strict=True):
+    for t, mapping in zip(tensors, mappings, strict=True):
         bodies.append(substitute(t.body, mapping))
     return tuple(dims), bodies
 

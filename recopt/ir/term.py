@@ -387,6 +387,8 @@ def add(*terms: Poly) -> Poly:
 
 def scale(term: Poly, coef: Coef) -> Poly:
     """coef * term."""
+    if coef == 1:
+        return term
     return poly((_mono(_times(m.coef, coef), m.axes, m.atoms) for m in term.monos), term.dtype)
 
 
@@ -407,6 +409,9 @@ def mul(*terms: Poly) -> Poly:
 
 def add_all(terms: Iterable[Poly], dtype: str) -> Poly:
     """The sum of any number of terms."""
+    terms = list(terms)
+    if len(terms) == 1 and terms[0].dtype == dtype:
+        return terms[0]
     return poly((m for t in terms for m in t.monos), dtype)
 
 
@@ -661,7 +666,11 @@ class _Substitution:
         return sum_over(scale(inner.product(mono.atoms, dtype), mono.coef), fresh.values())
 
     def product(self, atoms: tuple[Atom, ...], dtype: str) -> Poly:
-        return mul(number(1, dtype), *(self.atom(a, dtype) for a in atoms))
+        parts = [self.atom(a, dtype) for a in atoms]
+        factors = [p.atom for p in parts]
+        if None not in factors:  # nothing to distribute: one monomial, at a third of the cost
+            return normal_mono(1, [f for f in factors if f is not None], dtype)
+        return mul(number(1, dtype), *parts)
 
     def atom(self, atom: Atom, dtype: str) -> Poly:
         found = self.memo.get(atom)
