@@ -58,7 +58,7 @@ class _Graph:
     def __init__(self, host: Host) -> None:
         self.host = host
         self.nodes = {_key(node): node for node in host.nodes}
-        self.by_name = {node.name: node for node in host.nodes}
+        self.by_name = {node.name or _key(node): node for node in host.nodes}  # ONNX lets nodes go without a name
         self.producer = {value.name: node for node in host.nodes for value in node.outputs}
 
     def without(self, keys: set[str]) -> list[Node]:
