@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -72,19 +72,22 @@ def device_times(calls: Sequence[Callable[[], object]], samples: int = 12, least
     return out
 
 
-def host_times(calls: Sequence[Callable[[], object]], samples: int = 15, least_us: float = 2000.0) -> Times:
-    """Wall time of one of ``calls`` on the host, as in ``device_times``; for CPU work."""
-    for call in calls:
-        call()
-    begin = time.perf_counter()
-    for call in calls:
-        call()
-    rounds = max(1, int(least_us / max((time.perf_counter() - begin) * 1e6, 1e-3)))
-    results = []
-    for _ in range(samples):
+def host_times(peers: Mapping[str, Sequence[Callable[[], object]]], samples: int = 21) -> dict[str, Times]:
+    """Wall time on the host of one of each peer's calls; peers take turns, so that a busy machine slows all alike."""
+    rounds = {}
+    for name, calls in peers.items():
+        for call in calls:
+            call()
         begin = time.perf_counter()
-        for _ in range(rounds):
-            for call in calls:
-                call()
-        results.append((time.perf_counter() - begin) * 1e6 / (rounds * len(calls)))
-    return summary(results)
+        for call in calls:
+            call()
+        rounds[name] = max(1, int(2e-3 / max(time.perf_counter() - begin, 1e-9)))
+    results: dict[str, list[float]] = {name: [] for name in peers}
+    for _ in range(samples):
+        for name, calls in peers.items():
+            begin = time.perf_counter()
+            for _ in range(rounds[name]):
+                for call in calls:
+                    call()
+            results[name].append((time.perf_counter() - begin) * 1e6 / (rounds[name] * len(calls)))
+    return {name: summary(values) for name, values in results.items()}

@@ -87,9 +87,11 @@ def candidates(m: int, n: int, k: int) -> list[Config]:
 
 def make(m: int, n: int, k: int, count: int = 1) -> Sets:
     """``count`` sets of x [m, k], w [n, k], b [n] on the GPU, outputs near 1."""
+
     def one() -> tuple[Tensor, Tensor, Tensor]:
         x, w, b = (torch.randn(s, device="cuda") for s in ((m, k), (n, k), (n,)))
         return x, w / k**0.5, b
+
     return [one() for _ in range(count)]
 
 
@@ -161,7 +163,7 @@ def measure(path: Path, budget_s: float) -> None:
         exact = [r for r in ranked if r[1] <= TOLERANCE][:3]
         both = [(worst, c._replace(early=e)) for _, worst, c in exact for e in (False, True)]
         again = [(timed(c, 10), worst, c) for worst, c in both]
-        for t, worst, c in [*again, *ranked[len(exact):]]:
+        for t, worst, c in [*again, *ranked[len(exact) :]]:
             rows.append((t, worst, [type(c).__name__, *c]))
         results.append({"shape": (m, n, k), "rows": sorted(rows, key=lambda r: r[0])})
     head = {"device": torch.cuda.get_device_name(), "torch": torch.__version__}

@@ -53,11 +53,22 @@ def linear_torch(x: Tensor, w: Tensor, b: Tensor | None, epilogue: str = "", par
     The epilogue overwrites the product where autograd does not need it. Raises EpilogueError, LinearError.
     """
     e = compile_epilogue(epilogue)
-    check_linear(x, w, b)
-    e.check(params, w.shape[0])
-    if e.text in ("relu", "relu(h)") and x.is_cuda and b is not None and x.dim() == 2 and not torch.is_grad_enabled():
-        return torch._addmm_activation(b, x, w.t())  # cuBLASLt applies bias and ReLU itself
-    return _finish(F.linear(x, w, b), e, params)
+    if e.params or params:
+        e.check(params, w.shape[-2])
+    if w.dim() != 2 or (b is not None and (b.dim() != 1 or b.size(0) != w.size(0))):
+        check_linear(x, w, b)
+    try:
+        if x.is_cuda and b is not None and _is_relu(e) and x.dim() == 2 and not torch.is_grad_enabled():
+            return torch._addmm_activation(b, x, w.t())  # cuBLASLt applies bias and ReLU itself
+        return _finish(F.linear(x, w, b), e, params)
+    except RuntimeError:
+        # Looked at only now: at batch 1 a look costs as much as the bias.
+        check_linear(x, w, b)
+        raise
+
+
+def _is_relu(e: Epilogue) -> bool:
+    return e.text in ("relu", "relu(h)")
 
 
 def _finish(h: Tensor, e: Epilogue, params: Sequence[Tensor]) -> Tensor:
