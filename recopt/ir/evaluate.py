@@ -25,7 +25,7 @@ _REDUCE: dict[str, Callable[..., Array]] = {"max": np.max, "min": np.min, "prod"
 def evaluate(t: Tensor, leaves: Leaves, symbols: Mapping[str, int] | None = None) -> Array:
     """The elements of `t`: float64, int64 or bool. `leaves` gives each leaf's array, `symbols` the symbolic sizes.
     Raises IndexError where a read leaves its tensor outside of any guard."""
-    run = _Evaluation(leaves, symbols or {})
+    run = _Evaluation(leaves, {} if symbols is None else symbols)
     axes = t.axes
     value = run.poly(t.body, axes)
     full = np.broadcast_to(value, [run.extent(a) for a in axes])
@@ -37,7 +37,8 @@ class _Evaluation:
 
     def __init__(self, leaves: Leaves, symbols: Mapping[str, int]) -> None:
         self.leaves, self.symbols = leaves, symbols
-        self.cache: dict[tuple[object, tuple[Axis, ...]], Array] = {}
+        self.cache: dict[tuple[object, tuple[Axis, ...], bool], Array] = {}
+        self.guarded = False  # inside a product with a guard, whose value where the guard is 0 does not count
 
     def extent(self, axis: Axis) -> int:
         return sizes.evaluate(axis.size, self.symbols)
@@ -49,7 +50,7 @@ class _Evaluation:
         return coef
 
     def poly(self, term: Poly, axes: Sequence[Axis]) -> Array:
-        key = (term, tuple(axes))
+        key = (term, tuple(axes), self.guarded)
         if key not in self.cache:
             carrier = np.float64 if term.dtype in FLOATS else np.int64
             result: Array = np.zeros([1] * len(axes), dtype=carrier)
@@ -67,13 +68,15 @@ class _Evaluation:
                 inside = self.guard(atom, inner)
                 mask = inside if mask is None else mask & inside
         factors = []
+        outside, self.guarded = self.guarded, self.guarded or mask is not None
         for atom in mono.atoms:
             if isinstance(atom, Guard):
                 continue
-            value = self.atom(atom, inner, guarded=mask is not None).astype(carrier)
+            value = self.atom(atom, inner).astype(carrier)
             if mask is not None:
                 value = np.where(mask, value, carrier(0))
             factors.append(value)
+        self.guarded = outside
         if mask is not None and not factors:
             factors.append(mask.astype(carrier))
         product = self.contract(factors, len(axes), [self.extent(a) for a in mono.axes], carrier)
@@ -112,14 +115,14 @@ class _Evaluation:
             inside = inside & (index < self.number(atom.hi))
         return inside
 
-    def atom(self, atom: Atom, axes: Sequence[Axis], guarded: bool) -> Array:
+    def atom(self, atom: Atom, axes: Sequence[Axis]) -> Array:
         if isinstance(atom, Coord):
             n = list(axes).index(atom.axis)
             shape = [1] * len(axes)
             shape[n] = self.extent(atom.axis)
             return np.arange(shape[n]).reshape(shape)
         if isinstance(atom, Read):
-            return self.read(atom, axes, guarded)
+            return self.read(atom, axes)
         if isinstance(atom, Fn):
             args = [self.poly(p, axes) for p in atom.args]
             if atom.name == "cast":
@@ -131,7 +134,7 @@ class _Evaluation:
         full = np.broadcast_to(body, [*body.shape[: len(axes)], *(self.extent(a) for a in atom.axes)])
         return _REDUCE[atom.op](full, axis=tuple(range(len(axes), len(inner))))
 
-    def read(self, atom: Read, axes: Sequence[Axis], guarded: bool) -> Array:
+    def read(self, atom: Read, axes: Sequence[Axis]) -> Array:
         source = self.leaves(atom.leaf)
         source = source.astype(np.float64 if atom.dtype in FLOATS else bool if atom.dtype == "bool" else np.int64, copy=False)
         plain = [p.atom.axis if isinstance(p.atom, Coord) else None for p in atom.index]
@@ -147,7 +150,7 @@ class _Evaluation:
         for n, position in enumerate(index):
             outside = (position < 0) | (position >= source.shape[n])
             if outside.any():
-                if not guarded:
+                if not self.guarded:
                     raise IndexError(f"{atom.text} reads outside of {source.shape} in dimension {n}")
                 index[n] = np.where(outside, 0, position)
         if not index:

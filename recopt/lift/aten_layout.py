@@ -333,6 +333,10 @@ def _full(c: Call, _: object, value: object, **__: object) -> Tensor:
     return tensor.expand(operand(value, c.dtype), c.shape)
 
 
+def _new_full(c: Call, _: Tensor, shape: object, value: object, **__: object) -> Tensor:
+    return _full(c, shape, value)
+
+
 def _scalar_tensor(c: Call, value: object, **_: object) -> Tensor:
     return operand(value, c.dtype)
 
@@ -415,11 +419,11 @@ TABLE: dict[str, Lift] = {
     **_named("one_hot.default", _one_hot),
     **_named("zeros.default zeros_like.default new_zeros.default", _filled(0)),
     **_named("ones.default ones_like.default new_ones.default", _filled(1)),
-    **_named("full.default full_like.default new_full.default fill.Scalar fill.Tensor", _full),
+    **_named("full.default full_like.default fill.Scalar fill.Tensor", _full),
+    **_named("new_full.default", _new_full),
     **_named("scalar_tensor.default", _scalar_tensor),
     **_named("arange.default arange.start arange.start_step", _arange),
     **_named("linspace.default", _linspace),
     **_named("eye.default eye.m", _eye),
     "aten.sym_size.int": lambda c, x, dim: tensor.scalar(x.shape[dim], "int64"),
-    "aten.sym_numel.default": lambda c, x: tensor.scalar(sizes.product(x.shape), "int64"),
 }

@@ -372,9 +372,7 @@ TABLE |= {
     "operator.mod": _of_two("mod"),
     "operator.neg": lambda c, a: ops.times(a, -1),
     "operator.pow": _of_two("pow"),
-    **{f"operator.{n}": _compare(n) for n in ("eq", "ne", "lt", "le", "gt", "ge")},
     "torch.sym_max": _of_two("max"),
     "torch.sym_min": _of_two("min"),
     "torch.sym_float": _convert,
-    "torch.sym_not": _logical("logical_not"),
 }
