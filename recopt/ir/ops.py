@@ -228,6 +228,8 @@ def diagonal(t: Tensor, offset: int, dim1: int, dim2: int) -> Tensor:
     start1, start2 = max(0, -offset), max(0, offset)
     room1, room2 = sizes.size(rows - start1), sizes.size(columns - start2)
     length = room1 if sizes.at_least(room2, room1) else room2
+    if not sizes.at_least(room1, length):
+        raise ShapeError(f"a diagonal of a {rows} x {columns} matrix, whose shorter side is not known")
     (line,) = new_dims([length])
     mapping: dict[Axis, Poly] = {}
     for dim, start in ((dim1, start1), (dim2, start2)):

@@ -52,7 +52,7 @@ def _cast(args: list[Poly], dtype: str, attrs: tuple[Hashable, ...]) -> Poly | N
             return number(value, dtype)
         if dtype == "bool":
             return number(int(value != 0), dtype)
-        return number(int(value), dtype) if abs(value) < 2**31 else None
+        return number(int(value), dtype) if abs(value) < 2 ** (WIDTH[dtype] - 1) else None
     atom = x.atom
     if isinstance(atom, Guard) or isinstance(atom, Coord):
         return poly(x.monos, dtype)  # exact in every type
@@ -97,7 +97,7 @@ def _split(x: Poly, divisor: sizes.Size) -> tuple[Poly, Poly]:
 def _floordiv(args: list[Poly], dtype: str, attrs: tuple[Hashable, ...]) -> Poly | None:
     """(c*q + r) // c -> q + r // c, and r // c -> 0 where 0 <= r < c."""
     x, divisor = args[0], args[1].number
-    if divisor is None or isinstance(divisor, float) or not sizes.at_least(divisor, 1):
+    if dtype in FLOATS or divisor is None or isinstance(divisor, float) or not sizes.at_least(divisor, 1):
         return None
     if divisor == 1:
         return x
@@ -110,7 +110,7 @@ def _floordiv(args: list[Poly], dtype: str, attrs: tuple[Hashable, ...]) -> Poly
 def _mod(args: list[Poly], dtype: str, attrs: tuple[Hashable, ...]) -> Poly | None:
     """(c*q + r) % c -> r % c, and r % c -> r where 0 <= r < c."""
     x, divisor = args[0], args[1].number
-    if divisor is None or isinstance(divisor, float) or not sizes.at_least(divisor, 1):
+    if dtype in FLOATS or divisor is None or isinstance(divisor, float) or not sizes.at_least(divisor, 1):
         return None
     if divisor == 1:
         return number(0, dtype)
