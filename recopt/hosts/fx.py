@@ -26,7 +26,7 @@ from torch.export.graph_signature import (
 from ..errors import GraphError, VerifyError
 from ..ir import sizes
 from ..ir.sizes import Size
-from . import fx_capture, fx_module, fx_ops
+from . import fx_capture, fx_module, fx_operators, fx_ops
 from .base import Array, Node, Value
 from .fx_graph import STORED, FxGraph
 
@@ -235,8 +235,6 @@ class FxHost(FxGraph):
 
     def module(self) -> fx_module.Program:
         """The graph as a callable module: arguments, results and parameter names of the original's."""
-        from ..lower import torch as lowering  # here, since a lowering imports its host
-
         tensors: dict[str, tuple[torch.Tensor, bool | None]] = {}
         for spec in self._specs.values():
             if spec.kind in STORED and spec.target is not None:
@@ -260,7 +258,7 @@ class FxHost(FxGraph):
                 in_spec=signature.in_spec,
                 out_spec=signature.out_spec,
                 names=getattr(signature, "forward_arg_names", None) or [],
-                calls=lowering.CALLS,
+                calls=fx_operators.CALLS,
             )
         )
 
@@ -293,7 +291,7 @@ class FxHost(FxGraph):
         return [fx_ops.to_numpy(torch.as_tensor(result)) for result in wanted]
 
     def save(self, path: Path) -> None:
-        """Write a .pt2 archive. A loader needs `import recopt` first, so that the fused operators are known."""
+        """Write a .pt2 archive. A loader needs `import recopt.hosts.fx`, which defines the fused operators."""
         with open(path, "wb") as file:
             torch.export.save(self.program(), file)
 

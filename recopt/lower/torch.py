@@ -1,75 +1,19 @@
-"""Fused operators in torch: `recopt::linear` as a torch.library operator, and its node in an FX graph."""
+"""Fused operators written into an FX graph: one node each, and the layout steps that are left."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
-import torch
 
 from ..errors import GraphError, LowerError
 from ..fused import Concat, Linear, Permute, Reshape, Slice, Step, View
 from ..hosts.base import Array, Value
 from ..hosts.fx import FxHost
+from ..hosts.fx_operators import LINEAR
 from ..ir.sizes import Size, product
-from ..kernels.epilogue import compile_epilogue
-from ..kernels.linear import linear as linear_kernel
 
-_LINEAR = "recopt.linear.default"
 _END = 2**63 - 1
-
-torch.library.define(
-    "recopt::linear",
-    "(Tensor x, Tensor w, Tensor? b, str epilogue, Tensor[] params) -> Tensor",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
-
-
-def _linear(
-    x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None, epilogue: str, params: list[torch.Tensor] | None
-) -> torch.Tensor:
-    return linear_kernel(x, w, b, epilogue, params or ())  # AOTInductor's runtime passes an empty list as None
-
-
-torch.library.impl("recopt::linear", ("cpu", "cuda"), _linear)
-
-
-def _linear_fake(
-    x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None, epilogue: str, params: list[torch.Tensor]
-) -> torch.Tensor:
-    """Shape and dtype of the result; RuntimeError for operands that do not fit each other."""
-    compile_epilogue(epilogue)
-    fits = w.dim() == 2 and x.dim() > 0 and bool(x.shape[-1] == w.shape[1]) and x.dtype == w.dtype
-    for p in params if b is None else [b, *params]:
-        fits = fits and p.dim() == 1 and bool(p.shape[0] == w.shape[0] or (p.shape[0] == 1 and p is not b))
-    if not fits:
-        shapes = [tuple(t.shape) for t in (x, w, *params)]
-        raise RuntimeError(f"operands of shapes {shapes} and types {x.dtype}, {w.dtype} do not fit each other")
-    return x.new_empty((*x.shape[:-1], w.shape[0]))
-
-
-torch.library.register_fake("recopt::linear", _linear_fake)
-
-
-def linear_call(
-    x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None, epilogue: str, params: list[torch.Tensor]
-) -> torch.Tensor:
-    """`recopt::linear` without the dispatcher (about 6 us a call), except where a tracer must see the operator.
-
-    torch.jit.trace, and with it the TorchScript exporter, sees the plain operators instead: it knows no custom ones.
-    On the CPU the kernel's checks of its operands, made when the node was written, are not made again.
-    """
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
-        return torch.ops.recopt.linear.default(x, w, b, epilogue, params)  # type: ignore[no-any-return]
-    if x.is_cuda:
-        return linear_kernel(x, w, b, epilogue, params)
-    h = torch._C._nn.linear(x, w, b)
-    compiled = compile_epilogue(epilogue)
-    return compiled.apply(h, params) if h.requires_grad else compiled.apply_(h, params)
-
-
-CALLS: dict[str, Callable[..., Any]] = {_LINEAR: linear_call}
 
 Operand: TypeAlias = View | Concat | Array
 
@@ -85,7 +29,7 @@ def linear(host: FxHost, spec: Linear, target: str) -> Value:
         w = _operand(host, spec.w, f"{spec.name}_weight", spec.dtype)
         b = None if spec.b is None else _operand(host, spec.b, f"{spec.name}_bias", spec.dtype)
         params = [_operand(host, p, f"{spec.name}_p{i}", spec.dtype) for i, p in enumerate(spec.params)]
-        y = host.call(_LINEAR, (x, w, b, spec.epilogue, params), name=spec.name, like=_first(spec.x))
+        y = host.call(LINEAR, (x, w, b, spec.epilogue, params), name=spec.name, like=_first(spec.x))
         if y.shape != spec.shape or y.dtype != spec.dtype:
             raise LowerError(f"{spec.name} is {y.dtype} {y.shape}, its pattern says {spec.dtype} {spec.shape}")
         return _layout(host, y, spec.steps, spec.name)

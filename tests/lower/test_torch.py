@@ -19,8 +19,9 @@ from recopt.errors import LowerError
 from recopt.fused import Concat, Linear, Permute, Reshape, Slice, View
 from recopt.hosts.base import Value
 from recopt.hosts.fx import FxHost
+from recopt.hosts.fx_operators import linear_call
 from recopt.ir import sizes
-from recopt.lower.torch import linear, linear_call
+from recopt.lower.torch import linear
 
 OP = torch.ops.recopt.linear.default
 S0 = sizes.symbol("s0")
@@ -273,7 +274,7 @@ def test_inductor() -> None:
 
 # In a process of its own: with torch 2.11 on Python 3.12, loading the package of any model was seen to crash.
 AOT_INDUCTOR = """
-import sys, torch, recopt.lower.torch
+import sys, torch, recopt.hosts.fx
 x = torch.randn(3, 8)
 for name in ("plain", "fused"):
     program = torch.export.load(f"{sys.argv[1]}/{name}.pt2")
