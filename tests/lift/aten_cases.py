@@ -458,3 +458,26 @@ for mode in (0, 1):
     case("embedding_bag.padding_idx", TABLE, FLAT, STARTS, False, mode, False, None, False, int(FLAT[0]) - 11)
 case(BAGS, TABLE, FLAT, STARTS, False, 0, False, x(12), False)
 case(BAGS, TABLE, FLAT, torch.tensor([0, 4, 4, 9, 12]), False, 0, False, None, True)
+
+# --- calls that the table must not state
+REFUSED: list[tuple[str, Case]] = []
+
+
+def refuse(why: str, op: str, *args: Any, **kwargs: Any) -> None:
+    REFUSED.append((why, Case(f"aten.{op}", args, kwargs)))
+
+
+refuse("statistics", "batch_norm.default", x(B, 7), None, None, None, None, True, 0.1, 1e-5, True)
+refuse("own statistics", "native_batch_norm.default", x(B, 7), None, None, None, None, True, 0.1, 1e-5)
+refuse("randomness", "dropout.default", x(B, 7), 0.3, True)
+refuse("randomness", SDPA, *QKV, None, 0.3)
+refuse("mask", "index.Tensor", x(B, 7), [mask(B, 7)])
+refuse("reflect", "pad.default", x(B, 7), [1, 1], "reflect")
+refuse("order 3", "linalg_vector_norm.default", x(B, 7), 3, [1])
+refuse("empty", "embedding_bag.default", TABLE, FLAT, STARTS, False, 2)
+refuse("correction", "var.correction", x(B, 7), [1], correction=0.5)
+refuse("transposed", "convolution.default", x(B, 4, 9), x(4, 6, 3), None, [1], [0], [1], True, [0], 1)
+refuse("adaptive", "adaptive_avg_pool1d.default", x(B, 4, 6), [2])
+refuse("complex64", "mul.Tensor", torch.complex(x(B, 7), x(B, 7)), x(B, 7))
+refuse("no lift", "argmax.default", x(B, 7), 1)
+refuse("no lift", "sort.default", x(B, 7))

@@ -20,7 +20,7 @@ from recopt.ir.evaluate import evaluate
 from recopt.lift import Lifted, lift
 from recopt.lift.aten import TABLE
 
-from .aten_cases import CASES, B, Case
+from .aten_cases import CASES, REFUSED, B, Case
 
 BY_OP: dict[str, list[Case]] = {}
 for _case in CASES:
@@ -138,6 +138,15 @@ def test_term_is_what_torch_computes(op: str) -> None:
         wide = larger(host, tensors, B + 2)
         if wide is not None:
             check(host, op, module, wide)
+
+
+@pytest.mark.parametrize(("why", "case"), REFUSED, ids=[f"{c.op}-{why}" for why, c in REFUSED])
+def test_what_cannot_be_stated_is_opaque(why: str, case: Case) -> None:
+    leaves, spec = pytree.tree_flatten((case.args, case.kwargs))
+    tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+    host = FxHost.capture(Apply(resolve(case.op), leaves, spec), tuple(tensors), (tuple(None for _ in tensors),))
+    reasons = [reason for node, reason in lift(host).opaque.items() if node.op == case.op]
+    assert reasons and why in reasons[0]
 
 
 @pytest.mark.parametrize("op", ON_SIZES)
