@@ -118,13 +118,13 @@ NEAR_MISSES: dict[str, NearMiss] = {
     ),
     # the weight
     "weight_per_row": _near(
-        lambda m, x, w: torch.bmm(x[:, None], w).squeeze(1) + m.bias, "weight", inputs=_normal((K,), (K, N))
+        lambda m, x, w: torch.bmm(x[:, None], w).squeeze(1) + m.bias, "computed", inputs=_normal((K,), (K, N))
     ),
     "weight_per_row_einsum": _near(
-        lambda m, x, w: torch.einsum("bk,bnk->bn", x, w) + m.bias, "weight", inputs=_normal((K,), (N, K))
+        lambda m, x, w: torch.einsum("bk,bnk->bn", x, w) + m.bias, "computed", inputs=_normal((K,), (N, K))
     ),
     "weight_looked_up": _near(
-        lambda m, x, ids: (m.experts[ids] @ x[..., None]).squeeze(-1) + m.bias, "weight", inputs=_routed
+        lambda m, x, ids: (m.experts[ids] @ x[..., None]).squeeze(-1) + m.bias, "computed", inputs=_routed
     ),
     "weight_is_the_input": _near(lambda m, x: F.relu(x @ x.T), note="[B,B]"),
     "weight_is_the_input_3d": _near(lambda m, x: F.relu(x @ x.transpose(1, 2)), rank=3, note="[B,T,T]"),
@@ -187,8 +187,8 @@ NEAR_MISSES: dict[str, NearMiss] = {
     "nan_through_clamp": _near(lambda m, x: torch.clamp(_linear(m, x), 0.0, 6.0), inputs=_extremes),
     "nan_through_abs": _near(lambda m, x: (_linear(m, x) + _linear(m, x).abs()) / 2, inputs=_extremes),
     # convolutions that are no linear, or one of something else
-    "conv_of_three": _near(lambda m, x: F.conv1d(_swap(x), m.conv3, m.bias), "kernel", rank=3),
-    "conv_in_groups": _near(lambda m, x: F.conv1d(_swap(x), m.conv_groups, m.bias, groups=4), "group", rank=3),
+    "conv_of_three": _near(lambda m, x: F.conv1d(_swap(x), m.conv3, m.bias), rank=3),
+    "conv_in_groups": _near(lambda m, x: F.conv1d(_swap(x), m.conv_groups, m.bias, groups=4), "weight", rank=3),
     "conv_strided": _near(lambda m, x: F.conv1d(_swap(x), m.conv1, m.bias, stride=2), rank=3),
     "conv_padded": _near(lambda m, x: F.relu(F.conv1d(_swap(x), m.conv1, m.bias, padding=1)), rank=3),
     # the type
@@ -197,8 +197,8 @@ NEAR_MISSES: dict[str, NearMiss] = {
     ),
     "double_product": _near(lambda m, x: F.linear(x.double(), m.weight.double()).float() + m.bias, "dtype"),
     "rounded_between": _near(lambda m, x: F.relu(F.linear(x, m.weight).bfloat16().float() + m.bias), "dtype"),
-    "integer_product": _near(lambda m, x: x @ m.quantised.T.long() + 3, "dtype", inputs=_integers),
-    "truncated_between": _near(lambda m, x: F.linear(x, m.weight).to(torch.int32).float() + m.bias, "dtype"),
+    "integer_product": _near(lambda m, x: x @ m.quantised.T.long() + 3, inputs=_integers),
+    "truncated_between": _near(lambda m, x: F.linear(x, m.weight).to(torch.int32).float() + m.bias),
     # state and chance
     "added_in_place": _near(_added_in_place, note="a view of the product is read after the bias is added"),
     "read_before_written": _near(_read_before_written),

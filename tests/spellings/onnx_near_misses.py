@@ -85,8 +85,8 @@ ONNX_NEAR_MISSES: dict[str, NearMiss] = {
     "sum_over_n": _near(f"{SPREAD}  h = ReduceSum <keepdims = 0> (m, i_1)  y = Relu (h)", (K,)),
     "max_over_k": _near(f"{SPREAD}  h = ReduceMax <axes = [2], keepdims = 0> (m)  y = Add (h, b)"),
     "mean_over_k": _near(f"{SPREAD}  h = ReduceMean <axes = [2], keepdims = 0> (m)  y = Add (h, b)"),
-    "conv_of_three": _near("c = Conv <pads = [1, 1]> (x, conv3, b)  y = Relu (c)", (N, T), "kernel", (K, T)),
-    "conv_in_groups": _near("c = Conv <group = 4> (x, conv_groups, b)  y = Relu (c)", (N, T), "group", (K, T)),
+    "conv_of_three": _near("c = Conv <pads = [1, 1]> (x, conv3, b)  y = Relu (c)", (N, T), x=(K, T)),
+    "conv_in_groups": _near("c = Conv <group = 4> (x, conv_groups, b)  y = Relu (c)", (N, T), "weight", (K, T)),
     "conv_strided": _near("c = Conv <strides = [2]> (x, conv1, b)  y = Relu (c)", (N, 3), x=(K, T)),
     "conv_padded": _near("c = Conv <pads = [1, 1]> (x, conv1, b)  y = Relu (c)", (N, T + 2), x=(K, T)),
     "conv_padded_auto": _near(
