@@ -89,9 +89,7 @@ ONNX_NEAR_MISSES: dict[str, NearMiss] = {
     "conv_in_groups": _near("c = Conv <group = 4> (x, conv_groups, b)  y = Relu (c)", (N, T), "weight", (K, T)),
     "conv_strided": _near("c = Conv <strides = [2]> (x, conv1, b)  y = Relu (c)", (N, 3), x=(K, T)),
     "conv_padded": _near("c = Conv <pads = [1, 1]> (x, conv1, b)  y = Relu (c)", (N, T + 2), x=(K, T)),
-    "conv_padded_auto": _near(
-        'c = Conv <auto_pad = "SAME_UPPER"> (x, conv3, b)  y = Relu (c)', (N, T), "kernel", (K, T)
-    ),
+    "conv_padded_auto": _near('c = Conv <auto_pad = "SAME_UPPER"> (x, conv3, b)  y = Relu (c)', (N, T), x=(K, T)),
     "norm_over_time": _near(
         "h = MatMul (x, wt)  y = BatchNormalization (h, t_gamma, t_beta, t_mean, t_var)", (T, N), x=(T, K)
     ),
