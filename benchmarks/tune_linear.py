@@ -24,7 +24,7 @@ from timing import copies, device_times
 from torch import Tensor
 
 from recopt.kernels.linear import linear_torch, linear_triton
-from recopt.kernels.linear_config import Config, Reduce, Tile
+from recopt.kernels.linear_config import Config, Hopper, Reduce, Tile
 
 M = (1, 4, 16, 64, 128, 256, 512, 1024, 2048, 4096, 16384)
 N = (1, 16, 64, 128, 256, 512, 1024, 2048)
@@ -60,6 +60,12 @@ _REDUCES = (
 )  # fmt: skip
 
 
+_HOPPERS = (
+    (128, 128, 32, 8, 4), (64, 128, 32, 4, 3), (64, 128, 32, 4, 4), (128, 64, 32, 8, 4), (128, 64, 32, 8, 3),
+    (64, 64, 32, 4, 3), (64, 64, 32, 4, 4), (64, 32, 32, 4, 4),
+)  # fmt: skip
+
+
 def candidates(m: int, n: int, k: int) -> list[Config]:
     """The configurations worth measuring for x [m, k], w [n, k]."""
     found: list[Config] = []
@@ -77,6 +83,10 @@ def candidates(m: int, n: int, k: int) -> list[Config]:
             # bf16x6 is the more accurate one: for few rows or columns, where cuBLAS splits K, and for short sums.
             for precision in ("split", "bf16x6") if k <= 256 or min(m, n) <= 64 else ("split",):
                 found.append(Tile(bm, bn, bk, warps, stages, split, swap, precision))
+    for bm, bn, bk, warps, stages in _HOPPERS:
+        tiles = -(-m // bm) * -(-n // bn)
+        if bm <= m and bn <= n and k >= 64 and tiles >= 16 and (tiles < 4000 or bm * bn >= 8192):
+            found.append(Hopper(bm, bn, bk, warps, stages))
     for bm, bn, bk, warps in _REDUCES:
         programs = -(-m // bm) * -(-n // bn)
         if bk > k or bm > m or bn > max(4, n) or programs > 20000 or programs * k > 2 << 22 or m * n * k > 1 << 27:
@@ -208,7 +218,7 @@ def write(paths: Sequence[Path]) -> None:
         '"""The fastest way for a linear x [M, K] @ w [N, K].T on Hopper; data from benchmarks/tune_linear.py.\n\n'
         f"Measured on {'; '.join(dict.fromkeys(devices))}. Row (i, j) holds, for N[i] and K[j],\n"
         'an index into CONFIGS for every M; None is cuBLASLt.\n"""\n\n'
-        "from .linear_config import Config, Reduce, Tile\n\n"
+        "from .linear_config import Config, Hopper, Reduce, Tile\n\n"
         f"M = {tuple(ms)}\nN = {tuple(ns)}\nK = {tuple(ks)}\n"
         f"CONFIGS: tuple[Config | None, ...] = (\n{lines})\n"
         f"ROWS: dict[tuple[int, int], tuple[int, ...]] = {{\n{''.join(rows)}}}\n"

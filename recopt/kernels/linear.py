@@ -18,7 +18,7 @@ from torch import Tensor
 
 from . import linear_table as table
 from .epilogue import Epilogue, compile_epilogue
-from .linear_config import Config, Reduce, Tile
+from .linear_config import Config, Hopper, Reduce, Tile
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -174,6 +174,8 @@ def _bind(
     strides = tuple(0 if p.numel() == 1 else p.stride(0) for p in params)
     function = e.triton_function()
     numbers = (m, n, k, sxm, sxk, w.stride(0), w.stride(1))
+    if isinstance(config, Hopper) and not _fits_hopper(x, w, sxm, sxk):
+        config = Tile(128, 64, 32) if m >= 128 else Tile(64, 64, 32)
     early = config.early and x.is_cuda and torch.cuda.get_device_capability(x.device)[0] >= 9
     options: dict[str, Any] = {"launch_pdl": True} if early else {}
     runner: Any = None
@@ -197,6 +199,27 @@ def _bind(
         return reduce
 
     tiles = -(-m // config.bm) * -(-n // config.bn)
+    if isinstance(config, Hopper):
+        from . import linear_hopper
+
+        hopper_constants = (
+            function, b is not None, config.bm, config.bn, config.bk, config.stages, 8, early,
+        )  # fmt: skip
+
+        def hopper(x: Tensor, w: Tensor, b: Tensor | None, params: Sequence[Tensor]) -> Tensor:
+            nonlocal runner
+            out = torch.empty(shape, dtype=x.dtype, device=x.device)
+            x2 = x if flat else x.reshape(m, k)
+            args = (x2, w, b, out, tuple(params), strides, m, n, k, sxm, w.stride(0), *hopper_constants)
+            if runner is not None:
+                runner(*args)
+                return out
+            compiled = linear_hopper.hopper_kernel[tiles, 1, 1](*args, num_warps=config.warps, **options)
+            runner = compiled[tiles, 1, 1]
+            return out
+
+        return hopper
+
     grid = (tiles, config.split, 1)
     precision = "native" if x.dtype in HALF else config.precision
     constants = (
@@ -222,6 +245,14 @@ def _bind(
         return out
 
     return tile
+
+
+def _fits_hopper(x: Tensor, w: Tensor, sxm: int, sxk: int) -> bool:
+    """Whether the copies into shared memory can be 16 bytes wide, on the one architecture with these instructions."""
+    if not x.is_cuda or torch.cuda.get_device_capability(x.device)[0] != 9 or x.dtype != torch.float32:
+        return False
+    contiguous = sxk == 1 and w.stride(1) == 1
+    return contiguous and all(v % 4 == 0 for v in (sxm, w.stride(0))) and (x.data_ptr() | w.data_ptr()) % 16 == 0
 
 
 class _Slab:

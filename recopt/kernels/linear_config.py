@@ -34,4 +34,15 @@ class Reduce(NamedTuple):
     early: bool = False
 
 
-Config = Tile | Reduce
+class Hopper(NamedTuple):
+    """The kernel for large float32 products on Hopper: tile sizes, warps, stages, early as in Tile."""
+
+    bm: int
+    bn: int
+    bk: int
+    warps: int = 8
+    stages: int = 4
+    early: bool = False
+
+
+Config = Tile | Reduce | Hopper
