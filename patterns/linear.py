@@ -25,10 +25,10 @@ from recopt.ir.show import show
 from recopt.ir.tensor import Dim, Tensor, ravel
 from recopt.ir.term import (
     Atom, Axis, Fn, Guard, Mono, Poly, Read, TooLarge, add, add_all, axis, coord, monomial, mul, normal_mono, number, raw_fn, read, scale,
-    substitute, sum_over, walk,
+    single, substitute, sum_over, walk,
 )  # fmt: skip
 from recopt.lift.base import Lifted, reads
-from recopt.match import Match, No, arrange, constant_leaf, dead_after, fold, held_by, is_data, regroup
+from recopt.match import MAX_FOLDED, Match, No, arrange, constant_leaf, dead_after, fold, held_by, is_data, regroup, sliced
 
 name = "linear"
 operator = "recopt::linear"
@@ -158,6 +158,8 @@ def _pre_activations(lifted: Lifted, whole: Poly) -> Iterable[tuple[Poly, _Outer
         if is_data(lifted, cofactor) and _is_affine(lifted, cofactor):
             for scaled in _normalised(lifted, cofactor):
                 candidates[scaled] = None
+        else:
+            candidates |= dict.fromkeys(_completed(lifted, cofactor))
     found = []
     for candidate in list(candidates)[:8]:
         outer = _over(lifted, whole, candidate)
@@ -186,6 +188,29 @@ def _normalised(lifted: Lifted, term: Poly) -> list[Poly]:
         return [plain]
     factor = normal_mono(1, constants, term.dtype)
     return [plain, mul(plain, fn("reciprocal", [factor], term.dtype))]
+
+
+def _powers(lifted: Lifted, term: Poly) -> tuple[Atom, dict[int, Poly]] | None:
+    """A polynomial in one contraction: it, and the constant coefficient of each power."""
+    sources = {a for m in term.monos for a in m.atoms if is_data(lifted, a)}
+    if len(sources) != 1 or not isinstance(source := sources.pop(), Read):
+        return None
+    powers: dict[int, list[Poly]] = {}
+    for m in term.monos:
+        rest = [a for a in m.atoms if a is not source]
+        powers.setdefault(len(m.atoms) - len(rest), []).append(normal_mono(m.coef, rest, term.dtype))
+    return source, {n: add_all(parts, term.dtype) for n, parts in powers.items()}
+
+
+def _completed(lifted: Lifted, term: Poly) -> list[Poly]:
+    """a*s**n + b*s**(n-1) + ... as a power of h = s + b/(n*a): the shift that a squared bias leaves."""
+    found = _powers(lifted, term)
+    if found is None:
+        return []
+    source, powers = found
+    degree = max(powers)
+    shift = mul(powers.get(degree - 1, number(0, term.dtype)), fn("reciprocal", [powers[degree]], term.dtype))
+    return [add(single(source, term.dtype), scale(shift, 1 / degree))]
 
 
 def _cofactors(lifted: Lifted, term: Poly) -> dict[tuple[Atom, ...], Poly]:
@@ -221,10 +246,10 @@ def _cofactor_over(lifted: Lifted, term: Poly, h: Poly) -> Poly | None:
     """term = c*h + rest, with rest free of contractions, as c*H + rest."""
     if not is_data(lifted, term):
         return term
-    if not _is_affine(lifted, term):
-        return None
     if term is h:
         return _h(h)
+    if not _is_affine(lifted, term):
+        return _power_over(lifted, term, h)
     first = next(m for m in h.monos if any(is_data(lifted, a) for a in m.atoms))
     source = next(a for a in first.atoms if is_data(lifted, a))
     mine = add_all(
@@ -239,6 +264,16 @@ def _cofactor_over(lifted: Lifted, term: Poly, h: Poly) -> Poly | None:
     factor = mul(mine, fn("reciprocal", [theirs], term.dtype)) if theirs.number is None else scale(mine, 1 / theirs.number)
     rest = add(term, scale(mul(factor, h), -1))
     return None if is_data(lifted, rest) else add(mul(factor, _h(h)), rest)
+
+
+def _power_over(lifted: Lifted, term: Poly, h: Poly) -> Poly | None:
+    """A polynomial in a contraction s, with s = (h - b)/a put in for h = a*s + b."""
+    mine, theirs = _powers(lifted, term), _powers(lifted, h)
+    if mine is None or theirs is None or mine[0] is not theirs[0] or set(theirs[1]) - {0, 1}:
+        return None
+    offset, factor = theirs[1].get(0, number(0, h.dtype)), theirs[1][1]
+    source = mul(add(_h(h), scale(offset, -1)), fn("reciprocal", [factor], h.dtype))
+    return add_all([mul(c, *[source] * n) for n, c in mine[1].items()], term.dtype)
 
 
 # --- the product: x, W and b -----------------------------------------------------------------------------------------------
@@ -330,12 +365,10 @@ def _assemble(lifted: Lifted, root: Value, term: Tensor, product: Poly, found: _
     views: list[View] = []
     weights: list[Array] = []
     row_dims: tuple[Dim, ...] | None = None
-    for part in _shared_weights(found.contractions, columns):
-        view, dims, order = _input(lifted, part, rows, before, row_dims)
+    for view, dims, w in _inputs(lifted, found, rows, before):
         if row_dims is not None and dims != row_dims:
             raise No("the pieces of the product read their rows in different orders")
         row_dims = dims
-        w = fold(lifted, Tensor((tuple(columns), order), part.weight))
         same = next((n for n, v in enumerate(views) if v == view), None)
         if same is None:
             views.append(view)
@@ -375,7 +408,75 @@ def _meaning(outer: _Outer, product: Poly) -> Poly:
     return substitute(outer.term, {}, lambda a: product if isinstance(a, Read) and a.leaf is H else None)
 
 
-def _input(
+_Input = tuple[View, tuple[Dim, ...], Array]  # x as [rows..., K], its row dimensions, W as [N, K]
+
+
+def _inputs(lifted: Lifted, found: _Product, rows: set[Axis], before: int) -> Iterable[_Input]:
+    """The inputs of a product and the weights on each."""
+    left = list(found.contractions)
+    for leaf in dict.fromkeys(p.x.atom.leaf for p in left if isinstance(p.x.atom, Read)):
+        mine = [p for p in left if isinstance(p.x.atom, Read) and p.x.atom.leaf is leaf]
+        whole = _whole(lifted, mine, rows, found.columns)
+        if whole is not None:
+            left = [p for p in left if p not in mine]
+            yield whole
+    row_dims: tuple[Dim, ...] | None = None
+    for part in _shared_weights(left, found.columns):
+        view, row_dims, order = _held(lifted, part, rows, before, row_dims)
+        yield view, row_dims, fold(lifted, Tensor((tuple(found.columns), order), part.weight))
+
+
+def _whole(lifted: Lifted, parts: Sequence[_Contraction], rows: set[Axis], columns: Sequence[Axis]) -> _Input | None:
+    """Pieces that together read all of a host value: its weights, with those of each piece added where it reads. Slices,
+    split sums, flips and permuted columns are all this."""
+    first = parts[0].x.atom
+    assert isinstance(first, Read)
+    if not isinstance(first.leaf, Value):
+        return None
+    source = lifted.term[first.leaf]
+    inner = [n for n, p in enumerate(first.index) if not p.axes_read & rows and source.shape[n] != 1]
+    extents = [source.shape[n] for n in inner]
+    if not inner or not all(isinstance(e, int) for e in extents):
+        return None
+    row_index = tuple(p for n, p in enumerate(first.index) if n not in inner)
+    flat = int(np.prod([int(e) for e in extents]))  # type: ignore[arg-type]
+    width = int(np.prod([int(a.size) for a in columns])) if all(isinstance(a.size, int) for a in columns) else 0
+    if not 0 < flat * width <= MAX_FOLDED:
+        return None
+    w = np.zeros((width, flat))
+    touched = np.zeros(flat, dtype=bool)
+    for part in parts:
+        read = part.x.atom
+        assert isinstance(read, Read)
+        if tuple(p for n, p in enumerate(read.index) if n not in inner) != row_index or any(read.index[n].axes_read & rows for n in inner):
+            return None
+        if any(is_data(lifted, read.index[n]) for n in inner):
+            return None
+        positions = np.zeros((1,), dtype=np.int64)
+        for n, extent in zip(inner, extents, strict=True):
+            index = fold(lifted, Tensor((tuple(part.inner),), read.index[n])).astype(np.int64)
+            positions = positions * int(extent) + index  # type: ignore[arg-type]
+        np.add.at(w.T, positions, fold(lifted, Tensor((tuple(columns), tuple(part.inner)), part.weight)).T)
+        touched[positions] = True
+    if not touched.all():
+        return None
+    fresh = {n: axis(e) for n, e in zip(inner, extents, strict=True)}
+    plain = single(read_atom(first, {n: coord(a) for n, a in fresh.items()}), first.dtype)
+    held = sliced(plain, lifted)
+    if held is None:
+        return None
+    view, dims, order = arrange(held, rows, tuple(fresh.values()))
+    return (view, dims, w) if order == tuple(fresh.values()) else None
+
+
+def read_atom(atom: Read, index: dict[int, Poly]) -> Atom:
+    """The same read with some of its indices replaced."""
+    found = read(atom.leaf, [index.get(n, p) for n, p in enumerate(atom.index)], atom.dtype).atom
+    assert found is not None
+    return found
+
+
+def _held(
     lifted: Lifted, part: _Contraction, rows: set[Axis], before: int, row_dims: tuple[Dim, ...] | None
 ) -> tuple[View, tuple[Dim, ...], tuple[Axis, ...]]:
     """The host value that holds x, as [rows..., K]: the one that needs the fewest steps."""
@@ -394,8 +495,8 @@ def _stored(lifted: Lifted, found: _Product, columns: Sequence[Axis], w: Array, 
     """The parameter itself where the folded weight is bit for bit what it holds, as [N, K]."""
     weight = found.contractions[0].weight
     atom = weight.atom
-    if len(found.contractions) == 1 and isinstance(atom, Read) and isinstance(atom.leaf, Value):
-        stored = lifted.host.constant(atom.leaf)
+    if len(found.contractions) == 1 and isinstance(atom, Read) and isinstance(atom.leaf, Value) and atom.leaf.node is None:
+        stored = lifted.host.constant(atom.leaf)  # a view of the host's own storage
         if str(stored.dtype) == dtype and stored.shape == w.shape and np.array_equal(stored, w):
             return View(atom.leaf, w.shape)
     return _as(w, dtype)

@@ -41,7 +41,7 @@ class Optimized:
         start = time.perf_counter()
         before = host_of(self._source, example_inputs, self._dynamic_shapes)
         seconds = time.perf_counter() - start
-        examples = before.examples(example_inputs) if example_inputs is not None else None
+        examples = before.examples(example_inputs)
         self._after, self._report = run(before, self._options, examples, seconds)
         self._before = before
         self._source = None  # the hosts share its weights; nothing else of it is needed

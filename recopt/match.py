@@ -113,22 +113,15 @@ def held_by(lifted: Lifted, term: Poly, axes: Sequence[Axis], before: int) -> li
                 continue
             rename = {a: order[n] for n, a in enumerate(theirs)}
             found.append(Held(value, tuple(tuple(rename[a] for a in dim) for dim in lifted.term[value].dims)))
-    direct = _read_directly(term)
-    if direct is not None and isinstance(direct.leaf, Value):
-        sliced = _sliced(direct, lifted)
-        if sliced is not None:
-            found.append(sliced)
-    return found
+    direct = sliced(term, lifted)
+    return found if direct is None else [*found, direct]
 
 
-def _read_directly(term: Poly) -> Read | None:
-    atom = term.atom
-    return atom if isinstance(atom, Read) else None
-
-
-def _sliced(read: Read, lifted: Lifted) -> Held | None:
-    """A leaf read at unit stride in every dimension: slices, then a dimension for each index."""
-    assert isinstance(read.leaf, Value)
+def sliced(term: Poly, lifted: Lifted) -> Held | None:
+    """A term that reads a host value at unit stride in every dimension: slices, then a dimension for each index."""
+    read = term.atom
+    if not isinstance(read, Read) or not isinstance(read.leaf, Value):
+        return None
     source = lifted.term[read.leaf]
     dims: list[Dim] = []
     steps: list[Step] = []
@@ -241,5 +234,5 @@ def rename(t: Tensor) -> tuple[Tensor, dict[Axis, Axis]]:
 
 __all__ = [
     "Concat", "Held", "Match", "No", "arrange", "closed_order", "constant_leaf", "dead_after", "fold", "held_by",
-    "is_data", "regroup", "rename",
+    "is_data", "regroup", "rename", "sliced",
 ]  # fmt: skip

@@ -7,7 +7,7 @@ valid until the value is erased. Everything that recopt does not understand is l
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -163,6 +163,23 @@ class Host(abc.ABC):
     @abc.abstractmethod
     def save(self, path: Path) -> None:
         """Write the graph to `path` (which does not exist yet), complete with its external data."""
+
+    @abc.abstractmethod
+    def native(self) -> Any:
+        """The graph in its framework's own form: a torch.fx.GraphModule, an onnx_ir.Model."""
+
+    @abc.abstractmethod
+    def executable(self) -> Callable[..., Any]:
+        """The graph as a function, called like the original model, without needless cost a call."""
+
+    @abc.abstractmethod
+    def examples(self, given: Any) -> list[Array] | None:
+        """Example inputs as arrays in the order of `inputs`: `given` (positional, or by name) or those that the graph was
+        captured with; None where there are none. Raises OptionError where they do not fit the inputs."""
+
+    @abc.abstractmethod
+    def count_parameters(self) -> int:
+        """Elements of all stored parameters that the graph reads."""
 
     @abc.abstractmethod
     def count_nodes(self) -> int:

@@ -144,6 +144,18 @@ def _idempotent(args: list[Poly], dtype: str, attrs: tuple[Hashable, ...]) -> Po
     return args[0] if args[0] is args[1] else None
 
 
+def _bounded(limit: float) -> Callable[[list[Poly], str, tuple[Hashable, ...]], Poly | None]:
+    """min(x, inf) -> x and max(x, -inf) -> x."""
+
+    def rule(args: list[Poly], dtype: str, attrs: tuple[Hashable, ...]) -> Poly | None:
+        for x, bound in (args, args[::-1]):
+            if isinstance(bound.number, float) and bound.number == limit:
+                return x
+        return _idempotent(args, dtype, attrs)
+
+    return rule
+
+
 def _power(args: list[Poly], dtype: str) -> Poly:
     """x**2 -> x*x, x**0.5 -> sqrt(x), x**-1 -> 1/x, ..."""
     x, exponent = args[0], args[1].number
@@ -165,8 +177,8 @@ RULES: dict[str, Callable[[list[Poly], str, tuple[Hashable, ...]], Poly | None]]
     "mod": _mod,
     "where": _where,
     "logical_not": _not,
-    "max": _idempotent,
-    "min": _idempotent,
+    "max": _bounded(-float("inf")),
+    "min": _bounded(float("inf")),
 }
 
 # Names that are other names: before -> after.

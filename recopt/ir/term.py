@@ -29,6 +29,7 @@ from .sizes import Size
 Coef: TypeAlias = int | float | bool | sympy.Expr
 
 MAX_MONOS = 64  # a product that would have more is refused: the lift then makes its value a leaf
+MAX_UNROLLED = 4  # pieces of a stack that a maximum takes apart
 
 
 class TooLarge(Exception):
@@ -258,6 +259,15 @@ def reduce(op: str, axes: Iterable[Axis], body: Poly) -> Poly:
         bound = [a for a in bound if a in body.axes_read]
         if not bound:
             return body
+    last = bound[-1]
+    if op in ("max", "min") and isinstance(last.size, int) and last.size <= MAX_UNROLLED and _is_guarded(body, last):
+        from .rules import fn  # a reduction over stacked pieces is a function of the pieces
+
+        pieces = [substitute(body, {last: number(n)}) for n in range(last.size)]
+        joined = pieces[0]
+        for piece in pieces[1:]:
+            joined = fn(op, [joined, piece], body.dtype)
+        return reduce(op, bound[:-1], joined)
     renamed, order = _bind(bound, (body,))
     inner = substitute(body, renamed)
 
@@ -269,6 +279,11 @@ def reduce(op: str, axes: Iterable[Axis], body: Poly) -> Poly:
         }  # fmt: skip
 
     return single(_intern(Reduce, (op, order, inner), build), body.dtype)
+
+
+def _is_guarded(body: Poly, ax: Axis) -> bool:
+    """Whether pieces along an axis are told apart by guards."""
+    return any(isinstance(a, Guard) and ax in a.axes_read for m in body.monos for a in m.atoms)
 
 
 def single(atom: Interned, dtype: str) -> Poly:

@@ -188,10 +188,15 @@ class Lifted:
         """Whether users should see through `t`: layout, sums and products of plain reads, few of them."""
         if len(t.body.monos) > MAX_TRANSPARENT:
             return False
-        return all(
-            not m.axes and len(m.atoms) <= 6 and all(isinstance(a, (Coord, Guard)) or (isinstance(a, Read) and not _is_lookup(a)) for a in m.atoms)
-            for m in t.body.monos
-        )
+        return all(not m.axes and len(m.atoms) <= 6 and all(self._plain(a) for a in m.atoms) for m in t.body.monos)
+
+    def _plain(self, atom: Atom) -> bool:
+        """A position, a read that is no lookup, or anything computed from constants alone, as a normalising factor is."""
+        if isinstance(atom, (Coord, Guard)):
+            return True
+        if isinstance(atom, Read):
+            return not _is_lookup(atom)
+        return all(isinstance(r.leaf, Value) and self.host.is_constant(r.leaf) for r in reads(atom))
 
     # --- reading ---------------------------------------------------------------------------------------------------------
 
