@@ -24,11 +24,44 @@ from recopt.ir.rules import FLOATS, fn
 from recopt.ir.show import show
 from recopt.ir.tensor import Dim, Tensor, ravel
 from recopt.ir.term import (
-    Atom, Axis, Fn, Guard, Mono, Poly, Read, TooLarge, add, add_all, axis, coord, monomial, mul, normal_mono, number, raw_fn, read, scale,
-    single, substitute, sum_over, walk,
+    Atom,
+    Axis,
+    Fn,
+    Guard,
+    Mono,
+    Poly,
+    Read,
+    TooLarge,
+    add,
+    add_all,
+    axis,
+    coord,
+    monomial,
+    mul,
+    normal_mono,
+    number,
+    raw_fn,
+    read,
+    scale,
+    single,
+    substitute,
+    sum_over,
+    walk,
 )  # fmt: skip
 from recopt.lift.base import Lifted, reads
-from recopt.match import MAX_FOLDED, Match, No, arrange, constant_leaf, dead_after, fold, held_by, is_data, regroup, sliced
+from recopt.match import (
+    MAX_FOLDED,
+    Match,
+    No,
+    arrange,
+    constant_leaf,
+    dead_after,
+    fold,
+    held_by,
+    is_data,
+    regroup,
+    sliced,
+)
 
 name = "linear"
 operator = "recopt::linear"
@@ -102,9 +135,14 @@ def _match(lifted: Lifted, root: Value) -> Match | None:
         parts = _contractions(lifted, product, root)
         if parts is None:
             return None
-        sources = frozenset(r.leaf for r in reads(candidate) if isinstance(r.leaf, Value) and not constant_leaf(lifted, r.leaf))
+        sources = frozenset(
+            r.leaf for r in reads(candidate) if isinstance(r.leaf, Value) and not constant_leaf(lifted, r.leaf)
+        )
         return _assemble(lifted, root, term, product, parts, outer, sources)
-    raise No("the activation mixes {} differently scaled products", len({r.leaf for r in reads(whole) if not constant_leaf(lifted, r.leaf)}))
+    raise No(
+        "the activation mixes {} differently scaled products",
+        len({r.leaf for r in reads(whole) if not constant_leaf(lifted, r.leaf)}),
+    )
 
 
 def _expand(lifted: Lifted, term: Poly) -> Poly:
@@ -174,7 +212,11 @@ def _h(like: Poly) -> Poly:
 
 def _is_affine(lifted: Lifted, term: Poly) -> bool:
     """Whether every monomial is a constant, or one contraction times constants."""
-    return all(sum(is_data(lifted, a) for a in m.atoms) <= 1 and all(isinstance(a, Read) for a in m.atoms if is_data(lifted, a)) for m in term.monos)
+    return all(
+        sum(is_data(lifted, a) for a in m.atoms) <= 1
+        and all(isinstance(a, Read) for a in m.atoms if is_data(lifted, a))
+        for m in term.monos
+    )
 
 
 def _normalised(lifted: Lifted, term: Poly) -> list[Poly]:
@@ -239,7 +281,11 @@ def _function_over(lifted: Lifted, atom: Atom, h: Poly) -> Poly | None:
     if not isinstance(atom, Fn):
         return None
     args = [_over(lifted, a, h) if is_data(lifted, a) else a for a in atom.args]
-    return None if any(a is None for a in args) else fn(atom.name, [a for a in args if a is not None], atom.dtype, atom.attrs)
+    return (
+        None
+        if any(a is None for a in args)
+        else fn(atom.name, [a for a in args if a is not None], atom.dtype, atom.attrs)
+    )
 
 
 def _cofactor_over(lifted: Lifted, term: Poly, h: Poly) -> Poly | None:
@@ -253,15 +299,26 @@ def _cofactor_over(lifted: Lifted, term: Poly, h: Poly) -> Poly | None:
     first = next(m for m in h.monos if any(is_data(lifted, a) for a in m.atoms))
     source = next(a for a in first.atoms if is_data(lifted, a))
     mine = add_all(
-        [normal_mono(m.coef, [a for a in m.atoms if a is not source], term.dtype) for m in term.monos if source in m.atoms], term.dtype
+        [
+            normal_mono(m.coef, [a for a in m.atoms if a is not source], term.dtype)
+            for m in term.monos
+            if source in m.atoms
+        ],
+        term.dtype,
     )
     theirs = normal_mono(first.coef, [a for a in first.atoms if a is not source], term.dtype)
     if any(isinstance(a, Guard) for a in first.atoms):  # the guards of column pieces are part of what is read
-        if len(mine.monos) != 1 or [a for a in mine.monos[0].atoms if isinstance(a, Guard)] != [a for a in first.atoms if isinstance(a, Guard)]:
+        if len(mine.monos) != 1 or [a for a in mine.monos[0].atoms if isinstance(a, Guard)] != [
+            a for a in first.atoms if isinstance(a, Guard)
+        ]:
             return None
         mine = normal_mono(mine.monos[0].coef, [a for a in mine.monos[0].atoms if not isinstance(a, Guard)], term.dtype)
-        theirs = normal_mono(first.coef, [a for a in first.atoms if a is not source and not isinstance(a, Guard)], term.dtype)
-    factor = mul(mine, fn("reciprocal", [theirs], term.dtype)) if theirs.number is None else scale(mine, 1 / theirs.number)
+        theirs = normal_mono(
+            first.coef, [a for a in first.atoms if a is not source and not isinstance(a, Guard)], term.dtype
+        )
+    factor = (
+        mul(mine, fn("reciprocal", [theirs], term.dtype)) if theirs.number is None else scale(mine, 1 / theirs.number)
+    )
     rest = add(term, scale(mul(factor, h), -1))
     return None if is_data(lifted, rest) else add(mul(factor, _h(h)), rest)
 
@@ -328,7 +385,9 @@ def _contractions(lifted: Lifted, product: Poly, root: Value) -> _Product | None
     constant = add_all([monomial(m, product.dtype) for m in bias], product.dtype)
     if constant.axes_read & rows:
         raise No("the bias varies along a batch axis (size {})", next(iter(constant.axes_read & rows)).size)
-    if any(isinstance(t, Read) and isinstance(t.leaf, Value) and t.leaf is root for m in product.monos for t in walk(m)):
+    if any(
+        isinstance(t, Read) and isinstance(t.leaf, Value) and t.leaf is root for m in product.monos for t in walk(m)
+    ):
         raise No("{} reads itself", root.name)
     parts = tuple(_Contraction(x, tuple(summed), weight) for _, x, summed, weight in split)
     return _Product(tuple(a for a in _ordered(product) if a in rows), tuple(columns), parts, constant)
@@ -359,7 +418,9 @@ def _shared_weights(parts: Sequence[_Contraction], columns: Sequence[Axis]) -> l
     return list(merged.values())
 
 
-def _assemble(lifted: Lifted, root: Value, term: Tensor, product: Poly, found: _Product, outer: _Outer, sources: frozenset[Value]) -> Match:
+def _assemble(
+    lifted: Lifted, root: Value, term: Tensor, product: Poly, found: _Product, outer: _Outer, sources: frozenset[Value]
+) -> Match:
     before = lifted.order[root]
     rows, columns = set(found.rows), found.columns
     views: list[View] = []
@@ -394,12 +455,27 @@ def _assemble(lifted: Lifted, root: Value, term: Tensor, product: Poly, found: _
     dtype = product.dtype
     kept = [v.value for v in views]
     spec = Linear(
-        x, _stored(lifted, found, columns, w, dtype), _cast(b, dtype), text, tuple(_as(p, dtype) for p in params), shape, dtype, steps, root.name
+        x,
+        _stored(lifted, found, columns, w, dtype),
+        _cast(b, dtype),
+        text,
+        tuple(_as(p, dtype) for p in params),
+        shape,
+        dtype,
+        steps,
+        root.name,
     )
     meaning = term.with_body(_meaning(outer, product))
     dead = dead_after(lifted.host, root, kept)
     return Match(
-        name, root, spec, meaning, dead, sources, flops=2.0 * nominal(sizes.product(shape[:-1])) * w.size, detail=show(meaning)
+        name,
+        root,
+        spec,
+        meaning,
+        dead,
+        sources,
+        flops=2.0 * nominal(sizes.product(shape[:-1])) * w.size,
+        detail=show(meaning),
     )
 
 
@@ -448,7 +524,9 @@ def _whole(lifted: Lifted, parts: Sequence[_Contraction], rows: set[Axis], colum
     for part in parts:
         read = part.x.atom
         assert isinstance(read, Read)
-        if tuple(p for n, p in enumerate(read.index) if n not in inner) != row_index or any(read.index[n].axes_read & rows for n in inner):
+        if tuple(p for n, p in enumerate(read.index) if n not in inner) != row_index or any(
+            read.index[n].axes_read & rows for n in inner
+        ):
             return None
         if any(is_data(lifted, read.index[n]) for n in inner):
             return None
@@ -484,7 +562,16 @@ def _held(
     options = []
     for held in held_by(lifted, part.x, axes, before):
         view, dims, order = arrange(held, rows, part.inner)
-        options.append((row_dims is not None and dims != row_dims, len(view.steps), lifted.order.get(held.value, 0), view, dims, order))
+        options.append(
+            (
+                row_dims is not None and dims != row_dims,
+                len(view.steps),
+                lifted.order.get(held.value, 0),
+                view,
+                dims,
+                order,
+            )
+        )
     if not options:
         raise No("no value of the graph holds the product's input {}", part.x.text)
     _, _, _, view, dims, order = min(options, key=lambda o: o[:3])
@@ -495,7 +582,12 @@ def _stored(lifted: Lifted, found: _Product, columns: Sequence[Axis], w: Array, 
     """The parameter itself where the folded weight is bit for bit what it holds, as [N, K]."""
     weight = found.contractions[0].weight
     atom = weight.atom
-    if len(found.contractions) == 1 and isinstance(atom, Read) and isinstance(atom.leaf, Value) and atom.leaf.node is None:
+    if (
+        len(found.contractions) == 1
+        and isinstance(atom, Read)
+        and isinstance(atom.leaf, Value)
+        and atom.leaf.node is None
+    ):
         stored = lifted.host.constant(atom.leaf)  # a view of the host's own storage
         if str(stored.dtype) == dtype and stored.shape == w.shape and np.array_equal(stored, w):
             return View(atom.leaf, w.shape)

@@ -51,7 +51,9 @@ class Optimized:
         from arrays or CPU tensors given in the order of its inputs or by their names."""
         if self._after is None:
             if args and kwargs:
-                raise OptionError("the first call of a module without example inputs takes positional or keyword arguments, not both")
+                raise OptionError(
+                    "the first call of a module without example inputs takes positional or keyword arguments, not both"
+                )
             self._capture(args or kwargs)
         if self._callable is None:
             self._callable = self.host.executable()

@@ -13,7 +13,23 @@ from .ir.evaluate import evaluate
 from .ir.functions import FUNCTIONS
 from .ir.rules import FLOATS
 from .ir.tensor import Tensor
-from .ir.term import Atom, Axis, Fn, Interned, Leaf, Mono, Poly, Read, add_all, coord, normal_mono, number, read, substitute, walk
+from .ir.term import (
+    Atom,
+    Axis,
+    Fn,
+    Interned,
+    Leaf,
+    Mono,
+    Poly,
+    Read,
+    add_all,
+    coord,
+    normal_mono,
+    number,
+    read,
+    substitute,
+    walk,
+)
 from .match import No
 
 
@@ -31,9 +47,36 @@ _POINTS = np.concatenate([
     np.linspace(-12.0, 12.0, 193), [0.0, 1e-30, -1e-30, 1e-6, -1e-6, 25.0, -25.0, 90.0, -90.0, 1e4, -1e4, 1e30, -1e30, np.inf, -np.inf]
 ])  # fmt: skip
 
-_PLAIN = ("relu", "sigmoid", "tanh", "gelu", "gelu_tanh", "silu", "mish", "softplus", "selu", "hardswish", "hardsigmoid", "softsign", "abs", "exp")
+_PLAIN = (
+    "relu",
+    "sigmoid",
+    "tanh",
+    "gelu",
+    "gelu_tanh",
+    "silu",
+    "mish",
+    "softplus",
+    "selu",
+    "hardswish",
+    "hardsigmoid",
+    "softsign",
+    "abs",
+    "exp",
+)
 _OPERATORS = {"lt": "<", "le": "<=", "eq": "=="}
-_UNPRINTED = {"floordiv", "mod", "cast", "bitwise_and", "bitwise_or", "bitwise_xor", "shift_left", "shift_right", "tan", "atan", "isinf"}
+_UNPRINTED = {
+    "floordiv",
+    "mod",
+    "cast",
+    "bitwise_and",
+    "bitwise_or",
+    "bitwise_xor",
+    "shift_left",
+    "shift_right",
+    "tan",
+    "atan",
+    "isinf",
+}
 
 
 @dataclass
@@ -86,7 +129,9 @@ class Printer:
         if atom.name == "cast" and atom.args[0].dtype == "bool" and atom.dtype in FLOATS:
             return f"where({self.poly(atom.args[0])}, 1.0, 0.0)"
         if atom.name == "cast":
-            raise No("dtype changes from {} to {} between the product and the activation", atom.args[0].dtype, atom.dtype)
+            raise No(
+                "dtype changes from {} to {} between the product and the activation", atom.args[0].dtype, atom.dtype
+            )
         if atom.name in _UNPRINTED:
             raise No("{} in the epilogue", atom.name)
         if atom.name in _OPERATORS:

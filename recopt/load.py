@@ -19,15 +19,9 @@ def load(path: str | os.PathLike[str]) -> Host:
         from .hosts.onnx import OnnxHost
 
         return OnnxHost.load(file)
-    import torch
-
     from .hosts.fx import FxHost
 
-    try:
-        program = torch.export.load(file)
-    except Exception as error:  # torch raises anything for a file that is none of its own
-        raise LoadError(f"{file}: not a program of torch.export: {str(error).splitlines()[0] if str(error) else type(error).__name__}") from error
-    return FxHost(program)
+    return FxHost.load(file)
 
 
 def is_module(model: object) -> bool:

@@ -133,7 +133,12 @@ def sliced(term: Poly, lifted: Lifted) -> Held | None:
                 if not isinstance(mono.coef, int):
                     return None
                 offset = mono.coef
-            elif len(mono.atoms) == 1 and isinstance(mono.atoms[0], Coord) and not mono.axes and isinstance(mono.coef, (int, sizes.sympy.Expr)):
+            elif (
+                len(mono.atoms) == 1
+                and isinstance(mono.atoms[0], Coord)
+                and not mono.axes
+                and isinstance(mono.coef, (int, sizes.sympy.Expr))
+            ):
                 parts.append((mono.coef, mono.atoms[0].axis))
             else:
                 return None

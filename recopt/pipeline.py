@@ -74,11 +74,19 @@ class _Run:
     undone: list[Refusal] = field(default_factory=list)
     timings: dict[str, float] = field(default_factory=dict)
 
-    def passes(self, *, limit: int | None = None, banned: frozenset[str] | None = None, quiet: bool = True) -> tuple[Host, Report]:
+    def passes(
+        self, *, limit: int | None = None, banned: frozenset[str] | None = None, quiet: bool = True
+    ) -> tuple[Host, Report]:
         """The passes on a copy of the model."""
         host = self.before.clone()
         report = Report(host.dialect, self.target, nodes_before=host.count_nodes())
-        context = Context(self.target, report, self.options.proves("rewrites"), limit, frozenset(self.banned) if banned is None else banned)
+        context = Context(
+            self.target,
+            report,
+            self.options.proves("rewrites"),
+            limit,
+            frozenset(self.banned) if banned is None else banned,
+        )
         for n, module in enumerate(self.options.modules):
             with self.timed(module.name):
                 module.run(host, context)
@@ -113,13 +121,19 @@ class _Run:
         while bad - good > 1:
             middle = (good + bad) // 2
             good, bad = (middle, bad) if self.agree(self.passes(limit=middle)[0], inputs).ok else (good, middle)
-        culprit = report.rewrites[bad - 1]
+        before = {r.root for r in self.passes(limit=good)[1].rewrites}
+        culprit = next(r for r in self.passes(limit=bad)[1].rewrites if r.root not in before)
+        if culprit.root in self.banned:
+            return False
         self.banned.add(culprit.root)
-        self.undone.append(Refusal(culprit.pattern, culprit.root, f"the model disagrees: {verdict.reproducer}; RECOPT_LIMIT={bad} shows it"))
+        reason = f"the model disagrees: {verdict.reproducer}; RECOPT_LIMIT={bad} shows it"
+        self.undone.append(Refusal(culprit.pattern, culprit.root, reason))
         return True
 
 
-def run(host: Host, options: Options, examples: Sequence[Array] | None = None, capture_seconds: float = 0.0) -> tuple[Host, Report]:
+def run(
+    host: Host, options: Options, examples: Sequence[Array] | None = None, capture_seconds: float = 0.0
+) -> tuple[Host, Report]:
     """The optimized copy of `host` and the account of it. Raises OptionError, GraphError, VerifyError, LowerError."""
     state = _Run(host, options, check_target(host.dialect, options.target), _limit())
     state.timings["capture"] = capture_seconds
@@ -168,7 +182,9 @@ def _ban_slow(state: _Run, inputs: Sequence[Sequence[Array]]) -> None:
         ratio = _ratio(state.before, alone, inputs[0])
         if ratio > SLOWER:
             state.banned.add(root)
-            state.undone.append(Refusal(made.rewrites[0].pattern, root, f"measured {ratio:.2f} times the original's time"))
+            state.undone.append(
+                Refusal(made.rewrites[0].pattern, root, f"measured {ratio:.2f} times the original's time")
+            )
 
 
 def _ratio(before: Host, after: Host, feed: Sequence[Array], rounds: int = 15) -> float:

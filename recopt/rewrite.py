@@ -96,7 +96,9 @@ def declines(host: Host, found: Match, saved: Cost, target: str) -> str | None:
         return f"does not pay on {target}: {saved.launches:+.0f} launches, {saved.bytes:+.2g} bytes, {saved.flops:+.2g} FLOPs saved"
     if host.dialect == "onnx":
         replaced = sum(not all(host.is_constant(v) for v in n.outputs) for n in found.dead)
-        if replaced <= lower.nodes_written(host, found.spec, target) and not any(n.op.startswith("recopt") for n in found.dead):
+        if replaced <= lower.nodes_written(host, found.spec, target) and not any(
+            n.op.startswith("recopt") for n in found.dead
+        ):
             return f"is as short as {target} allows already"
     return None
 
@@ -109,11 +111,16 @@ def write(host: Host, chosen: list[Chosen], pattern: ModuleType, context: Contex
         return replace(view, value=moved.get(view.value, view.value))
 
     def resolved(spec: Linear) -> Linear:
-        x = Concat(tuple(current(v) for v in spec.x.views), spec.x.shape) if isinstance(spec.x, Concat) else current(spec.x)
+        x = (
+            Concat(tuple(current(v) for v in spec.x.views), spec.x.shape)
+            if isinstance(spec.x, Concat)
+            else current(spec.x)
+        )
         return replace(spec, x=x, w=current(spec.w) if isinstance(spec.w, View) else spec.w)
 
     for item in reversed(chosen):
         found, saved = item.match, item.saved
+        root = found.root.name  # a graph output's name moves to what replaces it
         assert found.root.node is not None
         with host.at(found.root.node):
             made = lower.write(host, resolved(found.spec), context.target)
@@ -121,8 +128,16 @@ def write(host: Host, chosen: list[Chosen], pattern: ModuleType, context: Contex
         moved[found.root] = made
         context.report.rewrites.append(
             Rewrite(
-                pattern.name, pattern.operator, found.root.name, tuple(n.name for n in found.dead), (made.node.name if made.node else made.name,),
-                saved.bytes, saved.flops, saved.launches, None if item.verdict is None else item.verdict.error, found.detail,
+                pattern.name,
+                pattern.operator,
+                root,
+                tuple(n.name for n in found.dead),
+                (made.node.name if made.node else made.name,),
+                saved.bytes,
+                saved.flops,
+                saved.launches,
+                None if item.verdict is None else item.verdict.error,
+                found.detail,
             )  # fmt: skip
         )
     host.erase_dead()

@@ -74,10 +74,19 @@ def verify_match(lifted: Lifted, match: Match, seed: int = 0) -> Verdict:
         symbols: Mapping[str, int] = _Symbols(batch)
         arrays: dict[Leaf, Array] = {}
 
-        def leaf(source: Leaf, rng: np.random.Generator = rng, arrays: dict[Leaf, Array] = arrays, symbols: Mapping[str, int] = symbols) -> Array:
+        def leaf(
+            source: Leaf,
+            rng: np.random.Generator = rng,
+            arrays: dict[Leaf, Array] = arrays,
+            symbols: Mapping[str, int] = symbols,
+        ) -> Array:
             if source not in arrays:
                 assert isinstance(source, Value)
-                arrays[source] = lifted.host.constant(source) if lifted.host.is_constant(source) else _random(lifted, source, symbols, rng)
+                arrays[source] = (
+                    lifted.host.constant(source)
+                    if lifted.host.is_constant(source)
+                    else _random(lifted, source, symbols, rng)
+                )
             return arrays[source]
 
         expected = evaluate(match.meaning, leaf, symbols)
@@ -86,7 +95,9 @@ def verify_match(lifted: Lifted, match: Match, seed: int = 0) -> Verdict:
         scale = max(float(np.max(np.abs(expected[np.isfinite(expected)]), initial=0.0)), 1.0)
         verdict = compare(actual, expected, "float64", tolerance=rtol * scale)
         if not verdict.ok:
-            return Verdict(verdict.error, verdict.excess, f"symbols={batch} seed={seed} relative error {verdict.error:.1e}")
+            return Verdict(
+                verdict.error, verdict.excess, f"symbols={batch} seed={seed} relative error {verdict.error:.1e}"
+            )
         worst = max(worst, verdict, key=lambda v: v.excess)
     return worst
 
@@ -185,7 +196,9 @@ def _numpy(dtype: str) -> np.dtype[np.generic]:
 
 
 def _stretchable(shape: Sequence[Size], example: Array) -> bool:
-    return len(shape) == example.ndim and all(not isinstance(s, int) or s == e for s, e in zip(shape, example.shape, strict=True))
+    return len(shape) == example.ndim and all(
+        not isinstance(s, int) or s == e for s, e in zip(shape, example.shape, strict=True)
+    )
 
 
 def _stretch(example: Array, shape: Sequence[int]) -> Array:
@@ -226,14 +239,18 @@ def _plain_sources(lifted: Lifted, index: Poly) -> list[Value]:
     return found
 
 
-def verify_model(before: Host, after: Host, inputs: Sequence[Sequence[Array]], tolerance: float | None = None) -> Verdict:
+def verify_model(
+    before: Host, after: Host, inputs: Sequence[Sequence[Array]], tolerance: float | None = None
+) -> Verdict:
     """`after` against `before` on each of `inputs`. Raises VerifyError where `before` itself cannot run."""
     worst = Verdict(0.0, 0.0)
     for feed in inputs:
         try:
             expected = before.run(feed)
         except VerifyError as why:
-            raise VerifyError(f"the original model does not run on inputs of shapes {[f.shape for f in feed]}: {why}") from why
+            raise VerifyError(
+                f"the original model does not run on inputs of shapes {[f.shape for f in feed]}: {why}"
+            ) from why
         try:
             actual = after.run(feed)
         except VerifyError as why:
@@ -242,7 +259,11 @@ def verify_model(before: Host, after: Host, inputs: Sequence[Sequence[Array]], t
             verdict = compare(a, e, value.dtype or str(e.dtype), tolerance)
             if verdict.excess > worst.excess:
                 shapes = [tuple(f.shape) for f in feed]
-                worst = Verdict(verdict.error, verdict.excess, f"output {n} ({value.name}) on inputs {shapes}: relative error {verdict.error:.1e}")
+                worst = Verdict(
+                    verdict.error,
+                    verdict.excess,
+                    f"output {n} ({value.name}) on inputs {shapes}: relative error {verdict.error:.1e}",
+                )
     return worst
 
 

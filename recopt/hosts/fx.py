@@ -23,7 +23,7 @@ from torch.export.graph_signature import (
     TensorArgument,
 )
 
-from ..errors import GraphError, VerifyError
+from ..errors import GraphError, LoadError, VerifyError
 from ..ir import sizes
 from ..ir.sizes import Size
 from . import fx_capture, fx_module, fx_operators, fx_ops
@@ -45,6 +45,15 @@ class FxHost(FxGraph):
         is symbolic wherever it is the batch, if export can. Raises LoadError when the module cannot be captured.
         """
         return cls(fx_capture.capture(module, example_inputs, dynamic_shapes))
+
+    @classmethod
+    def load(cls, path: Path) -> FxHost:
+        """The program in a `.pt2` archive. Raises LoadError where there is none."""
+        try:
+            program = torch.export.load(path)
+        except Exception as error:  # torch raises anything for a file that is none of its own
+            raise LoadError(f"{path}: not a program of torch.export: {fx_capture.one_line(error)}") from error
+        return cls(program)
 
     # Changing
 

@@ -136,7 +136,9 @@ class _Evaluation:
 
     def read(self, atom: Read, axes: Sequence[Axis]) -> Array:
         source = self.leaves(atom.leaf)
-        source = source.astype(np.float64 if atom.dtype in FLOATS else bool if atom.dtype == "bool" else np.int64, copy=False)
+        source = source.astype(
+            np.float64 if atom.dtype in FLOATS else bool if atom.dtype == "bool" else np.int64, copy=False
+        )
         plain = [p.atom.axis if isinstance(p.atom, Coord) else None for p in atom.index]
         if None not in plain and len(set(plain)) == len(plain) and all(
             self.extent(a) == source.shape[n] for n, a in enumerate(plain) if a is not None

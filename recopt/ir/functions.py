@@ -118,4 +118,14 @@ FUNCTIONS: dict[str, Callable[..., Array]] = {
 }
 
 BOOLEAN = {"eq", "lt", "le", "logical_and", "logical_or", "logical_not", "logical_xor", "isnan", "isinf"}
-COMMUTATIVE = {"max", "min", "eq", "logical_and", "logical_or", "logical_xor", "bitwise_and", "bitwise_or", "bitwise_xor"}
+COMMUTATIVE = {
+    "max",
+    "min",
+    "eq",
+    "logical_and",
+    "logical_or",
+    "logical_xor",
+    "bitwise_and",
+    "bitwise_or",
+    "bitwise_xor",
+}

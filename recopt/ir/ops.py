@@ -179,7 +179,9 @@ def take(table: Tensor, ids: Tensor, dim: int = 0, wrap_negative: bool = False) 
         position = number(sizes.size(position.number + extent)) if not sizes.at_least(position.number, 0) else position  # type: ignore[arg-type]
     elif wrap_negative and not sizes_known_non_negative(position):
         negative = fn("lt", [position, number(0, position.dtype)], "bool")
-        position = fn("where", [negative, add_terms(position, number(extent, position.dtype)), position], position.dtype)
+        position = fn(
+            "where", [negative, add_terms(position, number(extent, position.dtype)), position], position.dtype
+        )
     mapping = dict(zip(table.dims[dim], unravel(position, [a.size for a in table.dims[dim]]), strict=True))
     return Tensor((*table.dims[:dim], *ids.dims, *table.dims[dim + 1 :]), substitute(table.body, mapping))
 
@@ -239,7 +241,15 @@ def diagonal(t: Tensor, offset: int, dim1: int, dim2: int) -> Tensor:
     return Tensor((*rest, line), substitute(t.body, mapping))
 
 
-def convolution(x: Tensor, w: Tensor, bias: Tensor | None, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int) -> Tensor:
+def convolution(
+    x: Tensor,
+    w: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
     """y[b, n, p..] = sum over c, k.. of x[b, c, p*stride + k*dilation - padding] * w[n, c, k..], zero outside."""
     x, w = x.fresh(), w.fresh()
     for n, p in enumerate(padding):

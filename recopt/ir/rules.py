@@ -11,7 +11,18 @@ from . import sizes
 from .functions import COMMUTATIVE, FUNCTIONS
 from .term import Coord, Fn, Guard, Poly, add, add_all, monomial, mul, number, poly, raw_fn, scale, single, value_range
 
-WIDTH = {"bool": 1, "int8": 8, "uint8": 8, "int16": 16, "int32": 32, "int64": 64, "float16": 16, "bfloat16": 16, "float32": 32, "float64": 64}
+WIDTH = {
+    "bool": 1,
+    "int8": 8,
+    "uint8": 8,
+    "int16": 16,
+    "int32": 32,
+    "int64": 64,
+    "float16": 16,
+    "bfloat16": 16,
+    "float32": 32,
+    "float64": 64,
+}
 FLOATS = frozenset({"float16", "bfloat16", "float32", "float64"})
 
 
@@ -34,7 +45,10 @@ def _fold(name: str, args: list[Poly], dtype: str, attrs: tuple[Hashable, ...]) 
     if any(v is None or isinstance(v, sympy.Expr) for v in values) or name == "cast":
         return None
     with np.errstate(all="ignore"):
-        kind = [np.asarray(v, dtype=np.float64 if a.dtype in FLOATS else np.int64) for v, a in zip(values, args, strict=True)]
+        kind = [
+            np.asarray(v, dtype=np.float64 if a.dtype in FLOATS else np.int64)
+            for v, a in zip(values, args, strict=True)
+        ]
         if name in ("floordiv", "mod") and not np.any(kind[1]):
             return None
         result = FUNCTIONS[name](*kind, *attrs).item()
@@ -58,7 +72,10 @@ def _cast(args: list[Poly], dtype: str, attrs: tuple[Hashable, ...]) -> Poly | N
         return poly(x.monos, dtype)  # exact in every type
     if isinstance(atom, Fn) and atom.name == "cast":
         inner = atom.args[0]
-        same_kind = (inner.dtype in FLOATS) == (atom.dtype in FLOATS) and {inner.dtype, atom.dtype} != {"float16", "bfloat16"}
+        same_kind = (inner.dtype in FLOATS) == (atom.dtype in FLOATS) and {inner.dtype, atom.dtype} != {
+            "float16",
+            "bfloat16",
+        }
         if same_kind and WIDTH[atom.dtype] >= WIDTH[inner.dtype] and atom.dtype != "bool":
             return fn("cast", [inner], dtype)
     return None
@@ -122,7 +139,9 @@ def _mod(args: list[Poly], dtype: str, attrs: tuple[Hashable, ...]) -> Poly | No
 
 def _within(x: Poly, bound: sizes.Size) -> bool:
     low, high = value_range(x)
-    return low is not None and high is not None and sizes.at_least(low, 0) and sizes.at_least(bound, sizes.size(high + 1))
+    return (
+        low is not None and high is not None and sizes.at_least(low, 0) and sizes.at_least(bound, sizes.size(high + 1))
+    )
 
 
 def _where(args: list[Poly], dtype: str, attrs: tuple[Hashable, ...]) -> Poly | None:

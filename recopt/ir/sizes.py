@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import TypeAlias
 
 import sympy
@@ -11,7 +11,7 @@ import sympy
 Size: TypeAlias = int | sympy.Expr
 
 
-@lru_cache(maxsize=None)
+@cache
 def symbol(name: str) -> sympy.Symbol:
     """The size called `name`: a positive integer that is known only when the model runs."""
     return sympy.Symbol(name, integer=True, positive=True)
@@ -80,5 +80,7 @@ def at_least(a: Size, b: Size) -> bool:
     difference = size(a - b)
     if isinstance(difference, int):
         return difference >= 0
-    shifted = size(difference.subs({s: sympy.Symbol(s.name, integer=True, nonnegative=True) + 1 for s in difference.free_symbols}))
+    shifted = size(
+        difference.subs({s: sympy.Symbol(s.name, integer=True, nonnegative=True) + 1 for s in difference.free_symbols})
+    )
     return shifted >= 0 if isinstance(shifted, int) else bool(shifted.is_nonnegative)

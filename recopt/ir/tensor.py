@@ -13,7 +13,23 @@ from functools import cached_property
 from . import sizes
 from .rules import fn
 from .sizes import Size
-from .term import Axis, Leaf, Poly, add, add_all, axis, bound_order, coord, guard, mul, number, read, read_jointly, scale, substitute
+from .term import (
+    Axis,
+    Leaf,
+    Poly,
+    add,
+    add_all,
+    axis,
+    bound_order,
+    coord,
+    guard,
+    mul,
+    number,
+    read,
+    read_jointly,
+    scale,
+    substitute,
+)
 
 Dim = tuple[Axis, ...]  # major axis first; () has size 1
 
@@ -75,7 +91,10 @@ class Tensor:
         for dim in dims:
             for a in dim:
                 names[a] = Axis(len(names), a.size)
-        return Tensor(tuple(tuple(names[a] for a in dim) for dim in dims), substitute(body, {a: coord(n) for a, n in names.items()}))
+        return Tensor(
+            tuple(tuple(names[a] for a in dim) for dim in dims),
+            substitute(body, {a: coord(n) for a, n in names.items()}),
+        )
 
     def with_dims(self, dims: Sequence[Dim]) -> Tensor:
         """The same body under other dimensions."""

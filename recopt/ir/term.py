@@ -28,7 +28,8 @@ from .sizes import Size
 
 Coef: TypeAlias = int | float | bool | sympy.Expr
 
-MAX_MONOS = 64  # a product that would have more is refused: the lift then makes its value a leaf
+MAX_MONOS = 1024  # a sum of more is refused: the lift then makes its value a leaf
+MAX_PRODUCT = 64  # likewise a product that distributes into more
 MAX_UNROLLED = 4  # pieces of a stack that a maximum takes apart
 
 
@@ -184,7 +185,9 @@ def coord(ax: Axis) -> Poly:
     if ax.size == 1:
         return number(0)
     atom = _intern(
-        Coord, (ax,), lambda: {"axis": ax, "dtype": "int64", "text": ax.name, "axes_read": frozenset((ax,)), "bound_depth": 0}
+        Coord,
+        (ax,),
+        lambda: {"axis": ax, "dtype": "int64", "text": ax.name, "axes_read": frozenset((ax,)), "bound_depth": 0},
     )
     return single(atom, "int64")
 
@@ -195,7 +198,14 @@ def read(leaf: Leaf, index: Iterable[Poly], dtype: str) -> Poly:
 
     def build() -> dict[str, object]:
         text = f"{leaf.name}[{','.join(p.text for p in idx)}]"
-        return {"leaf": leaf, "index": idx, "dtype": dtype, "text": text, "axes_read": _union(idx), "bound_depth": _depth(idx)}
+        return {
+            "leaf": leaf,
+            "index": idx,
+            "dtype": dtype,
+            "text": text,
+            "axes_read": _union(idx),
+            "bound_depth": _depth(idx),
+        }
 
     return single(_intern(Read, (leaf, idx, dtype), build), dtype)
 
@@ -245,7 +255,15 @@ def guard(index: Poly, lo: Size | None, hi: Size | None, dtype: str = "int64") -
 
     def build() -> dict[str, object]:
         text = f"[{'' if lo is None else f'{lo}<='}{index.text}{'' if hi is None else f'<{hi}'}]"
-        return {"index": index, "lo": lo, "hi": hi, "dtype": "int64", "text": text, "axes_read": index.axes_read, "bound_depth": index.bound_depth}
+        return {
+            "index": index,
+            "lo": lo,
+            "hi": hi,
+            "dtype": "int64",
+            "text": text,
+            "axes_read": index.axes_read,
+            "bound_depth": index.bound_depth,
+        }
 
     return single(_intern(Guard, (index, lo, hi), build), dtype)
 
@@ -350,11 +368,18 @@ def poly(monos: Iterable[Mono], dtype: str) -> Poly:
 
 def _joined(monos: list[Mono], dtype: str) -> list[Mono]:
     """Neighbouring pieces that do the same become one piece: guards that touch, sums over ranges that touch."""
-    pieces = [m for m in monos if m.axes or any(isinstance(a, Guard) for a in m.atoms)]
-    for n, first in enumerate(pieces):
-        for second in pieces[n + 1 :]:
-            if first.coef != second.coef or len(first.atoms) != len(second.atoms):
-                continue
+    groups: dict[Hashable, list[Mono]] = {}
+    for m in monos:  # only monomials of one form over the same leaves can be neighbours
+        if m.axes or any(isinstance(a, Guard) for a in m.atoms):
+            form = (
+                m.coef,
+                len(m.axes),
+                tuple(sorted(str(id(a.leaf)) if isinstance(a, Read) else type(a).__name__ for a in m.atoms)),
+            )
+            groups.setdefault(form, []).append(m)
+    pairs = [(a, b) for pieces in groups.values() for n, a in enumerate(pieces) for b in pieces[n + 1 :]]
+    if len(pairs) <= MAX_MONOS:
+        for first, second in pairs:
             for a, b in ((first, second), (second, first)):
                 joint = _join_sums(a, b, dtype) if a.axes or b.axes else _join_guards(a, b, dtype)
                 if joint is not None:
@@ -416,7 +441,7 @@ def mul(*terms: Poly) -> Poly:
     """The product, distributed over the sums."""
     result = terms[0]
     for other in terms[1:]:
-        if len(result.monos) * len(other.monos) > MAX_MONOS:
+        if len(result.monos) > 1 and len(other.monos) > 1 and len(result.monos) * len(other.monos) > MAX_PRODUCT:
             raise TooLarge
         result = add_all([_product(a, b, result.dtype) for a in result.monos for b in other.monos], result.dtype)
     return result
@@ -469,7 +494,9 @@ def normal_mono(coef: Coef, atoms: Iterable[Atom], dtype: str) -> Poly:
         rest += [a for m in guard(index, lo, hi).monos for a in m.atoms]
     if any(isinstance(a, Fn) and a.name == "reciprocal" for a in rest):
         rest = _cancel(rest)
-    return _poly((_mono(coef, (), tuple(sorted(rest, key=lambda a: a.text))),), dtype) if coef != 0 else number(0, dtype)
+    return (
+        _poly((_mono(coef, (), tuple(sorted(rest, key=lambda a: a.text))),), dtype) if coef != 0 else number(0, dtype)
+    )
 
 
 def _cancel(atoms: list[Atom]) -> list[Atom]:
@@ -515,7 +542,10 @@ def _sum_mono(mono: Mono, axes: list[Axis], dtype: str) -> Poly:
     merged = _merge_pair(bound, atoms)
     if merged is not None:
         outer, inner, joint = merged
-        mapping = {outer: number(0), inner: coord(joint)}  # outer*size + inner becomes joint, and outer occurs nowhere else
+        mapping = {
+            outer: number(0),
+            inner: coord(joint),
+        }  # outer*size + inner becomes joint, and outer occurs nowhere else
         body = substitute(normal_mono(coef, atoms, dtype), mapping)
         return sum_over(body, [b for b in bound if b not in (outer, inner)] + [joint])
     if not bound:
@@ -580,7 +610,11 @@ def read_jointly(outer: Axis, inner: Axis, term: Interned) -> bool:
     if outer in linear or inner in linear:
         if linear.get(outer, 0) != _times(linear.get(inner, 0), inner.size):
             return False
-        others = [m for m in term.monos if not (len(m.atoms) == 1 and isinstance(m.atoms[0], Coord) and m.atoms[0].axis in (outer, inner))]
+        others = [
+            m
+            for m in term.monos
+            if not (len(m.atoms) == 1 and isinstance(m.atoms[0], Coord) and m.atoms[0].axis in (outer, inner))
+        ]
     else:
         others = list(term.monos)
     return all(read_jointly(outer, inner, a) for m in others for a in m.atoms)
@@ -754,7 +788,12 @@ def atom_range(atom: Atom) -> tuple[Size | None, Size | None]:
         return 0, sizes.size(atom.axis.size - 1)
     if isinstance(atom, Guard):
         return 0, 1
-    if isinstance(atom, Fn) and atom.name == "mod" and atom.args[1].number is not None and sizes.at_least(atom.args[1].number, 1):
+    if (
+        isinstance(atom, Fn)
+        and atom.name == "mod"
+        and atom.args[1].number is not None
+        and sizes.at_least(atom.args[1].number, 1)
+    ):
         return 0, sizes.size(atom.args[1].number - 1)
     if isinstance(atom, Fn) and atom.name == "floordiv":
         low, high = value_range(atom.args[0])

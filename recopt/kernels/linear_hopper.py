@@ -92,14 +92,13 @@ def hopper_kernel(
         _fetch(x_smem, w_smem, x_at, w_at, mask_m, mask_n, rk, ahead, ahead % STAGES, BK, K)
         async_copy.wait_group(STAGES - 2)
         a = x_smem.index((i + 1) % STAGES).load(dot)
-        next_high = _cut(a * 1.0003452669831)
-        next_low = _nearest(a - next_high)
         v = w_smem.index((i + 1) % STAGES).load(copy)
         low_smem.index((i + 1) % 2).store(_nearest(v - _cut(v)))
+        # x is split only now: written while products run, their registers would make ptxas run each by itself (C7513).
         t, a_high, a_low = warpgroup_mma_wait(0, deps=[t, a_high, a_low])
+        a_high = _cut(a * 1.0003452669831)
+        a_low = _nearest(a - a_high)
         acc += t
-        a_high = next_high
-        a_low = next_low
     async_copy.wait_group(0)
     if EARLY:
         gdc_launch_dependents()

@@ -82,7 +82,10 @@ class Call:
         atom = arg.body.atom
         if isinstance(atom, Read) and isinstance(atom.leaf, Value) and self.host.is_constant(atom.leaf):
             array = self.host.constant(atom.leaf)
-            if tuple(arg.shape) == array.shape and tensor.leaf(atom.leaf, array.shape, arg.dtype).canonical() == arg.canonical():
+            if (
+                tuple(arg.shape) == array.shape
+                and tensor.leaf(atom.leaf, array.shape, arg.dtype).canonical() == arg.canonical()
+            ):
                 return array
         if isinstance(arg.body.number, (int, float)) and all(isinstance(s, int) for s in arg.shape):
             return np.full(arg.shape, arg.body.number)  # type: ignore[arg-type]
@@ -135,7 +138,12 @@ class Lifted:
 
     def _scalar(self, value: Value) -> Tensor | None:
         """A constant of one element is its number."""
-        if value.shape is None or value.dtype is None or any(s != 1 for s in value.shape) or not self.host.is_constant(value):
+        if (
+            value.shape is None
+            or value.dtype is None
+            or any(s != 1 for s in value.shape)
+            or not self.host.is_constant(value)
+        ):
             return None
         element = self.host.constant(value).reshape(-1)[0]
         plain = float(element) if value.dtype in FLOATS else int(element)
@@ -146,14 +154,21 @@ class Lifted:
     def _node(self, node: Node) -> None:
         if node.opaque:
             self.opaque[node] = "has a sub-graph, side effects or randomness"
+        results: list[Tensor | None] | None = None
         try:
-            results = None if node.opaque else self.apply(node, self._operand)
-        except (Opaque, ShapeError, TooLarge) as why:
-            self.opaque[node] = str(why) or "its term is too large"
-            results = None
+            if not node.opaque:
+                results = self.apply(node, self._operand)
+        except TooLarge:  # over its operands as they are, it may be small
+            results = self.local_outputs(node)
+            if results is None:
+                self.opaque[node] = "its term is too large"
+        except (Opaque, ShapeError) as why:
+            self.opaque[node] = str(why)
         for n, value in enumerate(node.outputs):
             result = results[n] if results is not None and n < len(results) else None
-            if result is None or (value.dtype is not None and result.dtype != value.dtype):
+            if value.dtype is None:
+                continue
+            if result is None or result.dtype != value.dtype:
                 if results is not None and result is not None:
                     self.opaque[node] = f"lifted as {result.dtype}, the host says {value.dtype}"
                 self._leaf(value)
@@ -164,7 +179,7 @@ class Lifted:
                 continue
             result = result.canonical()
             self.definition[value] = result
-            if self.transparent(result):
+            if self.transparent(value, result):
                 self.term[value] = result
             else:
                 self._leaf(value, result)
@@ -184,27 +199,33 @@ class Lifted:
             raise Opaque(f"{value.name} has no known rank")
         return found
 
-    def transparent(self, t: Tensor) -> bool:
-        """Whether users should see through `t`: layout, sums and products of plain reads, few of them."""
+    def transparent(self, value: Value, t: Tensor) -> bool:
+        """Whether users should see through `value`: layout, sums and products of plain reads, few of them."""
         if len(t.body.monos) > MAX_TRANSPARENT:
             return False
-        return all(not m.axes and len(m.atoms) <= 6 and all(self._plain(a) for a in m.atoms) for m in t.body.monos)
+        constant = self.host.is_constant(value)  # computed constants are read as such, once computed
+        return all(
+            not m.axes and len(m.atoms) <= 6 and all(self._plain(a, constant) for a in m.atoms) for m in t.body.monos
+        )
 
-    def _plain(self, atom: Atom) -> bool:
-        """A position, a read that is no lookup, or anything computed from constants alone, as a normalising factor is."""
+    def _plain(self, atom: Atom, constant: bool) -> bool:
+        """A position, a read that is no lookup, or what is computed from constants alone, as a normalising factor is."""
         if isinstance(atom, (Coord, Guard)):
             return True
         if isinstance(atom, Read):
             return not _is_lookup(atom)
-        return all(isinstance(r.leaf, Value) and self.host.is_constant(r.leaf) for r in reads(atom))
+        return not constant and all(isinstance(r.leaf, Value) and self.host.is_constant(r.leaf) for r in reads(atom))
 
     # --- reading ---------------------------------------------------------------------------------------------------------
 
     def local(self, value: Value) -> Tensor | None:
         """`value` as its node computes it from its own operands, which are leaves here. None for an opaque node."""
         node = value.node
-        if node is None or node in self.opaque:
-            return None
+        results = None if node is None or node in self.opaque else self.local_outputs(node)
+        return None if results is None else results[value.index]
+
+    def local_outputs(self, node: Node) -> list[Tensor | None] | None:
+        """All outputs of a node over its own operands. None where even that cannot be stated."""
 
         def operand(u: Value) -> Tensor:
             seen = self._operand(u)
@@ -212,7 +233,7 @@ class Lifted:
             return seen if plain else tensor.alias(u, seen)
 
         try:
-            return self.apply(node, operand)[value.index]
+            return self.apply(node, operand)
         except (Opaque, ShapeError, TooLarge):
             return None
 

@@ -70,9 +70,7 @@ def gather_elements(c: Call, x: Tensor, ids: Tensor, axis: int = 0) -> Tensor:
 def gather_nd(c: Call, x: Tensor, ids: Tensor, batch_dims: int = 0) -> Tensor:
     depth = integer(ids.shape[-1])
     x = x.fresh()
-    columns = [
-        non_negative(c, tensor.select(ids, len(ids.dims) - 1, n), x.shape[batch_dims + n]) for n in range(depth)
-    ]
+    columns = [non_negative(c, tensor.select(ids, len(ids.dims) - 1, n), x.shape[batch_dims + n]) for n in range(depth)]
     joint = ops.add(*columns) if depth > 1 else columns[0]  # only for the dimensions that they share
     dims, bodies = tensor.aligned([joint, *columns])
     rest = x.dims[batch_dims + depth :]

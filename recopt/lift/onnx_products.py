@@ -60,9 +60,7 @@ def einsum(c: Call, *operands: Tensor, equation: str) -> Tensor:
     return ops.einsum(equation, *operands)
 
 
-def matmul_integer(
-    c: Call, a: Tensor, b: Tensor, a_zero: Tensor | None = None, b_zero: Tensor | None = None
-) -> Tensor:
+def matmul_integer(c: Call, a: Tensor, b: Tensor, a_zero: Tensor | None = None, b_zero: Tensor | None = None) -> Tensor:
     left, right = cast(a, "int32"), cast(b, "int32")
     if a_zero is not None:
         zero = cast(a_zero, "int32")
