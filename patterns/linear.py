@@ -383,6 +383,10 @@ def _contractions(lifted: Lifted, product: Poly, root: Value) -> _Product | None
         if weight.axes_read - set(summed) - set(columns):
             raise No("the weight reads an axis that is not the product's")
     constant = add_all([monomial(m, product.dtype) for m in bias], product.dtype)
+    own = set().union(*(weight.axes_read for _, _, _, weight in split))
+    widening = [a for a in columns if a not in own]
+    if widening:
+        raise No("a bias of higher rank widens the output along an axis of size {}", widening[0].size)
     if constant.axes_read & rows:
         raise No("the bias varies along a batch axis (size {})", next(iter(constant.axes_read & rows)).size)
     if any(

@@ -42,9 +42,9 @@ class Pre:
 
 H = Pre()
 
-# Negative, zero, tiny, huge; the two infinities are compared only where the original is a number.
+# Negative, zero, tiny, huge, infinite, not a number.
 _POINTS = np.concatenate([
-    np.linspace(-12.0, 12.0, 193), [0.0, 1e-30, -1e-30, 1e-6, -1e-6, 25.0, -25.0, 90.0, -90.0, 1e4, -1e4, 1e30, -1e30, np.inf, -np.inf]
+    np.linspace(-12.0, 12.0, 193), [0.0, 1e-30, -1e-30, 1e-6, -1e-6, 25.0, -25.0, 90.0, -90.0, 1e4, -1e4, 1e30, -1e30, np.inf, -np.inf, np.nan]
 ])  # fmt: skip
 
 _PLAIN = (
@@ -195,13 +195,10 @@ def _catalogue(values: Array) -> list[tuple[str, Array]]:
 
 
 def _same(values: Array, candidate: Array) -> bool:
-    """Equal where the original is a number: an overflow of the original's own spelling is not meaning."""
-    known = ~np.isnan(values) & ~(np.isinf(_POINTS) & np.isnan(candidate))
-    scale = np.maximum(np.abs(values), 1e-6)
+    """Equal at every point, infinities and NaN included: what a spelling does there is part of what it means."""
     with np.errstate(all="ignore"):
-        close = (values == candidate) | (np.abs(values - candidate) <= 2e-7 * scale)
-    # a candidate must not be NaN at a finite point, nor match only because the original overflows everywhere
-    return bool(np.all(close[known]) and np.all(~np.isnan(candidate[np.isfinite(_POINTS)])) and known[:193].all())
+        close = np.abs(values - candidate) <= 2e-7 * np.maximum(np.abs(values), 1e-6)
+    return bool(np.all(close | (values == candidate) | (np.isnan(values) & np.isnan(candidate))))
 
 
 def compute(text: str, h: Array, params: Sequence[Array]) -> Array:

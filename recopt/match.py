@@ -216,7 +216,7 @@ def regroup(source: Sequence[Dim], target: Sequence[Dim]) -> tuple[Step, ...]:
     order: list[Dim] = []
     left = list(atoms)
     for a in wanted:
-        found = next((d for d in left if d[0] is a), None)
+        found = next((d for d in left if d[0] == a), None)
         if found is not None:
             order.append(found)
             left.remove(found)
