@@ -60,10 +60,7 @@ _REDUCES = (
 )  # fmt: skip
 
 
-_HOPPERS = (
-    (128, 128, 32, 8, 4), (64, 128, 32, 4, 3), (64, 128, 32, 4, 4), (128, 64, 32, 8, 4), (128, 64, 32, 8, 3),
-    (64, 64, 32, 4, 3), (64, 64, 32, 4, 4), (64, 32, 32, 4, 4),
-)  # fmt: skip
+_HOPPERS = ((128, 32, 4), (128, 32, 3), (64, 32, 4), (64, 32, 3))
 
 
 def candidates(m: int, n: int, k: int) -> list[Config]:
@@ -83,10 +80,9 @@ def candidates(m: int, n: int, k: int) -> list[Config]:
             # bf16x6 is the more accurate one: for few rows or columns, where cuBLAS splits K, and for short sums.
             for precision in ("split", "bf16x6") if k <= 256 or min(m, n) <= 64 else ("split",):
                 found.append(Tile(bm, bn, bk, warps, stages, split, swap, precision))
-    for bm, bn, bk, warps, stages in _HOPPERS:
-        tiles = -(-m // bm) * -(-n // bn)
-        if bm <= m and bn <= n and k >= 64 and tiles >= 16 and (tiles < 4000 or bm * bn >= 8192):
-            found.append(Hopper(bm, bn, bk, warps, stages))
+    for bn, bk, stages in _HOPPERS:
+        if m >= 128 and bn <= n and k >= 64 and -(-m // 128) * -(-n // bn) >= 16:
+            found.append(Hopper(bn, bk, stages))
     for bm, bn, bk, warps in _REDUCES:
         programs = -(-m // bm) * -(-n // bn)
         if bk > k or bm > m or bn > max(4, n) or programs > 20000 or programs * k > 2 << 22 or m * n * k > 1 << 27:

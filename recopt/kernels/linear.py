@@ -198,13 +198,11 @@ def _bind(
 
         return reduce
 
-    tiles = -(-m // config.bm) * -(-n // config.bn)
     if isinstance(config, Hopper):
         from . import linear_hopper
 
-        hopper_constants = (
-            function, b is not None, config.bm, config.bn, config.bk, config.stages, 8, early,
-        )  # fmt: skip
+        hopper_grid = (-(-m // 128) * -(-n // config.bn), 1, 1)
+        hopper_constants = (function, b is not None, 128, config.bn, config.bk, config.stages, 8, early)
 
         def hopper(x: Tensor, w: Tensor, b: Tensor | None, params: Sequence[Tensor]) -> Tensor:
             nonlocal runner
@@ -214,12 +212,13 @@ def _bind(
             if runner is not None:
                 runner(*args)
                 return out
-            compiled = linear_hopper.hopper_kernel[tiles, 1, 1](*args, num_warps=config.warps, **options)
-            runner = compiled[tiles, 1, 1]
+            compiled = linear_hopper.hopper_kernel[hopper_grid](*args, num_warps=4, **options)
+            runner = compiled[hopper_grid]
             return out
 
         return hopper
 
+    tiles = -(-m // config.bm) * -(-n // config.bn)
     grid = (tiles, config.split, 1)
     precision = "native" if x.dtype in HALF else config.precision
     constants = (

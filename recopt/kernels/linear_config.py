@@ -35,12 +35,10 @@ class Reduce(NamedTuple):
 
 
 class Hopper(NamedTuple):
-    """The kernel for large float32 products on Hopper: tile sizes, warps, stages, early as in Tile."""
+    """The kernel for large float32 products on Hopper, 128 rows a tile: columns, step through K, stages, early."""
 
-    bm: int
     bn: int
-    bk: int
-    warps: int = 8
+    bk: int = 32
     stages: int = 4
     early: bool = False
 
