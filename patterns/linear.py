@@ -1,10 +1,10 @@
 """Linear + bias + activation, in every spelling.
 
-    y[r.., n] = f( sum_k x[r.., k] * W[n, k] + b[n] )        r.. any batch axes, f any pointwise function, per-channel constants in it
+    y[r.., n] = f( sum_k x[r.., k] * W[n, k] + b[n] )
 
-What decides is the term: a value that is a function of one contraction with constant weights, plus constants. Scales,
-BatchNorm in eval, several biases, split or sliced sums, column pieces, a bias through a column of ones: all of them fold
-into one W and one b, in float64, and are cast once.
+with any batch axes r.. and any pointwise f, per-channel constants in it. What decides is the term: a value that is a
+function of one contraction with constant weights, plus constants. Scales, BatchNorm in eval, several biases, split or
+sliced sums, column pieces, a bias through a column of ones: all fold into one W and one b, in float64, cast once.
 """
 
 from __future__ import annotations
@@ -20,14 +20,12 @@ from recopt.epilogue import H
 from recopt.fused import Concat, Linear, View
 from recopt.hosts.base import Array, Value
 from recopt.ir import sizes
-from recopt.ir.rules import FLOATS, fn
+from recopt.ir.rules import FLOATS
 from recopt.ir.show import show
 from recopt.ir.tensor import Dim, Tensor, ravel
 from recopt.ir.term import (
     Atom,
     Axis,
-    Fn,
-    Guard,
     Mono,
     Poly,
     Read,
@@ -37,31 +35,18 @@ from recopt.ir.term import (
     axis,
     coord,
     monomial,
-    mul,
     normal_mono,
-    number,
     raw_fn,
     read,
-    scale,
     single,
     substitute,
     sum_over,
     walk,
 )  # fmt: skip
 from recopt.lift.base import Lifted, reads
-from recopt.match import (
-    MAX_FOLDED,
-    Match,
-    No,
-    arrange,
-    constant_leaf,
-    dead_after,
-    fold,
-    held_by,
-    is_data,
-    regroup,
-    sliced,
-)
+from recopt.match import MAX_FOLDED, Match, No, constant_leaf, dead_after, fold, is_data
+from recopt.preactivation import pre_activations
+from recopt.views import arrange, held_by, regroup, sliced
 
 name = "linear"
 operator = "recopt::linear"
@@ -69,7 +54,7 @@ operator = "recopt::linear"
 MAX_SOURCES = 6  # contractions that one value may combine
 
 
-# --- where to look -------------------------------------------------------------------------------------------------------
+# --- where to look ---
 
 
 def roots(lifted: Lifted) -> list[Value]:
@@ -112,7 +97,7 @@ def is_contraction(lifted: Lifted, value: Value) -> bool:
     return any(is_data(lifted, a) for m in sums for a in m.atoms)
 
 
-# --- the match -----------------------------------------------------------------------------------------------------------
+# --- the match ---
 
 
 def match(lifted: Lifted, root: Value) -> Match | None:
@@ -130,19 +115,52 @@ def _match(lifted: Lifted, root: Value) -> Match | None:
     whole = _expand(lifted, term.body)
     if not is_data(lifted, whole):
         return None
-    for candidate, outer in _pre_activations(lifted, whole):
+    refused: No | None = None
+    for candidate, outer in pre_activations(lifted, whole):
         product = _unfold(lifted, candidate)
-        parts = _contractions(lifted, product, root)
-        if parts is None:
-            return None
-        sources = frozenset(
-            r.leaf for r in reads(candidate) if isinstance(r.leaf, Value) and not constant_leaf(lifted, r.leaf)
-        )
-        return _assemble(lifted, root, term, product, parts, outer, sources)
-    raise No(
-        "the activation mixes {} differently scaled products",
-        len({r.leaf for r in reads(whole) if not constant_leaf(lifted, r.leaf)}),
-    )
+        try:
+            parts = _contractions(lifted, product, root)
+            if parts is None:
+                return None
+            parts, product = _composed(lifted, parts, product, root)
+            return _assemble(lifted, root, term, product, parts, outer, _sources_of(lifted, candidate))
+        except No as why:
+            refused = refused or why
+    raise refused or No("{} is no function of one scaled product", root.name)
+
+
+def _sources_of(lifted: Lifted, term: Poly) -> frozenset[Value]:
+    leaves = {r.leaf for r in reads(term)}
+    return frozenset(v for v in leaves if isinstance(v, Value) and not constant_leaf(lifted, v))
+
+
+def _composed(lifted: Lifted, found: _Product, product: Poly, root: Value) -> tuple[_Product, Poly]:
+    """Two products with nothing between them as one, where that is less work: (x A) B -> x (A B)."""
+    while True:
+        deeper = _unfold(lifted, product)
+        if deeper is product:
+            return found, product
+        try:
+            whole = _contractions(lifted, deeper, root)
+        except No:
+            return found, product
+        inner = {p.x.atom.leaf for p in found.contractions if isinstance(p.x.atom, Read)}
+        layers = [lifted.definition[v].body for v in inner if isinstance(v, Value) and v in lifted.definition]
+        axes = [_weight_axes(lifted, m) for body in layers for m in body.monos]
+        before = _work(found) + sum(nominal(sizes.product(a.size for a in own)) for own in axes)
+        if whole is None or _work(whole) > before:
+            return found, product
+        found, product = whole, deeper
+
+
+def _work(found: _Product) -> float:
+    """Multiplications a row."""
+    columns = sizes.product(a.size for a in found.columns)
+    return sum(nominal(sizes.mul(columns, sizes.product(a.size for a in p.inner))) for p in found.contractions)
+
+
+def _weight_axes(lifted: Lifted, mono: Mono) -> set[Axis]:
+    return set().union(*(a.axes_read for a in mono.atoms if not is_data(lifted, a)))
 
 
 def _expand(lifted: Lifted, term: Poly) -> Poly:
@@ -170,170 +188,7 @@ def _unfold(lifted: Lifted, term: Poly) -> Poly:
     return substitute(term, {}, inner)
 
 
-# --- f: what is done to the pre-activation ---------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Outer:
-    """The root as a term over H."""
-
-    term: Poly
-
-
-def _pre_activations(lifted: Lifted, whole: Poly) -> Iterable[tuple[Poly, _Outer]]:
-    """The affine pre-activation h of a term and the term over H, simplest first: every argument of a function that is affine
-    in the contractions is tried, also without its per-channel factor, and so is the whole."""
-    if _is_affine(lifted, whole):
-        return [(whole, _Outer(_h(whole)))]
-    candidates: dict[Poly, None] = {}
-    for t in walk(whole):
-        if isinstance(t, Fn):
-            for arg in t.args:
-                if is_data(lifted, arg) and _is_affine(lifted, arg):
-                    for scaled in _normalised(lifted, arg):
-                        candidates[scaled] = None
-    for cofactor in _cofactors(lifted, whole).values():
-        if is_data(lifted, cofactor) and _is_affine(lifted, cofactor):
-            for scaled in _normalised(lifted, cofactor):
-                candidates[scaled] = None
-        else:
-            candidates |= dict.fromkeys(_completed(lifted, cofactor))
-    found = []
-    for candidate in list(candidates)[:8]:
-        outer = _over(lifted, whole, candidate)
-        if outer is not None:
-            found.append((len(outer.text), candidate, _Outer(outer)))
-    return [(c, o) for _, c, o in sorted(found, key=lambda f: (f[0], f[1].text))]
-
-
-def _h(like: Poly) -> Poly:
-    return read(H, (), like.dtype)
-
-
-def _is_affine(lifted: Lifted, term: Poly) -> bool:
-    """Whether every monomial is a constant, or one contraction times constants."""
-    return all(
-        sum(is_data(lifted, a) for a in m.atoms) <= 1
-        and all(isinstance(a, Read) for a in m.atoms if is_data(lifted, a))
-        for m in term.monos
-    )
-
-
-def _normalised(lifted: Lifted, term: Poly) -> list[Poly]:
-    """`term` divided by the factor of its first contraction: by its number, and by its constants too."""
-    first = next(m for m in term.monos if any(is_data(lifted, a) for a in m.atoms))
-    if not isinstance(first.coef, (int, float)):
-        return [term]
-    plain = scale(term, 1 / first.coef) if first.coef != 1 else term
-    constants = [a for a in first.atoms if not is_data(lifted, a)]
-    if not constants or any(isinstance(a, Guard) for a in constants):
-        return [plain]
-    factor = normal_mono(1, constants, term.dtype)
-    return [plain, mul(plain, fn("reciprocal", [factor], term.dtype))]
-
-
-def _powers(lifted: Lifted, term: Poly) -> tuple[Atom, dict[int, Poly]] | None:
-    """A polynomial in one contraction: it, and the constant coefficient of each power."""
-    sources = {a for m in term.monos for a in m.atoms if is_data(lifted, a)}
-    if len(sources) != 1 or not isinstance(source := sources.pop(), Read):
-        return None
-    powers: dict[int, list[Poly]] = {}
-    for m in term.monos:
-        rest = [a for a in m.atoms if a is not source]
-        powers.setdefault(len(m.atoms) - len(rest), []).append(normal_mono(m.coef, rest, term.dtype))
-    return source, {n: add_all(parts, term.dtype) for n, parts in powers.items()}
-
-
-def _completed(lifted: Lifted, term: Poly) -> list[Poly]:
-    """a*s**n + b*s**(n-1) + ... as a power of h = s + b/(n*a): the shift that a squared bias leaves."""
-    found = _powers(lifted, term)
-    if found is None:
-        return []
-    source, powers = found
-    degree = max(powers)
-    shift = mul(powers.get(degree - 1, number(0, term.dtype)), fn("reciprocal", [powers[degree]], term.dtype))
-    return [add(single(source, term.dtype), scale(shift, 1 / degree))]
-
-
-def _cofactors(lifted: Lifted, term: Poly) -> dict[tuple[Atom, ...], Poly]:
-    """A term as a sum of (product of functions of the contractions) times (polynomial in contractions and constants)."""
-    groups: dict[tuple[Atom, ...], list[Poly]] = {}
-    for m in term.monos:
-        outer = tuple(a for a in m.atoms if not isinstance(a, Read) and is_data(lifted, a))
-        rest = [a for a in m.atoms if a not in outer]
-        groups.setdefault(outer, []).append(normal_mono(m.coef, rest, term.dtype))
-    return {outer: add_all(parts, term.dtype) for outer, parts in groups.items()}
-
-
-def _over(lifted: Lifted, term: Poly, h: Poly) -> Poly | None:
-    """`term` with H in place of the affine term `h`; None where contractions remain."""
-    result = []
-    for outer, cofactor in _cofactors(lifted, term).items():
-        rebuilt = _cofactor_over(lifted, cofactor, h)
-        factors = [_function_over(lifted, a, h) for a in outer]
-        if rebuilt is None or any(f is None for f in factors):
-            return None
-        result.append(mul(rebuilt, *(f for f in factors if f is not None)))
-    return add_all(result, term.dtype)
-
-
-def _function_over(lifted: Lifted, atom: Atom, h: Poly) -> Poly | None:
-    if not isinstance(atom, Fn):
-        return None
-    args = [_over(lifted, a, h) if is_data(lifted, a) else a for a in atom.args]
-    return (
-        None
-        if any(a is None for a in args)
-        else fn(atom.name, [a for a in args if a is not None], atom.dtype, atom.attrs)
-    )
-
-
-def _cofactor_over(lifted: Lifted, term: Poly, h: Poly) -> Poly | None:
-    """term = c*h + rest, with rest free of contractions, as c*H + rest."""
-    if not is_data(lifted, term):
-        return term
-    if term is h:
-        return _h(h)
-    if not _is_affine(lifted, term):
-        return _power_over(lifted, term, h)
-    first = next(m for m in h.monos if any(is_data(lifted, a) for a in m.atoms))
-    source = next(a for a in first.atoms if is_data(lifted, a))
-    mine = add_all(
-        [
-            normal_mono(m.coef, [a for a in m.atoms if a is not source], term.dtype)
-            for m in term.monos
-            if source in m.atoms
-        ],
-        term.dtype,
-    )
-    theirs = normal_mono(first.coef, [a for a in first.atoms if a is not source], term.dtype)
-    if any(isinstance(a, Guard) for a in first.atoms):  # the guards of column pieces are part of what is read
-        if len(mine.monos) != 1 or [a for a in mine.monos[0].atoms if isinstance(a, Guard)] != [
-            a for a in first.atoms if isinstance(a, Guard)
-        ]:
-            return None
-        mine = normal_mono(mine.monos[0].coef, [a for a in mine.monos[0].atoms if not isinstance(a, Guard)], term.dtype)
-        theirs = normal_mono(
-            first.coef, [a for a in first.atoms if a is not source and not isinstance(a, Guard)], term.dtype
-        )
-    factor = (
-        mul(mine, fn("reciprocal", [theirs], term.dtype)) if theirs.number is None else scale(mine, 1 / theirs.number)
-    )
-    rest = add(term, scale(mul(factor, h), -1))
-    return None if is_data(lifted, rest) else add(mul(factor, _h(h)), rest)
-
-
-def _power_over(lifted: Lifted, term: Poly, h: Poly) -> Poly | None:
-    """A polynomial in a contraction s, with s = (h - b)/a put in for h = a*s + b."""
-    mine, theirs = _powers(lifted, term), _powers(lifted, h)
-    if mine is None or theirs is None or mine[0] is not theirs[0] or set(theirs[1]) - {0, 1}:
-        return None
-    offset, factor = theirs[1].get(0, number(0, h.dtype)), theirs[1][1]
-    source = mul(add(_h(h), scale(offset, -1)), fn("reciprocal", [factor], h.dtype))
-    return add_all([mul(c, *[source] * n) for n, c in mine[1].items()], term.dtype)
-
-
-# --- the product: x, W and b -----------------------------------------------------------------------------------------------
+# --- the product: x, W and b ---
 
 
 @dataclass(frozen=True)
@@ -354,7 +209,7 @@ class _Product:
 
 
 def _contractions(lifted: Lifted, product: Poly, root: Value) -> _Product | None:
-    """A pre-activation as contractions with constant weights and a constant bias; None where it has no weights at all."""
+    """A pre-activation as contractions with constant weights and a constant bias; None where it has no weights."""
     rows: set[Axis] = set()
     split: list[tuple[Mono, Poly, list[Axis], Poly]] = []
     bias: list[Mono] = []
@@ -373,7 +228,9 @@ def _contractions(lifted: Lifted, product: Poly, root: Value) -> _Product | None
         if not summed:
             raise No("{} adds data that no weight contracts", root.name)
         if not any(isinstance(t, Read) for t in walk(weight)):
-            return _dynamic(lifted, mono)
+            if len(data) > 1:
+                raise No("both operands of the product are computed")
+            return None
         rows |= x.axes_read - set(summed)
         split.append((mono, x, summed, weight))
     columns = [a for a in _ordered(product) if a not in rows]
@@ -397,13 +254,6 @@ def _contractions(lifted: Lifted, product: Poly, root: Value) -> _Product | None
     return _Product(tuple(a for a in _ordered(product) if a in rows), tuple(columns), parts, constant)
 
 
-def _dynamic(lifted: Lifted, mono: Mono) -> None:
-    """A sum without constant weights: two computed operands, or a plain reduction."""
-    if len([a for a in mono.atoms if is_data(lifted, a)]) > 1:
-        raise No("both operands of the product are computed")
-    return None
-
-
 def _ordered(term: Poly) -> list[Axis]:
     return sorted(term.axes_read, key=lambda a: a.id)
 
@@ -423,7 +273,7 @@ def _shared_weights(parts: Sequence[_Contraction], columns: Sequence[Axis]) -> l
 
 
 def _assemble(
-    lifted: Lifted, root: Value, term: Tensor, product: Poly, found: _Product, outer: _Outer, sources: frozenset[Value]
+    lifted: Lifted, root: Value, term: Tensor, product: Poly, found: _Product, outer: Poly, sources: frozenset[Value]
 ) -> Match:
     before = lifted.order[root]
     rows, columns = set(found.rows), found.columns
@@ -451,7 +301,7 @@ def _assemble(
             raise No("the activation's constants vary along a batch axis")
         return fold(lifted, Tensor((column_dim,), t))
 
-    text, params = epilogue.text_of(outer.term, term.axes, per_channel)
+    text, params = epilogue.text_of(outer, term.axes, per_channel)
     steps = regroup((*row_dims, column_dim), term.dims)
     extent = sum((v.shape[-1] for v in views), start=0)
     x: View | Concat = views[0] if len(views) == 1 else Concat(tuple(views), (*views[0].shape[:-1], sizes.size(extent)))
@@ -483,9 +333,9 @@ def _assemble(
     )
 
 
-def _meaning(outer: _Outer, product: Poly) -> Poly:
+def _meaning(outer: Poly, product: Poly) -> Poly:
     """The root over what the operator reads."""
-    return substitute(outer.term, {}, lambda a: product if isinstance(a, Read) and a.leaf is H else None)
+    return substitute(outer, {}, lambda a: product if isinstance(a, Read) and a.leaf is H else None)
 
 
 _Input = tuple[View, tuple[Dim, ...], Array]  # x as [rows..., K], its row dimensions, W as [N, K]
@@ -507,8 +357,8 @@ def _inputs(lifted: Lifted, found: _Product, rows: set[Axis], before: int) -> It
 
 
 def _whole(lifted: Lifted, parts: Sequence[_Contraction], rows: set[Axis], columns: Sequence[Axis]) -> _Input | None:
-    """Pieces that together read all of a host value: its weights, with those of each piece added where it reads. Slices,
-    split sums, flips and permuted columns are all this."""
+    """Pieces that together read all of a host value: its weights, with those of each piece added where it reads.
+    Slices, split sums, flips and permuted columns are all this."""
     first = parts[0].x.atom
     assert isinstance(first, Read)
     if not isinstance(first.leaf, Value):
@@ -519,7 +369,7 @@ def _whole(lifted: Lifted, parts: Sequence[_Contraction], rows: set[Axis], colum
     if not inner or not all(isinstance(e, int) for e in extents):
         return None
     row_index = tuple(p for n, p in enumerate(first.index) if n not in inner)
-    flat = int(np.prod([int(e) for e in extents]))  # type: ignore[arg-type]
+    flat = int(np.prod([int(e) for e in extents]))
     width = int(np.prod([int(a.size) for a in columns])) if all(isinstance(a.size, int) for a in columns) else 0
     if not 0 < flat * width <= MAX_FOLDED:
         return None
@@ -537,7 +387,7 @@ def _whole(lifted: Lifted, parts: Sequence[_Contraction], rows: set[Axis], colum
         positions = np.zeros((1,), dtype=np.int64)
         for n, extent in zip(inner, extents, strict=True):
             index = fold(lifted, Tensor((tuple(part.inner),), read.index[n])).astype(np.int64)
-            positions = positions * int(extent) + index  # type: ignore[arg-type]
+            positions = positions * int(extent) + index
         np.add.at(w.T, positions, fold(lifted, Tensor((tuple(columns), tuple(part.inner)), part.weight)).T)
         touched[positions] = True
     if not touched.all():

@@ -52,7 +52,7 @@ def apply(host: Host, pattern: ModuleType, context: Context) -> bool:
 
 
 def choose(lifted: Lifted, pattern: ModuleType, context: Context) -> list[Chosen]:
-    """The matches to write: later roots first, none inside another, each worth it on the target and proved on numbers."""
+    """The matches to write: later roots first, none inside another, each worth it on the target and proved."""
     host, report = lifted.host, context.report
     taken: set[Node] = set()
     chosen: list[Chosen] = []
@@ -93,7 +93,8 @@ def declines(host: Host, found: Match, saved: Cost, target: str) -> str | None:
     """Why a match is not worth making; None where it is."""
     machine = MACHINES[target]
     if saved.seconds(machine) < -0.5 * machine.launch:
-        return f"does not pay on {target}: {saved.launches:+.0f} launches, {saved.bytes:+.2g} bytes, {saved.flops:+.2g} FLOPs saved"
+        amounts = f"{saved.launches:+.0f} launches, {saved.bytes:+.2g} bytes, {saved.flops:+.2g} FLOPs"
+        return f"does not pay on {target}: {amounts} saved"
     if host.dialect == "onnx":
         replaced = sum(not all(host.is_constant(v) for v in n.outputs) for n in found.dead)
         if replaced <= lower.nodes_written(host, found.spec, target) and not any(
@@ -138,6 +139,6 @@ def write(host: Host, chosen: list[Chosen], pattern: ModuleType, context: Contex
                 saved.launches,
                 None if item.verdict is None else item.verdict.error,
                 found.detail,
-            )  # fmt: skip
+            )
         )
     host.erase_dead()

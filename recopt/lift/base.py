@@ -1,8 +1,8 @@
 """Lifting: every value of a host graph as a term, by the dialect's table of operators.
 
 A value whose term is only layout, sums and products stays transparent: its users see through it. A value that a
-function, a reduction or a lookup computes becomes a leaf for its users, with its own term kept as its definition, so that
-terms stay small and the whole is linear in the graph. An operator that no table knows is an opaque leaf.
+function, a reduction or a lookup computes becomes a leaf for its users, with its own term kept as its definition, so
+that terms stay small and the whole is linear in the graph. An operator that no table knows is an opaque leaf.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ..ir import sizes, tensor
 from ..ir.rules import FLOATS
 from ..ir.sizes import Size
 from ..ir.tensor import ShapeError, Tensor
-from ..ir.term import Atom, Axis, Coord, Guard, Interned, Mono, Poly, Read, TooLarge, number, substitute, walk
+from ..ir.term import Atom, Axis, Coord, Guard, Interned, Mono, Poly, Read, TooLarge, coord, number, substitute, walk
 
 MAX_TRANSPARENT = 8  # monomials that users still see through
 SMALL = 64  # elements of a constant that may be read while lifting (shapes, permutations)
@@ -67,7 +67,8 @@ class Call:
         raise Opaque("a size that is computed from data")
 
     def ints(self, arg: Tensor | Sequence[object]) -> list[Size]:
-        """The elements of a rank-1 integer tensor (a shape, axes, ...) or of a list of sizes. Raises Opaque where data decides."""
+        """The elements of a rank-1 integer tensor (a shape, axes, ...) or of a list of sizes.
+        Raises Opaque where data decides."""
         if not isinstance(arg, Tensor):
             return [self.size(a) for a in arg]
         if len(arg.dims) != 1 or not isinstance(arg.shape[0], int) or arg.shape[0] > SMALL:
@@ -78,7 +79,7 @@ class Call:
         return [v for v in found if v is not None and not isinstance(v, float)]
 
     def constant(self, arg: Tensor) -> Array | None:
-        """The array of a small constant operand (at most SMALL elements... or any that is read whole), else None."""
+        """The array of a constant operand, else None."""
         atom = arg.body.atom
         if isinstance(atom, Read) and isinstance(atom.leaf, Value) and self.host.is_constant(atom.leaf):
             array = self.host.constant(atom.leaf)
@@ -88,7 +89,7 @@ class Call:
             ):
                 return array
         if isinstance(arg.body.number, (int, float)) and all(isinstance(s, int) for s in arg.shape):
-            return np.full(arg.shape, arg.body.number)  # type: ignore[arg-type]
+            return np.full(arg.shape, arg.body.number)
         return None
 
 
@@ -116,7 +117,7 @@ class Lifted:
             for value in node.outputs:
                 self.order[value] = n + 1
 
-    # --- building ------------------------------------------------------------------------------------------------------
+    # --- building
 
     def _leaf(self, value: Value, like: Tensor | None = None) -> None:
         if value.dtype is None or (value.shape is None and like is None):
@@ -185,7 +186,8 @@ class Lifted:
                 self._leaf(value, result)
 
     def apply(self, node: Node, operand: Callable[[Value], Tensor]) -> list[Tensor | None]:
-        """The results of a node's table function on operands given by `operand`. Raises Opaque, ShapeError, TooLarge."""
+        """The results of a node's table function on operands given by `operand`.
+        Raises Opaque, ShapeError, TooLarge."""
         function = self.table.get(node.op)
         if function is None:
             raise Opaque(f"no lift for {node.op}")
@@ -209,14 +211,17 @@ class Lifted:
         )
 
     def _plain(self, atom: Atom, constant: bool) -> bool:
-        """A position, a read that is no lookup, or what is computed from constants alone, as a normalising factor is."""
+        """A position, a read that is no lookup, or what constants alone compute, as a normalising factor is."""
         if isinstance(atom, (Coord, Guard)):
             return True
         if isinstance(atom, Read):
-            return not _is_lookup(atom)
-        return not constant and all(isinstance(r.leaf, Value) and self.host.is_constant(r.leaf) for r in reads(atom))
+            return not any(self._is_data(r) for p in atom.index for r in reads(p))
+        return not constant and not any(self._is_data(r) for r in reads(atom))
 
-    # --- reading ---------------------------------------------------------------------------------------------------------
+    def _is_data(self, read: Read) -> bool:
+        return not (isinstance(read.leaf, Value) and self.host.is_constant(read.leaf))
+
+    # --- reading
 
     def local(self, value: Value) -> Tensor | None:
         """`value` as its node computes it from its own operands, which are leaves here. None for an opaque node."""
@@ -255,7 +260,7 @@ class Lifted:
 
     @cached_property
     def by_meaning(self) -> dict[Poly, list[tuple[Value, tuple[Axis, ...]]]]:
-        """Values by what one element is, whatever the order of their dimensions: (value, its free axes in key order)."""
+        """Values by what one element is, in any order of their dimensions: (value, its free axes in key order)."""
         found: dict[Poly, list[tuple[Value, tuple[Axis, ...]]]] = {}
         for value, t in self.term.items():
             key = closed(t)
@@ -270,12 +275,8 @@ def closed(t: Tensor) -> tuple[Poly, tuple[Axis, ...]] | None:
     order = tensor.closed_order(t)
     if len(order) != len(t.axes):
         return None
-    renamed = {a: tensor.coord(Axis(n, a.size)) for n, a in enumerate(order)}
+    renamed = {a: coord(Axis(n, a.size)) for n, a in enumerate(order)}
     return substitute(t.body, renamed), tuple(order)
-
-
-def _is_lookup(atom: Read) -> bool:
-    return any(isinstance(inner, Read) for p in atom.index for inner in walk(p))
 
 
 def _mapped(tree: Any, operand: Callable[[Value], Tensor]) -> Any:
