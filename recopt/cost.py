@@ -16,6 +16,7 @@ from .hosts.base import Host, Node, Value
 from .ir import sizes
 from .ir.rules import WIDTH
 from .ir.sizes import Size
+from .ir.tensor import Tensor
 
 NOMINAL = 256  # what a symbolic size counts as
 
@@ -34,12 +35,14 @@ GPU = Machine(launch=4e-6, bandwidth=3e12, flops=5e13)
 MACHINES = {"cpu": CPU, "cuda": GPU, "portable": CPU, "ort-cpu": CPU, "ort-cuda": GPU, "recopt": GPU}
 
 # Operators that only describe their input anew: no bytes move.
-_VIEWS = frozenset({
-    "aten.view.default", "aten.reshape.default", "aten.permute.default", "aten.transpose.int", "aten.t.default", "aten.unsqueeze.default",
-    "aten.squeeze.dim", "aten.squeeze.dims", "aten.squeeze.default", "aten.expand.default", "aten.select.int", "aten.slice.Tensor", "aten.flatten.using_ints",
-    "aten.split.Tensor", "aten.chunk.default", "aten.unbind.int", "aten.alias.default", "aten.detach.default", "aten.unflatten.int",
-    "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Shape",
-})  # fmt: skip
+_VIEWS = frozenset(
+    f"aten.{name}"
+    for name in """
+    view.default reshape.default permute.default transpose.int t.default unsqueeze.default squeeze.dim squeeze.dims
+    squeeze.default expand.default select.int slice.Tensor flatten.using_ints split.Tensor chunk.default unbind.int
+    alias.default detach.default unflatten.int
+""".split()
+) | {"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Shape"}
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,12 @@ def node_cost(host: Host, node: Node, flops: float = 0.0) -> Cost:
 def nodes_cost(host: Host, nodes: Iterable[Node]) -> Cost:
     """Several host nodes."""
     return sum((node_cost(host, n) for n in nodes), start=Cost())
+
+
+def product_flops(t: Tensor) -> float:
+    """A multiplication and an addition for every element of every sum in a term."""
+    sums = [(*t.axes, *m.axes) for m in t.body.monos if m.axes]
+    return sum(2.0 * nominal(sizes.product(a.size for a in axes)) for axes in sums)
 
 
 def linear_cost(spec: Linear, flops: float, fused_epilogue: bool) -> Cost:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from types import ModuleType
 
-from . import lower
-from .cost import MACHINES, Cost, linear_cost, nodes_cost
-from .fused import Concat, Linear, View
+from . import lower, merge
+from .cost import MACHINES, Cost, linear_cost, nodes_cost, product_flops
+from .fused import Concat, Linear, Step, View
 from .hosts.base import Host, Node, Value
 from .lift import lift
 from .lift.base import Lifted
@@ -66,7 +66,7 @@ def choose(lifted: Lifted, pattern: ModuleType, context: Context) -> list[Chosen
             continue
         if found is None:
             continue
-        saved = saving(host, found, context.target)
+        saved = saving(lifted, found, context.target)
         reason = declines(host, found, saved, context.target)
         if reason:
             report.refusals.append(Refusal(pattern.name, root.name, reason))
@@ -82,10 +82,10 @@ def choose(lifted: Lifted, pattern: ModuleType, context: Context) -> list[Chosen
     return chosen
 
 
-def saving(host: Host, found: Match, target: str) -> Cost:
-    """What a match saves at the nominal batch."""
-    whole = any(v in found.products for n in found.dead for v in n.outputs)  # else the product is computed twice
-    before = nodes_cost(host, found.dead) + Cost(flops=found.flops if whole else 0.0)
+def saving(lifted: Lifted, found: Match, target: str) -> Cost:
+    """What a match saves at the nominal batch. A product that other nodes need too is computed twice from then on."""
+    gone = [v for node in found.dead for v in node.outputs if v in found.products]
+    before = nodes_cost(lifted.host, found.dead) + Cost(flops=sum(product_flops(lifted.definition[v]) for v in gone))
     return before - linear_cost(found.spec, found.flops, fused_epilogue=target != "portable")
 
 
@@ -119,26 +119,41 @@ def write(host: Host, chosen: list[Chosen], pattern: ModuleType, context: Contex
         )
         return replace(spec, x=x, w=current(spec.w) if isinstance(spec.w, View) else spec.w)
 
-    for item in reversed(chosen):
-        found, saved = item.match, item.saved
-        root = found.root.name  # a graph output's name moves to what replaces it
-        assert found.root.node is not None
-        with host.at(found.root.node):
-            made = lower.write(host, resolved(found.spec), context.target)
-        host.replace(found.root, made)
-        moved[found.root] = made
-        context.report.rewrites.append(
-            Rewrite(
-                pattern.name,
-                pattern.operator,
-                root,
-                tuple(n.name for n in found.dead),
-                (made.node.name if made.node else made.name,),
-                saved.bytes,
-                saved.flops,
-                saved.launches,
-                None if item.verdict is None else item.verdict.error,
-                found.detail,
-            )
-        )
+    for group in _groups(host, chosen, context.target):
+        first = group[0].match.root  # the earliest: all of a group read the same, and constants
+        assert first.node is not None
+        with host.at(first.node):
+            steps: list[tuple[Step, ...]]
+            if len(group) == 1:
+                spec, steps = resolved(group[0].match.spec), [()]
+            else:
+                spec, steps = merge.joined(host, [resolved(item.match.spec) for item in group])
+            whole = lower.write(host, spec, context.target)
+            made = [lower.view(host, View(whole, spec.shape, s), spec.name) if s else whole for s in steps]
+        for item, value in zip(group, made, strict=True):
+            after = dict.fromkeys(v.node.name if v.node else v.name for v in (whole, value))
+            context.report.rewrites.append(_account(item, pattern, tuple(after)))
+            host.replace(item.match.root, value)
+            moved[item.match.root] = value
     host.erase_dead()
+
+
+def _groups(host: Host, chosen: list[Chosen], target: str) -> list[list[Chosen]]:
+    """What is written together, in topological order: linears of one input where that pays, all others alone."""
+    groups: dict[object, list[Chosen]] = {}
+    for item in reversed(chosen):
+        groups.setdefault(merge.key(item.match.spec), []).append(item)
+    flat: list[list[Chosen]] = []
+    for group in groups.values():
+        together = merge.joins(host, [item.match.spec for item in group], target)
+        flat += [group] if together else [[item] for item in group]
+    place = {id(item): n for n, item in enumerate(reversed(chosen))}
+    return sorted(flat, key=lambda g: place[id(g[0])])
+
+
+def _account(item: Chosen, pattern: ModuleType, after: tuple[str, ...]) -> Rewrite:
+    found, saved = item.match, item.saved
+    error = None if item.verdict is None else item.verdict.error
+    before = tuple(n.name for n in found.dead)
+    amounts = (saved.bytes, saved.flops, saved.launches)
+    return Rewrite(pattern.name, pattern.operator, found.root.name, before, after, *amounts, error, found.detail)

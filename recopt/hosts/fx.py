@@ -191,7 +191,7 @@ class FxHost(FxGraph):
         seen: dict[Any, Node] = {}
         for handle in list(self.nodes):
             node = self._producer[handle]
-            if handle.op == "aten._assert_tensor_metadata.default" and handle.inputs[0].node is not None:
+            if handle.op == "aten._assert_tensor_metadata.default" and handle.inputs[0] not in self.inputs:
                 self._forget(node)  # only what the caller feeds can have another type than the graph says
                 continue
             if handle.opaque:

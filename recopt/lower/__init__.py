@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..errors import OptionError
-from ..fused import Linear
+from ..fused import Linear, View
 from ..hosts.base import Host, Value
 
 # For each dialect the targets that it can be written for, the default first.
@@ -19,6 +19,17 @@ def write(host: Host, spec: Linear, target: str) -> Value:
     from .onnx import linear as onnx_linear
 
     return onnx_linear(host, spec, target)  # type: ignore[arg-type]
+
+
+def view(host: Host, item: View, name: str) -> Value:
+    """Append the layout steps of `item` at the host's insertion point and return the result. Raises LowerError."""
+    if host.dialect == "aten":
+        from .torch import layout
+
+        return layout(host, item.value, item.steps, name)  # type: ignore[arg-type]
+    from .onnx_layout import view as onnx_view
+
+    return onnx_view(host, item, name)  # type: ignore[arg-type]
 
 
 def nodes_written(host: Host, spec: Linear, target: str) -> int:

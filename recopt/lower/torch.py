@@ -32,7 +32,7 @@ def linear(host: FxHost, spec: Linear, target: str) -> Value:
         y = host.call(LINEAR, (x, w, b, spec.epilogue, params), name=spec.name, like=_first(spec.x))
         if y.shape != spec.shape or y.dtype != spec.dtype:
             raise LowerError(f"{spec.name} is {y.dtype} {y.shape}, its pattern says {spec.dtype} {spec.shape}")
-        return _layout(host, y, spec.steps, spec.name)
+        return layout(host, y, spec.steps, spec.name)
     except GraphError as error:
         raise LowerError(f"recopt::linear {spec.name}: {error}") from error
 
@@ -47,7 +47,7 @@ def _operand(host: FxHost, operand: Operand, name: str, dtype: str) -> Value:
         return host.call("aten.cat.default", (parts, -1), name=name, like=operand.views[0].value)
     if isinstance(operand, View):
         if not operand.steps or not host.is_constant(operand.value):
-            return _layout(host, operand.value, operand.steps, name)
+            return layout(host, operand.value, operand.steps, name)
         operand = _fold(host.constant(operand.value), operand.steps)
     if operand.dtype.name != dtype:
         raise LowerError(f"{name} is {operand.dtype.name}, the product {dtype}")
@@ -67,7 +67,7 @@ def _fold(array: Array, steps: tuple[Step, ...]) -> Array:
     return array
 
 
-def _layout(host: FxHost, value: Value, steps: tuple[Step, ...], name: str) -> Value:
+def layout(host: FxHost, value: Value, steps: tuple[Step, ...], name: str) -> Value:
     for step in steps:
         match step:
             case Permute(perm):
