@@ -47,8 +47,8 @@ class Optimized:
         self._source = None  # the hosts share its weights; nothing else of it is needed
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The model's outputs: of a module in its own structure; of an ONNX model the list of arrays, computed by ONNX Runtime
-        from arrays or CPU tensors given in the order of its inputs or by their names."""
+        """The model's outputs: of a module in its own structure; of an ONNX model the list of arrays, computed by ONNX
+        Runtime from arrays or CPU tensors given in the order of its inputs or by their names."""
         if self._after is None:
             if args and kwargs:
                 raise OptionError(
@@ -122,12 +122,12 @@ def optimize(
     """Rewrite a model into fewer, bigger, faster operations that compute the same. `model` itself is never changed.
 
     `model` is an nn.Module, an ExportedProgram, the path of an ONNX file or of a `.pt2`, an onnx.ModelProto or an
-    onnx_ir.Model. `example_inputs` is a tuple of positional or a dict of keyword arguments; a module without any is captured
-    at its first call. `dynamic_shapes` is torch.export's; without it dimension 0 is symbolic wherever it is the batch.
-    `target`: "cpu" (default) or "cuda" for torch; "portable" (default), "ort-cpu", "ort-cuda" or "recopt" for ONNX.
-    `passes` names the passes to run (default: all). `verify`: "none", "shapes", "rewrites" (each rewrite against the float64
-    evaluator) or "model" (also the whole model before and after, to `tolerance`, relative and absolute; default
-    torch.testing.assert_close's). `measure=True` times each rewrite and leaves out the slower ones.
+    onnx_ir.Model. `example_inputs` is a tuple of positional or a dict of keyword arguments; a module without any is
+    captured at its first call. `dynamic_shapes` is torch.export's; without it dimension 0 is symbolic wherever it is
+    the batch. `target`: "cpu" (default) or "cuda" for torch; "portable" (default), "ort-cpu", "ort-cuda" or "recopt"
+    for ONNX. `passes` names the passes to run (default: all). `verify`: "none", "shapes", "rewrites" (each rewrite
+    against the float64 evaluator) or "model" (also the whole model before and after, to `tolerance`, relative and
+    absolute; default torch.testing.assert_close's). `measure=True` times each rewrite and leaves out the slower ones.
 
     Raises LoadError, GraphError, OptionError, LowerError, VerifyError, all of them RecoptError.
     """
@@ -139,8 +139,8 @@ def optimize(
 
 @dataclass(frozen=True)
 class Inspection:
-    """What a model holds: recognised blocks as (pattern, where, meaning), operators by number, parameters, and the bytes
-    and FLOPs of one sample."""
+    """What a model holds: recognised blocks as (pattern, where, meaning), operators by number, parameters, and the
+    bytes and FLOPs of one sample."""
 
     blocks: list[tuple[str, str, str]]
     operators: dict[str, int]

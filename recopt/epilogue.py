@@ -1,5 +1,6 @@
-"""Epilogues: a pointwise term over the pre-activation `h`, printed in the grammar of fused operators and, where it computes
-a known function, under that function's name. A scalar function is known by what it computes, not by its tree."""
+"""Epilogues: a pointwise term over the pre-activation `h`, printed in the grammar of fused operators and, where it
+computes a known function, under that function's name. A scalar function is known by what it computes, not by its
+tree."""
 
 from __future__ import annotations
 
@@ -44,7 +45,8 @@ H = Pre()
 
 # Negative, zero, tiny, huge, infinite, not a number.
 _POINTS = np.concatenate([
-    np.linspace(-12.0, 12.0, 193), [0.0, 1e-30, -1e-30, 1e-6, -1e-6, 25.0, -25.0, 90.0, -90.0, 1e4, -1e4, 1e30, -1e30, np.inf, -np.inf, np.nan]
+    np.linspace(-12.0, 12.0, 193),
+    [0.0, 1e-30, -1e-30, 1e-6, -1e-6, 25.0, -25.0, 90.0, -90.0, 1e4, -1e4, 1e30, -1e30, np.inf, -np.inf, np.nan],
 ])  # fmt: skip
 
 _PLAIN = (

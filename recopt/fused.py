@@ -57,9 +57,9 @@ class Concat:
 class Linear:
     """`recopt::linear`: y[..., n] = epilogue(sum_k x[..., k] * w[n, k] + b[n]), then `steps` on y.
 
-    `w` is [N, K]: an array (folded in float64, cast to the product's dtype) or a view of a host value (a stored parameter
-    that needs no folding, or a weight that is computed at run time). `b` is [N]. `epilogue` is an expression over
-    `h`, the pre-activation, and `p0..`, the `params`, each [N] or [1] (grammar: kernels/epilogue.py); "h" is none.
+    `w` is [N, K]: an array (folded in float64, cast to the product's dtype) or a view of a host value (a stored
+    parameter that needs no folding, or a weight that is computed at run time). `b` is [N]. `epilogue` is an expression
+    over `h`, the pre-activation, and `p0..`, the `params`, each [N] or [1] (grammar: kernels/epilogue.py); "h" is none.
     """
 
     x: View | Concat

@@ -1,4 +1,5 @@
-"""From what users hold (a module, an exported program, a file, an ONNX model) to a host. Frameworks are imported late."""
+"""From what users hold (a module, an exported program, a file, an ONNX model) to a host. Frameworks are imported
+late."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ from .hosts.base import Host
 
 
 def load(path: str | os.PathLike[str]) -> Host:
-    """The host for an ONNX file or a `.pt2` of torch.export. Raises LoadError where there is none or it holds no model."""
+    """The host for an ONNX file or a `.pt2` of torch.export. Raises LoadError where there is none or it holds no
+    model."""
     file = Path(path)
     if not file.is_file():
         raise LoadError(f"{file}: no such file")
@@ -51,7 +53,8 @@ def host_of(model: Any, example_inputs: Any = None, dynamic_shapes: Any = None) 
         _no_capture(dynamic_shapes)
         return OnnxHost.load(model)
     raise LoadError(
-        f"cannot optimize a {type(model).__name__}: need an nn.Module, an ExportedProgram, an ONNX or .pt2 path, a ModelProto or an onnx_ir.Model"
+        f"cannot optimize a {type(model).__name__}: need an nn.Module, an ExportedProgram, an ONNX or .pt2 path, "
+        "a ModelProto or an onnx_ir.Model"
     )
 
 

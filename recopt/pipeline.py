@@ -1,5 +1,5 @@
-"""capture -> clean up -> lift -> match -> choose -> rewrite -> verify -> report: the order of things, and what goes around
-the passes: timing, checks, dumps, the search for a rewrite that is wrong.
+"""capture -> clean up -> lift -> match -> choose -> rewrite -> verify -> report: the order of things, and what goes
+around the passes: timing, checks, dumps, the search for a rewrite that is wrong.
 
 RECOPT_DEBUG=1 prints passes and timings to stderr, 2 also rewrites, 3 also refusals, 4 also the graph after each pass.
 RECOPT_DUMP=DIR writes the graph's text before and after each pass. RECOPT_LIMIT=N stops after N rewrites.
@@ -199,7 +199,7 @@ def _ratio(before: Host, after: Host, feed: Sequence[Array], rounds: int = 15) -
     return statistics.median(seconds[1]) / statistics.median(seconds[0])
 
 
-# --- switches ----------------------------------------------------------------------------------------------------------------
+# --- switches
 
 
 def _limit() -> int | None:

@@ -40,8 +40,8 @@ class Verdict:
 
 
 def compare(actual: Array, expected: Array, dtype: str, tolerance: float | None = None) -> Verdict:
-    """`actual` against `expected`: the largest relative error (to the largest magnitude) and the excess over assert_close's
-    defaults, or over `tolerance` (relative and absolute) where it is given. NaN agrees with NaN."""
+    """`actual` against `expected`: the largest relative error (to the largest magnitude) and the excess over
+    assert_close's defaults, or over `tolerance` (relative and absolute) where it is given. NaN agrees with NaN."""
     if actual.shape != expected.shape:
         return Verdict(float("inf"), float("inf"), f"shape {actual.shape} instead of {expected.shape}")
     if dtype not in FLOATS:
@@ -62,12 +62,12 @@ def compare(actual: Array, expected: Array, dtype: str, tolerance: float | None 
     return Verdict(relative, float(excess.max()))
 
 
-# --- one rewrite -------------------------------------------------------------------------------------------------------------
+# --- one rewrite
 
 
 def verify_match(lifted: Lifted, match: Match, seed: int = 0) -> Verdict:
-    """The fused operator, with the constants that will be written, against the meaning of the root: both in float64, on random
-    inputs. What is left is the rounding of the folded constants to their dtype."""
+    """The fused operator, with the constants that will be written, against the meaning of the root: both in float64, on
+    random inputs. What is left is the rounding of the folded constants to their dtype."""
     worst = Verdict(0.0, 0.0)
     for batch in BATCHES:
         rng = np.random.default_rng(seed)
@@ -156,12 +156,12 @@ def apply_steps(array: Array, steps: Sequence[Step], symbols: Mapping[str, int])
     return array
 
 
-# --- the whole model ------------------------------------------------------------------------------------------------------------
+# --- the whole model
 
 
 def feeds(lifted: Lifted, batch: int, examples: Sequence[Array] | None, seed: int = 0) -> list[Array]:
-    """Inputs for a whole model: the examples where their sizes are fixed or given, else random ones: floats from a normal
-    distribution, integers below the size of what they look up."""
+    """Inputs for a whole model: the examples where their sizes are fixed or given, else random ones: floats from a
+    normal distribution, integers below the size of what they look up."""
     rng = np.random.default_rng(seed)
     limits = _limits(lifted)
     result = []
@@ -188,11 +188,12 @@ def feeds(lifted: Lifted, batch: int, examples: Sequence[Array] | None, seed: in
 
 
 def _numpy(dtype: str) -> np.dtype[np.generic]:
-    if dtype == "bfloat16":
-        import ml_dtypes
+    if dtype != "bfloat16":
+        return np.dtype(dtype)
+    import ml_dtypes
 
-        return np.dtype(ml_dtypes.bfloat16)
-    return np.dtype(dtype)
+    bfloat16: np.dtype[np.generic] = np.dtype(ml_dtypes.bfloat16)
+    return bfloat16
 
 
 def _stretchable(shape: Sequence[Size], example: Array) -> bool:

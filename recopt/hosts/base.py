@@ -125,8 +125,9 @@ class Host(abc.ABC):
         like: Value | None = None,
     ) -> Value:
         """Append a one-output node at the insertion point and return its value; `name` is a hint made unique.
-        Metadata (source location, doc string) is taken over from `like`'s producer. A lowering gives the shape and dtype
-        in ONNX; the FX host finds them itself by running the operator's fake kernel on its arguments' metadata."""
+        Metadata (source location, doc string) is taken over from `like`'s producer. A lowering gives the shape and
+        dtype in ONNX; the FX host finds them itself by running the operator's fake kernel on its arguments'
+        metadata."""
 
     @abc.abstractmethod
     def add_constant(self, array: Array, *, name: str) -> Value:
@@ -139,7 +140,8 @@ class Host(abc.ABC):
 
     @abc.abstractmethod
     def erase_dead(self) -> int:
-        """Remove nodes (and parameters, initializers, ONNX functions) that nothing reads; graph inputs always stay. Returns the number of nodes removed."""
+        """Remove nodes (and parameters, initializers, ONNX functions) that nothing reads; graph inputs always stay.
+        Returns the number of nodes removed."""
 
     @abc.abstractmethod
     def normalise(self) -> None:
@@ -173,8 +175,8 @@ class Host(abc.ABC):
 
     @abc.abstractmethod
     def examples(self, given: Any) -> list[Array] | None:
-        """Example inputs as arrays in the order of `inputs`: `given` (positional, or by name) or those that the graph was
-        captured with; None where there are none. Raises OptionError where they do not fit the inputs."""
+        """Example inputs as arrays in the order of `inputs`: `given` (positional, or by name) or those that the graph
+        was captured with; None where there are none. Raises OptionError where they do not fit the inputs."""
 
     @abc.abstractmethod
     def count_parameters(self) -> int:

@@ -1,5 +1,5 @@
-"""The float64 evaluator: what a term computes, by numpy, for given leaves and sizes. Slow, plain and independent of every
-host: it is what rewrites are proved against."""
+"""The float64 evaluator: what a term computes, by numpy, for given leaves and sizes. Slow, plain and independent of
+every host: it is what rewrites are proved against."""
 
 from __future__ import annotations
 
@@ -69,10 +69,12 @@ class _Evaluation:
                 mask = inside if mask is None else mask & inside
         factors = []
         outside, self.guarded = self.guarded, self.guarded or mask is not None
+        shift = self.softmax_shift(mono, inner)
         for atom in mono.atoms:
             if isinstance(atom, Guard):
                 continue
-            value = self.atom(atom, inner).astype(carrier)
+            value = self.atom(atom, inner) if shift is None else self.shifted(atom, inner, shift)
+            value = value.astype(carrier)
             if mask is not None:
                 value = np.where(mask, value, carrier(0))
             factors.append(value)
@@ -104,7 +106,37 @@ class _Evaluation:
         missing = [bound[n - free] for n in range(free, free + len(bound)) if n not in present]
         shape = iter(result.shape)
         full = result.reshape([next(shape) if n in present else 1 for n in range(free)])
-        return full * carrier(np.prod(missing, dtype=np.int64))
+        return np.asarray(full * carrier(np.prod(missing, dtype=np.int64)))
+
+    def softmax_shift(self, mono: Mono, axes: Sequence[Axis]) -> Array | None:
+        """For exp(a) / sum(exp(b)): the largest b, which both subtract so that neither overflows; else None."""
+        exponents = [a for a in mono.atoms if isinstance(a, Fn) and a.name == "exp"]
+        totals = [t for t in (_sum_of_exps(a, "reciprocal") for a in mono.atoms) if t is not None]
+        return self.largest(totals[0], axes) if len(exponents) == 1 and len(totals) == 1 else None
+
+    def largest(self, total: Mono, axes: Sequence[Axis]) -> Array:
+        """The largest exponent in a sum of exponentials, over its own axes; 0 where none is finite."""
+        inner = [*axes, *total.axes]
+        (exponential,) = total.atoms
+        assert isinstance(exponential, Fn)
+        top = np.max(self.poly(exponential.args[0], inner), axis=tuple(range(len(axes), len(inner))))
+        return np.asarray(np.where(np.isfinite(top), top, 0.0))
+
+    def shifted(self, atom: Atom, axes: Sequence[Axis], shift: Array) -> Array:
+        """An atom of a softmax with every exponent less by `shift`."""
+        if isinstance(atom, Fn) and atom.name == "exp":
+            return np.asarray(np.exp(self.poly(atom.args[0], axes) - shift))
+        total = _sum_of_exps(atom, "reciprocal")
+        return self.atom(atom, axes) if total is None else 1.0 / self.scaled_total(total, axes, shift)
+
+    def scaled_total(self, total: Mono, axes: Sequence[Axis], shift: Array) -> Array:
+        """A sum of exponentials, every exponent less by `shift`."""
+        inner = [*axes, *total.axes]
+        (exponential,) = total.atoms
+        assert isinstance(exponential, Fn)
+        exponents = self.poly(exponential.args[0], inner) - shift.reshape([*shift.shape, *[1] * len(total.axes)])
+        full = np.broadcast_to(exponents, [*exponents.shape[: len(axes)], *(self.extent(a) for a in total.axes)])
+        return np.asarray(np.exp(full).sum(tuple(range(len(axes), len(inner)))) * self.number(total.coef))
 
     def guard(self, atom: Guard, axes: Sequence[Axis]) -> Array:
         index = self.poly(atom.index, axes)
@@ -124,6 +156,10 @@ class _Evaluation:
         if isinstance(atom, Read):
             return self.read(atom, axes)
         if isinstance(atom, Fn):
+            total = _sum_of_exps(atom, "log")
+            if total is not None:
+                top = self.largest(total, axes)
+                return top + np.log(self.scaled_total(total, axes, top))
             args = [self.poly(p, axes) for p in atom.args]
             if atom.name == "cast":
                 return FUNCTIONS["cast"](args[0], atom.dtype)
@@ -158,3 +194,12 @@ class _Evaluation:
         if not index:
             return source.reshape([1] * len(axes))
         return source[tuple(index)]
+
+
+def _sum_of_exps(atom: Atom, function: str) -> Mono | None:
+    """The sum in function(coef * sum(exp(..))), else None."""
+    if not (isinstance(atom, Fn) and atom.name == function and len(atom.args[0].monos) == 1):
+        return None
+    mono = atom.args[0].monos[0]
+    inner = mono.atoms[0] if len(mono.atoms) == 1 else None
+    return mono if mono.axes and isinstance(inner, Fn) and inner.name == "exp" else None

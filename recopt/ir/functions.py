@@ -20,7 +20,8 @@ _SQRT2 = math.sqrt(2.0)
 
 
 def _sigmoid(x: Array) -> Array:
-    return np.where(x >= 0, 1 / (1 + np.exp(-np.abs(x))), np.exp(-np.abs(x)) / (1 + np.exp(-np.abs(x))))
+    small = np.exp(-np.abs(x))
+    return np.asarray(np.where(x >= 0, 1, small) / (1 + small))
 
 
 def _softplus(x: Array, beta: float = 1.0, threshold: float = 20.0) -> Array:
@@ -28,7 +29,7 @@ def _softplus(x: Array, beta: float = 1.0, threshold: float = 20.0) -> Array:
 
 
 def _gelu_tanh(x: Array) -> Array:
-    return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    return np.asarray(0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))))
 
 
 def _round(x: Array) -> Array:
@@ -117,15 +118,5 @@ FUNCTIONS: dict[str, Callable[..., Array]] = {
     "cast": _cast,
 }
 
-BOOLEAN = {"eq", "lt", "le", "logical_and", "logical_or", "logical_not", "logical_xor", "isnan", "isinf"}
-COMMUTATIVE = {
-    "max",
-    "min",
-    "eq",
-    "logical_and",
-    "logical_or",
-    "logical_xor",
-    "bitwise_and",
-    "bitwise_or",
-    "bitwise_xor",
-}
+BOOLEAN = frozenset("eq ne lt le gt ge logical_and logical_or logical_not logical_xor isnan isinf".split())
+COMMUTATIVE = frozenset("max min eq logical_and logical_or logical_xor bitwise_and bitwise_or bitwise_xor".split())

@@ -176,7 +176,8 @@ def take(table: Tensor, ids: Tensor, dim: int = 0, wrap_negative: bool = False) 
     position = ids.body
     extent = table.shape[dim]
     if wrap_negative and position.number is not None:
-        position = number(sizes.size(position.number + extent)) if not sizes.at_least(position.number, 0) else position  # type: ignore[arg-type]
+        if not sizes.at_least(position.number, 0):
+            position = number(sizes.size(position.number + extent), position.dtype)
     elif wrap_negative and not sizes_known_non_negative(position):
         negative = fn("lt", [position, number(0, position.dtype)], "bool")
         position = fn(

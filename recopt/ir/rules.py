@@ -9,7 +9,23 @@ import sympy
 
 from . import sizes
 from .functions import COMMUTATIVE, FUNCTIONS
-from .term import Coord, Fn, Guard, Poly, add, add_all, monomial, mul, number, poly, raw_fn, scale, single, value_range
+from .term import (
+    Coef,
+    Coord,
+    Fn,
+    Guard,
+    Poly,
+    add,
+    add_all,
+    monomial,
+    mul,
+    number,
+    poly,
+    raw_fn,
+    scale,
+    single,
+    value_range,
+)
 
 WIDTH = {
     "bool": 1,
@@ -56,7 +72,8 @@ def _fold(name: str, args: list[Poly], dtype: str, attrs: tuple[Hashable, ...]) 
 
 
 def _cast(args: list[Poly], dtype: str, attrs: tuple[Hashable, ...]) -> Poly | None:
-    """cast to what it is -> x; number -> number; a widening cast that is narrowed back -> x; int -> wider int -> any: one cast."""
+    """cast to what it is -> x; number -> number; a widening cast that is narrowed back -> x; int -> wider int -> any:
+    one cast."""
     (x,) = args
     if x.dtype == dtype:
         return x
@@ -68,7 +85,7 @@ def _cast(args: list[Poly], dtype: str, attrs: tuple[Hashable, ...]) -> Poly | N
             return number(int(value != 0), dtype)
         return number(int(value), dtype) if abs(value) < 2 ** (WIDTH[dtype] - 1) else None
     atom = x.atom
-    if isinstance(atom, Guard) or isinstance(atom, Coord):
+    if isinstance(atom, (Guard, Coord)):
         return poly(x.monos, dtype)  # exact in every type
     if isinstance(atom, Fn) and atom.name == "cast":
         inner = atom.args[0]
@@ -95,8 +112,8 @@ def _reciprocal(args: list[Poly], dtype: str, attrs: tuple[Hashable, ...]) -> Po
     return scale(mul(number(1, dtype), *parts), _inverse(mono.coef))
 
 
-def _inverse(coef: object) -> float | sympy.Expr:
-    return 1 / coef if isinstance(coef, sympy.Expr) else float(np.float64(1.0) / np.float64(coef))  # type: ignore[arg-type]
+def _inverse(coef: Coef) -> Coef:
+    return 1 / coef if isinstance(coef, sympy.Expr) else float(np.float64(1.0) / np.float64(coef))
 
 
 def _split(x: Poly, divisor: sizes.Size) -> tuple[Poly, Poly]:
@@ -185,7 +202,7 @@ def _power(args: list[Poly], dtype: str) -> Poly:
     if exponent == -1:
         return fn("reciprocal", [x], dtype)
     if exponent in (1, 2, 3, 4):
-        return mul(*[x] * int(exponent))  # type: ignore[arg-type]
+        return mul(*[x] * int(exponent))
     return _fold("pow", args, dtype, ()) or raw_fn("pow", args, dtype)
 
 

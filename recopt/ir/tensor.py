@@ -15,6 +15,7 @@ from .rules import fn
 from .sizes import Size
 from .term import (
     Axis,
+    Coef,
     Leaf,
     Poly,
     add,
@@ -124,11 +125,11 @@ def unravel(position: Poly, extents: Sequence[Size]) -> list[Poly]:
 
 def ravel(dim: Dim) -> Poly:
     """The index into a dimension, from its axes."""
-    index, stride = number(0), 1
+    index, stride = number(0), sizes.size(1)
     terms = []
     for a in reversed(dim):
         terms.append(scale(coord(a), stride))
-        stride = sizes.mul(stride, a.size)  # type: ignore[assignment]
+        stride = sizes.mul(stride, a.size)
     return add(index, *terms)
 
 
@@ -149,20 +150,20 @@ def alias(source: Leaf, like: Tensor) -> Tensor:
     return Tensor(dims, read(source, [ravel(d) for d in dims], like.dtype))
 
 
-def scalar(value: object, dtype: str) -> Tensor:
+def scalar(value: Coef, dtype: str) -> Tensor:
     """A number of rank 0."""
-    return Tensor((), number(value, dtype))  # type: ignore[arg-type]
+    return Tensor((), number(value, dtype))
 
 
-def full(shape: Sequence[Size], value: object, dtype: str) -> Tensor:
+def full(shape: Sequence[Size], value: Coef, dtype: str) -> Tensor:
     """One number everywhere."""
-    return Tensor(new_dims(shape), number(value, dtype))  # type: ignore[arg-type]
+    return Tensor(new_dims(shape), number(value, dtype))
 
 
-def iota(length: Size, start: object = 0, step: object = 1, dtype: str = "int64") -> Tensor:
+def iota(length: Size, start: Coef = 0, step: Coef = 1, dtype: str = "int64") -> Tensor:
     """start, start + step, ..."""
     dims = new_dims([length])
-    return Tensor(dims, retyped(add(scale(ravel(dims[0]), step), number(start)), dtype))  # type: ignore[arg-type]
+    return Tensor(dims, retyped(add(scale(ravel(dims[0]), step), number(start)), dtype))
 
 
 def retyped(term: Poly, dtype: str) -> Poly:
@@ -170,7 +171,7 @@ def retyped(term: Poly, dtype: str) -> Poly:
     return add_all([term], dtype)
 
 
-# --- regrouping -----------------------------------------------------------------------------------------------------------
+# --- regrouping
 
 
 def reshape(t: Tensor, shape: Sequence[Size]) -> Tensor:
@@ -234,7 +235,8 @@ def aligned(tensors: Sequence[Tensor]) -> tuple[tuple[Dim, ...], list[Poly]]:
 
 
 def _refined(dims: list[Dim]) -> Dim:
-    """Fresh axes fine enough that each of `dims`, all of one size, is a regrouping of them; one axis where there are none."""
+    """Fresh axes fine enough that each of `dims`, all of one size, is a regrouping of them; one axis where there are
+    none."""
     if not dims:
         return ()
     total = sizes.product(a.size for a in dims[0])
@@ -278,7 +280,7 @@ def _expressed(dim: Dim, common: Dim) -> dict[Axis, Poly]:
     return mapping
 
 
-# --- layout ----------------------------------------------------------------------------------------------------------------
+# --- layout
 
 
 def permute(t: Tensor, perm: Sequence[int]) -> Tensor:
@@ -335,7 +337,7 @@ def flip(t: Tensor, dims: Sequence[int]) -> Tensor:
     return t
 
 
-def pad(t: Tensor, dim: int, before: Size, after: Size, value: object = 0) -> Tensor:
+def pad(t: Tensor, dim: int, before: Size, after: Size, value: Coef = 0) -> Tensor:
     """`before` and `after` elements of `value` at the ends of one dimension; negative ones cut."""
     length = sizes.size(t.shape[dim] + before + after)
     (dim_axes,) = new_dims([length])
@@ -344,7 +346,7 @@ def pad(t: Tensor, dim: int, before: Size, after: Size, value: object = 0) -> Te
     mapping = dict(zip(t.dims[dim], unravel(position, [a.size for a in t.dims[dim]]), strict=True))
     body = mul(retyped(inside, t.dtype), substitute(t.body, mapping))
     if value != 0:
-        body = add(body, number(value, t.dtype), scale(retyped(inside, t.dtype), -1 * value))  # type: ignore[operator,arg-type]
+        body = add(body, number(value, t.dtype), scale(retyped(inside, t.dtype), -value))
     return Tensor((*t.dims[:dim], dim_axes, *t.dims[dim + 1 :]), body)
 
 

@@ -4,8 +4,9 @@
     Mono  = coef * Sum[axes]( product of atoms )
     Atom  = Coord(axis) | Read(leaf, indices) | Fn(name, args) | Guard(index, lo, hi) | Reduce(op, axes, body)
 
-Indices are Polys too, over axes and, for a lookup, over reads of integer tensors. Guard is 1 where lo <= index < hi and 0
-elsewhere, and what it multiplies counts as 0 there whatever it reads: a concat is a sum of guarded pieces, a pad is one.
+Indices are Polys too, over axes and, for a lookup, over reads of integer tensors. Guard is 1 where lo <= index < hi and
+0 elsewhere, and what it multiplies counts as 0 there whatever it reads: a concat is a sum of guarded pieces, a pad is
+one.
 
 Everything is frozen and interned: equal terms are the same object, compare with `is`. The constructors normalise:
 products distribute over sums, sums over products of reductions move out, like monomials meet, decided guards go, sums
@@ -19,7 +20,7 @@ import weakref
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count
-from typing import ClassVar, Protocol, TypeAlias, runtime_checkable
+from typing import ClassVar, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import sympy
 
@@ -47,7 +48,8 @@ class Leaf(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """An index variable 0..size-1. Ids: fresh ones are large, canonical free ones count from 0, bound ones are negative."""
+    """An index variable 0..size-1. Ids: fresh ones are large, canonical free ones count from 0, bound ones are
+    negative."""
 
     id: int
     size: Size
@@ -73,6 +75,9 @@ class Interned:
     text: str  # printed form; also the sort key
     axes_read: frozenset[Axis]  # axes that occur free
     bound_depth: int  # the largest number of a bound axis inside
+
+
+T = TypeVar("T", bound=Interned)
 
 
 class Atom(Interned):
@@ -158,15 +163,16 @@ class Poly(Interned):
         return mono.atoms[0] if len(mono.atoms) == 1 and not mono.axes and mono.coef == 1 else None
 
 
-def _intern(cls: type[Interned], key: tuple[Hashable, ...], build: Callable[[], dict[str, object]]) -> Interned:
+def _intern(cls: type[T], key: tuple[object, ...], build: Callable[[], dict[str, object]]) -> T:
     full = (cls, *key)
-    found = Interned.table.get(full)
-    if found is None:
-        found = object.__new__(cls)
-        for name, value in build().items():
-            object.__setattr__(found, name, value)
-        Interned.table[full] = found
-    return found
+    known = Interned.table.get(full)
+    if isinstance(known, cls):
+        return known
+    made = object.__new__(cls)
+    for name, value in build().items():
+        object.__setattr__(made, name, value)
+    Interned.table[full] = made
+    return made
 
 
 def _union(items: Iterable[Interned]) -> frozenset[Axis]:
@@ -177,7 +183,7 @@ def _depth(items: Iterable[Interned]) -> int:
     return max((t.bound_depth for t in items), default=0)
 
 
-# --- atoms -------------------------------------------------------------------------------------------------------------
+# --- atoms
 
 
 def coord(ax: Axis) -> Poly:
@@ -309,7 +315,7 @@ def single(atom: Interned, dtype: str) -> Poly:
     return _poly((_mono(1, (), (atom,)),), dtype)
 
 
-# --- monomials and polynomials --------------------------------------------------------------------------------------------
+# --- monomials and polynomials
 
 
 def _mono(coef: Coef, axes: tuple[Axis, ...], atoms: tuple[Interned, ...]) -> Mono:
@@ -328,7 +334,7 @@ def _mono(coef: Coef, axes: tuple[Axis, ...], atoms: tuple[Interned, ...]) -> Mo
             "axes_read": _union(atoms) - set(axes), "bound_depth": max([_depth(atoms)] + [-a.id for a in axes]),
         }  # fmt: skip
 
-    return _intern(Mono, (type(coef), coef, axes, atoms), build)  # type: ignore[return-value]
+    return _intern(Mono, (type(coef), coef, axes, atoms), build)
 
 
 def _poly(monos: tuple[Mono, ...], dtype: str) -> Poly:
@@ -336,7 +342,7 @@ def _poly(monos: tuple[Mono, ...], dtype: str) -> Poly:
         text = " + ".join(m.text for m in monos) or "0"
         return {"monos": monos, "dtype": dtype, "text": text, "axes_read": _union(monos), "bound_depth": _depth(monos)}
 
-    return _intern(Poly, (monos, dtype), build)  # type: ignore[return-value]
+    return _intern(Poly, (monos, dtype), build)
 
 
 def number(value: Coef, dtype: str = "int64") -> Poly:
@@ -515,7 +521,7 @@ def _inverse(a: Atom, b: Atom) -> bool:
     return isinstance(a, Fn) and a.name == "reciprocal" and a.args[0].atom is b
 
 
-# --- sums ---------------------------------------------------------------------------------------------------------------
+# --- sums
 
 
 def sum_over(term: Poly, axes: Iterable[Axis]) -> Poly:
@@ -679,7 +685,7 @@ def walk(term: Interned) -> Iterator[Interned]:
         yield from walk(child)
 
 
-# --- substitution -----------------------------------------------------------------------------------------------------------
+# --- substitution
 
 Rebuild: TypeAlias = Callable[[Atom], "Poly | None"]
 
@@ -751,7 +757,7 @@ class _Substitution:
         return result if replaced is None else replaced
 
 
-# --- ranges --------------------------------------------------------------------------------------------------------------------
+# --- ranges
 
 
 def value_range(term: Poly) -> tuple[Size | None, Size | None]:
