@@ -174,18 +174,20 @@ def _expand(lifted: Lifted, term: Poly) -> Poly:
         t = lifted.definition.get(atom.leaf)
         return None if t is None or t.body.atom is atom else _expand(lifted, t.at(list(atom.index)))
 
-    return substitute(term, {}, inner)
+    return term if all(is_contraction(lifted, v) for v in _sources_of(lifted, term)) else substitute(term, {}, inner)
 
 
 def _unfold(lifted: Lifted, term: Poly) -> Poly:
     """`term` with every contraction spelled out over what it reads."""
 
+    products = {v for v in _sources_of(lifted, term) if is_contraction(lifted, v)}
+
     def inner(atom: Atom) -> Poly | None:
-        if isinstance(atom, Read) and isinstance(atom.leaf, Value) and is_contraction(lifted, atom.leaf):
+        if isinstance(atom, Read) and atom.leaf in products:
             return lifted.definition[atom.leaf].at(list(atom.index))
         return None
 
-    return substitute(term, {}, inner)
+    return substitute(term, {}, inner) if products else term
 
 
 # --- the product: x, W and b ---

@@ -135,7 +135,7 @@ def run(
     host: Host, options: Options, examples: Sequence[Array] | None = None, capture_seconds: float = 0.0
 ) -> tuple[Host, Report]:
     """The optimized copy of `host` and the account of it. Raises OptionError, GraphError, VerifyError, LowerError."""
-    state = _Run(host, options, check_target(host.dialect, options.target), _limit())
+    state = _Run(host, options, check_target(host, options.target), _limit())
     state.timings["capture"] = capture_seconds
     _dump(host, "00-captured")
     inputs: list[list[Array]] = []

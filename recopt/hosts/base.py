@@ -80,6 +80,11 @@ class Host(abc.ABC):
     opset: int | None = None  # of the default ONNX domain; None elsewhere
 
     @property
+    def device(self) -> str:
+        """Where the parameters are: "cpu", "cuda", ...; "" where the graph does not say."""
+        return ""
+
+    @property
     @abc.abstractmethod
     def nodes(self) -> Sequence[Node]:
         """All nodes of the main graph, topologically ordered, constants and parameters excluded."""

@@ -304,6 +304,10 @@ class FxHost(FxGraph):
         with open(path, "wb") as file:
             torch.export.save(self.program(), file)
 
+    @property
+    def device(self) -> str:
+        return self._device().type
+
     def native(self) -> fx_module.Program:
         return self.module()
 

@@ -41,11 +41,11 @@ def nodes_written(host: Host, spec: Linear, target: str) -> int:
     return count(host, spec, target)  # type: ignore[arg-type]
 
 
-def check_target(dialect: str, target: str | None) -> str:
-    """`target`, or the dialect's default for None. Raises OptionError for one that the dialect does not have."""
-    known = TARGETS[dialect]
+def check_target(host: Host, target: str | None) -> str:
+    """`target`; for None the host's own device, or else the dialect's default. Raises OptionError for an unknown one."""
+    known = TARGETS[host.dialect]
     if target is None:
-        return known[0]
+        return host.device if host.device in known else known[0]
     if target not in known:
         raise OptionError(f"no target {target!r} for this model; there are: {', '.join(known)}")
     return target
