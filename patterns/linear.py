@@ -22,7 +22,7 @@ from recopt.hosts.base import Array, Value
 from recopt.ir import sizes
 from recopt.ir.rules import FLOATS
 from recopt.ir.show import show
-from recopt.ir.tensor import Dim, Tensor, ravel
+from recopt.ir.tensor import Dim, Tensor
 from recopt.ir.term import (
     Atom,
     Axis,
@@ -36,7 +36,6 @@ from recopt.ir.term import (
     coord,
     monomial,
     normal_mono,
-    raw_fn,
     read,
     single,
     substitute,
@@ -44,7 +43,7 @@ from recopt.ir.term import (
     walk,
 )  # fmt: skip
 from recopt.lift.base import Lifted, reads
-from recopt.match import MAX_FOLDED, Match, No, constant_leaf, dead_after, fold, is_data
+from recopt.match import MAX_FOLDED, Match, No, constant_leaf, dead_after, fold, is_data, reads_fed
 from recopt.preactivation import pre_activations
 from recopt.views import arrange, held_by, regroup, sliced
 
@@ -280,7 +279,7 @@ def _assemble(
     before = lifted.order[root]
     rows, columns = set(found.rows), found.columns
     views: list[View] = []
-    weights: list[Array] = []
+    weights: list[Array | View] = []
     row_dims: tuple[Dim, ...] | None = None
     for view, dims, w in _inputs(lifted, found, rows, before):
         if row_dims is not None and dims != row_dims:
@@ -291,12 +290,11 @@ def _assemble(
             views.append(view)
             weights.append(w)
         else:
-            weights[same] = weights[same] + w
+            weights[same] = _array(weights[same]) + _array(w)
     assert row_dims is not None
     shape = (*(sizes.product(a.size for a in d) for d in row_dims), sizes.product(a.size for a in columns))
     column_dim: Dim = tuple(columns)
-    order_term = Tensor((column_dim,), found.bias)
-    b = fold(lifted, order_term) if found.bias.monos else None
+    b = _operand(lifted, Tensor((column_dim,), found.bias)) if found.bias.monos else None
 
     def per_channel(t: Poly) -> Array:
         if t.axes_read - set(columns):
@@ -307,13 +305,13 @@ def _assemble(
     steps = regroup((*row_dims, column_dim), term.dims)
     extent = sum((v.shape[-1] for v in views), start=0)
     x: View | Concat = views[0] if len(views) == 1 else Concat(tuple(views), (*views[0].shape[:-1], sizes.size(extent)))
-    w = np.concatenate(weights, axis=1)
     dtype = product.dtype
-    kept = [v.value for v in views]
+    w = weights[0] if len(weights) == 1 else np.concatenate([_array(w) for w in weights], axis=1)
+    kept = [v.value for v in (*views, w, b) if isinstance(v, View)]
     spec = Linear(
         x,
-        _stored(lifted, found, columns, w, dtype),
-        _cast(b, dtype),
+        w if isinstance(w, View) else _stored(lifted, found, w, dtype),
+        b if b is None or isinstance(b, View) else _as(b, dtype),
         text,
         tuple(_as(p, dtype) for p in params),
         shape,
@@ -330,7 +328,7 @@ def _assemble(
         meaning,
         dead,
         sources,
-        flops=2.0 * nominal(sizes.product(shape[:-1])) * w.size,
+        flops=2.0 * nominal(sizes.product(shape)) * nominal(w.shape[1]),
         detail=show(meaning),
     )
 
@@ -340,7 +338,7 @@ def _meaning(outer: Poly, product: Poly) -> Poly:
     return substitute(outer, {}, lambda a: product if isinstance(a, Read) and a.leaf is H else None)
 
 
-_Input = tuple[View, tuple[Dim, ...], Array]  # x as [rows..., K], its row dimensions, W as [N, K]
+_Input = tuple[View, tuple[Dim, ...], Array | View]  # x as [rows..., K], its row dimensions, W as [N, K]
 
 
 def _inputs(lifted: Lifted, found: _Product, rows: set[Axis], before: int) -> Iterable[_Input]:
@@ -355,7 +353,7 @@ def _inputs(lifted: Lifted, found: _Product, rows: set[Axis], before: int) -> It
     row_dims: tuple[Dim, ...] | None = None
     for part in _shared_weights(left, found.columns):
         view, row_dims, order = _held(lifted, part, rows, before, row_dims)
-        yield view, row_dims, fold(lifted, Tensor((tuple(found.columns), order), part.weight))
+        yield view, row_dims, _operand(lifted, Tensor((tuple(found.columns), order), part.weight))
 
 
 def _whole(lifted: Lifted, parts: Sequence[_Contraction], rows: set[Axis], columns: Sequence[Axis]) -> _Input | None:
@@ -363,7 +361,7 @@ def _whole(lifted: Lifted, parts: Sequence[_Contraction], rows: set[Axis], colum
     Slices, split sums, flips and permuted columns are all this."""
     first = parts[0].x.atom
     assert isinstance(first, Read)
-    if not isinstance(first.leaf, Value):
+    if not isinstance(first.leaf, Value) or any(reads_fed(lifted, p.weight) for p in parts):
         return None
     source = lifted.term[first.leaf]
     inner = [n for n, p in enumerate(first.index) if not p.axes_read & rows and source.shape[n] != 1]
@@ -434,16 +432,26 @@ def _held(
     return view, dims, order
 
 
-def _stored(lifted: Lifted, found: _Product, columns: Sequence[Axis], w: Array, dtype: str) -> Array | View:
+def _operand(lifted: Lifted, t: Tensor) -> Array | View:
+    """A weight or bias: its folded array, or where the caller feeds it a view of what is fed."""
+    if not reads_fed(lifted, t.body):
+        return fold(lifted, t)
+    held = sliced(t.body, lifted)
+    if held is None:
+        raise No("a weight that is fed at run time would have to be folded: {}", t.body.text)
+    return View(held.value, t.shape, (*held.steps, *regroup(held.dims, t.dims)))
+
+
+def _array(w: Array | View) -> Array:
+    if isinstance(w, View):
+        raise No("several weights that are fed at run time")
+    return w
+
+
+def _stored(lifted: Lifted, found: _Product, w: Array, dtype: str) -> Array | View:
     """The parameter itself where the folded weight is bit for bit what it holds, as [N, K]."""
-    weight = found.contractions[0].weight
-    atom = weight.atom
-    if (
-        len(found.contractions) == 1
-        and isinstance(atom, Read)
-        and isinstance(atom.leaf, Value)
-        and atom.leaf.node is None
-    ):
+    atom = found.contractions[0].weight.atom
+    if len(found.contractions) == 1 and isinstance(atom, Read) and isinstance(atom.leaf, Value) and not atom.leaf.node:
         stored = lifted.host.constant(atom.leaf)  # a view of the host's own storage
         if str(stored.dtype) == dtype and stored.shape == w.shape and np.array_equal(stored, w):
             return View(atom.leaf, w.shape)
@@ -456,10 +464,3 @@ def _as(array: Array, dtype: str) -> Array:
 
         return array.astype(ml_dtypes.bfloat16)
     return array.astype(dtype)
-
-
-def _cast(b: Array | None, dtype: str) -> Array | None:
-    return None if b is None else _as(b, dtype)
-
-
-__all__ = ["match", "name", "operator", "ravel", "raw_fn", "roots"]

@@ -47,12 +47,20 @@ def is_data(lifted: Lifted, term: Interned) -> bool:
 
 
 def constant_leaf(lifted: Lifted, leaf: Leaf) -> bool:
-    """Whether a leaf is a constant of the model."""
-    return isinstance(leaf, Value) and lifted.host.is_constant(leaf)
+    """Whether a leaf is a constant of the model, or a weight that the caller feeds."""
+    return isinstance(leaf, Value) and (lifted.host.is_constant(leaf) or leaf in lifted.fed)
+
+
+def reads_fed(lifted: Lifted, term: Interned) -> bool:
+    """Whether a term reads a weight that the caller feeds: it cannot be folded."""
+    return any(isinstance(t, Read) and t.leaf in lifted.fed for t in walk(term))
 
 
 def fold(lifted: Lifted, t: Tensor) -> Array:
-    """The float64 array of a term of constants. Raises No where it has a symbolic size or would be huge."""
+    """The float64 array of a term of constants.
+    Raises No where it has a symbolic size, would be huge, or reads a weight that is fed at run time."""
+    if reads_fed(lifted, t.body):
+        raise No("a weight that is fed at run time would have to be folded")
     if not all(isinstance(s, int) for s in t.shape):
         raise No("a constant of symbolic shape {}", t.shape)
     if int(np.prod(t.shape, dtype=np.float64)) > MAX_FOLDED:

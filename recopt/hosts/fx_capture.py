@@ -73,10 +73,13 @@ def _arguments(module: object, example_inputs: object) -> tuple[tuple[Any, ...],
 
 
 def _batch_size(args: object, kwargs: object) -> int | None:
-    """The most common size of dimension 0 among the tensors, the first of several; None for no tensor or size 0."""
+    """Dimension 0 of the first tensor, or where that is 1 the most common one; None for no tensor or size 0."""
     leaves = torch.utils._pytree.tree_leaves((args, kwargs))
-    sizes = Counter(leaf.shape[0] for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.dim())
-    return (max(sizes, key=lambda size: sizes[size]) or None) if sizes else None
+    found = [leaf.shape[0] for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.dim()]
+    if not found or found[0] != 1:
+        return found[0] or None if found else None
+    sizes = Counter(found)
+    return max(sizes, key=lambda size: sizes[size]) or None
 
 
 def _batched(args: Any, kwargs: Any, batch: int, copies: int) -> tuple[Any, Any, ShapesCollection]:

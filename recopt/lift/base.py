@@ -259,6 +259,29 @@ class Lifted:
         return value if not isinstance(value, bool) else int(value)
 
     @cached_property
+    def fed(self) -> frozenset[Value]:
+        """Inputs of the graph that serve as weights: of fixed shape, and contracted with data that shares no other axis
+        (f(x, w, b) -> x @ w + b), or vectors beside such a one."""
+        inputs = [v for v in self.host.inputs if v.shape is not None and all(isinstance(s, int) for s in v.shape)]
+        found: set[Value] = set()
+        for t in self.definition.values():
+            for mono in t.body.monos:
+                data = [a for a in mono.atoms if any(self._is_data(r) for r in reads(a))]
+                if len(data) != 2 or not mono.axes or not all(isinstance(a, Read) for a in mono.atoms):
+                    continue
+                last = set(t.dims[-1]) if t.dims else set()
+                for weight, other in (data, data[::-1]):
+                    if not (isinstance(weight, Read) and isinstance(other, Read) and weight.leaf in inputs):
+                        continue
+                    own = weight.axes_read - set(mono.axes)
+                    told_apart = own <= last or other.leaf not in inputs
+                    if len(own) <= 1 and told_apart and not own & other.axes_read and other.leaf not in found:
+                        found.update(v for v in inputs if v is weight.leaf)
+                        break
+        vectors = {v for v in inputs if sum(s != 1 for s in v.shape or ()) <= 1} if found else set()
+        return frozenset(found | vectors)
+
+    @cached_property
     def by_meaning(self) -> dict[Poly, list[tuple[Value, tuple[Axis, ...]]]]:
         """Values by what one element is, in any order of their dimensions: (value, its free axes in key order)."""
         found: dict[Poly, list[tuple[Value, tuple[Axis, ...]]]] = {}

@@ -42,7 +42,7 @@ def nodes_written(host: Host, spec: Linear, target: str) -> int:
 
 
 def check_target(host: Host, target: str | None) -> str:
-    """`target`; for None the host's own device, or else the dialect's default. Raises OptionError for an unknown one."""
+    """`target`; for None the host's own device, or the dialect's default. Raises OptionError for an unknown one."""
     known = TARGETS[host.dialect]
     if target is None:
         return host.device if host.device in known else known[0]
