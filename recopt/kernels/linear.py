@@ -97,16 +97,21 @@ def _choose(x: Tensor, w: Tensor, epilogue: str) -> Config | None:
     if x.dtype not in (torch.float32, *HALF) or (torch.is_grad_enabled() and (x.requires_grad or w.requires_grad)):
         return None
     n, k = w.shape
-    if k == 0 or x.numel() == 0 or n == 0 or x.shape[-1] != k:
+    if k == 0 or x.numel() == 0 or n == 0 or x.shape[-1] != k or _architecture(x.device.index) != 9:
         return None
     return choose_config(x.numel() // k, n, k, x.dtype in HALF)
+
+
+@functools.lru_cache
+def _architecture(device: int) -> int:
+    return torch.cuda.get_device_capability(device)[0]
 
 
 @functools.lru_cache(maxsize=65536)
 def choose_config(m: int, n: int, k: int, half: bool = False) -> Config | None:
     """The fastest measured way for x [m, k], w [n, k] on Hopper: a kernel's configuration, or None for cuBLASLt.
 
-    The measured shape nearest in ratio decides. Half precision has no table: cuBLASLt.
+    The measured shape nearest in ratio decides. Half precision and other GPUs have no table: cuBLASLt.
     """
     if half:
         return None
@@ -150,6 +155,9 @@ def linear_triton(
         if len(_plans) >= _MAX_PLANS:
             _plans.clear()
         plan = _plans[key] = _bind(x, w, b, epilogue, params, config)
+    if x.is_cuda and x.device.index != torch.cuda.current_device():
+        with torch.cuda.device(x.device):
+            return plan(x, w, b, params)
     return plan(x, w, b, params)
 
 
@@ -176,7 +184,7 @@ def _bind(
     numbers = (m, n, k, sxm, sxk, w.stride(0), w.stride(1))
     if isinstance(config, Hopper) and not _fits_hopper(x, w, sxm, sxk):
         config = Tile(128, 64, 32) if m >= 128 else Tile(64, 64, 32)
-    early = config.early and x.is_cuda and torch.cuda.get_device_capability(x.device)[0] >= 9
+    early = config.early and x.is_cuda and _architecture(x.device.index) >= 9
     options: dict[str, Any] = {"launch_pdl": True} if early else {}
     runner: Any = None
 
@@ -248,7 +256,7 @@ def _bind(
 
 def _fits_hopper(x: Tensor, w: Tensor, sxm: int, sxk: int) -> bool:
     """Whether the copies into shared memory can be 16 bytes wide, on the one architecture with these instructions."""
-    if not x.is_cuda or torch.cuda.get_device_capability(x.device)[0] != 9 or x.dtype != torch.float32:
+    if not x.is_cuda or _architecture(x.device.index) != 9 or x.dtype != torch.float32:
         return False
     contiguous = sxk == 1 and w.stride(1) == 1
     return contiguous and all(v % 4 == 0 for v in (sxm, w.stride(0))) and (x.data_ptr() | w.data_ptr()) % 16 == 0

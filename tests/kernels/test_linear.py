@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from recopt.kernels import linear_table as table
 from recopt.kernels.epilogue import EpilogueError, compile_epilogue
 from recopt.kernels.linear import LinearError, bytes_moved, choose_config, flops, linear, linear_torch, linear_triton
-from recopt.kernels.linear_config import Reduce, Tile
+from recopt.kernels.linear_config import Hopper, Reduce, Tile
 
 gpu = pytest.mark.gpu
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -95,7 +95,7 @@ def test_table_is_whole_and_never_chooses_plain_tf32() -> None:
 @given(st.integers(1, 1 << 22), st.integers(1, 1 << 16), st.integers(1, 1 << 16))
 def test_every_shape_has_a_choice(m: int, n: int, k: int) -> None:
     config = choose_config(m, n, k)
-    assert config is None or isinstance(config, Tile | Reduce)
+    assert config is None or isinstance(config, Tile | Reduce | Hopper)
 
 
 def test_kernels_in_the_interpreter() -> None:
@@ -136,6 +136,20 @@ def test_gpu_kernels_agree_with_float64(config: Tile | Reduce | None, layout: st
 
 @gpu
 @needs_gpu
+@pytest.mark.parametrize("config", [Hopper(128), Hopper(64, stages=3), Hopper(128, early=True)])
+@pytest.mark.parametrize(("m", "n", "k"), [(300, 784, 1312), (1000, 500, 2000), (128, 128, 32), (4000, 132, 36)])
+def test_gpu_hopper_kernel_agrees_with_float64(config: Hopper, m: int, n: int, k: int) -> None:
+    torch.manual_seed(0)
+    x, w, b = torch.randn(m, k, device="cuda"), torch.randn(n, k, device="cuda") / k**0.5, torch.randn(n, device="cuda")
+    params = [torch.rand(n, device="cuda"), torch.rand(1, device="cuda")]
+    exact = linear_torch(x.double(), w.double(), b.double(), DICE, [p.double() for p in params]).float()
+    # Several times: a missing barrier shows as a moving result.
+    for _ in range(5):
+        torch.testing.assert_close(linear_triton(x, w, b, DICE, params, config), exact)
+
+
+@gpu
+@needs_gpu
 @pytest.mark.parametrize("k", [64, 256, 1024, 2048])
 @pytest.mark.parametrize("uniform", [False, True])
 def test_gpu_error_is_no_larger_than_exact_float32s(k: int, uniform: bool) -> None:
@@ -151,11 +165,13 @@ def test_gpu_error_is_no_larger_than_exact_float32s(k: int, uniform: bool) -> No
 @needs_gpu
 def test_gpu_infinities_and_nans_are_torchs() -> None:
     x, w, b = (torch.randn(s, device="cuda") for s in ((128, 256), (256, 256), (256,)))
+    w /= 16
     x[3, 5], x[7, 9], w[11, 5], w[13, 2], x[20, 30], w[40, 30] = float("inf"), float("nan"), 0, -float("inf"), 3e38, 1e5
     # The bits of the nan that the GPU's own arithmetic makes.
     x[9, 9] = torch.tensor(0x7FFFFFFF, dtype=torch.int32).view(torch.float32)
-    for config in GPU_CONFIGS[1:]:
-        torch.testing.assert_close(linear_triton(x, w, b, "", (), config), F.linear(x, w, b), equal_nan=True)
+    exact = F.linear(x.double(), w.double(), b.double()).float()
+    for config in (*GPU_CONFIGS[1:], Hopper(128), Hopper(64)):
+        torch.testing.assert_close(linear_triton(x, w, b, "", (), config), exact, equal_nan=True)
 
 
 @gpu
@@ -199,7 +215,9 @@ def test_gpu_empty_shapes(m: int, n: int, k: int) -> None:
     "text",
     """exp(h)|log1p(abs(h))|expm1(h)|tanh(h)|gelu|gelu_tanh|silu|mish|softplus|erf(h)|sin(h)|cos(h)|round(h)|elu|selu|celu
 logsigmoid|hardswish|pow(h, 3.0)|pow(abs(h), 0.3)|sqrt(abs(h))|rsqrt(abs(h))|log(abs(h))|reciprocal(h)|sigmoid|softsign
-""".strip().replace("\n", "|").split("|"),
+""".strip()
+    .replace("\n", "|")
+    .split("|"),
 )
 def test_gpu_functions_agree_with_torch(text: str) -> None:
     special = torch.tensor([-80.0, 80.0, 1e-6, -1e-6, float("inf"), float("nan")])
