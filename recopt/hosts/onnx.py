@@ -587,7 +587,8 @@ class OnnxHost(Host):
         op = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
         kwargs = {name: _attribute(attribute) for name, attribute in node.attributes.items()}
         opaque = _is_opaque(node, self.model)
-        view = Node(node.name or "", op, (), kwargs, opaque=opaque)
+        name = node.name or next((v.name for v in node.outputs if v.name), "")
+        view = Node(name, op, (), kwargs, opaque=opaque)
         view.outputs = tuple(self._see_value(v, view, i) for i, v in enumerate(node.outputs))
         self._nodes[node] = view
         self._ir_nodes[view] = node

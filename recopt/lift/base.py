@@ -7,9 +7,10 @@ that terms stay small and the whole is linear in the graph. An operator that no 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -24,6 +25,8 @@ from ..ir.term import Atom, Axis, Coord, Guard, Interned, Mono, Poly, Read, TooL
 
 MAX_TRANSPARENT = 8  # monomials that users still see through
 SMALL = 64  # elements of a constant that may be read while lifting (shapes, permutations)
+
+_signature = cache(inspect.signature)
 
 
 class Opaque(Exception):
@@ -192,7 +195,12 @@ class Lifted:
         if function is None:
             raise Opaque(f"no lift for {node.op}")
         args, kwargs = _mapped((node.args, dict(node.kwargs)), operand)
-        result = function(Call(node, self.host, self), *args, **kwargs)
+        call = Call(node, self.host, self)
+        try:
+            _signature(function).bind(call, *args, **kwargs)
+        except TypeError as error:  # of an opset newer than the table
+            raise Opaque(f"{node.op} with arguments that its lift does not know: {error}") from None
+        result = function(call, *args, **kwargs)
         return [result] if isinstance(result, Tensor) else list(result)
 
     def _operand(self, value: Value) -> Tensor:
