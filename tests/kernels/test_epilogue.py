@@ -11,11 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from recopt.kernels.epilogue import FUNCTIONS, EpilogueError, compile_epilogue
+from recopt.kernels.epilogue import EpilogueError, compile_epilogue
+from recopt.kernels.functions import FUNCTIONS
 
-EDGES = torch.tensor(
-    [-math.inf, -1e30, -90, -3, -1, -0.3, -1e-30, 0, 1e-30, 0.3, 1, 2.5, 30, 1e30, math.inf, math.nan]
-)
+EDGES = torch.tensor([-math.inf, -1e30, -90, -3, -1, -0.3, -1e-30, 0, 1e-30, 0.3, 1, 2.5, 30, 1e30, math.inf, math.nan])
 
 # text -> what torch's own operators make of h, p0 and p1
 MEANINGS = {
