@@ -9,7 +9,7 @@ sliced sums, column pieces, a bias through a column of ones: all fold into one W
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -116,15 +116,24 @@ def _match(lifted: Lifted, root: Value) -> Match | None:
         return None
     refused: No | None = None
     for candidate, outer in pre_activations(lifted, whole):
-        product = _unfold(lifted, candidate)
-        try:
-            parts = _contractions(lifted, product, root)
-            if parts is None:
-                return None
-            parts, product = _composed(lifted, parts, product, root)
-            return _assemble(lifted, root, term, product, parts, outer, _sources_of(lifted, candidate))
-        except No as why:
-            refused = refused or why
+        joined: Match | None = None
+        for define in (lifted.definition.get, lifted.local):  # seen through layout, then as the graph has it
+            product = _unfold(lifted, candidate, define)
+            try:
+                parts = _contractions(lifted, product, root)
+                if parts is None:
+                    return None
+                if define != lifted.local:
+                    parts, product = _composed(lifted, parts, product, root)
+                found = _assemble(lifted, root, term, product, parts, outer, _sources_of(lifted, candidate))
+            except No as why:
+                refused = refused or why
+                continue
+            if not isinstance(found.spec.x, Concat):
+                return found
+            joined = joined or found  # pieces that the graph may hold joined already
+        if joined is not None:
+            return joined
     raise refused or No("{} is no function of one scaled product", root.name)
 
 
@@ -136,7 +145,7 @@ def _sources_of(lifted: Lifted, term: Poly) -> frozenset[Value]:
 def _composed(lifted: Lifted, found: _Product, product: Poly, root: Value) -> tuple[_Product, Poly]:
     """Two products with nothing between them as one, where that is less work: (x A) B -> x (A B)."""
     while True:
-        deeper = _unfold(lifted, product)
+        deeper = _unfold(lifted, product, lifted.definition.get)
         if deeper is product:
             return found, product
         try:
@@ -176,14 +185,15 @@ def _expand(lifted: Lifted, term: Poly) -> Poly:
     return term if all(is_contraction(lifted, v) for v in _sources_of(lifted, term)) else substitute(term, {}, inner)
 
 
-def _unfold(lifted: Lifted, term: Poly) -> Poly:
+def _unfold(lifted: Lifted, term: Poly, define: Callable[[Value], Tensor | None]) -> Poly:
     """`term` with every contraction spelled out over what it reads."""
 
     products = {v for v in _sources_of(lifted, term) if is_contraction(lifted, v)}
 
     def inner(atom: Atom) -> Poly | None:
         if isinstance(atom, Read) and atom.leaf in products:
-            return lifted.definition[atom.leaf].at(list(atom.index))
+            spelled = define(atom.leaf)
+            return None if spelled is None else spelled.at(list(atom.index))
         return None
 
     return substitute(term, {}, inner) if products else term
@@ -226,15 +236,19 @@ def _contractions(lifted: Lifted, product: Poly, root: Value) -> _Product | None
         summed = [a for a in inner.values() if a in x.axes_read]
         others = [a for a in inner.values() if a not in summed]
         weight = sum_over(normal_mono(bare.coef, [a for a in bare.atoms if a not in data], product.dtype), others)
-        if not summed:
-            raise No("{} adds data that no weight contracts", root.name)
         if not any(isinstance(t, Read) for t in walk(weight)):
             if len(data) > 1:
                 raise No("both operands of the product are computed")
+            if not summed:
+                raise No("{} adds data that no weight contracts", root.name)
             return None
-        rows |= x.axes_read - set(summed)
+        if summed:
+            rows |= x.axes_read - set(summed)
         split.append((mono, x, summed, weight))
     columns = [a for a in _ordered(product) if a not in rows]
+    for _, x, summed, _ in split:
+        if not summed and (not rows or x.axes_read - rows):  # else one more input feature: x * W[n, k] at one k
+            raise No("{} adds data that no weight contracts", root.name)
     for _, _, summed, weight in split:
         if weight.axes_read & rows:
             raise No("the weight depends on a batch axis (size {})", next(iter(weight.axes_read & rows)).size)

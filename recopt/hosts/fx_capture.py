@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -99,7 +101,7 @@ def _batched(args: Any, kwargs: Any, batch: int, copies: int) -> tuple[Any, Any,
 
 def _export(module: torch.nn.Module, args: Any, kwargs: Any, dynamic_shapes: Any) -> ExportedProgram:
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings(), _quiet():
             warnings.simplefilter("ignore")  # of attributes set while tracing: export puts them back
             return torch.export.export(module, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
     except Exception as error:  # torch raises dozens of types here; all mean the same to the user
@@ -111,6 +113,18 @@ def _export(module: torch.nn.Module, args: Any, kwargs: Any, dynamic_shapes: Any
         else:
             reason = "torch.export refuses it, or its example inputs do not fit"
         raise LoadError(f"cannot capture {type(module).__name__}: {reason}: {one_line(error)}") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without torch's own account of a refusal, a traceback in its log: the error that is raised says it in one line."""
+    log = logging.getLogger("torch")
+    before = log.level
+    log.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 def _mutates(node: torch.fx.Node) -> bool:
