@@ -5,6 +5,8 @@
 
 Inputs rotate through more memory than the L2 holds. Beside each time stands the largest error against float64, over the
 root mean square of the output, of ours and of eager torch (cuBLAS without TF32). cuBLASLt's GELU is the tanh form.
+Launches follow each other in the graph as layers do; most of ours may be set up while the one before drains (a
+programmatic dependent launch), which is part of the times: about 0.5 us of the smallest.
 """
 
 from __future__ import annotations
