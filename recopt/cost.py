@@ -92,8 +92,8 @@ def nodes_cost(host: Host, nodes: Iterable[Node]) -> Cost:
 
 
 def product_flops(t: Tensor) -> float:
-    """A multiplication and an addition for every element of every sum in a term."""
-    sums = [(*t.axes, *m.axes) for m in t.body.monos if m.axes]
+    """A multiplication and an addition for every element of every product in a term."""
+    sums = [(*t.axes, *m.axes) for m in t.body.monos if len(m.atoms) > 1]
     return sum(2.0 * nominal(sizes.product(a.size for a in axes)) for axes in sums)
 
 

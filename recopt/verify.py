@@ -70,25 +70,8 @@ def verify_match(lifted: Lifted, match: Match, seed: int = 0) -> Verdict:
     random inputs. What is left is the rounding of the folded constants to their dtype."""
     worst = Verdict(0.0, 0.0)
     for batch in BATCHES:
-        rng = np.random.default_rng(seed)
-        symbols: Mapping[str, int] = _Symbols(batch)
-        arrays: dict[Leaf, Array] = {}
-
-        def leaf(
-            source: Leaf,
-            rng: np.random.Generator = rng,
-            arrays: dict[Leaf, Array] = arrays,
-            symbols: Mapping[str, int] = symbols,
-        ) -> Array:
-            if source not in arrays:
-                assert isinstance(source, Value)
-                arrays[source] = (
-                    lifted.host.constant(source)
-                    if lifted.host.is_constant(source)
-                    else _random(lifted, source, symbols, rng)
-                )
-            return arrays[source]
-
+        symbols = _Symbols(batch)
+        leaf = _Leaves(lifted, symbols, np.random.default_rng(seed))
         expected = evaluate(match.meaning, leaf, symbols)
         actual = _run(lifted, match, leaf, symbols)
         rtol = 4 * TOLERANCE[match.spec.dtype][0]
@@ -113,11 +96,27 @@ class _Symbols(dict[str, int]):
         return self.value
 
 
-def _random(lifted: Lifted, source: Value, symbols: Mapping[str, int], rng: np.random.Generator) -> Array:
-    shape = [sizes.evaluate(s, symbols) for s in lifted.term[source].shape]
-    if source.dtype in FLOATS:
-        return rng.standard_normal(shape)
-    return rng.integers(0, 2, shape)
+class _Leaves:
+    """The arrays of leaves: constants as they are, what is computed from other leaves computed, the rest random."""
+
+    def __init__(self, lifted: Lifted, symbols: Mapping[str, int], rng: np.random.Generator) -> None:
+        self.lifted, self.symbols, self.rng = lifted, symbols, rng
+        self.arrays: dict[Leaf, Array] = {}
+
+    def __call__(self, leaf: Leaf) -> Array:
+        if leaf not in self.arrays:
+            assert isinstance(leaf, Value)
+            self.arrays[leaf] = self._array(leaf)
+        return self.arrays[leaf]
+
+    def _array(self, value: Value) -> Array:
+        if self.lifted.host.is_constant(value):
+            return self.lifted.host.constant(value)
+        t = self.lifted.term[value]
+        if all(r.leaf is not value for r in reads(t.body)):
+            return evaluate(t, self, self.symbols)
+        shape = [sizes.evaluate(s, self.symbols) for s in t.shape]
+        return self.rng.standard_normal(shape) if value.dtype in FLOATS else self.rng.integers(0, 2, shape)
 
 
 def _run(lifted: Lifted, match: Match, leaf: Callable[[Leaf], Array], symbols: Mapping[str, int]) -> Array:
@@ -125,11 +124,7 @@ def _run(lifted: Lifted, match: Match, leaf: Callable[[Leaf], Array], symbols: M
     spec = match.spec
 
     def value(view: View) -> Array:
-        if lifted.host.is_constant(view.value):
-            array = lifted.host.constant(view.value).astype(np.float64)
-        else:
-            array = evaluate(lifted.term[view.value], leaf, symbols)
-        return apply_steps(array, view.steps, symbols)
+        return apply_steps(leaf(view.value).astype(np.float64), view.steps, symbols)
 
     views = spec.x.views if isinstance(spec.x, Concat) else (spec.x,)
     x = np.concatenate([value(v) for v in views], axis=-1)

@@ -117,7 +117,7 @@ def _export(module: torch.nn.Module, args: Any, kwargs: Any, dynamic_shapes: Any
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without torch's own account of a refusal, a traceback in its log: the error that is raised says it in one line."""
+    """Without the traceback that torch logs of a refusal: the error that is raised says it in one line."""
     log = logging.getLogger("torch")
     before = log.level
     log.setLevel(logging.CRITICAL + 1)
