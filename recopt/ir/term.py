@@ -16,8 +16,9 @@ over guarded axes shrink, split axes that are only read together merge, bound ax
 from __future__ import annotations
 
 import math
+import re
 import weakref
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import ClassVar, Protocol, TypeAlias, TypeVar, runtime_checkable
@@ -462,22 +463,31 @@ def add_all(terms: Iterable[Poly], dtype: str) -> Poly:
 
 
 def _product(a: Mono, b: Mono, dtype: str) -> Poly:
-    if a.axes and b.axes:  # two sums: their axes must differ
-        b_axes = {ax: axis(ax.size) for ax in b.axes}
-        b_atoms = mul_atoms(substitute_atom(t, {o: coord(n) for o, n in b_axes.items()}, dtype) for t in b.atoms)
-        return sum_over(_scale_mono(b_atoms, a, _times(a.coef, b.coef), dtype), (*a.axes, *b_axes.values()))
-    if a.axes or b.axes:
-        return sum_over(normal_mono(_times(a.coef, b.coef), (*a.atoms, *b.atoms), dtype), (*a.axes, *b.axes))
-    return normal_mono(_times(a.coef, b.coef), (*a.atoms, *b.atoms), dtype)
+    coef = _times(a.coef, b.coef)
+    if not a.axes and not b.axes:
+        return normal_mono(coef, (*a.atoms, *b.atoms), dtype)
+    a_axes, a_atoms = _apart(a, b, dtype)
+    b_axes, b_atoms = _apart(b, a, dtype)
+    return sum_over(normal_mono(coef, (*a_atoms, *b_atoms), dtype), (*a_axes, *b_axes))
+
+
+def _apart(mono: Mono, other: Mono, dtype: str) -> tuple[tuple[Axis, ...], Sequence[Atom]]:
+    """The bound axes and the atoms of `mono`, under new names where `other` has axes of the same."""
+    if other.axes_read.isdisjoint(mono.axes) and not (mono.axes and other.axes):
+        return mono.axes, mono.atoms
+    return _renamed(mono, dtype)
+
+
+def _renamed(mono: Mono, dtype: str) -> tuple[tuple[Axis, ...], list[Atom]]:
+    """The bound axes and the atoms of a sum, under new names."""
+    fresh = {a: axis(a.size) for a in mono.axes}
+    rename = _Substitution({a: coord(n) for a, n in fresh.items()}, None)
+    return tuple(fresh.values()), mul_atoms(rename.atom(t, dtype) for t in mono.atoms)
 
 
 def mul_atoms(terms: Iterable[Poly]) -> list[Atom]:
     """The atoms of a product of one-atom terms."""
     return [a for t in terms for m in t.monos for a in m.atoms]
-
-
-def _scale_mono(atoms: list[Atom], a: Mono, coef: Coef, dtype: str) -> Poly:
-    return normal_mono(coef, (*a.atoms, *atoms), dtype)
 
 
 def normal_mono(coef: Coef, atoms: Iterable[Atom], dtype: str) -> Poly:
@@ -531,11 +541,10 @@ def sum_over(term: Poly, axes: Iterable[Axis]) -> Poly:
 
 
 def _sum_mono(mono: Mono, axes: list[Axis], dtype: str) -> Poly:
-    coef, atoms, bound = mono.coef, list(mono.atoms), [*mono.axes, *axes]
+    coef, atoms, bound = mono.coef, list(mono.atoms), axes
     if mono.axes:  # canonical numbers may clash with those that `_bind` hands out below
-        renamed = {a: axis(a.size) for a in mono.axes}
-        atoms = mul_atoms(substitute_atom(t, {o: coord(n) for o, n in renamed.items()}, dtype) for t in atoms)
-        bound = [renamed.get(a, a) for a in bound]
+        own, atoms = _renamed(mono, dtype)
+        bound = [*own, *axes]
     for ax in list(bound):
         if not any(ax in a.axes_read for a in atoms):  # a sum of equal things
             coef, bound = _times(coef, ax.size), [b for b in bound if b is not ax]
@@ -557,7 +566,8 @@ def _sum_mono(mono: Mono, axes: list[Axis], dtype: str) -> Poly:
     if not bound:
         return normal_mono(coef, atoms, dtype)
     renamed_axes, order = _bind(bound, atoms)
-    final = sorted(mul_atoms(substitute_atom(a, renamed_axes, dtype) for a in atoms), key=lambda a: a.text)
+    rename = _Substitution(renamed_axes, None)
+    final = sorted(mul_atoms(rename.atom(a, dtype) for a in atoms), key=lambda a: a.text)
     return _poly((_mono(coef, order, tuple(final)),), dtype)
 
 
@@ -638,19 +648,20 @@ def _bind(bound: list[Axis], terms: Iterable[Interned]) -> tuple[dict[Axis, Poly
 
 def bound_order(bound: Iterable[Axis], terms: Iterable[Interned]) -> list[Axis]:
     """The axes of `bound` in an order that does not depend on their names: as the terms, sorted blindly, read them."""
-    blind = {a: f"_{a.size}_" for a in bound}
-    ordered: list[Axis] = []
-    for item in sorted(terms, key=lambda t: _blinded(t, blind)):
-        ordered += [a for a in dict.fromkeys(reading_order(item)) if a in blind and a not in ordered]
-    return ordered
+    axes, items = list(dict.fromkeys(bound)), list(terms)
+    if len(axes) < 2:
+        return [a for a in axes if any(a in t.axes_read for t in items)]
+    if len(items) > 1:
+        items.sort(key=_blinding(axes))
+    wanted = set(axes)
+    return [a for a in dict.fromkeys(a for t in items for a in reading_order(t)) if a in wanted]
 
 
-def _blinded(term: Interned, blind: Mapping[Axis, str]) -> str:
-    """The text of `term` with the bound axes named by their sizes alone."""
-    text = term.text
-    for ax in sorted(blind, key=lambda a: -len(a.name)):
-        text = text.replace(ax.name, blind[ax])
-    return text
+def _blinding(axes: Sequence[Axis]) -> Callable[[Interned], str]:
+    """Texts of terms in which `axes` are named by their sizes alone."""
+    names = {a.name: f"_{a.size}_" for a in axes}
+    found = re.compile(rf"(?<![\w.])(?:{'|'.join(names)})(?![\w.\[])")  # whole words that are no leaf's name
+    return lambda term: found.sub(lambda m: names[m[0]], term.text)
 
 
 def reading_order(term: Interned) -> Iterator[Axis]:
@@ -695,18 +706,13 @@ def substitute(term: Poly, axes: Mapping[Axis, Poly], atoms: Rebuild | None = No
     return _Substitution(axes, atoms).poly(term)
 
 
-def substitute_atom(atom: Atom, axes: Mapping[Axis, Poly], dtype: str) -> Poly:
-    """One atom with axes replaced."""
-    return _Substitution(axes, None).atom(atom, dtype)
-
-
 class _Substitution:
     def __init__(self, axes: Mapping[Axis, Poly], atoms: Rebuild | None) -> None:
         self.axes, self.atoms = axes, atoms
         self.memo: dict[Interned, Poly] = {}
 
     def poly(self, term: Poly) -> Poly:
-        if self.atoms is None and not any(a in term.axes_read for a in self.axes):
+        if self.atoms is None and self.axes.keys().isdisjoint(term.axes_read):
             return term
         found = self.memo.get(term)
         if found is None:
@@ -714,18 +720,30 @@ class _Substitution:
         return found
 
     def mono(self, mono: Mono, dtype: str) -> Poly:
+        if self.atoms is None and self.axes.keys().isdisjoint(mono.axes_read):
+            return monomial(mono, dtype)
         if not mono.axes:
-            return scale(self.product(mono.atoms, dtype), mono.coef)
-        fresh = {a: axis(a.size) for a in mono.axes}
-        inner = _Substitution({**self.axes, **{a: coord(n) for a, n in fresh.items()}}, self.atoms)
-        return sum_over(scale(inner.product(mono.atoms, dtype), mono.coef), fresh.values())
+            parts = [self.atom(a, dtype) for a in mono.atoms]
+            if all(p.atom is a for p, a in zip(parts, mono.atoms, strict=True)):
+                return monomial(mono, dtype)
+            return scale(_times_all(parts, dtype), mono.coef)
+        inner, bound = self.under(mono.axes, mono.axes_read)
+        parts = [inner.atom(a, dtype) for a in mono.atoms]
+        if bound is mono.axes and all(p.atom is a for p, a in zip(parts, mono.atoms, strict=True)):
+            return monomial(mono, dtype)
+        return sum_over(scale(_times_all(parts, dtype), mono.coef), bound)
 
-    def product(self, atoms: tuple[Atom, ...], dtype: str) -> Poly:
-        parts = [self.atom(a, dtype) for a in atoms]
-        factors = [p.atom for p in parts]
-        if None not in factors:  # nothing to distribute: one monomial, at a third of the cost
-            return normal_mono(1, [f for f in factors if f is not None], dtype)
-        return mul(number(1, dtype), *parts)
+    def under(self, bound: tuple[Axis, ...], free: frozenset[Axis]) -> tuple[_Substitution, tuple[Axis, ...]]:
+        """What replaces the axes below a sum over `bound`, and the axes of that sum: new ones only where an index that
+        is put in reads an axis of the same number."""
+        used = {a: p for a, p in self.axes.items() if a in free}
+        if any(b in p.axes_read for p in used.values() for b in bound):
+            fresh = {a: axis(a.size) for a in bound}
+            renamed = {**used, **{a: coord(n) for a, n in fresh.items()}}
+            return _Substitution(renamed, self.atoms), tuple(fresh.values())
+        if any(b in self.axes for b in bound):
+            return _Substitution(used, self.atoms), bound
+        return self, bound
 
     def atom(self, atom: Atom, dtype: str) -> Poly:
         found = self.memo.get(atom)
@@ -737,6 +755,8 @@ class _Substitution:
         from .rules import fn  # rules build on terms, and substitution must apply them again
 
         result: Poly
+        if self.atoms is None and self.axes.keys().isdisjoint(atom.axes_read):
+            return single(atom, atom.dtype)
         if isinstance(atom, Coord):
             result = self.axes[atom.axis] if atom.axis in self.axes else coord(atom.axis)
         elif isinstance(atom, Read):
@@ -747,14 +767,22 @@ class _Substitution:
             result = guard(self.poly(atom.index), atom.lo, atom.hi)
         else:
             assert isinstance(atom, Reduce)
-            fresh = {a: axis(a.size) for a in atom.axes}
-            inner = _Substitution({**self.axes, **{a: coord(n) for a, n in fresh.items()}}, self.atoms)
-            result = reduce(atom.op, fresh.values(), inner.poly(atom.body))
+            inner, bound = self.under(atom.axes, atom.axes_read)
+            body = inner.poly(atom.body)
+            result = single(atom, atom.dtype) if body is atom.body else reduce(atom.op, bound, body)
         if self.atoms is None:
             return result
         last = result.atom
         replaced = self.atoms(last) if last is not None else None
         return result if replaced is None else replaced
+
+
+def _times_all(parts: list[Poly], dtype: str) -> Poly:
+    """The product of what a monomial's atoms became."""
+    factors = [p.atom for p in parts]
+    if None not in factors:  # nothing to distribute: one monomial, at a third of the cost
+        return normal_mono(1, [f for f in factors if f is not None], dtype)
+    return mul(number(1, dtype), *parts)
 
 
 # --- ranges
