@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Sequence
 
 from . import sizes, tensor
@@ -113,6 +114,13 @@ def softmax(t: Tensor, dim: int) -> Tensor:
     """exp(x) / sum(exp(x)): the maximum that implementations subtract does not change it."""
     exponent = pointwise("exp", t)
     return divide(exponent, total(exponent, [dim], keepdim=True))
+
+
+def softmax_or_zero(t: Tensor, dim: int) -> Tensor:
+    """softmax, but 0 where a whole row is -inf: what attention operators do with a query that sees nothing."""
+    hidden = pointwise("eq", t, tensor.scalar(-math.inf, t.dtype))
+    masked = reduction("all", hidden, [dim], keepdim=True)
+    return where(masked, tensor.scalar(0, t.dtype), softmax(t, dim))
 
 
 def einsum(equation: str, *tensors: Tensor) -> Tensor:

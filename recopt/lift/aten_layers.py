@@ -11,7 +11,7 @@ from ..ir import ops, sizes, tensor
 from ..ir.sizes import Size
 from ..ir.tensor import Tensor, ravel, retyped
 from ..ir.term import scale
-from .aten_sums import dims_of, zero_where_masked
+from .aten_sums import dims_of
 from .aten_types import operand
 from .base import Call, Opaque, Result
 
@@ -196,7 +196,7 @@ def _attention(
         scores = ops.where(attn_mask, scores, hidden)
     else:
         scores = ops.add(scores, operand(attn_mask, q.dtype))
-    return ops.matmul(zero_where_masked(scores, -1), v)
+    return ops.matmul(ops.softmax_or_zero(scores, len(scores.dims) - 1), v)
 
 
 def _default_scale(q: Tensor) -> Tensor:

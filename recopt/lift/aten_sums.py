@@ -142,14 +142,7 @@ def _log_softmax(c: Call, x: Tensor, dim: int, *_: object, **__: object) -> Tens
 
 
 def _safe_softmax(c: Call, x: Tensor, dim: int, dtype: object = None) -> Tensor:
-    return zero_where_masked(operand(x, c.dtype), dim)
-
-
-def zero_where_masked(x: Tensor, dim: int) -> Tensor:
-    """softmax, but 0 where a whole row is -inf."""
-    dim = dim_of(x, dim)
-    masked = ops.reduction("all", ops.pointwise("eq", x, operand(-math.inf, x.dtype)), [dim], keepdim=True)
-    return ops.where(masked, operand(0, x.dtype), ops.softmax(x, dim))
+    return ops.softmax_or_zero(operand(x, c.dtype), dim_of(x, dim))
 
 
 def _logsumexp(c: Call, x: Tensor, dim: Dims, keepdim: bool = False) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ..ir import ops, sizes, tensor
 from ..ir.rules import fn
@@ -176,8 +176,9 @@ def out_of_heads(t: Tensor) -> Tensor:
 
 
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, factor: float, bias: Tensor | None, keep: Sequence[Tensor], softcap: float = 0.0
-) -> Tensor:
+    q: Tensor, k: Tensor, v: Tensor, factor: float, bias: Tensor | None, keep: Sequence[Tensor], softcap: float = 0.0,
+    softmax: Callable[[Tensor, int], Tensor] = ops.softmax,
+) -> Tensor:  # fmt: skip
     """softmax(factor * q k^T + bias) v over [b, h, l, d]; positions that any of `keep` lacks count for nothing."""
     scores = ops.times(ops.einsum("bhqd,bhkd->bhqk", q, k), factor)
     if softcap:
@@ -186,7 +187,7 @@ def attend(
         scores = ops.add(scores, bias)
     for mask in keep:
         scores = ops.where(mask, scores, like(-math.inf, scores))
-    return ops.einsum("bhqk,bhkd->bhqd", ops.softmax(scores, -1), v)
+    return ops.einsum("bhqk,bhkd->bhqd", softmax(scores, 3), v)
 
 
 def causal(queries: Size, keys: Size) -> Tensor:
@@ -229,7 +230,8 @@ def attention(
             keep.append(mask)
         else:
             bias = mask
-    y = attend(q, k, v, factor, bias, keep, softcap)
+    softmax = ops.softmax if mask is None else ops.softmax_or_zero
+    y = attend(q, k, v, factor, bias, keep, softcap, softmax)
     return out_of_heads(y) if flat else y
 
 

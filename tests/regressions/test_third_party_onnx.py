@@ -6,11 +6,14 @@ from typing import Any
 
 import numpy as np
 import onnx
+import pytest
 from onnx import TensorProto, helper
 
 import recopt
 from recopt.hosts.onnx import OnnxHost
 from recopt.lift import lift
+from recopt.lift.onnx import TABLE
+from tests.lift.check_values import disagreements
 
 
 def model_of(nodes: list[Any], inputs: dict[str, list[Any]], outputs: dict[str, list[Any]], opset: int = 20) -> Any:
@@ -43,3 +46,26 @@ def test_an_unnamed_node_goes_by_its_output() -> None:
     host = OnnxHost.load(model_of([helper.make_node("Relu", ["x"], ["y"])], {"x": ["N", 3]}, {"y": ["N", 3]}))
     assert [n.name for n in host.nodes] == ["y"]
     assert onnx.helper.printable_graph(host.to_proto().graph).count("Relu") == 1
+
+
+@pytest.mark.parametrize("causal", [0, 1])
+def test_attention_gives_zeros_to_a_query_that_sees_nothing(causal: int) -> None:
+    nodes = [
+        helper.make_node("Cast", ["m"], ["mask"], to=TensorProto.BOOL),
+        helper.make_node("Attention", ["q", "k", "k", "mask"], ["y"], q_num_heads=2, kv_num_heads=2, is_causal=causal),
+    ]
+    shapes: dict[str, list[Any]] = {"q": ["N", 3, 8], "k": ["N", 4, 8], "m": [3, 4]}
+    host = OnnxHost.load(model_of(nodes, shapes, {"y": ["N", 3, 8]}, opset=23))
+    rng = np.random.default_rng(0)
+    q, k = (rng.standard_normal((2, n, 8)).astype(np.float32) for n in (3, 4))
+    mask = np.array([[0, 1, 1, 1], [1, 0, 1, 0], [0, 0, 0, 0]], np.float32)
+    assert not host.run([q, k, mask])[0][:, 2].any()
+    assert disagreements(host, [q, k, mask]) == []
+
+
+def test_the_tool_finds_a_wrong_meaning(monkeypatch: pytest.MonkeyPatch) -> None:
+    host = OnnxHost.load(model_of([helper.make_node("Relu", ["x"], ["y"])], {"x": ["N", 3]}, {"y": ["N", 3]}))
+    x = np.array([[-1, 0, 2]], np.float32)
+    assert disagreements(host, [x]) == []
+    monkeypatch.setitem(TABLE, "Relu", TABLE["Abs"])
+    assert disagreements(host, [x]) == ["y (Relu): off by 5.0e-01 of the largest magnitude"]
