@@ -129,7 +129,7 @@ def _split(x: Poly, divisor: sizes.Size) -> tuple[Poly, Poly]:
 
 
 def _floordiv(args: list[Poly], dtype: str, attrs: tuple[Hashable, ...]) -> Poly | None:
-    """(c*q + r) // c -> q + r // c, and r // c -> 0 where 0 <= r < c."""
+    """(c*q + r) // c -> q + r // c; r // c -> 0 where 0 <= r < c; p // a // b -> p // ab; p % ab // a -> p // a % b."""
     x, divisor = args[0], args[1].number
     if dtype in FLOATS or divisor is None or isinstance(divisor, float) or not sizes.at_least(divisor, 1):
         return None
@@ -138,11 +138,18 @@ def _floordiv(args: list[Poly], dtype: str, attrs: tuple[Hashable, ...]) -> Poly
     quotient, rest = _split(x, divisor)
     if _within(rest, divisor):
         return quotient
+    inner, factor = _divided(rest)
+    if inner is not None and inner.name == "floordiv":
+        product = number(sizes.mul(factor, divisor), args[1].dtype)
+        return add(quotient, fn("floordiv", [inner.args[0], product], dtype))
+    if inner is not None and (left := sizes.divide(factor, divisor)) is not None:
+        outer = fn("floordiv", [inner.args[0], args[1]], dtype)
+        return add(quotient, fn("mod", [outer, number(left, args[1].dtype)], dtype))
     return add(quotient, raw_fn("floordiv", [rest, args[1]], dtype)) if quotient.monos else None
 
 
 def _mod(args: list[Poly], dtype: str, attrs: tuple[Hashable, ...]) -> Poly | None:
-    """(c*q + r) % c -> r % c, and r % c -> r where 0 <= r < c."""
+    """(c*q + r) % c -> r % c; r % c -> r where 0 <= r < c; p % ab % a -> p % a."""
     x, divisor = args[0], args[1].number
     if dtype in FLOATS or divisor is None or isinstance(divisor, float) or not sizes.at_least(divisor, 1):
         return None
@@ -151,7 +158,20 @@ def _mod(args: list[Poly], dtype: str, attrs: tuple[Hashable, ...]) -> Poly | No
     quotient, rest = _split(x, divisor)
     if _within(rest, divisor):
         return rest
+    inner, factor = _divided(rest)
+    if inner is not None and inner.name == "mod" and sizes.divide(factor, divisor) is not None:
+        return fn("mod", [inner.args[0], args[1]], dtype)
     return raw_fn("mod", [rest, args[1]], dtype) if quotient.monos else None
+
+
+def _divided(x: Poly) -> tuple[Fn | None, sizes.Size]:
+    """The division or remainder that `x` is, and by which positive number; None where it is neither."""
+    atom = x.atom
+    if isinstance(atom, Fn) and atom.name in ("floordiv", "mod") and atom.dtype not in FLOATS:
+        factor = atom.args[1].number
+        if factor is not None and not isinstance(factor, float) and sizes.at_least(factor, 1):
+            return atom, factor
+    return None, 1
 
 
 def _within(x: Poly, bound: sizes.Size) -> bool:

@@ -369,26 +369,40 @@ def poly(monos: Iterable[Mono], dtype: str) -> Poly:
     ]
     if len(kept) > MAX_MONOS:
         raise TooLarge
-    kept = _joined(kept, dtype)
+    kept = _joined(_whole(kept, dtype), dtype)
     return _poly(tuple(sorted(kept, key=lambda m: (bool(m.atoms), m.text))), dtype)
+
+
+def _whole(monos: list[Mono], dtype: str) -> list[Mono]:
+    """c*(p // c) + p % c -> p: a position that was divided and put together again."""
+    single_fns = {m.atoms[0]: m for m in monos if len(m.atoms) == 1 and not m.axes and isinstance(m.atoms[0], Fn)}
+    for rest, m in single_fns.items():
+        if not (isinstance(rest, Fn) and rest.name == "mod" and "int" in rest.dtype):
+            continue
+        for quotient, other in single_fns.items():
+            if isinstance(quotient, Fn) and quotient.name == "floordiv" and quotient.args == rest.args:
+                divisor = rest.args[1].number
+                if divisor is not None and other.coef == _times(m.coef, divisor):
+                    others = [x for x in monos if x is not m and x is not other]
+                    return list(poly([*others, *scale(rest.args[0], m.coef).monos], dtype).monos)
+    return monos
 
 
 def _joined(monos: list[Mono], dtype: str) -> list[Mono]:
     """Neighbouring pieces that do the same become one piece: guards that touch, sums over ranges that touch."""
+    if not any(m.axes or any(isinstance(a, Guard) for a in m.atoms) for m in monos):
+        return monos
     groups: dict[Hashable, list[Mono]] = {}
     for m in monos:  # only monomials of one form over the same leaves can be neighbours
-        if m.axes or any(isinstance(a, Guard) for a in m.atoms):
-            form = (
-                m.coef,
-                len(m.axes),
-                tuple(sorted(str(id(a.leaf)) if isinstance(a, Read) else type(a).__name__ for a in m.atoms)),
-            )
-            groups.setdefault(form, []).append(m)
+        leaves = sorted(str(id(a.leaf)) if isinstance(a, Read) else type(a).__name__ for a in m.atoms)
+        if leaves:
+            groups.setdefault((m.coef, *leaves), []).append(m)
     pairs = [(a, b) for pieces in groups.values() for n, a in enumerate(pieces) for b in pieces[n + 1 :]]
     if len(pairs) <= MAX_MONOS:
         for first, second in pairs:
             for a, b in ((first, second), (second, first)):
-                joint = _join_sums(a, b, dtype) if a.axes or b.axes else _join_guards(a, b, dtype)
+                joint = _join_guards(a, b, dtype) if a.axes == b.axes else None
+                joint = _join_sums(a, b, dtype) if joint is None else joint
                 if joint is not None:
                     rest = [m for m in monos if m is not first and m is not second]
                     return list(poly([*rest, *joint.monos], dtype).monos)
@@ -396,30 +410,84 @@ def _joined(monos: list[Mono], dtype: str) -> list[Mono]:
 
 
 def _join_guards(a: Mono, b: Mono, dtype: str) -> Poly | None:
-    """[lo<=i<m]*f + [m<=i<hi]*f -> [lo<=i<hi]*f."""
-    left, right = set(a.atoms) - set(b.atoms), set(b.atoms) - set(a.atoms)
-    if len(left) != 1 or len(right) != 1:
+    """[lo<=i<m]*f + [m<=i<hi]*f -> [lo<=i<hi]*f, where a piece of one element shows f at that element only."""
+    for one in a.atoms:
+        for other in b.atoms:
+            if not (isinstance(one, Guard) and isinstance(other, Guard) and one.index is other.index):
+                continue
+            if one.hi is None or one.hi != other.lo:
+                continue
+            left = normal_mono(1, [x for x in a.atoms if x is not one], dtype)
+            right = normal_mono(1, [x for x in b.atoms if x is not other], dtype)
+            body = left if left is right else _extended(left, right, one, other)
+            if body is not None:
+                joint = retype(guard(one.index, one.lo, other.hi), dtype)
+                fresh = {ax: axis(ax.size) for ax in a.axes}
+                whole = substitute(mul(joint, body), {ax: coord(n) for ax, n in fresh.items()})
+                return sum_over(scale(whole, a.coef), fresh.values())
+    return None
+
+
+def _extended(left: Poly, right: Poly, one: Guard, other: Guard) -> Poly | None:
+    """The f of both pieces, where at least one of them holds a single element of its axis; None where there is none."""
+    place = one.index.atom
+    if not isinstance(place, Coord) or not isinstance(one.hi, int):
         return None
-    (one,), (other,) = left, right
-    if not (isinstance(one, Guard) and isinstance(other, Guard) and one.index is other.index):
+    first = (one.lo if one.lo is not None else 0) == one.hi - 1
+    last = (other.hi if other.hi is not None else place.axis.size) == one.hi + 1
+    if first and substitute(right, {place.axis: number(one.hi - 1)}) is left:
+        return right
+    if last and substitute(left, {place.axis: number(one.hi)}) is right:
+        return left
+    return _between(left, right, add(one.index, number(1 - one.hi))) if first and last else None
+
+
+def _between(left: Poly, right: Poly, step: Poly) -> Poly | None:
+    """The product that is `left` at step 0 and `right` at step 1, their reads at neighbouring places."""
+    if len(left.monos) != 1 or len(right.monos) != 1 or len(left.monos[0].atoms) != len(right.monos[0].atoms):
         return None
-    if one.hi is None or one.hi != other.lo:
-        return None
-    joint = guard(one.index, one.lo, other.hi)
-    rest = [x for x in a.atoms if x is not one]
-    return normal_mono(a.coef, [*rest, *mul_atoms([joint])], dtype)
+    atoms: list[Atom] = []
+    for a, b in zip(left.monos[0].atoms, right.monos[0].atoms, strict=True):
+        if a is b:
+            atoms.append(a)
+            continue
+        if not (isinstance(a, Read) and isinstance(b, Read) and a.leaf is b.leaf):
+            return None
+        index = []
+        for p, q in zip(a.index, b.index, strict=True):
+            distance = add(q, scale(p, -1)).number
+            if distance not in (-1, 0, 1):
+                return None
+            index.append(add(p, scale(step, distance)))
+        atoms += mul_atoms([read(a.leaf, index, a.dtype)])
+    return normal_mono(1, atoms, left.dtype)
+
+
+def retype(term: Poly, dtype: str) -> Poly:
+    """The same monomials under another dtype, where every value is exact in both."""
+    return term if term.dtype == dtype else _poly(term.monos, dtype)
 
 
 def _join_sums(a: Mono, b: Mono, dtype: str) -> Poly | None:
-    """sum[k<s](f(k)) + sum[k<t](f(k+s)) -> sum[k<s+t](f(k))."""
-    if len(a.axes) != 1 or len(b.axes) != 1:
+    """sum[k<s](f(k)) + sum[k<t](f(k+s)) -> sum[k<s+t](f(k)); a single f(s) or f(-1) joins likewise."""
+    if len(a.axes) != 1 or len(b.axes) > 1:
         return None
-    (first,), (second,) = a.axes, b.axes
-    joint = axis(sizes.add(first.size, second.size))
-    shifted = substitute(normal_mono(1, a.atoms, dtype), {first: add(coord(joint), number(first.size))})
-    if shifted is not substitute(normal_mono(1, b.atoms, dtype), {second: coord(joint)}):
-        return None
-    return sum_over(substitute(normal_mono(a.coef, a.atoms, dtype), {first: coord(joint)}), [joint])
+    (first,) = a.axes
+    left, right = normal_mono(1, a.atoms, dtype), normal_mono(1, b.atoms, dtype)
+    start: Size = 0
+    if b.axes:
+        (second,) = b.axes
+        joint = axis(sizes.add(first.size, second.size))
+        shifted = substitute(left, {first: add(coord(joint), number(first.size))})
+        if shifted is not substitute(right, {second: coord(joint)}):
+            return None
+    else:
+        joint = axis(sizes.add(first.size, 1))
+        if substitute(left, {first: number(-1)}) is right:
+            start = -1
+        elif substitute(left, {first: number(first.size)}) is not right:
+            return None
+    return sum_over(substitute(scale(left, a.coef), {first: add(coord(joint), number(start))}), [joint])
 
 
 def monomial(mono: Mono, dtype: str, coef: Coef | None = None) -> Poly:
@@ -640,6 +708,7 @@ def _bind(bound: list[Axis], terms: Iterable[Interned]) -> tuple[dict[Axis, Poly
     """Canonical bound axes: numbered from the deepest one inside, in the order in which the sorted terms read them."""
     items = list(terms)
     ordered = bound_order(bound, items)
+    ordered += [a for a in bound if a not in ordered]  # a product over what does not read its axis is a power
     taken = {-a.id for t in items for a in t.axes_read if a not in bound}  # those of sums around this one
     free = (n for n in count(_depth(items) + 1) if n not in taken)
     names = {a: Axis(-n, a.size) for a, n in zip(ordered, free, strict=False)}
