@@ -14,9 +14,9 @@ PACKAGE = Path(__file__).parents[1] / "recopt"
 FLOORS = (
     ("errors",),
     ("ir",),
-    ("hosts", "lift", "match", "fused", "epilogue", "report", "view", "kernels", "load"),
+    ("hosts", "lift", "match", "views", "fused", "epilogue", "preactivation", "report", "view", "kernels", "load"),
     ("patterns", "cost"),
-    ("rewrite", "lower", "verify"),
+    ("rewrite", "merge", "lower", "verify"),
     ("passes",),
     ("pipeline",),
     ("api",),
