@@ -21,7 +21,6 @@ from recopt.fused import Concat, Linear, View
 from recopt.hosts.base import Array, Value
 from recopt.ir import sizes
 from recopt.ir.rules import FLOATS
-from recopt.ir.show import show
 from recopt.ir.tensor import Dim, Tensor
 from recopt.ir.term import (
     Atom,
@@ -40,9 +39,8 @@ from recopt.ir.term import (
     single,
     substitute,
     sum_over,
-    walk,
 )  # fmt: skip
-from recopt.lift.base import Lifted, reads
+from recopt.lift.base import Lifted
 from recopt.match import MAX_FOLDED, Match, No, constant_leaf, dead_after, fold, is_data, reads_fed
 from recopt.preactivation import pre_activations
 from recopt.views import arrange, held_by, regroup, sliced
@@ -77,7 +75,7 @@ def _sources(lifted: Lifted, value: Value, reach: dict[Value, frozenset[Value] |
     if is_contraction(lifted, value):
         return frozenset((value,))
     union: frozenset[Value] = frozenset()
-    for leaf in dict.fromkeys(r.leaf for r in reads(t.body)):
+    for leaf in t.body.leaves:
         if constant_leaf(lifted, leaf):
             continue
         inner = reach.get(leaf) if isinstance(leaf, Value) else None
@@ -138,8 +136,7 @@ def _match(lifted: Lifted, root: Value) -> Match | None:
 
 
 def _sources_of(lifted: Lifted, term: Poly) -> frozenset[Value]:
-    leaves = {r.leaf for r in reads(term)}
-    return frozenset(v for v in leaves if isinstance(v, Value) and not constant_leaf(lifted, v))
+    return frozenset(v for v in term.leaves if isinstance(v, Value) and not constant_leaf(lifted, v))
 
 
 def _composed(lifted: Lifted, found: _Product, product: Poly, root: Value) -> tuple[_Product, Poly]:
@@ -236,7 +233,7 @@ def _contractions(lifted: Lifted, product: Poly, root: Value) -> _Product | None
         summed = [a for a in inner.values() if a in x.axes_read]
         others = [a for a in inner.values() if a not in summed]
         weight = sum_over(normal_mono(bare.coef, [a for a in bare.atoms if a not in data], product.dtype), others)
-        if not any(isinstance(t, Read) for t in walk(weight)):
+        if not weight.leaves:
             if len(data) > 1:
                 raise No("both operands of the product are computed")
             if not summed:
@@ -261,9 +258,7 @@ def _contractions(lifted: Lifted, product: Poly, root: Value) -> _Product | None
         raise No("a bias of higher rank widens the output along an axis of size {}", widening[0].size)
     if constant.axes_read & rows:
         raise No("the bias varies along a batch axis (size {})", next(iter(constant.axes_read & rows)).size)
-    if any(
-        isinstance(t, Read) and isinstance(t.leaf, Value) and t.leaf is root for m in product.monos for t in walk(m)
-    ):
+    if root in product.leaves:
         raise No("{} reads itself", root.name)
     parts = tuple(_Contraction(x, tuple(summed), weight) for _, x, summed, weight in split)
     return _Product(tuple(a for a in _ordered(product) if a in rows), tuple(columns), parts, constant)
@@ -333,17 +328,15 @@ def _assemble(
         steps,
         root.name,
     )
-    meaning = term.with_body(_meaning(outer, product))
     dead = dead_after(lifted.host, root, kept)
     return Match(
         name,
         root,
         spec,
-        meaning,
+        lambda: term.with_body(_meaning(outer, product)),
         dead,
         sources,
         flops=2.0 * nominal(sizes.product(shape)) * nominal(w.shape[1]),
-        detail=show(meaning),
     )
 
 

@@ -29,7 +29,6 @@ from .ir.term import (
     number,
     read,
     substitute,
-    walk,
 )
 from .match import No
 
@@ -144,7 +143,7 @@ class Printer:
 
 def reads_h(term: Interned) -> bool:
     """Whether a term depends on the pre-activation."""
-    return any(isinstance(t, Read) and t.leaf is H for t in walk(term))
+    return H in term.leaves
 
 
 def _literal(value: float) -> str:

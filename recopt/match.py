@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from .fused import Linear
 from .hosts.base import Array, Host, Node, Value
 from .ir.evaluate import evaluate
+from .ir.show import show
 from .ir.tensor import Tensor
-from .ir.term import Interned, Leaf, Read, walk
+from .ir.term import Interned, Leaf
 from .lift.base import Lifted
 
 MAX_FOLDED = 64 << 20  # elements of a constant that a pattern may compute
@@ -34,16 +36,25 @@ class Match:
     pattern: str
     root: Value
     spec: Linear
-    meaning: Tensor  # of root, over the leaves that the spec reads
+    means: Callable[[], Tensor]  # computes `meaning`
     dead: tuple[Node, ...]  # host nodes that nothing needs once root is replaced
     products: frozenset[Value]  # the contractions inside
     flops: float = 0.0
-    detail: str = ""
+
+    @cached_property
+    def meaning(self) -> Tensor:
+        """The root over the leaves that the spec reads."""
+        return self.means()
+
+    @property
+    def detail(self) -> str:
+        """The meaning as text."""
+        return show(self.meaning)
 
 
 def is_data(lifted: Lifted, term: Interned) -> bool:
     """Whether a term reads anything that is not a constant of the model."""
-    return any(isinstance(t, Read) and not constant_leaf(lifted, t.leaf) for t in walk(term))
+    return not all(constant_leaf(lifted, leaf) for leaf in term.leaves)
 
 
 def constant_leaf(lifted: Lifted, leaf: Leaf) -> bool:
@@ -53,7 +64,7 @@ def constant_leaf(lifted: Lifted, leaf: Leaf) -> bool:
 
 def reads_fed(lifted: Lifted, term: Interned) -> bool:
     """Whether a term reads a weight that the caller feeds: it cannot be folded."""
-    return any(isinstance(t, Read) and t.leaf in lifted.fed for t in walk(term))
+    return not term.leaves.isdisjoint(lifted.fed)
 
 
 def fold(lifted: Lifted, t: Tensor) -> Array:

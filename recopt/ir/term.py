@@ -69,13 +69,30 @@ def axis(size: Size) -> Axis:
 
 
 class Interned:
-    """Base of terms: `_make` returns the one object with these parts."""
+    """Base of terms: there is one object with the same parts. What follows from the parts and is not needed of every
+    term is computed when it is first asked for."""
 
-    __slots__ = ("__weakref__", "axes_read", "bound_depth", "text")
+    __slots__ = ("__weakref__", "alone", "axes_read", "bound_depth", "leaves", "text")
     table: ClassVar[weakref.WeakValueDictionary[Hashable, Interned]] = weakref.WeakValueDictionary()
     text: str  # printed form; also the sort key
     axes_read: frozenset[Axis]  # axes that occur free
     bound_depth: int  # the largest number of a bound axis inside
+    leaves: frozenset[Leaf]  # what it reads, at any depth
+
+    def __getattr__(self, name: str) -> object:
+        """The first time that a derived slot is asked for."""
+        if name == "text":
+            found: object = _text(self)
+        elif name == "leaves":
+            own_leaf = (self.leaf,) if isinstance(self, Read) else ()
+            found = frozenset().union(own_leaf, *[t.leaves for t in children(self)])
+        elif name == "bound_depth":
+            own = [-a.id for a in self.axes] if isinstance(self, (Mono, Reduce)) else []
+            found = max([*own, _depth(children(self))])
+        else:
+            raise AttributeError(name)
+        object.__setattr__(self, name, found)
+        return found
 
 
 T = TypeVar("T", bound=Interned)
@@ -86,6 +103,7 @@ class Atom(Interned):
 
     __slots__ = ("dtype",)
     dtype: str
+    alone: Poly  # the term that is this atom, in its own dtype
 
 
 class Coord(Atom):
@@ -164,20 +182,51 @@ class Poly(Interned):
         return mono.atoms[0] if len(mono.atoms) == 1 and not mono.axes and mono.coef == 1 else None
 
 
-def _intern(cls: type[T], key: tuple[object, ...], build: Callable[[], dict[str, object]]) -> T:
-    full = (cls, *key)
-    known = Interned.table.get(full)
-    if isinstance(known, cls):
-        return known
+def _intern(cls: type[T], key: tuple[object, ...], axes_read: frozenset[Axis], **parts: object) -> T:
+    """A new object with these parts; the caller has asked `_known` first."""
     made = object.__new__(cls)
-    for name, value in build().items():
-        object.__setattr__(made, name, value)
-    Interned.table[full] = made
+    made.axes_read = axes_read
+    for name, value in parts.items():
+        setattr(made, name, value)
+    Interned.table[cls, *key] = made
     return made
 
 
+def _known(cls: type[T], key: tuple[object, ...]) -> T | None:
+    found = Interned.table.get((cls, *key))
+    return found if isinstance(found, cls) else None
+
+
+def _text(term: Interned) -> str:
+    if isinstance(term, Poly):
+        return " + ".join([m.text for m in term.monos]) or "0"
+    if isinstance(term, Mono):
+        factors = [a.text for a in term.atoms]
+        if term.coef != 1 or not factors:
+            factors.insert(0, f"({term.coef})" if isinstance(term.coef, sympy.Add) else str(term.coef))
+        product = "*".join(factors)
+        return f"sum[{_bounds(term.axes)}]({product})" if term.axes else product
+    if isinstance(term, Coord):
+        return term.axis.name
+    if isinstance(term, Read):
+        return f"{term.leaf.name}[{','.join([p.text for p in term.index])}]"
+    if isinstance(term, Fn):
+        label = f"{term.name}<{term.dtype}>" if term.name == "cast" else term.name
+        return f"{label}({', '.join([p.text for p in term.args] + [str(a) for a in term.attrs])})"
+    if isinstance(term, Guard):
+        lo, hi = "" if term.lo is None else f"{term.lo}<=", "" if term.hi is None else f"<{term.hi}"
+        return f"[{lo}{term.index.text}{hi}]"
+    assert isinstance(term, Reduce)
+    return f"{term.op}[{_bounds(term.axes)}]({term.body.text})"
+
+
+def _bounds(axes: Iterable[Axis]) -> str:
+    return ",".join([f"{a.name}<{a.size}" for a in axes])
+
+
 def _union(items: Iterable[Interned]) -> frozenset[Axis]:
-    return frozenset().union(*(t.axes_read for t in items))
+    sets = [t.axes_read for t in items]
+    return sets[0] if len(sets) == 1 else frozenset().union(*sets)
 
 
 def _depth(items: Iterable[Interned]) -> int:
@@ -191,30 +240,16 @@ def coord(ax: Axis) -> Poly:
     """The coordinate along `ax` as an index."""
     if ax.size == 1:
         return number(0)
-    atom = _intern(
-        Coord,
-        (ax,),
-        lambda: {"axis": ax, "dtype": "int64", "text": ax.name, "axes_read": frozenset((ax,)), "bound_depth": 0},
-    )
+    atom = _known(Coord, (ax,)) or _intern(Coord, (ax,), frozenset((ax,)), axis=ax, dtype="int64")
     return single(atom, "int64")
 
 
 def read(leaf: Leaf, index: Iterable[Poly], dtype: str) -> Poly:
     """leaf[index]."""
-    idx = tuple(_index(p) for p in index)
-
-    def build() -> dict[str, object]:
-        text = f"{leaf.name}[{','.join(p.text for p in idx)}]"
-        return {
-            "leaf": leaf,
-            "index": idx,
-            "dtype": dtype,
-            "text": text,
-            "axes_read": _union(idx),
-            "bound_depth": _depth(idx),
-        }
-
-    return single(_intern(Read, (leaf, idx, dtype), build), dtype)
+    idx = tuple([_index(p) for p in index])
+    key = (leaf, idx, dtype)
+    atom = _known(Read, key) or _intern(Read, key, _union(idx), leaf=leaf, index=idx, dtype=dtype)
+    return single(atom, dtype)
 
 
 def _index(p: Poly) -> Poly:
@@ -229,16 +264,9 @@ def _index(p: Poly) -> Poly:
 def raw_fn(name: str, args: Iterable[Poly], dtype: str, attrs: tuple[Hashable, ...] = ()) -> Poly:
     """name(args) without any rule applied; `ops.fn` is the normalising constructor."""
     operands = tuple(args)
-
-    def build() -> dict[str, object]:
-        inner = ", ".join([p.text for p in operands] + [str(a) for a in attrs])
-        label = f"{name}<{dtype}>" if name == "cast" else name
-        return {
-            "name": name, "args": operands, "attrs": attrs, "dtype": dtype,
-            "text": f"{label}({inner})", "axes_read": _union(operands), "bound_depth": _depth(operands),
-        }  # fmt: skip
-
-    return single(_intern(Fn, (name, operands, attrs, dtype), build), dtype)
+    key = (name, operands, attrs, dtype)
+    atom = _known(Fn, key) or _intern(Fn, key, _union(operands), name=name, args=operands, attrs=attrs, dtype=dtype)
+    return single(atom, dtype)
 
 
 def guard(index: Poly, lo: Size | None, hi: Size | None, dtype: str = "int64") -> Poly:
@@ -260,19 +288,9 @@ def guard(index: Poly, lo: Size | None, hi: Size | None, dtype: str = "int64") -
     ):
         return number(0, dtype)
 
-    def build() -> dict[str, object]:
-        text = f"[{'' if lo is None else f'{lo}<='}{index.text}{'' if hi is None else f'<{hi}'}]"
-        return {
-            "index": index,
-            "lo": lo,
-            "hi": hi,
-            "dtype": "int64",
-            "text": text,
-            "axes_read": index.axes_read,
-            "bound_depth": index.bound_depth,
-        }
-
-    return single(_intern(Guard, (index, lo, hi), build), dtype)
+    key = (index, lo, hi)
+    atom = _known(Guard, key) or _intern(Guard, key, index.axes_read, index=index, lo=lo, hi=hi, dtype="int64")
+    return single(atom, dtype)
 
 
 def reduce(op: str, axes: Iterable[Axis], body: Poly) -> Poly:
@@ -296,14 +314,10 @@ def reduce(op: str, axes: Iterable[Axis], body: Poly) -> Poly:
     renamed, order = _bind(bound, (body,))
     inner = substitute(body, renamed)
 
-    def build() -> dict[str, object]:
-        names = ",".join(f"{a.name}<{a.size}" for a in order)
-        return {
-            "op": op, "axes": order, "body": inner, "dtype": body.dtype, "text": f"{op}[{names}]({inner.text})",
-            "axes_read": inner.axes_read - set(order), "bound_depth": max([-a.id for a in order] + [inner.bound_depth]),
-        }  # fmt: skip
-
-    return single(_intern(Reduce, (op, order, inner), build), body.dtype)
+    key = (op, order, inner)
+    free = inner.axes_read.difference(order)
+    atom = _known(Reduce, key) or _intern(Reduce, key, free, op=op, axes=order, body=inner, dtype=body.dtype)
+    return single(atom, body.dtype)
 
 
 def _is_guarded(body: Poly, ax: Axis) -> bool:
@@ -311,39 +325,35 @@ def _is_guarded(body: Poly, ax: Axis) -> bool:
     return any(isinstance(a, Guard) and ax in a.axes_read for m in body.monos for a in m.atoms)
 
 
-def single(atom: Interned, dtype: str) -> Poly:
+def single(atom: Atom, dtype: str) -> Poly:
     """The term that is one atom."""
-    return _poly((_mono(1, (), (atom,)),), dtype)
+    if dtype != atom.dtype:
+        return _poly((_mono(1, (), (atom,)),), dtype)
+    try:
+        return atom.alone
+    except AttributeError:
+        atom.alone = _poly((_mono(1, (), (atom,)),), dtype)
+        return atom.alone
 
 
 # --- monomials and polynomials
 
 
-def _mono(coef: Coef, axes: tuple[Axis, ...], atoms: tuple[Interned, ...]) -> Mono:
+def _mono(coef: Coef, axes: tuple[Axis, ...], atoms: tuple[Atom, ...]) -> Mono:
     """Intern parts that are in normal form already."""
     if isinstance(coef, float) and coef.is_integer() and abs(coef) < 2**53:
         coef = int(coef)  # 1 and 1.0 are one coefficient: the dtype is the polynomial's
-
-    def build() -> dict[str, object]:
-        factors = [a.text for a in atoms]
-        if coef != 1 or not factors:
-            factors.insert(0, f"({coef})" if isinstance(coef, sympy.Add) else str(coef))
-        product = "*".join(factors)
-        text = f"sum[{','.join(f'{a.name}<{a.size}' for a in axes)}]({product})" if axes else product
-        return {
-            "coef": coef, "axes": axes, "atoms": atoms, "text": text,
-            "axes_read": _union(atoms) - set(axes), "bound_depth": max([_depth(atoms)] + [-a.id for a in axes]),
-        }  # fmt: skip
-
-    return _intern(Mono, (type(coef), coef, axes, atoms), build)
+    key = (type(coef), coef, axes, atoms)
+    found = _known(Mono, key)
+    if found is None:
+        free = _union(atoms)
+        found = _intern(Mono, key, free.difference(axes) if axes else free, coef=coef, axes=axes, atoms=atoms)
+    return found
 
 
 def _poly(monos: tuple[Mono, ...], dtype: str) -> Poly:
-    def build() -> dict[str, object]:
-        text = " + ".join(m.text for m in monos) or "0"
-        return {"monos": monos, "dtype": dtype, "text": text, "axes_read": _union(monos), "bound_depth": _depth(monos)}
-
-    return _intern(Poly, (monos, dtype), build)
+    key = (monos, dtype)
+    return _known(Poly, key) or _intern(Poly, key, _union(monos), monos=monos, dtype=dtype)
 
 
 def number(value: Coef, dtype: str = "int64") -> Poly:
@@ -771,7 +781,7 @@ Rebuild: TypeAlias = Callable[[Atom], "Poly | None"]
 
 
 def substitute(term: Poly, axes: Mapping[Axis, Poly], atoms: Rebuild | None = None) -> Poly:
-    """`term` with axes replaced by indices, and then every atom by what `atoms` returns for it (None keeps it)."""
+    """`term` with axes replaced by indices, and then every read by what `atoms` returns for it (None keeps it)."""
     return _Substitution(axes, atoms).poly(term)
 
 
@@ -780,8 +790,12 @@ class _Substitution:
         self.axes, self.atoms = axes, atoms
         self.memo: dict[Interned, Poly] = {}
 
+    def keeps(self, term: Interned) -> bool:
+        """Whether nothing in `term` is replaced, as far as can be seen at once."""
+        return self.axes.keys().isdisjoint(term.axes_read) and (self.atoms is None or not term.leaves)
+
     def poly(self, term: Poly) -> Poly:
-        if self.atoms is None and self.axes.keys().isdisjoint(term.axes_read):
+        if self.keeps(term):
             return term
         found = self.memo.get(term)
         if found is None:
@@ -789,7 +803,7 @@ class _Substitution:
         return found
 
     def mono(self, mono: Mono, dtype: str) -> Poly:
-        if self.atoms is None and self.axes.keys().isdisjoint(mono.axes_read):
+        if self.keeps(mono):
             return monomial(mono, dtype)
         if not mono.axes:
             parts = [self.atom(a, dtype) for a in mono.atoms]
@@ -824,7 +838,7 @@ class _Substitution:
         from .rules import fn  # rules build on terms, and substitution must apply them again
 
         result: Poly
-        if self.atoms is None and self.axes.keys().isdisjoint(atom.axes_read):
+        if self.keeps(atom):
             return single(atom, atom.dtype)
         if isinstance(atom, Coord):
             result = self.axes[atom.axis] if atom.axis in self.axes else coord(atom.axis)

@@ -21,7 +21,22 @@ from ..ir import sizes, tensor
 from ..ir.rules import FLOATS
 from ..ir.sizes import Size
 from ..ir.tensor import ShapeError, Tensor
-from ..ir.term import Atom, Axis, Coord, Guard, Interned, Mono, Poly, Read, TooLarge, coord, number, substitute, walk
+from ..ir.term import (
+    Atom,
+    Axis,
+    Coord,
+    Guard,
+    Interned,
+    Leaf,
+    Mono,
+    Poly,
+    Read,
+    TooLarge,
+    coord,
+    number,
+    substitute,
+    walk,
+)
 
 MAX_TRANSPARENT = 8  # monomials that users still see through
 SMALL = 64  # elements of a constant that may be read while lifting (shapes, permutations)
@@ -223,11 +238,11 @@ class Lifted:
         if isinstance(atom, (Coord, Guard)):
             return True
         if isinstance(atom, Read):
-            return not any(self._is_data(r) for p in atom.index for r in reads(p))
-        return not constant and not any(self._is_data(r) for r in reads(atom))
+            return not any(self._is_data(leaf) for p in atom.index for leaf in p.leaves)
+        return not constant and not any(self._is_data(leaf) for leaf in atom.leaves)
 
-    def _is_data(self, read: Read) -> bool:
-        return not (isinstance(read.leaf, Value) and self.host.is_constant(read.leaf))
+    def _is_data(self, leaf: Leaf) -> bool:
+        return not (isinstance(leaf, Value) and self.host.is_constant(leaf))
 
     # --- reading
 
@@ -242,8 +257,7 @@ class Lifted:
 
         def operand(u: Value) -> Tensor:
             seen = self._operand(u)
-            plain = not any(isinstance(a, Read) for a in walk(seen.body))
-            return seen if plain else tensor.alias(u, seen)
+            return seen if not seen.body.leaves else tensor.alias(u, seen)
 
         try:
             return self.apply(node, operand)
@@ -274,7 +288,7 @@ class Lifted:
         found: set[Value] = set()
         for t in self.definition.values():
             for mono in t.body.monos:
-                data = [a for a in mono.atoms if any(self._is_data(r) for r in reads(a))]
+                data = [a for a in mono.atoms if any(self._is_data(leaf) for leaf in a.leaves)]
                 if len(data) != 2 or not mono.axes or not all(isinstance(a, Read) for a in mono.atoms):
                     continue
                 last = set(t.dims[-1]) if t.dims else set()
