@@ -4,13 +4,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/ready-$(firstword $(shell cat constraints.txt pyproject.toml | cksum))
 
-.PHONY: demo test lint venv clean
+.PHONY: demo test lint coverage venv clean
 
 demo: venv
 	@set -e; for model in wdl din dien dlrm; do $(BIN)/python examples/$$model.py; done
 
 test: lint
 	@$(BIN)/python -m pytest -n 2
+
+coverage: venv
+	@$(BIN)/python -m pytest -q -n 2 --cov=recopt --cov-report=json:.coverage.json
+	@$(BIN)/python tests/coverage_by_room.py .coverage.json
 
 lint: venv
 	@$(BIN)/ruff check .
