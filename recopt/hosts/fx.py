@@ -315,8 +315,8 @@ class FxHost(FxGraph):
         return self.module()
 
     def examples(self, given: Any) -> list[Array] | None:
-        """What the program was captured with (`given`, or more rows of it)."""
-        captured = self._template.example_inputs
+        """`given`, else what the program was captured with."""
+        captured = self._template.example_inputs if given is None else fx_capture.call_of(self._template, given)
         leaves = [] if captured is None else torch.utils._pytree.tree_leaves(captured)
         tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
         if len(tensors) != len(self.inputs):

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch.export import Dim, ExportedProgram, ShapesCollection
 
-from ..errors import LoadError
+from ..errors import LoadError, OptionError
+from .fx_module import children
 
 # Wrappers that only set a global mode around a sub-graph: functionalising inlines them.
 _INLINED = ("wrap_with_set_grad_enabled", "wrap_with_autocast")
@@ -26,7 +27,9 @@ def capture(module: torch.nn.Module, example_inputs: object, dynamic_shapes: obj
     `dynamic_shapes` is None, dimension 0 of every tensor that has the batch size is kept symbolic if export accepts it.
     Raises LoadError when inputs are missing or do not fit, or when forward decides on the values of tensors.
     """
-    args, kwargs = _arguments(module, example_inputs)
+    if not isinstance(module, torch.nn.Module):
+        raise LoadError(f"cannot capture a {type(module).__name__}: need a torch.nn.Module")
+    args, kwargs = arguments(example_inputs)
     if dynamic_shapes is not None:
         return _export(module, args, kwargs, dynamic_shapes)
     batch = _batch_size(args, kwargs)
@@ -39,6 +42,24 @@ def capture(module: torch.nn.Module, example_inputs: object, dynamic_shapes: obj
         return _export(module, wide_args, wide_kwargs, shapes)
     except LoadError:
         return _export(module, args, kwargs, None)
+
+
+def call_of(program: ExportedProgram, given: object) -> tuple[Any, Any]:
+    """Example inputs as the positional and keyword arguments of a call of `program`; names may stand for positions.
+    Raises OptionError where they fit no call."""
+    args, kwargs = arguments(given)
+    signature = program.module_call_graph[0].signature
+    assert signature is not None
+    positional, keywords = children(signature.in_spec)
+    names, wanted = list(signature.forward_arg_names or []), list(keywords.context or [])
+    if not args and len(names) == positional.num_children + len(wanted) and kwargs.keys() == set(names):
+        args = tuple(kwargs[name] for name in names[: positional.num_children])
+        kwargs = {name: kwargs[name] for name in wanted}
+    if kwargs.keys() == set(wanted):
+        kwargs = {name: kwargs[name] for name in wanted}  # in the program's order
+        if torch.utils._pytree.tree_structure((args, kwargs)) == signature.in_spec:
+            return args, kwargs
+    raise OptionError(f"the example inputs do not fit the program, which takes ({', '.join(names)})")
 
 
 def functional(program: ExportedProgram) -> ExportedProgram:
@@ -60,9 +81,8 @@ def one_line(error: BaseException) -> str:
     return (lines[0] if lines else type(error).__name__)[:300]
 
 
-def _arguments(module: object, example_inputs: object) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if not isinstance(module, torch.nn.Module):
-        raise LoadError(f"cannot capture a {type(module).__name__}: need a torch.nn.Module")
+def arguments(example_inputs: object) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Example inputs as positional and keyword arguments. Raises LoadError where they are neither."""
     if example_inputs is None:
         raise LoadError("example inputs are missing: give a tuple of positional or a dict of keyword arguments")
     if isinstance(example_inputs, Mapping):

@@ -184,8 +184,8 @@ def _unpack(graph: fx.Graph, parts: Parts, flat_names: list[str], plain: bool) -
     """Placeholders named as the original's parameters, and what picks the flat inputs out of them."""
     if not plain:
         return [graph.placeholder(name) for name in flat_names]
-    positional, keywords = _children(parts.in_spec)
-    tops = [*_children(positional), *_children(keywords)]
+    positional, keywords = children(parts.in_spec)
+    tops = [*children(positional), *children(keywords)]
     names = list(parts.names) if len(parts.names) == len(tops) else [f"arg{i}" for i in range(len(tops))]
     placeholders = [graph.placeholder(name) for name in names]
 
@@ -195,7 +195,7 @@ def _unpack(graph: fx.Graph, parts: Parts, flat_names: list[str], plain: bool) -
             return
         keys = tuple(spec.context) if spec.type is dict else tuple(range(spec.num_children))
         members = _call(graph, items, (name, node, keys))
-        for i, child in enumerate(_children(spec)):
+        for i, child in enumerate(children(spec)):
             yield from leaves(child, graph.call_function(operator.getitem, (members, i)), f"{name}[{keys[i]!r}]")
 
     return [leaf for top, node, name in zip(tops, placeholders, names, strict=True) for leaf in leaves(top, node, name)]
@@ -233,8 +233,8 @@ def _finish(graph: fx.Graph, env: dict[fx.Node, fx.Node], parts: Parts, results:
     def structure(spec: TreeSpec) -> Any:
         if spec.is_leaf():
             return next(rest)
-        children = [structure(child) for child in _children(spec)]
-        return dict(zip(spec.context, children, strict=True)) if spec.type is dict else spec.type(children)
+        parts = [structure(child) for child in children(spec)]
+        return dict(zip(spec.context, parts, strict=True)) if spec.type is dict else spec.type(parts)
 
     graph.output(structure(parts.out_spec) if plain else tuple(flat))
 
@@ -300,12 +300,13 @@ def _register(root: torch.nn.Module, target: str, tensor: torch.Tensor, persiste
 
 def _plain(spec: TreeSpec, top: bool) -> bool:
     """Whether a structure is made of tuples, lists and dicts only."""
-    return spec.is_leaf() or (spec.type in (tuple, list, dict) and all(_plain(c, False) for c in _children(spec)))
+    return spec.is_leaf() or (spec.type in (tuple, list, dict) and all(_plain(c, False) for c in children(spec)))
 
 
-def _children(spec: TreeSpec) -> list[TreeSpec]:
-    children = getattr(spec, "children", None)  # torch 2.11 may only have children_specs
-    return list(children() if callable(children) else spec.children_specs)
+def children(spec: TreeSpec) -> list[TreeSpec]:
+    """The parts of a structure."""
+    parts = getattr(spec, "children", None)  # torch 2.11 may only have children_specs
+    return list(parts() if callable(parts) else spec.children_specs)
 
 
 def _device(module: torch.nn.Module) -> torch.device | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 from onnx import TensorProto, helper
 
@@ -45,7 +44,7 @@ def test_a_graph_without_nodes_is_optimized() -> None:
 def test_an_unnamed_node_goes_by_its_output() -> None:
     host = OnnxHost.load(model_of([helper.make_node("Relu", ["x"], ["y"])], {"x": ["N", 3]}, {"y": ["N", 3]}))
     assert [n.name for n in host.nodes] == ["y"]
-    assert onnx.helper.printable_graph(host.to_proto().graph).count("Relu") == 1
+    assert [n.name for n in host.to_proto().graph.node] == [""]  # the file keeps what its author wrote
 
 
 @pytest.mark.parametrize("causal", [0, 1])

@@ -1,0 +1,47 @@
+"""What PyTorch models of others broke, each as small as it goes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import recopt
+from recopt.errors import OptionError
+from recopt.hosts.fx import FxHost
+
+
+class Two(torch.nn.Module):
+    def forward(self, x: torch.Tensor, *, y: torch.Tensor) -> torch.Tensor:
+        return x - y
+
+
+def host() -> FxHost:
+    return FxHost.capture(Two(), {"x": torch.ones(3, 2), "y": torch.ones(3, 2)})
+
+
+def test_examples_that_are_given_come_before_those_of_the_capture() -> None:
+    program = torch.export.export(torch.nn.Linear(2, 2), (torch.ones(3, 2),), strict=False)
+    captured, given = FxHost(program).examples(None), FxHost(program).examples((torch.full((3, 2), 7.0),))
+    assert captured is not None and given is not None
+    np.testing.assert_array_equal(captured[0], np.ones((3, 2)))
+    np.testing.assert_array_equal(given[0], np.full((3, 2), 7.0))
+
+
+def test_examples_by_name_are_put_in_the_programs_order() -> None:
+    for given in ({"y": torch.zeros(4, 2), "x": torch.ones(4, 2)}, {"x": torch.ones(4, 2), "y": torch.zeros(4, 2)}):
+        found = host().examples(given)
+        assert found is not None
+        assert [float(a.max()) for a in found] == [1, 0]
+    program = torch.export.export(torch.nn.Linear(2, 2), (torch.ones(3, 2),), strict=False)
+    by_name = FxHost(program).examples({"input": torch.zeros(1, 2)})
+    assert by_name is not None and by_name[0].shape == (1, 2)
+
+
+@pytest.mark.parametrize("given", [{"z": torch.ones(3, 2)}, (torch.ones(3, 2),) * 3, {"x": torch.ones(3, 2)}])
+def test_examples_that_fit_no_call_are_refused(given: object) -> None:
+    with pytest.raises(OptionError, match="which takes"):
+        host().examples(given)
+    program = torch.export.export(torch.nn.Linear(2, 2), (torch.ones(3, 2),), strict=False)
+    with pytest.raises(OptionError, match="do not fit"):
+        recopt.optimize(program, given)
