@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,6 @@ class Optimized:
         self._before: Host | None = None
         self._after: Host | None = None
         self._report: Report | None = None
-        self._callable: Any = None
 
     def _capture(self, example_inputs: Any) -> None:
         start = time.perf_counter()
@@ -55,9 +55,7 @@ class Optimized:
                     "the first call of a module without example inputs takes positional or keyword arguments, not both"
                 )
             self._capture(args or kwargs)
-        if self._callable is None:
-            self._callable = self.host.executable()
-        return self._callable(*args, **kwargs)
+        return self._executable(*args, **kwargs)
 
     @property
     def host(self) -> Host:
@@ -66,10 +64,14 @@ class Optimized:
             raise OptionError("not captured yet: call the model once, or give example_inputs to optimize")
         return self._after
 
-    @property
+    @cached_property
     def model(self) -> Any:
         """The rewritten model: a torch.fx.GraphModule, or an onnx_ir.Model."""
         return self.host.native()
+
+    @cached_property
+    def _executable(self) -> Any:
+        return self.model if self.host.dialect == "aten" else self.host.executable()
 
     def to_proto(self) -> Any:
         """The rewritten ONNX model as an onnx.ModelProto. Raises OptionError for a torch model."""
