@@ -32,6 +32,15 @@ def evaluate(t: Tensor, leaves: Leaves, symbols: Mapping[str, int] | None = None
     return full.reshape([sizes.evaluate(s, run.symbols) for s in t.shape])
 
 
+_HUGE = 1e8  # from here on a coefficient drowns what is added before it cancels
+
+
+def _largest_first(parts: list[Array]) -> list[Array]:
+    """Summands in falling magnitude, element by element: -c + c*m + x -> x where m is 1, for a mask's huge c."""
+    stacked = np.stack(np.broadcast_arrays(*parts))
+    return list(np.take_along_axis(stacked, np.argsort(-np.abs(stacked), axis=0, kind="stable"), axis=0))
+
+
 class _Evaluation:
     """Every term is computed as an array over a given list of axes, with extent 1 where it does not read one."""
 
@@ -53,10 +62,11 @@ class _Evaluation:
         key = (term, tuple(axes), self.guarded)
         if key not in self.cache:
             carrier = np.float64 if term.dtype in FLOATS else np.int64
-            result: Array = np.zeros([1] * len(axes), dtype=carrier)
-            for mono in term.monos:
-                with np.errstate(all="ignore"):
-                    result = result + self.mono(mono, axes, carrier)
+            with np.errstate(all="ignore"):
+                parts = [self.mono(mono, axes, carrier) for mono in term.monos]
+                if any(isinstance(m.coef, float) and abs(m.coef) > _HUGE for m in term.monos):
+                    parts = _largest_first(parts)
+                result = sum(parts, start=np.zeros([1] * len(axes), dtype=carrier))
             self.cache[key] = result.astype(bool) if term.dtype == "bool" else result
         return self.cache[key]
 
