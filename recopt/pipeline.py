@@ -74,9 +74,7 @@ class _Run:
     undone: list[Refusal] = field(default_factory=list)
     timings: dict[str, float] = field(default_factory=dict)
 
-    def passes(
-        self, *, limit: int | None = None, banned: frozenset[str] | None = None, quiet: bool = True
-    ) -> tuple[Host, Report]:
+    def passes(self, *, limit: int | None = None, only: str | None = None, quiet: bool = True) -> tuple[Host, Report]:
         """The passes on a copy of the model."""
         host = self.before.clone()
         report = Report(host.dialect, self.target, nodes_before=host.count_nodes())
@@ -85,7 +83,8 @@ class _Run:
             report,
             self.options.proves("rewrites"),
             limit,
-            frozenset(self.banned) if banned is None else banned,
+            frozenset(self.banned),
+            only,
         )
         for n, module in enumerate(self.options.modules):
             with self.timed(module.name):
@@ -172,19 +171,21 @@ def _inputs(host: Host, examples: Sequence[Array] | None) -> list[list[Array]]:
 
 
 def _ban_slow(state: _Run, inputs: Sequence[Sequence[Array]]) -> None:
-    """measure=True: each rewrite alone against the original, interleaved; the ones that are slower are not made."""
-    _, report = state.passes()
-    roots = [r.root for r in report.rewrites]
-    for root in roots:
-        alone, made = state.passes(banned=frozenset(set(roots) - {root}))
-        if not made.rewrites:
-            continue
-        ratio = _ratio(state.before, alone, inputs[0])
-        if ratio > SLOWER:
-            state.banned.add(root)
-            state.undone.append(
-                Refusal(made.rewrites[0].pattern, root, f"measured {ratio:.2f} times the original's time")
-            )
+    """measure=True: each rewrite alone against the original, interleaved; the ones that are slower are not made, and
+    what takes their place is measured likewise."""
+    measured: set[str] = set()
+    while True:
+        roots = [r.root for r in state.passes()[1].rewrites if r.root not in measured]
+        if not roots:
+            return
+        for root in roots:
+            measured.add(root)
+            alone, made = state.passes(only=root)
+            ratio = _ratio(state.before, alone, inputs[0]) if made.rewrites else 1.0
+            if ratio > SLOWER:
+                state.banned.add(root)
+                reason = f"measured {ratio:.2f} times the original's time"
+                state.undone.append(Refusal(made.rewrites[0].pattern, root, reason))
 
 
 def _ratio(before: Host, after: Host, feed: Sequence[Array], rounds: int = 15) -> float:

@@ -25,10 +25,11 @@ class Context:
     verify: bool = True
     limit: int | None = None  # rewrites that may still be made
     banned: frozenset[str] = field(default=frozenset())  # roots whose rewrite was found to be wrong
+    only: str | None = None  # the one root that may be rewritten
 
     def allows(self, found: Match) -> bool:
         """Whether this match may be made; counts it if so."""
-        if found.root.name in self.banned or self.limit == 0:
+        if found.root.name in self.banned or self.limit == 0 or self.only not in (None, found.root.name):
             return False
         if self.limit is not None:
             self.limit -= 1
@@ -86,7 +87,8 @@ def saving(lifted: Lifted, found: Match, target: str) -> Cost:
     """What a match saves at the nominal batch. A product that other nodes need too is computed twice from then on."""
     gone = [v for node in found.dead for v in node.outputs if v in found.products]
     before = nodes_cost(lifted.host, found.dead) + Cost(flops=sum(product_flops(lifted.definition[v]) for v in gone))
-    return before - linear_cost(found.spec, found.flops, fused_epilogue=target != "portable")
+    in_place = lower.in_place(lifted.host, found.spec)
+    return before - linear_cost(found.spec, found.flops, target != "portable", in_place)
 
 
 def declines(host: Host, found: Match, saved: Cost, target: str) -> str | None:

@@ -1,0 +1,250 @@
+"""What goes around the passes: switches, limits, the undoing of wrong rewrites, levels, timing."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from models import onnx_tower, tower
+
+import recopt
+from recopt import lower, pipeline
+from recopt.errors import LowerError, OptionError, VerifyError
+from recopt.fused import Linear
+from recopt.hosts.base import Host, Value
+from recopt.load import host_of
+from recopt.patterns import linear
+
+X = torch.randn(5, 16, generator=torch.Generator().manual_seed(1))
+
+
+def feed(batch: int = 4) -> np.ndarray:  # type: ignore[type-arg]
+    return np.random.default_rng(batch).standard_normal((batch, 16)).astype(np.float32)
+
+
+@contextmanager
+def wrong_lowering(monkeypatch: pytest.MonkeyPatch, *numbers: int) -> Iterator[None]:
+    """Layers with these numbers are written without their activation."""
+    write = lower.write
+
+    def wrong(host: Host, spec: Linear, target: str) -> Value:
+        found = re.search(r"\d+", spec.name)
+        n = int(found.group()) if found else 0
+        return write(host, replace(spec, epilogue="h") if n in numbers else spec, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lower, "write", wrong)
+        yield
+
+
+def same(fast: recopt.Optimized, proto: onnx.ModelProto) -> None:
+    """The optimized ONNX model computes what the original does, at several batch sizes."""
+    plain = recopt.optimize(proto, passes=[], verify="none")
+    for batch in (1, 4, 9):
+        np.testing.assert_allclose(fast(feed(batch))[0], plain(feed(batch))[0], rtol=1.3e-6, atol=1e-5)
+
+
+# --- the search for a wrong rewrite
+
+
+@pytest.mark.parametrize("wrong", [(0,), (1,), (4,), (0, 4), (1, 2, 3), (0, 1, 2, 3, 4)])
+def test_wrong_rewrites_are_undone_and_named_and_the_rest_kept(
+    wrong: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proto = onnx_tower(5)
+    with wrong_lowering(monkeypatch, *wrong):
+        fast = recopt.optimize(proto, target="ort-cpu", verify="model")
+    assert {r.where for r in fast.report.undone} == {f"relu{n}" for n in wrong}
+    made = {r.root for r in fast.report.rewrites}  # where the activation is lost, the layer without it is right
+    assert made == {f"sum{n}" if n in wrong else f"relu{n}" for n in range(5)}
+    assert all(r.pattern == "linear" and "relative error" in r.reason for r in fast.report.undone)
+    assert all("RECOPT_LIMIT=" in r.reason for r in fast.report.undone)
+    assert fast.report.model_error is not None and fast.report.model_error <= 1
+    same(fast, proto)
+
+
+def test_a_wrong_rewrite_of_a_torch_model_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tower(3)
+    with wrong_lowering(monkeypatch, 1):
+        fast = recopt.optimize(model, (X,))
+    assert [r.where for r in fast.report.undone] == ["relu_1"]
+    assert "relu_1" not in {r.root for r in fast.report.rewrites} and len(fast.report.rewrites) == 3
+    torch.testing.assert_close(fast(X), model(X))
+
+
+def test_a_wrong_pattern_is_caught_before_it_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    match = linear.match
+
+    def wrong(lifted: Any, root: Value) -> Any:
+        found = match(lifted, root)
+        return found and replace(found, spec=replace(found.spec, w=2 * lifted.host.constant(found.spec.w.value)))
+
+    monkeypatch.setattr(linear, "match", wrong)
+    fast = recopt.optimize(tower(2), (X,), verify="rewrites")
+    assert fast.report.counts() == {}
+    assert {r.where for r in fast.report.undone} == {"relu", "relu_1", "linear", "linear_1"}
+    assert all("disagrees with its meaning" in r.reason for r in fast.report.undone)
+    torch.testing.assert_close(fast(X), tower(2)(X))
+
+
+def test_without_verification_a_wrong_rewrite_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other tests would pass with a lowering that never was wrong."""
+    proto = onnx_tower(3)
+    with wrong_lowering(monkeypatch, 1):
+        fast = recopt.optimize(proto, target="ort-cpu", verify="rewrites")
+    with pytest.raises(AssertionError):
+        same(fast, proto)
+
+
+def test_a_model_that_never_gives_the_same_twice_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = iter(range(1000))
+
+    def run(self: Any, feeds: Any) -> Any:
+        return [np.full((4, 16), next(calls), np.float32)]
+
+    from recopt.hosts.onnx import OnnxHost
+
+    monkeypatch.setattr(OnnxHost, "run", run)
+    with pytest.raises(VerifyError, match="even without any rewrite"):
+        recopt.optimize(onnx_tower(2), target="ort-cpu")
+
+
+# --- levels, tolerance, measuring
+
+
+@pytest.mark.parametrize("level", pipeline.LEVELS)
+def test_levels(level: str) -> None:
+    report = recopt.optimize(tower(2), (X,), verify=level).report
+    assert report.counts() == {"linear": 2} and not report.undone
+    assert all((r.error is not None) == (level in ("rewrites", "model")) for r in report.rewrites)
+    assert (report.model_error is not None) == (level == "model")
+    assert ("check" in report.timings) == (level != "none")
+    assert {"capture", "clean-up", "fuse-linear"} <= set(report.timings)
+
+
+def test_a_tolerance_of_nothing_undoes_what_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    proto = onnx_tower(2)
+    write = lower.write
+
+    def rounded(host: Host, spec: Linear, target: str) -> Value:
+        return write(host, replace(spec, epilogue="relu(h) * 1.000002"), target)
+
+    monkeypatch.setattr(lower, "write", rounded)
+    assert recopt.optimize(proto, target="ort-cpu", tolerance=1e-4).report.counts() == {"linear": 2}
+    assert recopt.optimize(proto, target="ort-cpu", tolerance=0).report.counts() == {}
+
+
+@pytest.mark.parametrize(("ratio", "kept"), [(0.5, 3), (1.01, 3), (1.5, 0)])
+def test_measuring_leaves_out_what_is_slower(ratio: float, kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of every rewrite, and of the smaller ones that would take its place."""
+    monkeypatch.setattr(pipeline, "_ratio", lambda *_: ratio)
+    report = recopt.optimize(onnx_tower(3), target="ort-cpu", measure=True).report
+    assert len(report.rewrites) == kept
+    slow = {f"{name}{n}" for name in ("relu", "sum") for n in range(3)} if not kept else set()
+    assert {r.where for r in report.undone} == slow
+    assert all(f"measured {ratio:.2f} times" in r.reason for r in report.undone)
+
+
+def test_each_rewrite_is_measured_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = []
+
+    def ratio(before: Host, after: Host, *_: Any) -> float:
+        counts.append(after.count_nodes())
+        return 1.5 if len(counts) == 2 else 1.0
+
+    monkeypatch.setattr(pipeline, "_ratio", ratio)
+    fast = recopt.optimize(onnx_tower(3), target="ort-cpu", measure=True)
+    assert counts == [7, 7, 7, 8]  # of 9 nodes, a layer becomes one; the second without its activation last
+    assert sorted(r.root for r in fast.report.rewrites) == ["relu0", "relu2", "sum1"]
+
+
+def test_measuring_times_both() -> None:
+    small, large = host_of(onnx_tower(1)), host_of(onnx_tower(60))
+    assert pipeline._ratio(small, large, [feed()], rounds=5) > 1 > pipeline._ratio(large, small, [feed()], rounds=5)
+
+
+# --- switches
+
+
+def test_limit_stops_after_so_many_rewrites(monkeypatch: pytest.MonkeyPatch) -> None:
+    proto = onnx_tower(3)
+    for limit in range(5):
+        monkeypatch.setenv("RECOPT_LIMIT", str(limit))
+        fast = recopt.optimize(proto, target="ort-cpu")
+        assert len(fast.report.rewrites) == min(limit, 3)
+        same(fast, proto)
+
+
+@pytest.mark.parametrize("limit", ["-1", "two", ""])
+def test_a_limit_that_is_no_number_is_refused(limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RECOPT_LIMIT", limit)
+    with pytest.raises(OptionError, match="RECOPT_LIMIT"):
+        recopt.optimize(onnx_tower(1))
+
+
+def test_dump_writes_the_graph_after_each_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RECOPT_DUMP", str(tmp_path / "deep" / "folder"))
+    recopt.optimize(onnx_tower(2), target="ort-cpu")
+    files = sorted((tmp_path / "deep" / "folder").iterdir())
+    assert [f.name for f in files] == ["00-captured.txt", "01-clean-up.txt", "02-fuse-linear.txt"]
+    assert "MatMul" in files[0].read_text() and "FusedGemm" not in files[0].read_text()
+    assert "FusedGemm" in files[2].read_text()
+
+
+def test_debug_says_more_at_each_level(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def said(level: str) -> str:
+        monkeypatch.setenv("RECOPT_DEBUG", level)
+        recopt.optimize(onnx_tower(2), target="ort-cpu")
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        return captured.err
+
+    texts = [said(level) for level in "01234"]
+    assert texts[0] == ""
+    assert "fuse-linear: 2 nodes" in texts[1] and "linear at relu1" not in texts[1]
+    assert "linear at relu1" in texts[2]
+    assert "after 02-fuse-linear" in texts[4] and "after 02-fuse-linear" not in texts[3]
+    assert len(texts[1]) < len(texts[2]) <= len(texts[3]) < len(texts[4])
+
+
+# --- options
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"verify": "maybe"}, "no verification level 'maybe'; there are: none, shapes"),
+        ({"passes": ["fuse-linear", "nope"]}, "no pass is called 'nope'; there are: clean-up"),
+        ({"tolerance": -1.0}, "at least 0"),
+        ({"tolerance": float("nan")}, "at least 0"),
+        ({"target": "tpu"}, "tpu"),
+        ({"target": "ort-cpu"}, "ort-cpu"),
+    ],
+)
+def test_wrong_options_are_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises((OptionError, LowerError), match=message):
+        recopt.optimize(tower(1), (X,), **options)
+
+
+def test_only_the_passes_asked_for_run() -> None:
+    model = tower(2)
+    assert recopt.optimize(model, (X,), passes=[]).report.timings.keys().isdisjoint({"clean-up", "fuse-linear"})
+    cleaned = recopt.optimize(model, (X,), passes=["clean-up"])
+    assert cleaned.report.counts() == {} and "clean-up" in cleaned.report.timings
+    swapped = recopt.optimize(model, (X,), passes=["fuse-linear", "clean-up"])  # the pipeline's order holds
+    assert list(swapped.report.timings).index("clean-up") < list(swapped.report.timings).index("fuse-linear")
+
+
+def test_optimizing_twice_changes_nothing_more() -> None:
+    once = recopt.optimize(onnx_tower(3), target="ort-cpu")
+    again = recopt.optimize(once.to_proto(), target="ort-cpu")
+    assert again.report.counts() == {} and again.report.nodes_after == once.report.nodes_after
+    assert again.diff() == ""
