@@ -89,10 +89,16 @@ class Interned:
         elif name == "bound_depth":
             own = [-a.id for a in self.axes] if isinstance(self, (Mono, Reduce)) else []
             found = max([*own, _depth(children(self))])
+        elif name == "alone":
+            found = _nothing
         else:
             raise AttributeError(name)
         object.__setattr__(self, name, found)
         return found
+
+
+def _nothing() -> None:
+    return None
 
 
 T = TypeVar("T", bound=Interned)
@@ -103,7 +109,7 @@ class Atom(Interned):
 
     __slots__ = ("dtype",)
     dtype: str
-    alone: Poly  # the term that is this atom, in its own dtype
+    alone: Callable[[], Poly | None]  # the term that is this atom in its own dtype, while it lives
 
 
 class Coord(Atom):
@@ -329,11 +335,11 @@ def single(atom: Atom, dtype: str) -> Poly:
     """The term that is one atom."""
     if dtype != atom.dtype:
         return _poly((_mono(1, (), (atom,)),), dtype)
-    try:
-        return atom.alone
-    except AttributeError:
-        atom.alone = _poly((_mono(1, (), (atom,)),), dtype)
-        return atom.alone
+    known = atom.alone()
+    if known is None:
+        known = _poly((_mono(1, (), (atom,)),), dtype)
+        atom.alone = weakref.ref(known)
+    return known
 
 
 # --- monomials and polynomials
