@@ -97,8 +97,9 @@ def product_flops(t: Tensor) -> float:
     return sum(2.0 * nominal(sizes.product(a.size for a in axes)) for axes in sums)
 
 
-def linear_cost(spec: Linear, flops: float, fused_epilogue: bool) -> Cost:
-    """A fused linear; `fused_epilogue` is whether the target has the epilogue in the same kernel."""
+def linear_cost(spec: Linear, flops: float, fused_epilogue: bool, in_place: bool = False) -> Cost:
+    """A fused linear; `fused_epilogue` is whether the target has the epilogue in the same kernel, `in_place` whether it
+    reads x and writes y where they lie."""
     width = WIDTH.get(spec.dtype, 32) / 8
     views = spec.x.views if isinstance(spec.x, Concat) else (spec.x,)
     read = sum(nominal(sizes.product(v.shape)) for v in views)
@@ -106,6 +107,7 @@ def linear_cost(spec: Linear, flops: float, fused_epilogue: bool) -> Cost:
     weights = float(sympy.prod(spec.w.shape))
     launches, moved = 1.0, read + written + weights
     moves = sum(_copies(v) for v in views) + sum(type(s).__name__ == "Permute" for s in spec.steps)
+    moves = 0 if in_place else moves
     moved += 2 * moves * max(read, written)
     launches += moves
     if isinstance(spec.x, Concat):

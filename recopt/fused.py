@@ -71,3 +71,18 @@ class Linear:
     dtype: str
     steps: tuple[Step, ...] = ()
     name: str = "linear"
+
+    @property
+    def channels_second(self) -> bool:
+        """Whether x and y lie as [B, K, space..] and [B, N, space..]: a convolution of width one moves neither."""
+        if not isinstance(self.x, View) or self.x.value.shape is None or not 3 <= len(self.x.value.shape) <= 5:
+            return False
+        batch, features, *space = self.x.value.shape
+        rank = len(space) + 2
+        last, second = (0, *range(2, rank), 1), (0, rank - 1, *range(1, rank - 1))
+        turned: list[tuple[Step, ...]] = [(Permute(last),)]
+        turned_back: list[tuple[Step, ...]] = [(Permute(second),)]
+        if all(size == 1 for size in space):
+            turned.append((Reshape((batch, *space, features)),))
+            turned_back.append((Reshape((batch, self.shape[-1], *space)),))
+        return self.x.steps in turned and self.steps in turned_back and self.shape[:-1] == (batch, *space)

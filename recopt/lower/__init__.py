@@ -32,6 +32,15 @@ def view(host: Host, item: View, name: str) -> Value:
     return onnx_view(host, item, name)  # type: ignore[arg-type]
 
 
+def in_place(host: Host, spec: Linear) -> bool:
+    """Whether `write` reads x and writes y where they lie, whatever the steps of `spec`."""
+    if host.dialect == "aten":
+        return False
+    from .onnx import is_convolution
+
+    return is_convolution(spec)
+
+
 def nodes_written(host: Host, spec: Linear, target: str) -> int:
     """How many host nodes `write` makes of `spec`, layout included."""
     if host.dialect == "aten":

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from ..hosts.base import Array, Value
 from ..hosts.onnx import OnnxHost
 from ..hosts.types.onnx import numpy_dtype
 from ..ir import sizes
+from ..ir.sizes import Size
 from .onnx_epilogue import emit, named
 from .onnx_layout import apply, concat, is_static, reshape, view
 from .onnx_writer import Counter, Writer
@@ -53,6 +55,8 @@ def linear(host: Writer, spec: Linear, target: str) -> Value:
     """
     if target not in TARGETS:
         raise LowerError(f"no target {target!r} for an ONNX model: one of {', '.join(TARGETS)}")
+    if is_convolution(spec):
+        return _convolution(host, spec, target)
     x = concat(host, spec.x, spec.name) if isinstance(spec.x, Concat) else view(host, spec.x, spec.name)
     params = [_vector(host, param, f"{spec.name}_p{i}", spec.dtype) for i, param in enumerate(spec.params)]
     bias = None if spec.b is None else _vector(host, spec.b, f"{spec.name}_bias", spec.dtype)
@@ -126,19 +130,51 @@ def _call(host: Writer, spec: Linear, op: str, args: Sequence[Value], **attribut
     return host.call(op, args, attributes, name=spec.name, shape=spec.shape, dtype=spec.dtype)
 
 
+def is_convolution(spec: Linear) -> bool:
+    """Whether `linear` writes a convolution of width one. ONNX Runtime has none in float64 on the CPU."""
+    return spec.channels_second and spec.dtype == "float32"
+
+
+def _convolution(host: Writer, spec: Linear, target: str) -> Value:
+    """f(x W^T + b) over axis 1: Conv and the activation, or one node."""
+    assert isinstance(spec.x, View)
+    batch, *space, width = spec.shape
+    ones = (1,) * len(space)
+    w = _shaped(spec.w, (width, spec.x.shape[-1], *ones))
+    shaped = replace(spec, w=w, shape=(batch, width, *space))
+    bias = None if spec.b is None else _vector(host, spec.b, f"{spec.name}_bias", spec.dtype)
+    params = [
+        _vector(host, _shaped(p, (p.shape[0], *ones)), f"{spec.name}_p{i}", spec.dtype)
+        for i, p in enumerate(spec.params)
+    ]
+    if target == "recopt":
+        return _function(host, shaped, spec.x.value, bias, params, target)
+    operands = [spec.x.value, _weight(host, shaped, transposed=False), *([] if bias is None else [bias])]
+    return emit(host, spec.epilogue, _call(host, shaped, "Conv", operands), params, spec.name)
+
+
+def _shaped(item: Array | View, shape: tuple[Size, ...]) -> Array | View:
+    if isinstance(item, View):
+        return View(item.value, shape, (*item.steps, Reshape(shape)))
+    return item.reshape([int(size) for size in shape])
+
+
 def _function(host: Writer, spec: Linear, x: Value, bias: Value | None, params: Sequence[Value], target: str) -> Value:
     """One node `recopt::Linear_*`, whose function is shared by all linears of its epilogue, rank and dtype."""
     operands = [x, _weight(host, spec, transposed=False), *([] if bias is None else [bias]), *params]
-    rank, biased = len(spec.shape), bias is not None
+    rank, biased, convolves = len(spec.shape), bias is not None, len(spec.w.shape) > 2
     plain = re.sub(r"\W+", "_", spec.epilogue.replace("(h)", "")).strip("_") or "h"
     if plain != spec.epilogue.replace("(h)", ""):  # not the text itself: tell it from others that read alike
         plain = f"{plain[:24].strip('_')}_{hashlib.sha1(spec.epilogue.encode()).hexdigest()[:8]}"
-    name = f"Linear_{plain}_{rank}d{'' if biased else '_nobias'}{'' if spec.dtype == 'float32' else '_' + spec.dtype}"
+    kind = f"{rank}d{'_channels_second' if convolves else ''}{'' if biased else '_nobias'}"
+    name = f"Linear_{plain}_{kind}{'' if spec.dtype == 'float32' else '_' + spec.dtype}"
 
     def body(inner: OnnxHost, values: list[Value]) -> Value:
         x, w, *rest = values
         offset = [rest.pop(0)] if biased else []
-        if rank == 2 and spec.dtype in FLOATS:
+        if convolves:
+            h = inner.call("Conv", [x, w, *offset], name="h", dtype=spec.dtype)
+        elif rank == 2 and spec.dtype in FLOATS:
             h = inner.call("Gemm", [x, w, *offset], {"transB": 1}, name="h", dtype=spec.dtype)
         else:
             turned = inner.call("Transpose", [w], {"perm": [1, 0]}, name="wt", dtype=spec.dtype)
