@@ -28,6 +28,7 @@ class Source:
     """A leaf with its elements."""
 
     name: str
+    extents: tuple[int, ...]  # with the name what tells leaves apart: equal leaves are one leaf to interned terms
     array: Array = field(compare=False)
 
 
@@ -36,7 +37,7 @@ def source(name: str, *shape: Size, dtype: str = "float32", high: int = 3) -> Te
     extents = [sizes.evaluate(s, SYMBOLS) for s in shape]
     rng = np.random.default_rng(len(name) + sum(extents))
     array = rng.standard_normal(extents) if dtype == "float32" else rng.integers(0, high, extents)
-    return tensor.leaf(Source(name, array), shape, dtype)
+    return tensor.leaf(Source(name, tuple(extents), array), shape, dtype)
 
 
 def value(t: Tensor) -> Array:
