@@ -13,7 +13,7 @@ from recopt.ir.ops import result_type
 from .pairs import N, Source, agree, source, value
 
 SCORES = np.array([[1000.0, 999.0, -1000.0], [-5e4, -5e4, -5e4 - 1], [0.0, -np.inf, 3.0]])
-S = tensor.leaf(Source("s", SCORES), SCORES.shape, "float32")
+S = tensor.leaf(Source("s", SCORES.shape, SCORES), SCORES.shape, "float32")
 
 
 def test_softmax_of_large_scores_does_not_overflow() -> None:

@@ -193,6 +193,6 @@ def test_bound_axes_are_not_captured() -> None:
 
 
 def test_equal_terms_are_one_object() -> None:
-    again = tensor.leaf(Source("x", value(X)), (N, 6), "float32").canonical()
+    again = tensor.leaf(Source("x", value(X).shape, value(X)), (N, 6), "float32").canonical()
     assert again.body is X.canonical().body
     assert single(again.body.monos[0].atoms[0], "float32") is again.body
