@@ -176,11 +176,12 @@ CALLS: dict[str, Callable[..., Any]] = {
 }
 
 
+SAME = {"relu": "Relu", "tanh": "Tanh", "sigmoid": "Sigmoid", "add": "Add", "mul": "Mul", "sub": "Sub",
+        "matmul": "MatMul"}  # fmt: skip
+
+
 class OnnxOps:
     """Appends ONNX nodes, as the TorchScript exporter spells them."""
-
-    SAME = {"relu": "Relu", "tanh": "Tanh", "sigmoid": "Sigmoid", "add": "Add", "mul": "Mul", "sub": "Sub",
-            "matmul": "MatMul"}  # fmt: skip
 
     def __init__(self) -> None:
         self.graph = onnx.GraphProto(name="generated")
@@ -204,8 +205,8 @@ class OnnxOps:
         return name
 
     def call(self, op: str, *args: Any, **attributes: Any) -> Any:
-        if op in self.SAME:
-            return self.node(self.SAME[op], args, max(self.ranks[a] for a in args))
+        if op in SAME:
+            return self.node(SAME[op], args, max(self.ranks[a] for a in args))
         return getattr(self, op)(*args, **attributes)
 
     def linear(self, x: str, w: str, b: str) -> str:
@@ -264,7 +265,7 @@ def onnx_graph(family: Family, nodes: int) -> tuple[onnx.ModelProto, int]:
         g.graph.input.append(helper.make_tensor_value_info(name, kind, ["batch", *shape]))
         g.ranks[name] = len(shape) + 1
     result = family(g, "x", "sequence", "ids", nodes)
-    extents = ["batch", *kinds["x" if g.ranks[result] == 2 else "sequence"]]
+    extents: list[str | int | None] = ["batch", *kinds["x" if g.ranks[result] == 2 else "sequence"]]
     g.graph.output.append(helper.make_tensor_value_info(result, onnx.TensorProto.FLOAT, extents))
     opset = helper.make_opsetid("", 17)
     return helper.make_model(g.graph, opset_imports=[opset], ir_version=9), len(g.graph.node)

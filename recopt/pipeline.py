@@ -24,7 +24,7 @@ from .lower import check_target
 from .passes import PIPELINE
 from .report import Refusal, Report
 from .rewrite import Context
-from .verify import Verdict, feeds, verify_model
+from .verify import Verdict, feeds, index_limits, verify_model
 from .view import text
 
 LEVELS = ("none", "shapes", "rewrites", "model")
@@ -163,10 +163,11 @@ def run(
 
 def _inputs(host: Host, examples: Sequence[Array] | None) -> list[list[Array]]:
     """Inputs of several batch sizes, or of the one that the model is fixed to."""
-    lifted = lift(host)
+    drawn = examples is None and any(v.dtype is not None and "int" in v.dtype for v in host.inputs)
+    limits = index_limits(lift(host)) if drawn else {}
     dynamic = any(not isinstance(s, int) for v in host.inputs for s in v.shape or ())
     batches = BATCHES if dynamic else BATCHES[:1]
-    found = [feeds(lifted, batch, examples, seed) for seed, batch in enumerate(batches)]
+    found = [feeds(host, batch, examples, limits, seed) for seed, batch in enumerate(batches)]
     return found if examples is None else [list(examples), *(found if dynamic else [])]
 
 

@@ -154,14 +154,15 @@ def apply_steps(array: Array, steps: Sequence[Step], symbols: Mapping[str, int])
 # --- the whole model
 
 
-def feeds(lifted: Lifted, batch: int, examples: Sequence[Array] | None, seed: int = 0) -> list[Array]:
+def feeds(
+    host: Host, batch: int, examples: Sequence[Array] | None, limits: Mapping[Value, int], seed: int = 0
+) -> list[Array]:
     """Inputs for a whole model: the examples where their sizes are fixed or given, else random ones: floats from a
-    normal distribution, integers below the size of what they look up."""
+    normal distribution, integers below their limit."""
     rng = np.random.default_rng(seed)
-    limits = _limits(lifted)
     result = []
     symbols = _Symbols(batch)
-    for n, value in enumerate(lifted.host.inputs):
+    for n, value in enumerate(host.inputs):
         if value.shape is None or value.dtype is None:
             if examples is None:
                 raise VerifyError(f"input {value.name} has no known rank: give example inputs")
@@ -205,7 +206,7 @@ def _stretch(example: Array, shape: Sequence[int]) -> Array:
     return example
 
 
-def _limits(lifted: Lifted) -> dict[Value, int]:
+def index_limits(lifted: Lifted) -> dict[Value, int]:
     """For integer inputs: below which number every index that they become stays in range, as far as terms show."""
     limits: dict[Value, int] = {}
     definitions = {id(t): t for t in [*lifted.definition.values(), *lifted.term.values()]}
@@ -266,4 +267,4 @@ def verify_model(
     return worst
 
 
-__all__ = ["Verdict", "apply_steps", "compare", "feeds", "verify_match", "verify_model"]
+__all__ = ["Verdict", "apply_steps", "compare", "feeds", "index_limits", "verify_match", "verify_model"]
