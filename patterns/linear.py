@@ -142,6 +142,8 @@ def _sources_of(lifted: Lifted, term: Poly) -> frozenset[Value]:
 def _composed(lifted: Lifted, found: _Product, product: Poly, root: Value) -> tuple[_Product, Poly]:
     """Two products with nothing between them as one, where that is less work: (x A) B -> x (A B)."""
     while True:
+        if not all(isinstance(p.x.atom, Read) for p in found.contractions):  # products of data stay products of data
+            return found, product
         deeper = _unfold(lifted, product, lifted.definition.get)
         if deeper is product:
             return found, product

@@ -128,6 +128,7 @@ class Lifted:
         self.definition: dict[Value, Tensor] = {}
         self.opaque: dict[Node, str] = {}
         self.order: dict[Value, int] = {}
+        self._local: dict[Node, list[Tensor | None] | None] = {}
         for value in host.inputs:
             self._leaf(value)
         for n, node in enumerate(host.nodes):
@@ -254,7 +255,11 @@ class Lifted:
 
     def local_outputs(self, node: Node) -> list[Tensor | None] | None:
         """All outputs of a node over its own operands. None where even that cannot be stated."""
+        if node not in self._local:
+            self._local[node] = self._local_outputs(node)
+        return self._local[node]
 
+    def _local_outputs(self, node: Node) -> list[Tensor | None] | None:
         def operand(u: Value) -> Tensor:
             seen = self._operand(u)
             return seen if not seen.body.leaves else tensor.alias(u, seen)
