@@ -456,6 +456,8 @@ class OnnxHost(Host):
                 self._forget(gone)
             self._see()
             self._refine(inference)
+        while self._decide():
+            pass
         for node in list(self.nodes):
             if node.op == "Identity":
                 self.replace(node.outputs[0], node.args[0])
@@ -464,10 +466,45 @@ class OnnxHost(Host):
         self.erase_dead()
         remove_unused_functions(model)
 
+    def _decide(self) -> bool:
+        """Conditionals whose condition follows from shapes become the branch that is taken: TorchScript writes
+        a squeeze of one dimension as such. Whether there were any."""
+        rules = Sizes(self._small_constant, self._named)
+        rules.hints(self.nodes)
+        conditions = {node: rules.numbers(node.args[0]) for node in self.nodes if node.op == "If"}
+        decided = {node: found[0] for node, found in conditions.items() if found is not None and len(found) == 1}
+        for node, taken in decided.items():
+            conditional = self._ir_nodes[node]
+            branch = conditional.attributes["then_branch" if taken else "else_branch"].as_graph()
+            results, body = list(branch.outputs), list(branch)
+            branch.outputs.clear()
+            branch.remove(body)
+            for value in list(branch.initializers.values()):
+                branch.initializers.pop(cast(str, value.name))
+                value.name = self._unique(cast(str, value.name))
+                self.model.graph.register_initializer(value)
+            for value in [v for inner in body for v in inner.outputs if v.name]:
+                value.name = self._unique(cast(str, value.name))
+            self.model.graph.insert_before(conditional, body)
+            self._see()
+            for old, new in zip(node.outputs, results, strict=True):
+                self.replace(old, self._values[new])
+        if decided:
+            self._sweep = True
+            self.erase_dead()
+            inference = Inference(self.model)
+            self._types |= inference.run()
+            for view in self._values.values():
+                view.shape, view.dtype = self._types.get(view.name, (view.shape, view.dtype))
+            self._refine(inference)
+        return bool(decided)
+
     def _merge_equal(self) -> None:
         """Common sub-expressions and small equal constants become one."""
         seen: dict[object, Sequence[Value]] = {}
-        for value in [v for v in self._values.values() if v.node is None]:
+        place = {node: n for n, node in enumerate(self.model.graph)}  # what was inlined was seen late, but stands early
+        sources = [v for v in self._values.values() if v.node is None]
+        for value in sorted(sources, key=lambda v: place.get(cast(ir.Node, self._ir_values[v].producer()), -1)):
             stored = self._stored(value)
             if stored is not None and stored.size <= MERGED_LIMIT and stored.dtype != ir.DataType.STRING:
                 first = seen.setdefault((stored.dtype, tuple(stored.shape), stored.tobytes()), [value])[0]

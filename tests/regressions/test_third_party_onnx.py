@@ -68,3 +68,57 @@ def test_the_tool_finds_a_wrong_meaning(monkeypatch: pytest.MonkeyPatch) -> None
     assert disagreements(host, [x]) == []
     monkeypatch.setitem(TABLE, "Relu", TABLE["Abs"])
     assert disagreements(host, [x]) == ["y (Relu): off by 5.0e-01 of the largest magnitude"]
+
+
+@pytest.mark.parametrize(("width", "expected"), [(2, ["Reshape", "Relu"]), (1, ["Squeeze", "Relu"])])
+def test_a_condition_on_a_known_size_is_decided(width: int, expected: list[str]) -> None:
+    """TorchScript's squeeze(1): an If on whether the dimension is 1."""
+
+    def branch(op: str, *more: str) -> Any:
+        out = helper.make_tensor_value_info("same", TensorProto.FLOAT, None)
+        return helper.make_graph([helper.make_node(op, ["x", *more], ["same"])], op, [], [out])
+
+    nodes = [
+        helper.make_node("Shape", ["x"], ["shape"]),
+        helper.make_node("Constant", [], ["one"], value_ints=[1]),
+        helper.make_node("Gather", ["shape", "one"], ["size"]),
+        helper.make_node("Equal", ["size", "one"], ["is_one"]),
+        helper.make_node("Constant", [], ["kept"], value_ints=[-1, 2, 3]),
+        helper.make_node(
+            "If", ["is_one"], ["h"], then_branch=branch("Squeeze", "one"), else_branch=branch("Reshape", "kept")
+        ),
+        helper.make_node("Relu", ["h"], ["y"]),
+    ]
+    host = OnnxHost.load(model_of(nodes, {"x": ["N", width, 3]}, {"y": ["N", width, 3] if width > 1 else ["N", 3]}))
+    host.normalise()
+    host.check()
+    assert [n.op for n in host.nodes] == expected
+    assert not lift(host).opaque
+    x = np.linspace(-1, 1, 4 * width * 3, dtype=np.float32).reshape(4, width, 3)
+    np.testing.assert_array_equal(host.run([x])[0], np.maximum(x if width > 1 else x[:, 0], 0))
+
+
+def test_an_inlined_constant_may_stand_before_its_equal() -> None:
+    def branch(op: str, axes: str) -> Any:
+        out = helper.make_tensor_value_info(f"{op}_out", TensorProto.FLOAT, None)
+        nodes = [
+            helper.make_node("Constant", [], [axes], value_ints=[1]),
+            helper.make_node(op, ["x", axes], [f"{op}_out"]),
+        ]
+        return helper.make_graph(nodes, op, [], [out])
+
+    nodes = [
+        helper.make_node("Shape", ["x"], ["shape"], start=1, end=2),
+        helper.make_node("Constant", [], ["three"], value_ints=[3]),
+        helper.make_node("Equal", ["shape", "three"], ["is_three"]),
+        helper.make_node(
+            "If", ["is_three"], ["h"], then_branch=branch("Unsqueeze", "a"), else_branch=branch("ReduceSum", "b")
+        ),
+        helper.make_node("Constant", [], ["late"], value_ints=[1]),
+        helper.make_node("Unsqueeze", ["h", "late"], ["y"]),
+    ]
+    host = OnnxHost.load(model_of(nodes, {"x": ["N", 3]}, {"y": ["N", 1, 1, 3]}))
+    host.normalise()
+    host.check()
+    x = np.ones((2, 3), np.float32)
+    np.testing.assert_array_equal(host.run([x])[0], x[:, None, None])
