@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from recopt.ir import ops, sizes, tensor
@@ -17,6 +19,10 @@ from recopt.ir.sizes import Size
 from recopt.ir.tensor import Tensor
 
 Array = npt.NDArray[Any]
+
+# RECOPT_FUZZ=20 tries twenty times as many
+EXAMPLES = 60 * int(os.environ.get("RECOPT_FUZZ", "1"))
+QUICK = settings(max_examples=EXAMPLES, deadline=None, print_blob=True, suppress_health_check=list(HealthCheck))
 
 N = sizes.symbol("N")
 BATCH = 5  # what N is where numbers are computed; no other size below

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from recopt.ir import ops, tensor
@@ -12,9 +12,8 @@ from recopt.ir.sizes import Size
 from recopt.ir.tensor import ShapeError
 from recopt.ir.term import coord, substitute
 
-from .pairs import N, Pair, agree, layout, layouts, normal, same, source, value
+from .pairs import QUICK, N, Pair, agree, layout, layouts, normal, same, source, value
 
-QUICK = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 SHAPES: list[tuple[Size, ...]] = [(N, 6), (N, 3, 4), (4, N), (12,), (2, N, 6), (1, 6), ()]
 
 

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from recopt.ir import ops, tensor
 from recopt.ir.tensor import Tensor
 
-from .pairs import N, agree, normal, same, source, value
-
-QUICK = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+from .pairs import QUICK, N, agree, normal, same, source, value
 
 K, M = 12, 6
 X, W, B = source("x", N, K), source("w", M, K), source("b", M)
