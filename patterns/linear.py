@@ -394,11 +394,16 @@ def _whole(lifted: Lifted, parts: Sequence[_Contraction], rows: set[Axis], colum
         if any(is_data(lifted, read.index[n]) for n in inner):
             return None
         positions = np.zeros((1,), dtype=np.int64)
+        inside = np.ones((1,), dtype=bool)
         for n, extent in zip(inner, extents, strict=True):
             index = fold(lifted, Tensor((tuple(part.inner),), read.index[n])).astype(np.int64)
             positions = positions * int(extent) + index
-        np.add.at(w.T, positions, fold(lifted, Tensor((tuple(columns), tuple(part.inner)), part.weight)).T)
-        touched[positions] = True
+            inside = inside & (index >= 0) & (index < int(extent))
+        weight = fold(lifted, Tensor((tuple(columns), tuple(part.inner)), part.weight)).T
+        if weight[~inside].any():  # only a guard, which is 0 there, may let a read leave its tensor
+            return None
+        np.add.at(w.T, positions[inside], weight[inside])
+        touched[positions[inside]] = True
     if not touched.all():
         return None
     fresh = {n: axis(e) for n, e in zip(inner, extents, strict=True)}
