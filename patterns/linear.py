@@ -312,7 +312,7 @@ def _assemble(
             raise No("the activation's constants vary along a batch axis")
         return fold(lifted, Tensor((column_dim,), t))
 
-    text, params = epilogue.text_of(outer, term.axes, per_channel)
+    text, params = epilogue.text_of(outer, per_channel)
     steps = regroup((*row_dims, column_dim), term.dims)
     extent = sum((v.shape[-1] for v in views), start=0)
     x: View | Concat = views[0] if len(views) == 1 else Concat(tuple(views), (*views[0].shape[:-1], sizes.size(extent)))

@@ -7,10 +7,22 @@ fast(*inputs); fast.save("model.onnx")
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from .api import Inspection, Optimized, diff, inspect, optimize
 from .errors import GraphError, LoadError, LowerError, OptionError, RecoptError, VerifyError
 from .load import load
 from .report import Report
+
+
+def onnx_translations() -> dict[Callable[..., Any], Callable[..., Any]]:
+    """The `custom_translation_table` with which `torch.onnx.export(..., dynamo=True)` exports an optimized module to
+    standard operators. Needs onnxscript."""
+    from .lower.translation import onnx_translations as translations  # torch is imported only here
+
+    return translations()
+
 
 __all__ = [
     "GraphError",
@@ -25,5 +37,6 @@ __all__ = [
     "diff",
     "inspect",
     "load",
+    "onnx_translations",
     "optimize",
 ]  # fmt: skip

@@ -10,25 +10,17 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .hosts.base import Array
-from .ir.evaluate import evaluate
 from .ir.functions import FUNCTIONS
 from .ir.rules import FLOATS
-from .ir.tensor import Tensor
 from .ir.term import (
     Atom,
-    Axis,
     Fn,
     Interned,
-    Leaf,
     Mono,
     Poly,
     Read,
     add_all,
-    coord,
     normal_mono,
-    number,
-    read,
-    substitute,
 )
 from .match import No
 
@@ -150,7 +142,7 @@ def _literal(value: float) -> str:
     return repr(float(value))
 
 
-def text_of(term: Poly, axes: tuple[Axis, ...], fold: Callable[[Poly], Array]) -> tuple[str, tuple[Array, ...]]:
+def text_of(term: Poly, fold: Callable[[Poly], Array]) -> tuple[str, tuple[Array, ...]]:
     """The epilogue text of a term over H, and its per-channel parameters. Raises No."""
     printer = Printer(fold)
     text = printer.poly(term)
@@ -158,22 +150,14 @@ def text_of(term: Poly, axes: tuple[Axis, ...], fold: Callable[[Poly], Array]) -
         raise No("an infinite constant in the epilogue")
     if text == "h" or printer.params:
         return text, tuple(printer.params)
-    return named(term, axes) or text, ()
+    return named(text) or text, ()
 
 
-def named(term: Poly, axes: tuple[Axis, ...]) -> str | None:
-    """The catalogue's text for a function of H alone, by evaluating it; None for a function that it does not hold."""
-    single = Axis(0, len(_POINTS))
-
-    def points(_: Leaf) -> Array:
-        return _POINTS
-
-    def at_point(atom: Atom) -> Poly | None:
-        return read(H, [coord(single)], atom.dtype) if isinstance(atom, Read) and atom.leaf is H else None
-
-    line = Tensor(((single,),), substitute(term, {a: number(0) for a in axes}, at_point))
-    values = evaluate(line, points)
-    return next((text for text, candidate in _catalogue(values) if _same(values, candidate)), None)
+def named(text: str) -> str | None:
+    """The catalogue's text for an epilogue without parameters, by evaluating it; None for a function that it does not
+    hold."""
+    values = compute(text, _POINTS, ())
+    return next((known for known, candidate in _catalogue(values) if _same(values, candidate)), None)
 
 
 def _catalogue(values: Array) -> list[tuple[str, Array]]:

@@ -48,6 +48,9 @@ def _linear_fake(
 torch.library.register_fake("recopt::linear", _linear_fake)
 
 
+LINEAR_OPERATOR = torch.ops.recopt.linear.default
+
+
 def linear_call(
     x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None, epilogue: str, params: list[torch.Tensor]
 ) -> torch.Tensor:

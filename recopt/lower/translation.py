@@ -1,0 +1,66 @@
+"""recopt's torch operators for torch's ONNX exporter: an optimized module exports as standard operators."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..hosts.base import Array, Value
+from ..hosts.fx_operators import LINEAR_OPERATOR
+from .onnx_epilogue import emit
+
+OPSET = 18  # what torch's exporter translates to
+
+
+@dataclass
+class _Exporter:
+    """The part of a host that an epilogue writes to, over the operators of onnxscript."""
+
+    operators: Any
+    opset: int = OPSET
+    inputs: Sequence[Value] = ()
+    made: dict[Value, Any] = field(default_factory=dict)
+
+    def value(self, tensor: Any, dtype: str) -> Value:
+        """A handle of one of the exporter's tensors."""
+        handle = Value("", None, dtype)
+        self.made[handle] = tensor
+        return handle
+
+    def call(
+        self,
+        op: str,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        name: str,
+        shape: object = None,
+        dtype: str | None = None,
+        like: Value | None = None,
+    ) -> Value:
+        operands = [None if arg is None else self.made[arg] for arg in args]
+        return self.value(getattr(self.operators, op)(*operands, **(kwargs or {})), dtype or "float32")
+
+    def share_constant(self, array: Array, *, name: str) -> Value:
+        return self.value(array.item(), array.dtype.name)  # the exporter gives a number the type of its neighbour
+
+
+def onnx_translations() -> dict[Callable[..., Any], Callable[..., Any]]:
+    """What `torch.onnx.export(module, args, dynamo=True, custom_translation_table=...)` needs to export an optimized
+    module: `recopt::linear` as MatMul, Add and the operators of its epilogue. Needs onnxscript."""
+    from onnxscript import opset18
+
+    def linear(x: Any, w: Any, b: Any, epilogue: str, params: Sequence[Any]) -> Any:
+        dtype = x.dtype.numpy().name if x.dtype is not None else "float32"
+        h = opset18.MatMul(x, opset18.Transpose(w, perm=[1, 0]))
+        h = h if b is None else opset18.Add(h, b)
+        exporter = _Exporter(opset18)
+        return exporter.made[
+            emit(exporter, epilogue, exporter.value(h, dtype), [exporter.value(p, dtype) for p in params or ()], "y")  # type: ignore[arg-type]
+        ]
+
+    return {LINEAR_OPERATOR: linear}
+
+
+__all__ = ["onnx_translations"]
