@@ -81,7 +81,10 @@ def fold(lifted: Lifted, t: Tensor) -> Array:
         assert isinstance(leaf, Value)
         return lifted.host.constant(leaf)
 
-    return evaluate(t, array)
+    try:
+        return evaluate(t, array)
+    except IndexError as outside:  # a guard that stands elsewhere in the match hid these elements
+        raise No("a constant is read where only a guard allows it: {}", outside) from outside
 
 
 def dead_after(host: Host, root: Value, kept: Sequence[Value]) -> tuple[Node, ...]:
