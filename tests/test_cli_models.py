@@ -141,3 +141,20 @@ def test_no_other_words_on_stderr(model: str) -> None:
 def test_a_target_that_does_not_exist(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["optimize", model, "-o", "out.onnx", "--target", "moon"]) == 2
     assert "no target 'moon' for this model; there are: portable, ort-cpu" in capsys.readouterr().err
+
+
+def test_bisect_finds_a_wrong_lowering(
+    model: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dataclasses import replace
+
+    from recopt import lower
+
+    write = lower.write
+
+    def wrong(host, spec, target):  # type: ignore[no-untyped-def]
+        return write(host, replace(spec, epilogue="h") if "relu0" in spec.name else spec, target)
+
+    monkeypatch.setattr(lower, "write", wrong)
+    assert cli.main(["bisect", model, "--target", "ort-cpu"]) == 1
+    assert "the first wrong one: linear at relu0" in capsys.readouterr().out

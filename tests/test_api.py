@@ -1,0 +1,135 @@
+"""What `optimize` takes and gives: every kind of model, saved and loaded again, nothing mutated, errors named."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir
+import pytest
+import torch
+from models import Named, onnx_tower, tower
+from torch.testing import assert_close
+
+import recopt
+from recopt.errors import LoadError, OptionError
+
+X = torch.randn(5, 16, generator=torch.Generator().manual_seed(1))
+DENSE, ITEM = torch.randn(3, 6), torch.randn(3, 8)
+
+
+def test_a_module_without_inputs_is_captured_at_its_first_call() -> None:
+    model = tower(2)
+    fast = recopt.optimize(model)
+    for read in (lambda: fast.report, lambda: fast.model, lambda: fast.diff(), lambda: fast.save("x.pt2")):
+        with pytest.raises(OptionError, match="not captured yet"):
+            read()
+    assert_close(fast(X), model(X))
+    assert fast.report.counts() == {"linear": 2}
+    assert_close(fast(X[:1]), model(X[:1]))
+
+
+def test_inputs_by_name_and_results_in_their_structure() -> None:
+    model = Named().eval()
+    fast = recopt.optimize(model, {"dense": DENSE, "item": ITEM})
+    for n in (1, 3):
+        found, wanted = fast(dense=DENSE[:n], item=ITEM[:n]), model(DENSE[:n], ITEM[:n])
+        assert list(found) == ["score", "item"]
+        assert_close(found, wanted)
+
+
+def test_an_exported_program_and_its_file(tmp_path: Path) -> None:
+    model = tower(2)
+    program = torch.export.export(model, (X,), dynamic_shapes=({0: torch.export.Dim("n")},))
+    torch.export.save(program, tmp_path / "in.pt2")
+    for given in (program, tmp_path / "in.pt2", str(tmp_path / "in.pt2")):
+        fast = recopt.optimize(given)
+        assert fast.report.counts() == {"linear": 2}
+        assert_close(fast(X[:2]), model(X[:2]))
+
+
+def test_every_form_of_an_onnx_model(tmp_path: Path) -> None:
+    proto = onnx_tower(2)
+    onnx.save(proto, tmp_path / "in.onnx")
+    x = X.numpy()
+    wanted = recopt.optimize(proto, passes=[], verify="none")(x)[0]
+    for given in (proto, tmp_path / "in.onnx", str(tmp_path / "in.onnx"), onnx_ir.from_proto(proto)):
+        fast = recopt.optimize(given, target="ort-cpu")
+        assert fast.report.counts() == {"linear": 2}
+        np.testing.assert_allclose(fast(x)[0], wanted, rtol=1.3e-6, atol=1e-5)
+        assert isinstance(fast.model, onnx_ir.Model) and isinstance(fast.to_proto(), onnx.ModelProto)
+
+
+def test_what_is_given_is_not_changed() -> None:
+    model = tower(2)
+    state, text = copy.deepcopy(model.state_dict()), repr(model)
+    recopt.optimize(model, (X,))
+    assert repr(model) == text and all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+    proto = onnx_tower(2)
+    before = proto.SerializeToString(deterministic=True)
+    recopt.optimize(proto, target="ort-cpu")
+    assert proto.SerializeToString(deterministic=True) == before
+    ir = onnx_ir.from_proto(proto)
+    recopt.optimize(ir, target="ort-cpu")
+    assert onnx_ir.to_proto(ir).SerializeToString(deterministic=True) == onnx_ir.to_proto(
+        onnx_ir.from_proto(proto)
+    ).SerializeToString(deterministic=True)
+
+
+@pytest.mark.parametrize("target", ["portable", "ort-cpu", "recopt"])
+def test_onnx_saved_and_loaded(target: str, tmp_path: Path) -> None:
+    fast = recopt.optimize(onnx_tower(2), target=target)
+    fast.save(tmp_path / "out.onnx")
+    again = recopt.optimize(tmp_path / "out.onnx", passes=[], verify="none")
+    np.testing.assert_array_equal(again(X.numpy())[0], fast(X.numpy())[0])
+    assert [p.name for p in tmp_path.iterdir()] == ["out.onnx"]
+
+
+def test_pt2_saved_and_loaded(tmp_path: Path) -> None:
+    model = tower(2)
+    recopt.optimize(model, (X,)).save(tmp_path / "out.pt2")
+    loaded = torch.export.load(tmp_path / "out.pt2").module()
+    assert_close(loaded(X[:2]), model(X[:2]))
+    assert_close(recopt.optimize(tmp_path / "out.pt2")(X), model(X))
+
+
+def test_a_file_is_saved_whole_where_it_was_asked_for_or_not_at_all(tmp_path: Path) -> None:
+    fast = recopt.optimize(onnx_tower(1), target="ort-cpu")
+    with pytest.raises(OptionError, match=r"saved as \.onnx"):
+        fast.save(tmp_path / "out.pt2")
+    (tmp_path / "out.onnx").write_text("mine")
+    with pytest.raises(OptionError, match="exists already"):
+        fast.save(tmp_path / "out.onnx", force=False)
+    assert (tmp_path / "out.onnx").read_text() == "mine" and len(list(tmp_path.iterdir())) == 1
+    with pytest.raises(OptionError, match="to_proto"):
+        recopt.optimize(tower(1), (X,)).to_proto()
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "error"),
+    [
+        (object(), {}, LoadError),
+        ("nowhere.onnx", {}, LoadError),
+        ("nowhere.pt2", {}, LoadError),
+        (onnx_tower(1), {"dynamic_shapes": {}}, OptionError),
+        (tower(1), {"example_inputs": (X, X)}, LoadError),
+        (tower(1), {"example_inputs": 3}, LoadError),
+    ],
+)
+def test_what_cannot_be_optimized_is_named(model: Any, options: dict[str, Any], error: type[Exception]) -> None:
+    with pytest.raises(error) as found:
+        recopt.optimize(model, **options)
+    assert "\n" not in str(found.value)
+
+
+def test_inspect_and_report_as_data() -> None:
+    seen = recopt.inspect(onnx_tower(2))
+    assert [name for name, _, _ in seen.blocks] == ["linear", "linear"]
+    assert seen.operators == {"MatMul": 2, "Add": 2, "Relu": 2}
+    assert seen.parameters == 2 * (16 * 16 + 16) and seen.flops == 2 * 2 * 16 * 16
+    report = recopt.optimize(onnx_tower(2), target="ort-cpu").report
+    assert recopt.Report.from_json(report.to_json()) == report
+    assert (report.nodes_before, report.nodes_after) == (6, 2)
