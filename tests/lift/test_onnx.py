@@ -157,9 +157,14 @@ IDS = x(7, 4, dtype="int64", low=-11, high=11)
 IMAGE = x(7, 6, 8, 9)
 
 CASES: list[Case] = [
-    *[Case(op, [U]) for op in ("Abs Atan Asinh Ceil Cos Cosh Erf Exp Floor HardSwish Mish Neg Relu Round Sigmoid Sign "
-                               "Sin Sinh Softplus Softsign Tan Tanh Identity Gelu Elu Celu Selu LeakyRelu HardSigmoid "
-                               "ThresholdedRelu Shrink Size Shape Reciprocal").split()],
+    *[
+        Case(op, [U])
+        for op in (
+            "Abs Atan Asinh Ceil Cos Cosh Erf Exp Floor HardSwish Mish Neg Relu Round Sigmoid Sign "
+            "Sin Sinh Softplus Softsign Tan Tanh Identity Gelu Elu Celu Selu LeakyRelu HardSigmoid "
+            "ThresholdedRelu Shrink Size Shape Reciprocal"
+        ).split()
+    ],
     *[Case(op, [POSITIVE]) for op in ("Log", "Sqrt")],
     *[Case(op, [UNIT]) for op in ("Acos", "Asin", "Atanh")],
     Case("Acosh", [x(7, 5, low=1.1, high=4)]),
@@ -176,8 +181,10 @@ CASES: list[Case] = [
     *[Case(op, [U, x(7, 1), x(5)]) for op in ("Sum", "Mean", "Max", "Min")],
     *[Case(op, [INTS, x(5, dtype="int64")]) for op in "Add Sub Mul Equal Less Max Min".split()],
     *[Case(op, [BOOLS, x(5, dtype="bool")]) for op in ("And", "Or", "Xor", "Equal")],
-    *[Case(op, [x(7, 5, dtype="int32", high=99), x(5, dtype="int32", high=99)])
-      for op in ("BitwiseAnd", "BitwiseOr", "BitwiseXor")],
+    *[
+        Case(op, [x(7, 5, dtype="int32", high=99), x(5, dtype="int32", high=99)])
+        for op in ("BitwiseAnd", "BitwiseOr", "BitwiseXor")
+    ],
     Case("BitwiseNot", [x(7, 5, dtype="int32")]),
     Case("BitwiseNot", [x(7, 5, dtype="uint8", low=0, high=255)]),
     Case("BitShift", [x(7, 5, dtype="uint8", low=0, high=255), k(3, dtype="uint8")], {"direction": "LEFT"}),
@@ -324,8 +331,10 @@ CASES: list[Case] = [
     Case("Einsum", [x(7, 4, 5), x(7, 3, 5)], {"equation": "...ij,...kj->...ik"}),
     Case("Einsum", [x(5, 5)], {"equation": "ii->i"}),
     Case("Einsum", [x(7, 5), x(7, 5)], {"equation": "bi, bj"}),
-    Case("MatMulInteger", [x(7, 5, dtype="uint8", low=0, high=9), x(5, 3, dtype="int8"), k(3, dtype="uint8"),
-                           K(np.array(1, np.int8))]),
+    Case(
+        "MatMulInteger",
+        [x(7, 5, dtype="uint8", low=0, high=9), x(5, 3, dtype="int8"), k(3, dtype="uint8"), K(np.array(1, np.int8))],
+    ),
     Case("Conv", [IMAGE, K(x(4, 6, 1, 1)), K(x(4))]),
     Case("Conv", [IMAGE, K(x(4, 6, 3, 2))], {"pads": [1, 0, 2, 1], "strides": [2, 1], "dilations": [1, 2]}),
     Case("Conv", [x(7, 6, 9), K(x(4, 3, 3)), K(x(4))], {"group": 2, "auto_pad": "SAME_UPPER", "strides": [2]}),
@@ -338,12 +347,18 @@ CASES: list[Case] = [
     Case("GlobalAveragePool", [IMAGE]),
     Case("GlobalMaxPool", [IMAGE]),
     # reductions
-    *[Case(f"Reduce{r}", [x(7, 4, 5, low=0.1)]) for r in
-      "Sum Mean Max Min Prod L1 L2 LogSum LogSumExp SumSquare".split()],
-    *[Case(f"Reduce{r}", [x(7, 4, 5, low=0.1), k(1, -1)], {"keepdims": 0}) for r in
-      "Sum Mean Max Min Prod L1 L2 LogSum LogSumExp SumSquare".split()],
-    *[Case(f"Reduce{r}", [x(7, 4, 5, low=0.1)], {"axes": [0, 2]}, opset=11) for r in
-      "Sum Mean Max Min Prod L1 L2 LogSum LogSumExp SumSquare".split()],
+    *[
+        Case(f"Reduce{r}", [x(7, 4, 5, low=0.1)])
+        for r in "Sum Mean Max Min Prod L1 L2 LogSum LogSumExp SumSquare".split()
+    ],
+    *[
+        Case(f"Reduce{r}", [x(7, 4, 5, low=0.1), k(1, -1)], {"keepdims": 0})
+        for r in "Sum Mean Max Min Prod L1 L2 LogSum LogSumExp SumSquare".split()
+    ],
+    *[
+        Case(f"Reduce{r}", [x(7, 4, 5, low=0.1)], {"axes": [0, 2]}, opset=11)
+        for r in "Sum Mean Max Min Prod L1 L2 LogSum LogSumExp SumSquare".split()
+    ],
     Case("ReduceSum", [INTS, k(1)], opset=13),
     Case("ReduceSum", [U, k()], {"noop_with_empty_axes": 1}),
     Case("ReduceSum", [U], {"noop_with_empty_axes": 1}),
@@ -374,49 +389,97 @@ CASES: list[Case] = [
     Case("LpNormalization", [U], {"p": 1, "axis": 0}),
     Case("MeanVarianceNormalization", [IMAGE], tolerance=(1e-5, 1e-5)),
     Case("Attention", [x(7, 3, 4, 8), x(7, 3, 5, 8), x(7, 3, 5, 6)], opset=23),
-    Case("Attention", [x(7, 4, 24), x(7, 5, 8), x(7, 5, 8)], {"q_num_heads": 3, "kv_num_heads": 1, "scale": 0.3},
-         opset=23),
+    Case(
+        "Attention",
+        [x(7, 4, 24), x(7, 5, 8), x(7, 5, 8)],
+        {"q_num_heads": 3, "kv_num_heads": 1, "scale": 0.3},
+        opset=23,
+    ),
     Case("Attention", [x(7, 3, 4, 8), x(7, 3, 5, 8), x(7, 3, 5, 8), x(4, 5)], {"softcap": 2.0}, opset=23),
     Case("Attention", [x(7, 3, 4, 8), x(7, 3, 4, 8), x(7, 3, 4, 8)], {"is_causal": 1}, opset=23),
     Case("Attention", [x(7, 3, 4, 8), x(7, 3, 5, 8), x(7, 3, 5, 8), K(np.tril(np.ones((4, 5), bool)))], opset=23),
     # contrib
-    *[Case("com.microsoft::FusedGemm", [U, K(x(5, 3)), K(x(3))], {"activation": a, "alpha": 0.5, **p}) for a, p in (
-        ("Relu", {}), ("Sigmoid", {}), ("Tanh", {}), ("Softsign", {}), ("Softplus", {}),
-        ("LeakyRelu", {"activation_alpha": 0.2}), ("Elu", {"activation_alpha": 0.7}),
-        ("HardSigmoid", {"activation_alpha": 0.2, "activation_beta": 0.5}),
-        ("HardSigmoid", {"activation_alpha": 1 / 6, "activation_beta": 0.5}),
-        ("Selu", {"activation_alpha": 1.6732632, "activation_gamma": 1.050701}),
-    )],
+    *[
+        Case("com.microsoft::FusedGemm", [U, K(x(5, 3)), K(x(3))], {"activation": a, "alpha": 0.5, **p})
+        for a, p in (
+            ("Relu", {}),
+            ("Sigmoid", {}),
+            ("Tanh", {}),
+            ("Softsign", {}),
+            ("Softplus", {}),
+            ("LeakyRelu", {"activation_alpha": 0.2}),
+            ("Elu", {"activation_alpha": 0.7}),
+            ("HardSigmoid", {"activation_alpha": 0.2, "activation_beta": 0.5}),
+            ("HardSigmoid", {"activation_alpha": 1 / 6, "activation_beta": 0.5}),
+            ("Selu", {"activation_alpha": 1.6732632, "activation_gamma": 1.050701}),
+        )
+    ],
     Case("com.microsoft::FusedGemm", [U, K(x(3, 5))], {"activation": "Relu", "transB": 1}),
     Case("com.microsoft::FusedMatMul", [x(7, 5, 4), x(7, 3, 5)], {"transA": 1, "transB": 1, "alpha": 0.3}),
     Case("com.microsoft::TransposeMatMul", [x(7, 5, 4), x(7, 3, 5)], {"transA": 1, "transB": 1, "alpha": 0.3}),
     Case("com.microsoft::FusedConv", [IMAGE, K(x(4, 6, 3, 3)), K(x(4))], {"activation": "Relu", "pads": [1, 1, 1, 1]}),
-    Case("com.microsoft::FusedConv", [IMAGE, K(x(4, 6, 1, 1)), K(x(4))],
-         {"activation": "Clip", "activation_params": [0.0, 6.0]}),
+    Case(
+        "com.microsoft::FusedConv",
+        [IMAGE, K(x(4, 6, 1, 1)), K(x(4))],
+        {"activation": "Clip", "activation_params": [0.0, 6.0]},
+    ),
     Case("com.microsoft::BiasGelu", [U, K(x(5))]),
     Case("com.microsoft::FastGelu", [U, K(x(5))], tolerance=(1e-4, 1e-5)),
     Case("com.microsoft::FastGelu", [U], tolerance=(1e-4, 1e-5)),
     Case("com.microsoft::Gelu", [U]),
     Case("com.microsoft::QuickGelu", [U]),
     Case("com.microsoft::QuickGelu", [U], {"alpha": 1.0}),
-    Case("com.microsoft::SkipLayerNormalization", [x(7, 4, 8), x(7, 4, 8), K(x(8)), K(x(8)), K(x(8))],
-         {"epsilon": 1e-5}, outputs=4, compared=(0, 3)),
+    Case(
+        "com.microsoft::SkipLayerNormalization",
+        [x(7, 4, 8), x(7, 4, 8), K(x(8)), K(x(8)), K(x(8))],
+        {"epsilon": 1e-5},
+        outputs=4,
+        compared=(0, 3),
+    ),
     Case("com.microsoft::SkipSimplifiedLayerNormalization", [x(7, 4, 8), x(7, 4, 8), K(x(8))], {"epsilon": 1e-5}),
-    Case("com.microsoft::MultiHeadAttention", [*(x(7, 4, 24, low=-1, high=1) for _ in "qkv"), K(x(72))],
-         {"num_heads": 3}),
-    Case("com.microsoft::MultiHeadAttention", [x(7, 4, 24), x(7, 5, 24), x(7, 5, 24), None, None, x(7, 3, 4, 5)],
-         {"num_heads": 3, "scale": 0.2}),
-    *[Case("com.microsoft::Attention", [x(7, 4, 8, low=-1, high=1), K(x(8, 24, low=-1, high=1)), K(x(24))],
-           {"num_heads": 2, **a}) for a in ({}, {"unidirectional": 1}, {"scale": 0.7})],
+    Case(
+        "com.microsoft::MultiHeadAttention", [*(x(7, 4, 24, low=-1, high=1) for _ in "qkv"), K(x(72))], {"num_heads": 3}
+    ),
+    Case(
+        "com.microsoft::MultiHeadAttention",
+        [x(7, 4, 24), x(7, 5, 24), x(7, 5, 24), None, None, x(7, 3, 4, 5)],
+        {"num_heads": 3, "scale": 0.2},
+    ),
+    *[
+        Case(
+            "com.microsoft::Attention",
+            [x(7, 4, 8, low=-1, high=1), K(x(8, 24, low=-1, high=1)), K(x(24))],
+            {"num_heads": 2, **a},
+        )
+        for a in ({}, {"unidirectional": 1}, {"scale": 0.7})
+    ],
     Case("com.microsoft::BiasAdd", [x(7, 4, 8), K(x(8)), x(7, 4, 8)], truth=lambda a, b, s: a + b + s),
-    Case("com.microsoft::BiasSplitGelu", [x(7, 4, 6), K(x(6))],
-         truth=lambda a, b: (a + b)[..., :3] * FUNCTIONS["gelu"]((a + b)[..., 3:])),
-    Case("com.microsoft::BiasSoftmax", [x(7, 4, 6), K(x(4, 6))], {"axis": 2, "is_inner_broadcast": 1},
-         truth=lambda a, b: np.exp(a + b) / np.exp(a + b).sum(2, keepdims=True)),
-    Case("com.microsoft::FusedMatMulActivation", [U, K(x(5, 3))], {"alpha": 0.5, "activation": "Tanh"},
-         truth=lambda a, b: np.tanh(0.5 * a @ b)),
-    *[Case("com.microsoft::GroupNorm", [x(7, 3, 2, 6), K(x(6)), K(x(6))], {"groups": 3, "activation": a},
-           truth=lambda v, w, b, a=a: channels_last(v, w, b, a)) for a in (0, 1)],
+    Case(
+        "com.microsoft::BiasSplitGelu",
+        [x(7, 4, 6), K(x(6))],
+        truth=lambda a, b: (a + b)[..., :3] * FUNCTIONS["gelu"]((a + b)[..., 3:]),
+    ),
+    Case(
+        "com.microsoft::BiasSoftmax",
+        [x(7, 4, 6), K(x(4, 6))],
+        {"axis": 2, "is_inner_broadcast": 1},
+        truth=lambda a, b: np.exp(a + b) / np.exp(a + b).sum(2, keepdims=True),
+    ),
+    Case(
+        "com.microsoft::FusedMatMulActivation",
+        [U, K(x(5, 3))],
+        {"alpha": 0.5, "activation": "Tanh"},
+        truth=lambda a, b: np.tanh(0.5 * a @ b),
+    ),
+    *[
+        Case(
+            "com.microsoft::GroupNorm",
+            [x(7, 3, 2, 6), K(x(6)), K(x(6))],
+            {"groups": 3, "activation": a},
+            truth=lambda v, w, b, a=a: channels_last(v, w, b, a),
+        )
+        for a in (0, 1)
+    ],
 ]
 
 
@@ -435,8 +498,16 @@ def test_every_operator_has_a_case() -> None:
 
 
 REFUSED: list[tuple[str, Case]] = [
-    ("training mode", Case("BatchNormalization", [IMAGE, K(x(6)), K(x(6)), K(x(6)), K(x(6, low=0.1))],
-                           {"training_mode": 1}, opset=15, outputs=3)),
+    (
+        "training mode",
+        Case(
+            "BatchNormalization",
+            [IMAGE, K(x(6)), K(x(6)), K(x(6)), K(x(6, low=0.1))],
+            {"training_mode": 1},
+            opset=15,
+            outputs=3,
+        ),
+    ),
     ("outside", Case("Slice", [U, k(0), k(3), k(0)])),
     ("outside", Case("Slice", [U, k(-2), k(2**63 - 1), k(0)])),
     ("strided", Case("Slice", [U, k(0), k(2**63 - 1), k(0), k(2)])),
