@@ -48,7 +48,7 @@ from recopt.views import arrange, held_by, regroup, sliced
 name = "linear"
 operator = "recopt::linear"
 
-MAX_SOURCES = 6  # contractions that one value may combine
+MAX_SOURCES = 64  # contractions that one value may combine
 
 
 # --- where to look ---
