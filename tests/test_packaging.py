@@ -20,8 +20,12 @@ LINKS = {"passes", "patterns"}  # recopt/<name> links to <name>
 # Run without the checkout on the path: `where` holds what was installed.
 IMPORT = """
 import site, sys
-site.addsitedir({where!r})
+# The environment may hold an editable install of its own, whose finder goes before any path.
+sys.meta_path[:] = [f for f in sys.meta_path if "__editable__" not in getattr(f, "__module__", "")]
+for name in [n for n in sys.modules if n.startswith("__editable__")]:
+    del sys.modules[name]
 sys.path.insert(0, {where!r})
+site.addsitedir({where!r})
 import recopt.cli, recopt.passes, recopt.patterns, recopt.view.text
 for module in (recopt.cli, recopt.passes, recopt.patterns):
     assert module.__file__ and module.__file__.startswith({prefix!r}), module.__file__

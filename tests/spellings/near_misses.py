@@ -54,6 +54,13 @@ def _swap(x: Tensor) -> Tensor:
     return x.transpose(-1, -2)
 
 
+def _rank_ones(m: Any, x: Tensor) -> Tensor:
+    y = m.bias
+    for k in range(K):
+        y = y + x[..., k : k + 1] * m.weight_t[k]
+    return y  # type: ignore[no-any-return]
+
+
 def _linear(m: Any, x: Tensor) -> Tensor:
     return F.linear(x, m.weight, m.bias)
 
@@ -105,6 +112,7 @@ def _buffer_written(m: Any, x: Tensor) -> Tensor:
 
 NEAR_MISSES: dict[str, NearMiss] = {
     # the bias
+    "sum_of_rank_ones": _near(_rank_ones, note="a sum written out term by term is not recognised yet"),
     "bias_widens": _near(lambda m, x: F.relu(x @ m.weight.T + m.bias_31n), "rank", note="[3,1,N] makes [3,B,N]"),
     "bias_widens_by_one": _near(lambda m, x: F.relu(x @ m.weight.T + m.bias_11n), note="[1,1,N] makes [1,B,N]"),
     "bias_per_step": _near(lambda m, x: F.relu(x @ m.weight.T + m.bias_tn), "bias", rank=3, note="[T,N]"),

@@ -41,13 +41,6 @@ def _one_dot_per_output(m: Any, x: Tensor) -> Tensor:
     return torch.stack([(x * w).sum(-1) for w in m.weight.unbind(0)], dim=-1) + m.bias  # type: ignore[no-any-return]
 
 
-def _rank_ones(m: Any, x: Tensor) -> Tensor:
-    y = m.bias
-    for k in range(K):
-        y = y + x[..., k : k + 1] * m.weight_t[k]
-    return y  # type: ignore[no-any-return]
-
-
 def _batch_norm(m: Any, h: Tensor) -> Tensor:
     return F.batch_norm(h, m.mean, m.var, m.gamma, m.beta, training=False, eps=EPS)
 
@@ -129,7 +122,6 @@ PRODUCTS: dict[str, Spelling] = {
     "mul_mean_times_k": S(lambda m, x: (x.unsqueeze(-2) * m.weight).mean(-1) * K + m.bias),
     "expand_mul_sum": S(lambda m, x: (x.unsqueeze(-2).expand(*x.shape[:-1], N, K) * m.weight).sum(dim=-1) + m.bias),
     "one_dot_per_output": S(_one_dot_per_output),
-    "sum_of_rank_ones": S(_rank_ones),
     # convolutions of width one
     "conv1d_single": S(lambda m, x: F.conv1d(x[:, :, None], m.conv1, m.bias).squeeze(2), ranks=(2,)),
     "conv1d_over_time": S(lambda m, x: F.conv1d(_swap(x), m.conv1, m.bias).transpose(1, 2), ranks=(3,)),
