@@ -10,7 +10,7 @@ from .functions import BOOLEAN
 from .rules import FLOATS, WIDTH, fn
 from .sizes import Size
 from .tensor import Dim, ShapeError, Tensor, aligned, new_dims, ravel, retyped, unravel
-from .term import Axis, Poly, add_all, coord, guard, mul, number, reduce, scale, substitute, sum_over
+from .term import Axis, Poly, guard, mul, number, reduce, scale, substitute, sum_over
 from .term import add as add_terms
 
 
@@ -288,13 +288,3 @@ def convolution(
     if bias is None:
         return y
     return add(y, tensor.reshape(bias, [outputs, *[1] * len(spatial)]))
-
-
-def total_of(terms: Sequence[Poly], dtype: str) -> Poly:
-    """The sum of any number of terms."""
-    return add_all(list(terms), dtype)
-
-
-def position(ax: Axis) -> Poly:
-    """The coordinate along an axis."""
-    return coord(ax)
