@@ -1,5 +1,5 @@
-"""The four example models on a GPU: wall time of eager PyTorch and of what recopt makes of it, each also as a CUDA graph,
-with the largest error of both against float64. Run from the repository: `python benchmarks/models_gpu.py`."""
+"""The four example models on a GPU: wall time of eager PyTorch and of what recopt makes of it, as they are and as CUDA
+graphs, with the largest error of both against float64. Run from the repository: `python benchmarks/models_gpu.py`."""
 
 from __future__ import annotations
 
