@@ -53,9 +53,8 @@ def wall(function: Callable[[], Any], rounds: int = 60) -> float:
 def main() -> None:
     """Print a row for each model and batch."""
     torch.backends.cuda.matmul.allow_tf32 = False
-    print(
-        f"{torch.cuda.get_device_name()}, torch {torch.__version__}; wall us: eager, recopt; as CUDA graphs: eager, recopt"
-    )
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
+    print("wall us: eager, recopt; as CUDA graphs: eager, recopt")
     for name in MODELS:
         example = importlib.import_module(f"examples.{name}")
         model = example.model().cuda()
