@@ -9,15 +9,16 @@ sliced sums, column pieces, a bias through a column of ones: all fold into one W
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from recopt import epilogue
+from recopt.contractions import expand, is_contraction, sources, sources_of, unfold, weighs_columns
 from recopt.cost import nominal
 from recopt.epilogue import H
-from recopt.fused import Concat, Linear, View
+from recopt.fused import Concat, Linear, Slice, View
 from recopt.hosts.base import Array, Value
 from recopt.ir import sizes
 from recopt.ir.rules import FLOATS
@@ -25,6 +26,7 @@ from recopt.ir.tensor import Dim, Tensor
 from recopt.ir.term import (
     Atom,
     Axis,
+    Leaf,
     Mono,
     Poly,
     Read,
@@ -41,14 +43,12 @@ from recopt.ir.term import (
     sum_over,
 )  # fmt: skip
 from recopt.lift.base import Lifted
-from recopt.match import MAX_FOLDED, Match, No, constant_leaf, dead_after, fold, is_data, reads_fed
+from recopt.match import MAX_FOLDED, Match, No, dead_after, fold, is_data, reads_fed
 from recopt.preactivation import pre_activations
-from recopt.views import arrange, held_by, regroup, sliced
+from recopt.views import Held, arrange, held_by, regroup, sliced
 
 name = "linear"
 operator = "recopt::linear"
-
-MAX_SOURCES = 64  # contractions that one value may combine
 
 
 # --- where to look ---
@@ -56,42 +56,17 @@ MAX_SOURCES = 64  # contractions that one value may combine
 
 def roots(lifted: Lifted) -> list[Value]:
     """The values that are pointwise functions of contractions and constants, last first: a longer match is met before
-    those inside it."""
-    reach: dict[Value, frozenset[Value] | None] = {}
+    those inside it. What an operator that is not understood makes of one is among them, to be refused."""
+    reach: dict[Leaf, frozenset[Value] | None] = {}
     found = []
     for node in lifted.host.nodes:
         for value in node.outputs:
-            reach[value] = _sources(lifted, value, reach)
-            if reach[value]:
+            reach[value] = sources(lifted, value, reach)
+            if reach[value] and value.dtype in FLOATS | {"bool"}:
                 found.append(value)
+        if node in lifted.opaque and any(reach.get(v) for v in node.inputs):
+            found += node.outputs[:1]
     return found[::-1]
-
-
-def _sources(lifted: Lifted, value: Value, reach: dict[Value, frozenset[Value] | None]) -> frozenset[Value] | None:
-    """The contractions that a value is a pointwise function of; None where it is something else too."""
-    t = lifted.definition.get(value)
-    if t is None or t.dtype not in FLOATS | {"bool"} or lifted.host.is_constant(value):
-        return None
-    if is_contraction(lifted, value):
-        return frozenset((value,))
-    union: frozenset[Value] = frozenset()
-    for leaf in t.body.leaves:
-        if constant_leaf(lifted, leaf):
-            continue
-        inner = reach.get(leaf) if isinstance(leaf, Value) else None
-        if inner is None:
-            return None
-        union |= inner
-    return union if len(union) <= MAX_SOURCES and not any(m.axes for m in t.body.monos) else None
-
-
-def is_contraction(lifted: Lifted, value: Value) -> bool:
-    """Whether a value is a leaf whose definition sums data against weights."""
-    t = lifted.definition.get(value)
-    if t is None or t.dtype not in FLOATS or lifted.term[value].body is t.body:
-        return False
-    sums = [m for m in t.body.monos if m.axes]
-    return any(is_data(lifted, a) for m in sums for a in m.atoms)
 
 
 # --- the match ---
@@ -106,37 +81,40 @@ def match(lifted: Lifted, root: Value) -> Match | None:
 
 
 def _match(lifted: Lifted, root: Value) -> Match | None:
+    if root.node in lifted.opaque:
+        raise No("{} is not understood: {}", root.node.op, lifted.opaque[root.node])
     term = lifted.term[root] if lifted.term[root].body.atom is None else lifted.definition[root]
     if is_contraction(lifted, root):
         term = lifted.term[root]
-    whole = _expand(lifted, term.body)
+    whole = expand(lifted, term.body)
     if not is_data(lifted, whole):
         return None
     refused: No | None = None
     for candidate, outer in pre_activations(lifted, whole):
         joined: Match | None = None
         for define in (lifted.definition.get, lifted.local):  # seen through layout, then as the graph has it
-            product = _unfold(lifted, candidate, define)
+            product = unfold(lifted, candidate, define)
             try:
                 parts = _contractions(lifted, product, root)
                 if parts is None:
                     return None
                 if define != lifted.local:
                     parts, product = _composed(lifted, parts, product, root)
-                found = _assemble(lifted, root, term, product, parts, outer, _sources_of(lifted, candidate))
+                found = _assemble(lifted, root, term, product, parts, outer, sources_of(lifted, candidate))
             except No as why:
                 refused = refused or why
                 continue
+            if found.spec.epilogue == "h" and len(product.monos) == 1 and not product.monos[0].axes:
+                return None  # a multiplication by constants, which is as good as a product of width one
             if not isinstance(found.spec.x, Concat):
                 return found
             joined = joined or found  # pieces that the graph may hold joined already
         if joined is not None:
             return joined
+    inside = sources_of(lifted, whole)
+    if not any(is_contraction(lifted, v) for v in inside) or (refused is None and len(inside) > 1):
+        return None  # nobody takes a scaled column, a gate or a concat for a linear
     raise refused or No("{} is no function of one scaled product", root.name)
-
-
-def _sources_of(lifted: Lifted, term: Poly) -> frozenset[Value]:
-    return frozenset(v for v in term.leaves if isinstance(v, Value) and not constant_leaf(lifted, v))
 
 
 def _composed(lifted: Lifted, found: _Product, product: Poly, root: Value) -> tuple[_Product, Poly]:
@@ -144,7 +122,7 @@ def _composed(lifted: Lifted, found: _Product, product: Poly, root: Value) -> tu
     while True:
         if not all(isinstance(p.x.atom, Read) for p in found.contractions):  # products of data stay products of data
             return found, product
-        deeper = _unfold(lifted, product, lifted.definition.get)
+        deeper = unfold(lifted, product, lifted.definition.get)
         if deeper is product:
             return found, product
         try:
@@ -168,34 +146,6 @@ def _work(found: _Product) -> float:
 
 def _weight_axes(lifted: Lifted, mono: Mono) -> set[Axis]:
     return set().union(*(a.axes_read for a in mono.atoms if not is_data(lifted, a)))
-
-
-def _expand(lifted: Lifted, term: Poly) -> Poly:
-    """`term` over contractions and constants: the definitions of everything between are put in."""
-
-    def inner(atom: Atom) -> Poly | None:
-        if not isinstance(atom, Read) or not isinstance(atom.leaf, Value) or constant_leaf(lifted, atom.leaf):
-            return None
-        if is_contraction(lifted, atom.leaf):
-            return None
-        t = lifted.definition.get(atom.leaf)
-        return None if t is None or t.body.atom is atom else _expand(lifted, t.at(list(atom.index)))
-
-    return term if all(is_contraction(lifted, v) for v in _sources_of(lifted, term)) else substitute(term, {}, inner)
-
-
-def _unfold(lifted: Lifted, term: Poly, define: Callable[[Value], Tensor | None]) -> Poly:
-    """`term` with every contraction spelled out over what it reads."""
-
-    products = {v for v in _sources_of(lifted, term) if is_contraction(lifted, v)}
-
-    def inner(atom: Atom) -> Poly | None:
-        if isinstance(atom, Read) and atom.leaf in products:
-            spelled = define(atom.leaf)
-            return None if spelled is None else spelled.at(list(atom.index))
-        return None
-
-    return substitute(term, {}, inner) if products else term
 
 
 # --- the product: x, W and b ---
@@ -238,12 +188,16 @@ def _contractions(lifted: Lifted, product: Poly, root: Value) -> _Product | None
         if not weight.leaves:
             if len(data) > 1:
                 raise No("both operands of the product are computed")
-            if not summed:
-                raise No("{} adds data that no weight contracts", root.name)
-            return None
-        if summed:
+            if summed:
+                return None
+        if summed or (weight.axes_read and weight.axes_read.isdisjoint(x.axes_read)):
             rows |= x.axes_read - set(summed)
         split.append((mono, x, summed, weight))
+    summing = any(summed for _, _, summed, _ in split)
+    if not summing and not (rows and any(weight.leaves for _, _, _, weight in split)):
+        if not weighs_columns(lifted, [(x, weight) for _, x, _, weight in split]):
+            return None
+        rows = set().union(*(x.axes_read for _, x, _, _ in split))
     columns = [a for a in _ordered(product) if a not in rows]
     for _, x, summed, _ in split:
         if not summed and (not rows or x.axes_read - rows):  # else one more input feature: x * W[n, k] at one k
@@ -356,18 +310,21 @@ def _inputs(lifted: Lifted, found: _Product, rows: set[Axis], before: int) -> It
     for leaf in dict.fromkeys(p.x.atom.leaf for p in left if isinstance(p.x.atom, Read)):
         mine = [p for p in left if isinstance(p.x.atom, Read) and p.x.atom.leaf is leaf]
         whole = _whole(lifted, mine, rows, found.columns)
-        if whole is not None:
+        if whole:
             left = [p for p in left if p not in mine]
-            yield whole
+            yield from whole
     row_dims: tuple[Dim, ...] | None = None
     for part in _shared_weights(left, found.columns):
         view, row_dims, order = _held(lifted, part, rows, before, row_dims)
         yield view, row_dims, _operand(lifted, Tensor((tuple(found.columns), order), part.weight))
 
 
-def _whole(lifted: Lifted, parts: Sequence[_Contraction], rows: set[Axis], columns: Sequence[Axis]) -> _Input | None:
+def _whole(
+    lifted: Lifted, parts: Sequence[_Contraction], rows: set[Axis], columns: Sequence[Axis]
+) -> list[_Input] | None:
     """Pieces that together read all of a host value: its weights, with those of each piece added where it reads.
-    Slices, split sums, flips and permuted columns are all this."""
+    Slices, split sums, flips, permuted columns and sums that were written out are all this; of the last some columns
+    may be missing."""
     first = parts[0].x.atom
     assert isinstance(first, Read)
     if not isinstance(first.leaf, Value) or any(reads_fed(lifted, p.weight) for p in parts):
@@ -404,15 +361,35 @@ def _whole(lifted: Lifted, parts: Sequence[_Contraction], rows: set[Axis], colum
             return None
         np.add.at(w.T, positions[inside], weight[inside])
         touched[positions[inside]] = True
-    if not touched.all():
+    if not touched.all() and (len(inner) > 1 or all(p.inner for p in parts)):
         return None
     fresh = {n: axis(e) for n, e in zip(inner, extents, strict=True)}
     plain = single(read_atom(first, {n: coord(a) for n, a in fresh.items()}), first.dtype)
     held = sliced(plain, lifted)
     if held is None:
         return None
+    if not touched.all():
+        return [_cut(held, inner[0], run, rows, w) for run in _runs(np.flatnonzero(touched))]
     view, dims, order = arrange(held, rows, tuple(fresh.values()))
-    return (view, dims, w) if order == tuple(fresh.values()) else None
+    return [(view, dims, w)] if order == tuple(fresh.values()) else None
+
+
+def _runs(positions: Array) -> list[Array]:
+    """Positions as one run of equal steps, else as runs without gaps."""
+    gaps = np.diff(positions)
+    if len(set(gaps.tolist())) <= 1:
+        return [positions]
+    return np.split(positions, np.flatnonzero(gaps != 1) + 1)
+
+
+def _cut(held: Held, dim: int, run: Array, rows: set[Axis], w: Array) -> _Input:
+    """The part of an input that is read, of which nothing else may enter the product: 0 * inf is not 0."""
+    first, last, step = int(run[0]), int(run[-1]), int(run[1] - run[0]) if len(run) > 1 else 1
+    short: Dim = (axis(len(run)),) if len(run) > 1 else ()
+    dims = (*held.dims[:dim], short, *held.dims[dim + 1 :])
+    part = Held(held.value, dims, (*held.steps, Slice(dim, first, last + 1, step)))
+    view, row_dims, _ = arrange(part, rows, short)
+    return view, row_dims, w[:, run]
 
 
 def read_atom(atom: Read, index: dict[int, Poly]) -> Atom:

@@ -129,6 +129,12 @@ def _cofactor_over(lifted: Lifted, term: Poly, h: Poly) -> Poly | None:
     if not _is_affine(lifted, term):
         return _power_over(lifted, term, h)
     first = next(m for m in h.monos if any(is_data(lifted, a) for a in m.atoms))
+    like = next((m for m in term.monos if m.atoms == first.atoms and m.axes == first.axes), None)
+    if like is not None and isinstance(like.coef, (int, float)) and isinstance(first.coef, (int, float)):
+        factor = number(like.coef / first.coef, term.dtype)
+        rest = add(term, scale(mul(factor, h), -1))
+        if not is_data(lifted, rest):
+            return add(mul(factor, _h(h)), rest)
     source = next(a for a in first.atoms if is_data(lifted, a))
     mine = add_all(
         [

@@ -92,6 +92,8 @@ def arrange(held: Held, rows: set[Axis], columns: Sequence[Axis]) -> tuple[View,
         dims = [(a,) for d in dims for a in d]
         steps.append(Reshape(tuple(a.size for d in dims for a in d)))
     inner = [n for n, d in enumerate(dims) if d and d[0] not in rows]
+    if not columns and () in dims:  # one feature: the last dimension of size 1 may as well be it
+        inner = [max(n for n, d in enumerate(dims) if not d)]
     outer = [n for n in range(len(dims)) if n not in inner]
     perm = outer + inner
     if perm != sorted(perm):

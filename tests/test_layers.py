@@ -14,7 +14,8 @@ PACKAGE = Path(__file__).parents[1] / "recopt"
 FLOORS = (
     ("errors",),
     ("ir",),
-    ("hosts", "lift", "match", "views", "fused", "epilogue", "preactivation", "report", "view", "kernels", "load"),
+    ("hosts", "lift", "match", "views", "fused", "report", "view", "kernels", "load"),
+    ("epilogue", "preactivation", "contractions"),
     ("patterns", "cost"),
     ("rewrite", "merge", "lower", "verify"),
     ("passes",),

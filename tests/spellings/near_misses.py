@@ -54,11 +54,8 @@ def _swap(x: Tensor) -> Tensor:
     return x.transpose(-1, -2)
 
 
-def _rank_ones(m: Any, x: Tensor) -> Tensor:
-    y = m.bias
-    for k in range(K):
-        y = y + x[..., k : k + 1] * m.weight_t[k]
-    return y  # type: ignore[no-any-return]
+def _every_other_column(m: Any, x: Tensor) -> Tensor:
+    return sum((x[..., k : k + 1] * m.weight_t[k] for k in range(0, K, 2)), m.bias)  # type: ignore[no-any-return]
 
 
 def _linear(m: Any, x: Tensor) -> Tensor:
@@ -112,7 +109,6 @@ def _buffer_written(m: Any, x: Tensor) -> Tensor:
 
 NEAR_MISSES: dict[str, NearMiss] = {
     # the bias
-    "sum_of_rank_ones": _near(_rank_ones, note="a sum written out term by term is not recognised yet"),
     "bias_widens": _near(lambda m, x: F.relu(x @ m.weight.T + m.bias_31n), "rank", note="[3,1,N] makes [3,B,N]"),
     "bias_widens_by_one": _near(lambda m, x: F.relu(x @ m.weight.T + m.bias_11n), note="[1,1,N] makes [1,B,N]"),
     "bias_per_step": _near(lambda m, x: F.relu(x @ m.weight.T + m.bias_tn), "bias", rank=3, note="[T,N]"),
@@ -124,6 +120,12 @@ NEAR_MISSES: dict[str, NearMiss] = {
     "bias_along_square_rows": _near(
         lambda m, x: x @ m.square + m.square_bias[:, None], rank=3, inputs=_normal((K, K)), note="[K,1] on [B,K,K]"
     ),
+    # a sum that is written out, or looks like one
+    "columns_left_out": _near(_every_other_column, inputs=_extremes, note="NaN there must not reach the sum"),
+    "columns_pooled": _near(lambda m, x: torch.sigmoid((x[..., 0] + x[..., 1]) / 2), note="no weights"),
+    "columns_scaled": _near(lambda m, x: torch.cat([x[..., :1] * 0.5, x[..., 1:2] * 0.25], -1)),
+    "vector_per_feature": _near(lambda m, x: x[..., None] * m.square + m.square_bias, note="no feature is contracted"),
+    "bias_per_step_of_a_rank_one": _near(lambda m, x: x[..., :1] * m.weight_t[0] + m.bias_tn, rank=3),
     # the weight
     "weight_per_row": _near(
         lambda m, x, w: torch.bmm(x[:, None], w).squeeze(1) + m.bias, "computed", inputs=_normal((K,), (K, N))

@@ -73,7 +73,9 @@ ONNX_NEAR_MISSES: dict[str, NearMiss] = {
         "a = Cast <to = 10> (x)  d = Cast <to = 10> (wt)  h = MatMul (a, d)  f = Cast <to = 1> (h)  y = Add (f, b)",
         reason="dtype",
     ),
-    "integer_between": _near("h = MatMul (x, wt)  i = Cast <to = 6> (h)  f = Cast <to = 1> (i)  y = Add (f, b)"),
+    "integer_between": _near(
+        "h = MatMul (x, wt)  i = Cast <to = 6> (h)  f = Cast <to = 1> (i)  y = Add (f, b)", reason="dtype"
+    ),
     "integer_product": _near(
         "q, s, z = DynamicQuantizeLinear (x)  i = MatMulInteger (q, q_wt, z)  f = Cast <to = 1> (i)  y = Mul (f, s)"
     ),
@@ -93,6 +95,7 @@ ONNX_NEAR_MISSES: dict[str, NearMiss] = {
     ),
     "norm_in_training": _near(
         "h = MatMul (x, wt)  y, m, v = BatchNormalization <training_mode = 1> (h, gamma, beta, mean, var)",
+        reason="training",
     ),
     "dropout_in_training": _near("h = Gemm (x, wt, b)  y = Dropout (h, half, training)", random=True),
     "noise": _near("h = Gemm (x, wt, b)  r = RandomNormalLike (h)  y = Add (h, r)", random=True),

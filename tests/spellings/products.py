@@ -41,6 +41,22 @@ def _one_dot_per_output(m: Any, x: Tensor) -> Tensor:
     return torch.stack([(x * w).sum(-1) for w in m.weight.unbind(0)], dim=-1) + m.bias  # type: ignore[no-any-return]
 
 
+def _rank_ones(m: Any, x: Tensor) -> Tensor:
+    y = m.bias
+    for k in range(K):
+        y = y + x[..., k : k + 1] * m.weight_t[k]
+    return y  # type: ignore[no-any-return]
+
+
+def _rank_ones_stacked(m: Any, x: Tensor) -> Tensor:
+    return torch.stack([x[..., k, None] * m.weight[:, k] for k in range(K)]).sum(0) + m.bias
+
+
+def _dots_by_column(m: Any, x: Tensor) -> Tensor:
+    rows = m.down.unbind(0)
+    return torch.stack([sum((x[..., k] * w[k] for k in range(1, K)), x[..., 0] * w[0]) for w in rows], dim=-1)
+
+
 def _batch_norm(m: Any, h: Tensor) -> Tensor:
     return F.batch_norm(h, m.mean, m.var, m.gamma, m.beta, training=False, eps=EPS)
 
@@ -122,6 +138,22 @@ PRODUCTS: dict[str, Spelling] = {
     "mul_mean_times_k": S(lambda m, x: (x.unsqueeze(-2) * m.weight).mean(-1) * K + m.bias),
     "expand_mul_sum": S(lambda m, x: (x.unsqueeze(-2).expand(*x.shape[:-1], N, K) * m.weight).sum(dim=-1) + m.bias),
     "one_dot_per_output": S(_one_dot_per_output),
+    # written out, column by column
+    "sum_of_rank_ones": S(_rank_ones),
+    "sum_of_rank_ones_stacked": S(_rank_ones_stacked),
+    "dots_by_column": S(_dots_by_column, lambda m, x: F.linear(x, m.down)),
+    "rank_one_beside_a_product": S(lambda m, x: x[..., 1:] @ m.weight_t[1:] + x[..., :1] * m.weight_t[0] + m.bias),
+    "scalars": S(
+        lambda m, x: torch.cat([0.5 * x[..., :1] - 0.25 * x[..., 1:2] + 0.1, x[..., :1] + 3 * x[..., 1:2]], dim=-1),
+        lambda m, x: F.linear(x[..., :2], torch.tensor([[0.5, -0.25], [1, 3]], dtype=x.dtype), m.pair.to(x.dtype)),
+        note="two columns of x; a concatenation joins the results, or a slice is left",
+    ),
+    "through_one_unit": S(
+        lambda m, x: F.linear(torch.sigmoid(F.linear(x, m.one_row)), m.one_column, m.bias),
+        linears=2,
+        reference=lambda m, x: torch.sigmoid(x @ m.one_row.T) * m.one_column[:, 0] + m.bias,
+        note="a layer of one feature",
+    ),
     # convolutions of width one
     "conv1d_single": S(lambda m, x: F.conv1d(x[:, :, None], m.conv1, m.bias).squeeze(2), ranks=(2,)),
     "conv1d_over_time": S(lambda m, x: F.conv1d(_swap(x), m.conv1, m.bias).transpose(1, 2), ranks=(3,)),

@@ -1,0 +1,177 @@
+"""Contractions: where terms sum data against weights. A sum may also be written out, one column of data after another:
+x[b, 0] * W[n, 0] + x[b, 1] * W[n, 1] + ... is one contraction, however many values of the graph hold its parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import TypeAlias
+
+from .hosts.base import Value
+from .ir.rules import FLOATS
+from .ir.tensor import Tensor
+from .ir.term import Atom, Fn, Guard, Leaf, Mono, Poly, Read, substitute, walk
+from .lift.base import Lifted
+from .match import constant_leaf, is_data
+
+MAX_SOURCES = 64  # contractions that one value may combine
+
+Define: TypeAlias = Callable[[Value], Tensor | None]
+
+
+def is_contraction(lifted: Lifted, value: Value) -> bool:
+    """Whether a value is a leaf whose definition sums data against weights, or writes such a sum out."""
+    t = lifted.definition.get(value)
+    if t is None or t.dtype not in FLOATS or lifted.term[value].body is t.body:
+        return False
+    sums = [m for m in t.body.monos if m.axes]
+    if sums:
+        return any(is_data(lifted, a) for m in sums for a in m.atoms)
+    others = [m for m in t.body.monos if column_of(lifted, m) is None]
+    return len(others) < len(t.body.monos) and all(_is_written_out(lifted, m) for m in others)
+
+
+def _is_written_out(lifted: Lifted, mono: Mono) -> bool:
+    """Whether a monomial is what a written-out sum holds beside its columns: constants, and its earlier part."""
+    data = [a for a in mono.atoms if is_data(lifted, a)]
+    return not data or (
+        len(data) == 1
+        and isinstance(data[0], Read)
+        and isinstance(data[0].leaf, Value)
+        and is_contraction(lifted, data[0].leaf)
+    )
+
+
+def column(lifted: Lifted, atom: Atom, mono: Mono) -> Read | None:
+    """`atom` where it is the data of a product of width one: x[b, 3] * W[n, 3], whose weight lies along an axis of its
+    own, or a column under a number, .3 * x[b, 3]."""
+    if mono.axes or not isinstance(atom, Read) or not isinstance(atom.leaf, Value) or atom.dtype not in FLOATS:
+        return None
+    if constant_leaf(lifted, atom.leaf) or any(is_data(lifted, p) for p in atom.index):
+        return None
+    weights = [a for a in mono.atoms if not is_data(lifted, a)]
+    if any(not a.axes_read.isdisjoint(atom.axes_read) for a in weights):
+        return None
+    if any(a.axes_read and not isinstance(a, Guard) for a in weights):  # a guard alone is a place in a concat
+        return atom
+    fixed = atom.index and isinstance(atom.index[-1].number, int) and lifted.term[atom.leaf].shape[-1] != 1
+    return atom if fixed else None
+
+
+def column_of(lifted: Lifted, mono: Mono) -> Read | None:
+    """The data of a monomial that is a product of width one."""
+    data = [a for a in mono.atoms if is_data(lifted, a)]
+    return column(lifted, data[0], mono) if len(data) == 1 else None
+
+
+def weighs_columns(lifted: Lifted, parts: Sequence[tuple[Poly, Poly]]) -> bool:
+    """Whether these are several columns of data under numbers of which not all are alike: a*x[b, 0] + b*x[b, 1], alone
+    or in one place of a concat. Under one number they are pooled, not weighed."""
+    places: dict[tuple[Atom, ...], set[object]] = {}
+    for x, weight in parts:
+        if len(x.monos) != 1 or column_of(lifted, x.monos[0]) is None or len(weight.monos) != 1:
+            return False
+        (w,) = weight.monos
+        guards = tuple(a for a in w.atoms if isinstance(a, Guard))
+        size = abs(w.coef) if isinstance(w.coef, (int, float)) else w.coef
+        places.setdefault(guards, set()).add((size, *(a for a in w.atoms if a not in guards)))
+    return any(len(found) > 1 for found in places.values())
+
+
+Reach: TypeAlias = Mapping[Leaf, frozenset[Value] | None]
+
+
+def sources(lifted: Lifted, value: Value, reach: Reach) -> frozenset[Value] | None:
+    """The contractions that a value is a pointwise function of; None where it is something else too."""
+    t = lifted.definition.get(value)
+    if t is None or lifted.host.is_constant(value):
+        return None
+    if is_contraction(lifted, value):
+        return frozenset((value,))
+    union = _sources_in(lifted, t.body, reach)
+    if union is None or len(union) > MAX_SOURCES or any(m.axes for m in t.body.monos):
+        return None
+    return union
+
+
+def _sources_in(lifted: Lifted, term: Poly, reach: Reach) -> frozenset[Value] | None:
+    union: frozenset[Value] = frozenset()
+    for mono in term.monos:
+        data = [a for a in mono.atoms if is_data(lifted, a)]
+        for atom in data:
+            inner: frozenset[Value] | None = frozenset()
+            if isinstance(atom, Fn):
+                inner = _union(_sources_in(lifted, a, reach) for a in atom.args)
+            elif (x := column(lifted, atom, mono)) is not None and (len(data) == 1 or reach.get(x.leaf) is None):
+                weighted = len(mono.atoms) > len(data) or mono.coef not in (1, -1)
+                inner = frozenset((x.leaf,)) if weighted and isinstance(x.leaf, Value) else frozenset()
+            elif isinstance(atom, Read) and any(is_data(lifted, p) for p in atom.index):
+                return None  # what is looked up is no function of the position
+            else:
+                leaves = [leaf for leaf in atom.leaves if not constant_leaf(lifted, leaf)]
+                inner = _union(reach.get(leaf) for leaf in leaves)
+            if inner is None:
+                return None
+            union |= inner
+    return union
+
+
+def _union(parts: Iterable[frozenset[Value] | None]) -> frozenset[Value] | None:
+    found = list(parts)
+    return None if None in found else frozenset().union(*(p for p in found if p is not None))
+
+
+def sources_of(lifted: Lifted, term: Poly) -> frozenset[Value]:
+    """What a term reads that is no constant."""
+    return frozenset(v for v in term.leaves if isinstance(v, Value) and not constant_leaf(lifted, v))
+
+
+def expand(lifted: Lifted, term: Poly) -> Poly:
+    """`term` over contractions, columns of data and constants: the definitions of everything between are put in."""
+    monos = [m for p in walk(term) if isinstance(p, Poly) for m in p.monos]
+    columns = {x.leaf for m in monos for a in m.atoms if (x := column(lifted, a, m)) is not None}
+
+    def inner(atom: Atom) -> Poly | None:
+        if not isinstance(atom, Read) or not isinstance(atom.leaf, Value) or constant_leaf(lifted, atom.leaf):
+            return None
+        if is_contraction(lifted, atom.leaf) or atom.leaf in columns:
+            return None
+        t = lifted.definition.get(atom.leaf)
+        return None if t is None or t.body.atom is atom else expand(lifted, t.at(list(atom.index)))
+
+    return term if all(is_contraction(lifted, v) for v in sources_of(lifted, term)) else substitute(term, {}, inner)
+
+
+def unfold(lifted: Lifted, term: Poly, define: Define) -> Poly:
+    """`term` with every contraction spelled out by `define`, and what these only add up over what that reads."""
+    contractions = {v for v in sources_of(lifted, term) if is_contraction(lifted, v)}
+    result = _spelled(term, contractions, define)
+    while added := {v for m in result.monos if (v := _added(lifted, m)) is not None}:
+        result = _spelled(result, added, lifted.definition.get)
+    return result
+
+
+def _spelled(term: Poly, leaves: Collection[Value], define: Define) -> Poly:
+    def inner(atom: Atom) -> Poly | None:
+        if not isinstance(atom, Read) or not isinstance(atom.leaf, Value) or atom.leaf not in leaves:
+            return None
+        spelled = define(atom.leaf)
+        return None if spelled is None else spelled.at(list(atom.index))
+
+    return substitute(term, {}, inner) if leaves else term
+
+
+def _added(lifted: Lifted, mono: Mono) -> Value | None:
+    """The leaf that a monomial adds up, moves or scales without weighing it, where it is no more than that itself: a
+    long concat, the first terms of a sum that is written out."""
+    data = [a for a in mono.atoms if is_data(lifted, a)]
+    if len(data) != 1 or not isinstance(data[0], Read) or not isinstance(data[0].leaf, Value):
+        return None
+    x, leaf = data[0], data[0].leaf
+    own = x.axes_read - set(mono.axes)
+    if any(isinstance(a, Read) and not a.axes_read <= own for a in mono.atoms if a is not x):
+        return None
+    t = lifted.definition.get(leaf)
+    if t is None or t.body is lifted.term[leaf].body or any(m.axes for m in t.body.monos):
+        return None
+    plain = all(isinstance(a, Read) for m in t.body.monos for a in m.atoms if is_data(lifted, a))
+    return leaf if plain else None
