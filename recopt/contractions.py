@@ -53,6 +53,8 @@ def column(lifted: Lifted, atom: Atom, mono: Mono) -> Read | None:
         return None
     if any(a.axes_read and not isinstance(a, Guard) for a in weights):  # a guard alone is a place in a concat
         return atom
+    if len(weights) + 1 < len(mono.atoms):  # a column times other data is a gate
+        return None
     fixed = atom.index and isinstance(atom.index[-1].number, int) and lifted.term[atom.leaf].shape[-1] != 1
     return atom if fixed else None
 

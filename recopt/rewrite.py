@@ -57,13 +57,17 @@ def choose(lifted: Lifted, pattern: ModuleType, context: Context) -> list[Chosen
     host, report = lifted.host, context.report
     taken: set[Node] = set()
     chosen: list[Chosen] = []
+    refused: dict[Value, str] = {}
     for root in pattern.roots(lifted):
         if root.node in taken:
             continue
         try:
             found = pattern.match(lifted, root)
         except No as why:
-            report.refusals.append(Refusal(pattern.name, root.name, str(why)))
+            refused[root] = str(why)
+            readers = [v for node in host.users(root) for v in node.outputs]
+            if not readers or any(refused.get(v) != refused[root] for v in readers):  # else said where it ends
+                report.refusals.append(Refusal(pattern.name, root.name, refused[root]))
             continue
         if found is None:
             continue

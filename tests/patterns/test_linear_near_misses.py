@@ -109,3 +109,11 @@ def test_value_with_another_user_removed(name: str) -> None:
 @pytest.mark.parametrize("name", ["bias_widens", "bias_along_rows"])
 def test_bias_of_higher_rank_folded_in(name: str) -> None:
     assert not any("relu" in op for op in _ops(name))
+
+
+def test_one_reason_is_given_once() -> None:
+    """y = Relu(z), z = Add(h, b): the bias stops both, and the place where the linear would have ended says so."""
+    result = recopt.optimize(files.ONNX_NEAR_MISSES["bias_along_rows"].model(), target="recopt", verify="none")
+    assert [(r.where, r.reason) for r in result.report.refusals] == [
+        ("y", "the bias varies along a batch axis (size 5)")
+    ]
