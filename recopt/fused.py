@@ -82,7 +82,9 @@ class Linear:
         last, second = (0, *range(2, rank), 1), (0, rank - 1, *range(1, rank - 1))
         turned: list[tuple[Step, ...]] = [(Permute(last),)]
         turned_back: list[tuple[Step, ...]] = [(Permute(second),)]
-        if all(size == 1 for size in space):
+        # turning is a reshape where one of the two that change places has size 1
+        if features == 1 or all(size == 1 for size in space):
             turned.append((Reshape((batch, *space, features)),))
+        if self.shape[-1] == 1 or all(size == 1 for size in space):
             turned_back.append((Reshape((batch, self.shape[-1], *space)),))
         return self.x.steps in turned and self.steps in turned_back and self.shape[:-1] == (batch, *space)

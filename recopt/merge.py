@@ -18,6 +18,8 @@ def joins(host: Host, specs: Sequence[Linear], target: str) -> bool:
     """Whether one product with slices is cheaper than several: in ONNX a slice copies, in torch it is a view."""
     if len(specs) < 2 or host.dialect == "onnx" or any(_array(host, s.w) is None for s in specs):
         return False
+    if specs[0].channels_second:  # a slice of its result would no longer lie as the original's
+        return False
     slices = SLICE * len(specs) if target == "cpu" else 0.0
     return Cost(launches=len(specs) - 1 - slices).seconds(MACHINES[target]) > 0
 

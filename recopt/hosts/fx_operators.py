@@ -36,6 +36,8 @@ def _linear_fake(
 ) -> torch.Tensor:
     """Shape and dtype of the result; RuntimeError for operands that do not fit each other."""
     compile_epilogue(epilogue)
+    if w.dim() > 2:
+        return _over_space_fake(x, w, b, params)
     fits = w.dim() == 2 and x.dim() > 0 and bool(x.shape[-1] == w.shape[1]) and x.dtype == w.dtype
     for p in params if b is None else [b, *params]:
         fits = fits and p.dim() == 1 and bool(p.shape[0] == w.shape[0] or (p.shape[0] == 1 and p is not b))
@@ -45,9 +47,24 @@ def _linear_fake(
     return x.new_empty((*x.shape[:-1], w.shape[0]))
 
 
+def _over_space_fake(
+    x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None, params: list[torch.Tensor]
+) -> torch.Tensor:
+    """The same with the channels second: x [B, K, space..], w [N, K, 1..], params [N, 1..]."""
+    fits = x.dim() == w.dim() and bool(x.shape[1] == w.shape[1]) and x.dtype == w.dtype
+    fits = fits and (b is None or (b.dim() == 1 and bool(b.shape[0] == w.shape[0])))
+    for p in params:
+        fits = fits and (p.numel() == 1 or (p.dim() == w.dim() - 1 and bool(p.shape[0] == w.shape[0])))
+    if not fits:
+        shapes = [tuple(t.shape) for t in (x, w, *params)]
+        raise RuntimeError(f"operands of shapes {shapes} and types {x.dtype}, {w.dtype} do not fit each other")
+    return x.new_empty((x.shape[0], w.shape[0], *x.shape[2:]))
+
+
 torch.library.register_fake("recopt::linear", _linear_fake)
 
 
+_POINTWISE = {3: torch.conv1d, 4: torch.conv2d, 5: torch.conv3d}  # by the rank of w
 LINEAR_OPERATOR = torch.ops.recopt.linear.default
 
 
@@ -63,7 +80,7 @@ def linear_call(
         return torch.ops.recopt.linear.default(x, w, b, epilogue, params)  # type: ignore[no-any-return]
     if x.is_cuda:
         return linear_kernel(x, w, b, epilogue, params)
-    h = torch._C._nn.linear(x, w, b)
+    h = torch._C._nn.linear(x, w, b) if w.dim() == 2 else _POINTWISE[w.dim()](x, w, b)
     compiled = compile_epilogue(epilogue)
     return compiled.apply(h, params) if h.requires_grad else compiled.apply_(h, params)
 

@@ -78,13 +78,15 @@ class Epilogue:
         """True where the epilogue returns ``h`` itself."""
         return self.flops == 0 and self.triton_source == "h"
 
-    def check(self, params: Sequence[Tensor], channels: int) -> None:
-        """Raise EpilogueError unless ``params`` are as many as the text names, each of shape [channels] or [1]."""
+    def check(self, params: Sequence[Tensor], channels: int, space: int = 0) -> None:
+        """Raise EpilogueError unless ``params`` are as many as the text names, each of shape [channels] or [1]; or
+        [channels, 1..] where h has ``space`` more dimensions after its channels."""
+        fits = ((channels, *(1,) * space), (1,))
         if len(params) != self.params:
             raise EpilogueError(f"epilogue {self.text!r} takes {self.params} parameters, got {len(params)}")
         for i, p in enumerate(params):
-            if tuple(p.shape) not in ((channels,), (1,)):
-                raise EpilogueError(f"epilogue parameter p{i} has shape {tuple(p.shape)}, need [{channels}] or [1]")
+            if tuple(p.shape) not in fits:
+                raise EpilogueError(f"epilogue parameter p{i} has shape {tuple(p.shape)}, need {[*fits[0]]} or [1]")
 
     def triton_function(self) -> Any:
         """A Triton device function ``(h, operands, strides, n, mask) -> h``: loads the parameters and applies the text.

@@ -38,8 +38,12 @@ def bytes_moved(m: int, n: int, k: int, itemsize: int = 4, params: int = 0) -> i
 
 
 def check_linear(x: Tensor, w: Tensor, b: Tensor | None) -> None:
-    """Raise LinearError unless x is [..., K], w [N, K] and b [N] or None, of one dtype on one device."""
-    if x.dim() < 1 or w.dim() != 2 or x.shape[-1] != w.shape[1]:
+    """Raise LinearError unless x is [..., K], w [N, K] and b [N] or None, of one dtype on one device; or x
+    [B, K, space..] and w [N, K, 1..]."""
+    if w.dim() > 2:
+        if x.dim() != w.dim() or x.shape[1] != w.shape[1] or math.prod(w.shape[2:]) != 1:
+            raise LinearError(f"linear over space needs x [B, K, ..] and w [N, K, 1..], got {[*x.shape]}, {[*w.shape]}")
+    elif x.dim() < 1 or w.dim() != 2 or x.shape[-1] != w.shape[1]:
         raise LinearError(f"linear needs x [..., K] and w [N, K], got {list(x.shape)} and {list(w.shape)}")
     if b is not None and tuple(b.shape) != (w.shape[0],):
         raise LinearError(f"linear needs a bias of shape [{w.shape[0]}], got {list(b.shape)}")
@@ -53,6 +57,8 @@ def linear_torch(x: Tensor, w: Tensor, b: Tensor | None, epilogue: str = "", par
     The epilogue overwrites the product where autograd does not need it. Raises EpilogueError, LinearError.
     """
     e = compile_epilogue(epilogue)
+    if w.dim() > 2:
+        return _finish(_over_space(x, w, b, e, params), e, params)
     if e.params or params:
         e.check(params, w.shape[-2])
     if w.dim() != 2 or (b is not None and (b.dim() != 1 or b.size(0) != w.size(0))):
@@ -65,6 +71,18 @@ def linear_torch(x: Tensor, w: Tensor, b: Tensor | None, epilogue: str = "", par
         # Looked at only now: at batch 1 a look costs as much as the bias.
         check_linear(x, w, b)
         raise
+
+
+def _over_space(x: Tensor, w: Tensor, b: Tensor | None, e: Epilogue, params: Sequence[Tensor]) -> Tensor:
+    """x [B, K, space..] with w [N, K, 1..]: a convolution of width one, which moves neither x nor y."""
+    e.check(params, w.shape[0], w.dim() - 2)
+    check_linear(x, w, b)
+    if x.is_cuda:  # cuDNN may round to TF32; this does not
+        y = torch.matmul(w.flatten(1), x.flatten(2))
+        y = y if b is None else y.add_(b[:, None]) if not y.requires_grad else y + b[:, None]
+        return y.view(x.shape[0], w.shape[0], *x.shape[2:])
+    zeros, ones = (0,) * (w.dim() - 2), (1,) * (w.dim() - 2)
+    return torch.convolution(x, w, b, ones, zeros, ones, False, zeros, 1)
 
 
 def _is_relu(e: Epilogue) -> bool:
@@ -81,11 +99,15 @@ def _finish(h: Tensor, e: Epilogue, params: Sequence[Tensor]) -> Tensor:
 def linear(x: Tensor, w: Tensor, b: Tensor | None, epilogue: str = "", params: Sequence[Tensor] = ()) -> Tensor:
     """x [..., K] @ w [N, K].T + b [N], then the epilogue text over ``h``; the result has x's dtype.
 
-    ``params`` are the epilogue's ``p0 .. pm``, each [N] or [1]. float32 means float32 accuracy: a kernel that splits
-    its operands for the tensor cores is used only where its error against float64 is no larger than cuBLAS's.
-    Works inside a CUDA graph capture and never synchronises. Raises EpilogueError, LinearError.
+    ``params`` are the epilogue's ``p0 .. pm``, each [N] or [1]. With x [B, K, space..] and w [N, K, 1..] the channels
+    come second, in the result [B, N, space..] and in ``params``, [N, 1..], too. float32 means float32 accuracy: a
+    kernel that splits its operands for the tensor cores is used only where its error against float64 is no larger than
+    cuBLAS's. Works inside a CUDA graph capture and never synchronises. Raises EpilogueError, LinearError.
     """
-    if not x.is_cuda:
+    if x.is_cuda and w.dim() > 2 and x.numel() == x.shape[0] * x.shape[1]:  # no space: rows
+        y = linear(x.flatten(1), w.flatten(1), b, epilogue, [p.flatten() for p in params])
+        return y.view(*y.shape, *x.shape[2:])
+    if not x.is_cuda or w.dim() > 2:
         return linear_torch(x, w, b, epilogue, params)
     config = _choose(x, w, epilogue)
     if config is None:

@@ -237,7 +237,7 @@ TABLE: dict[str, Lift] = {
     **_named("tensordot.default", _tensordot),
     **_named("bilinear.default", _bilinear),
     **_named("convolution.default", _convolution),
-    **_named("conv1d.default conv2d.default conv1d.padding conv2d.padding", _conv),
+    **_named("conv1d.default conv2d.default conv3d.default conv1d.padding conv2d.padding conv3d.padding", _conv),
     **_named("sum.default sum.dim_IntList", _sum),
     **_named("mean.default mean.dim", _mean),
     **_named("prod.default prod.dim_int", _prod),

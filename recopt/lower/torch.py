@@ -25,6 +25,8 @@ def linear(host: FxHost, spec: Linear, target: str) -> Value:
     does not fit its operands.
     """
     try:
+        if spec.channels_second:
+            return _over_space(host, spec)
         x = _operand(host, spec.x, f"{spec.name}_x", spec.dtype)
         w = _operand(host, spec.w, f"{spec.name}_weight", spec.dtype)
         b = None if spec.b is None else _operand(host, spec.b, f"{spec.name}_bias", spec.dtype)
@@ -35,6 +37,29 @@ def linear(host: FxHost, spec: Linear, target: str) -> Value:
         return layout(host, y, spec.steps, spec.name)
     except GraphError as error:
         raise LowerError(f"recopt::linear {spec.name}: {error}") from error
+
+
+def _over_space(host: FxHost, spec: Linear) -> Value:
+    """x and y as they lie, [B, K, space..] and [B, N, space..]: w and the parameters take the rank that says so."""
+    assert isinstance(spec.x, View)
+    batch, *space, width = spec.shape
+    ones = (1,) * len(space)
+
+    def shaped(item: View | Array, shape: tuple[Size, ...]) -> Operand:
+        if isinstance(item, View):
+            return View(item.value, shape, (*item.steps, Reshape(shape)))
+        return item.reshape([int(size) for size in shape])
+
+    w = _operand(host, shaped(spec.w, (width, spec.x.shape[-1], *ones)), f"{spec.name}_weight", spec.dtype)
+    b = None if spec.b is None else _operand(host, spec.b, f"{spec.name}_bias", spec.dtype)
+    params = [
+        _operand(host, p if p.shape == (1,) else shaped(p, (*p.shape, *ones)), f"{spec.name}_p{i}", spec.dtype)
+        for i, p in enumerate(spec.params)
+    ]
+    y = host.call(LINEAR, (spec.x.value, w, b, spec.epilogue, params), name=spec.name, like=spec.x.value)
+    if y.shape != (batch, width, *space) or y.dtype != spec.dtype:
+        raise LowerError(f"{spec.name} is {y.dtype} {y.shape}, its pattern says {spec.dtype} {spec.shape}, turned")
+    return y
 
 
 def _first(operand: View | Concat) -> Value:

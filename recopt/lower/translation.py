@@ -48,13 +48,16 @@ class _Exporter:
 
 def onnx_translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     """What `torch.onnx.export(module, args, dynamo=True, custom_translation_table=...)` needs to export an optimized
-    module: `recopt::linear` as MatMul, Add and the operators of its epilogue. Needs onnxscript."""
+    module: `recopt::linear` as MatMul, Add (or Conv) and the operators of its epilogue. Needs onnxscript."""
     from onnxscript import opset18
 
     def linear(x: Any, w: Any, b: Any, epilogue: str, params: Sequence[Any]) -> Any:
         dtype = x.dtype.numpy().name if x.dtype is not None else "float32"
-        h = opset18.MatMul(x, opset18.Transpose(w, perm=[1, 0]))
-        h = h if b is None else opset18.Add(h, b)
+        if len(w.shape) > 2:
+            h = opset18.Conv(x, w, b)
+        else:
+            h = opset18.MatMul(x, opset18.Transpose(w, perm=[1, 0]))
+            h = h if b is None else opset18.Add(h, b)
         exporter = _Exporter(opset18)
         return exporter.made[
             emit(exporter, epilogue, exporter.value(h, dtype), [exporter.value(p, dtype) for p in params or ()], "y")  # type: ignore[arg-type]

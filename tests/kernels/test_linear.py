@@ -227,3 +227,22 @@ def test_gpu_functions_agree_with_torch(text: str) -> None:
     out = linear_triton(h, one, None, text, (), Reduce(16, 1, 16))
     expected = compile_epilogue(text).apply(h.double(), []).float()
     torch.testing.assert_close(out, expected, equal_nan=True)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("space", [(5,), (5, 3), (1, 1), (2, 3, 4)])
+def test_channels_second(space: tuple[int, ...], device: str) -> None:
+    x, w, b, p = torch.randn(3, 781, *space), torch.randn(40, 781) / 28, torch.randn(40), torch.rand(40)
+    ones = (1,) * len(space)
+    rows = x.double().flatten(2).mT @ w.double().T + b.double()
+    expected = torch.where(rows > 0, rows, rows * p.double()).mT.reshape(3, 40, *space).float()
+    shaped = [t.to(device) for t in (x, w.view(40, 781, *ones), b, p.view(40, *ones))]
+    y = linear(*shaped[:3], "where(h > 0, h, h * p0)", shaped[3:])
+    torch.testing.assert_close(y.cpu(), expected)
+
+
+def test_channels_second_refused() -> None:
+    with pytest.raises(LinearError, match="over space"):
+        linear(torch.randn(3, 8, 5), torch.randn(4, 8, 3), None)
+    with pytest.raises(LinearError, match="over space"):
+        linear(torch.randn(3, 5, 8), torch.randn(4, 8, 1), None)

@@ -355,6 +355,8 @@ case("conv1d.padding", x(B, 4, 9), x(6, 4, 3), x(6), [1], "valid")
 case("conv2d.default", x(B, 4, 6, 5), x(7, 4, 1, 1), x(7))
 case("conv2d.default", x(B, 4, 6, 5), x(7, 4, 3, 2), x(7), [1, 2], [1, 0])
 case("conv2d.padding", x(B, 4, 6, 5), x(7, 4, 3, 2), None, [1, 1], "valid")
+case("conv3d.default", x(B, 4, 2, 3, 5), x(7, 4, 1, 1, 1), x(7))
+case("conv3d.padding", x(B, 4, 2, 3, 5), x(7, 4, 1, 2, 3), None, [1, 1, 1], "valid")
 case("convolution.default", x(B, 4, 9), x(6, 4, 3), x(6), [2], [1], [1], False, [0], 1)
 
 # --- reductions
