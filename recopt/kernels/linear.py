@@ -257,25 +257,26 @@ def _on_hopper(
     config: Panel | Group | Hopper, m: int, n: int, k: int, device: int
 ) -> tuple[Any, tuple[int, int, int], tuple[Any, ...], dict[str, Any]]:
     """The Gluon kernel of a configuration, its grid, its constants between BIAS and EARLY, its launch options."""
+    constants: tuple[Any, ...]
     if isinstance(config, Panel):
-        from .linear_panel import panel_kernel
+        from .linear_panel import panel_kernel as kernel
 
-        grid = (-(-m // config.bm) * -(-n // config.bn), 1, 1)
-        even = k % (config.parts * config.bk) == 0
-        warps = config.parts * config.rows * config.columns
-        return panel_kernel, grid, (*config[:-1], even), {"num_warps": warps}
-    if isinstance(config, Group):
-        from .linear_group import group_kernel
+        programs = -(-m // config.bm) * -(-n // config.bn)
+        constants = (*config[:-1], k % (config.parts * config.bk) == 0)
+        options = {"num_warps": config.parts * config.rows * config.columns}
+    elif isinstance(config, Group):
+        from .linear_group import group_kernel as kernel
 
-        grid = (-(-m // 64) * -(-n // config.bn), 1, 1)
-        even = k % (config.parts * 32) == 0
-        constants = (config.bn, config.stages, config.parts, config.registers, even)
-        return group_kernel, grid, constants, {"num_warps": 4, "maxnreg": config.registers}
-    from .linear_hopper import hopper_kernel
+        programs = -(-m // 64) * -(-n // config.bn)
+        constants = (config.bn, config.stages, config.registers, k % 32 == 0)
+        options = {"num_warps": 4, "maxnreg": config.registers}
+    else:
+        from .linear_hopper import hopper_kernel as kernel
 
-    tiles = -(-m // 128) * -(-n // config.bn)
-    grid = (min(tiles, _processors(device)), 1, 1)
-    return hopper_kernel, grid, (128, config.bn, config.bk, config.stages), {"num_warps": 4}
+        programs = min(-(-m // 128) * -(-n // config.bn), _processors(device))
+        constants = (128, config.bn, config.bk, config.stages, k % config.bk == 0)
+        options = {"num_warps": 4}
+    return kernel, (programs, 1, 1), constants, options
 
 
 @functools.lru_cache

@@ -51,15 +51,14 @@ class Panel(NamedTuple):
 
 
 class Group(NamedTuple):
-    """The kernel for middling float32 products on Hopper, 64 rows a tile: columns, stages, parts of K, early.
+    """The kernel for middling float32 products on Hopper, 64 rows a tile: columns, stages, registers a thread, early.
 
-    ``parts`` groups of four warps, 1 or 2, divide K; their sums need ``stages`` * 32 to be a multiple of ``bn``.
+    ``stages`` * 32 must be a multiple of ``bn``; 80 registers leave room for two programs a processor.
     """
 
     bn: int
     stages: int = 4
-    parts: int = 2
-    registers: int = 128
+    registers: int = 168
     early: bool = False
 
 

@@ -25,18 +25,28 @@ from .linear_gluon import copy_block, repair, rest_of_w, split_x, tile_of
 
 
 @gluon.jit
+def _stage(count, STAGES: gl.constexpr):
+    """Where block number ``count`` of this program lies, and the parity of that stage's uses."""
+    count = count.to(gl.uint32)
+    return (count % STAGES).to(gl.int32), ((count // STAGES) & 1).to(gl.int32)
+
+
+@gluon.jit
 def _copy_and_split(
     x, w, b, M, N, K, sxm, swn, x_smem, w_smem, low_smem, bias_smem, full, empty,
-    BIAS: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr, BK: gl.constexpr, STAGES: gl.constexpr, LAG: gl.constexpr,
+    BIAS: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr, BK: gl.constexpr, STAGES: gl.constexpr,
+    EVEN_K: gl.constexpr,
 ):  # fmt: skip
     """Fill the stages: x and w as they are, and the rest of w that the tensor core would cut."""
+    LAG: gl.constexpr = STAGES - 2
     copy: gl.constexpr = gl.BlockedLayout([1, 4], [128 // BK, BK // 4], [4, 1], [1, 0])
     line: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
     rk = gl.arange(0, BK, layout=gl.SliceLayout(0, copy))[None, :]
     blocks = gl.cdiv(K, BK)
     tiles = gl.cdiv(M, BM) * gl.cdiv(N, BN)
+    programs = gl.num_programs(0)
     count = 0
-    for tile in range(gl.program_id(0), tiles, gl.num_programs(0)):
+    for tile in range(gl.program_id(0), tiles, programs):
         tile_m, tile_n = tile_of(tile, M, N, BM, BN)
         rm = tile_m * BM + gl.arange(0, BM, layout=gl.SliceLayout(1, copy))
         rn = tile_n * BN + gl.arange(0, BN, layout=gl.SliceLayout(1, copy))
@@ -45,24 +55,24 @@ def _copy_and_split(
         x_at = x + rm.to(gl.int64)[:, None] * sxm + rk
         w_at = w + rn.to(gl.int64)[:, None] * swn + rk
         for i in range(blocks):
-            stage = count % STAGES
-            mbarrier.wait(empty.index(stage), ((count // STAGES) & 1) ^ 1)
+            # A fence also waits for the copies under way: so the split of an earlier block comes before the next copy.
+            if count >= LAG:
+                async_copy.wait_group(LAG - 1)
+                _split(w_smem, low_smem, full, _stage(count - LAG, STAGES)[0], copy)
+            stage, parity = _stage(count, STAGES)
+            mbarrier.wait(empty.index(stage), parity ^ 1)
             if BIAS:  # noqa: SIM102 - the compiler decides the first condition
                 if i == 0:
                     n = tile_n * BN + gl.arange(0, BN, layout=line)
-                    async_copy.async_copy_global_to_shared(
-                        bias_smem.index(tile // gl.num_programs(0) % STAGES), b + n, mask=n < N
-                    )
-            copy_block(x_at, w_at, x_smem, w_smem, stage, i * BK, rk, K, mask_m, mask_n, False)
+                    turn = tile // programs
+                    async_copy.async_copy_global_to_shared(bias_smem.index(turn % STAGES), b + n, mask=n < N)
+            copy_block(x_at, w_at, x_smem, w_smem, stage, i * BK, rk, K, mask_m, mask_n, EVEN_K)
             async_copy.commit_group()
-            if count >= LAG:
-                async_copy.wait_group(LAG)
-                _split(w_smem, low_smem, full, (count - LAG) % STAGES, copy)
             count += 1
     for i in gl.static_range(LAG):
         async_copy.wait_group(LAG - 1 - i)
         if count + i >= LAG:
-            _split(w_smem, low_smem, full, (count + i - LAG) % STAGES, copy)
+            _split(w_smem, low_smem, full, _stage(count + i - LAG, STAGES)[0], copy)
 
 
 @gluon.jit
@@ -84,14 +94,19 @@ def _multiply(
     dot: gl.constexpr = gl.DotOperandLayout(0, mma, 1)
     blocks = gl.cdiv(K, BK)
     tiles = gl.cdiv(M, BM) * gl.cdiv(N, BN)
+    programs = gl.num_programs(0)
     count = 0
     zero = gl.zeros([64, BN], gl.float32, layout=mma)
-    for tile in range(gl.program_id(0), tiles, gl.num_programs(0)):
-        tile_m, tile_n = tile_of(tile, M, N, BM, BN)
+    for tile in range(gl.program_id(0), tiles, programs):
         acc = gl.zeros([64, BN], gl.float32, layout=mma)
-        for i in range(blocks):
-            stage = count % STAGES
-            mbarrier.wait(full.index(stage), (count // STAGES) & 1)
+        if BIAS:
+            # It came with the tile's first block, and is read before that block's place is given back.
+            stage, parity = _stage(count, STAGES)
+            mbarrier.wait(full.index(stage), parity)
+            acc += bias_smem.index(tile // programs % STAGES).load(gl.SliceLayout(0, mma))[None, :]
+        for _ in range(blocks):
+            stage, parity = _stage(count, STAGES)
+            mbarrier.wait(full.index(stage), parity)
             a_high, a_low = split_x(x_smem.index(stage).slice(HALF * 64, 64, 0).load(dot))
             w_block = w_smem.index(stage).permute((1, 0))
             low_block = low_smem.index(stage).permute((1, 0))
@@ -99,17 +114,14 @@ def _multiply(
             t = warpgroup_mma(a_high, low_block, t, is_async=True)
             t = warpgroup_mma(a_high, w_block, t, is_async=True)
             t, a_high, a_low = warpgroup_mma_wait(0, deps=[t, a_high, a_low])
-            if BIAS:  # noqa: SIM102 - the compiler decides the first condition
-                if i == blocks - 1:
-                    acc += bias_smem.index(tile // gl.num_programs(0) % STAGES).load(gl.SliceLayout(0, mma))[None, :]
-            # The last arrival of a tile also gives its bias's place back.
             gl.thread_barrier()
             mbarrier.arrive(empty.index(stage), count=1)
             acc += t
             count += 1
         if EARLY:  # noqa: SIM102 - as above
-            if tile + gl.num_programs(0) >= tiles:
+            if tile + programs >= tiles:
                 gdc_launch_dependents()
+        tile_m, tile_n = tile_of(tile, M, N, BM, BN)
         _finish(acc, x, w, b, out, operands, strides, M, N, K, sxm, swn, tile_m * BM + HALF * 64, tile_n * BN,
                 EPILOGUE, BIAS)  # fmt: skip
 
@@ -143,7 +155,7 @@ def _finish(
 def hopper_kernel(
     x, w, b, out, operands, strides, M, N, K, sxm, swn,
     EPILOGUE: gl.constexpr, BIAS: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr, BK: gl.constexpr,
-    STAGES: gl.constexpr, EARLY: gl.constexpr,
+    STAGES: gl.constexpr, EVEN_K: gl.constexpr, EARLY: gl.constexpr,
 ):  # fmt: skip
     """Tiles [128, BN] of the output."""
     shared: gl.constexpr = gl.NVMMASharedLayout(128, 32, 2)
@@ -160,7 +172,6 @@ def hopper_kernel(
     for i in gl.static_range(STAGES):
         mbarrier.init(full.index(i), count=1)
         mbarrier.init(empty.index(i), count=2)
-    LAG: gl.constexpr = STAGES - 2
     zero_half: gl.constexpr = 0
     one_half: gl.constexpr = 1
     gl.warp_specialize(
@@ -170,7 +181,7 @@ def hopper_kernel(
             (_multiply, (x, w, b, out, operands, strides, M, N, K, sxm, swn, x_smem, w_smem, low_smem, bias_smem,
                          full, empty, EPILOGUE, BIAS, one_half, BM, BN, BK, STAGES, EARLY)),
             (_copy_and_split, (x, w, b, M, N, K, sxm, swn, x_smem, w_smem, low_smem, bias_smem, full, empty,
-                               BIAS, BM, BN, BK, STAGES, LAG)),
+                               BIAS, BM, BN, BK, STAGES, EVEN_K)),
         ],
         [4, 4],
         [208, 96],

@@ -8,7 +8,7 @@ that terms stay small and the whole is linear in the graph. An operator that no 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any, TypeAlias
@@ -129,6 +129,7 @@ class Lifted:
         self.definition: dict[Value, Tensor] = {}
         self.opaque: dict[Node, str] = {}
         self.order: dict[Value, int] = {}
+        self.notes: dict[Hashable, object] = {}  # what patterns found out about this graph, under keys of their own
         self._local: dict[Node, list[Tensor | None] | None] = {}
         for value in host.inputs:
             self._leaf(value)
