@@ -124,7 +124,7 @@ def _reach_of(lifted: Lifted, atom: Atom, reach: Mapping[Value, _Reach]) -> _Rea
 
 
 def is_contraction(lifted: Lifted, value: Value) -> bool:
-    """Whether a value is a leaf whose definition sums products that involve data: more than one factor reads the axis."""
+    """Whether a value is a leaf whose definition sums products of data: more than one factor reads the axis."""
     t = lifted.definition.get(value)
     if t is None or t.dtype not in FLOATS or lifted.term[value].body is t.body:
         return False

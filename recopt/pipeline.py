@@ -19,7 +19,6 @@ from types import ModuleType
 
 from .errors import OptionError, VerifyError
 from .hosts.base import Array, Host
-from .lift import lift
 from .lower import check_target
 from .passes import PIPELINE
 from .report import Refusal, Report
@@ -164,7 +163,7 @@ def run(
 def _inputs(host: Host, examples: Sequence[Array] | None) -> list[list[Array]]:
     """Inputs of several batch sizes, or of the one that the model is fixed to."""
     drawn = examples is None and any(v.dtype is not None and "int" in v.dtype for v in host.inputs)
-    limits = index_limits(lift(host)) if drawn else {}
+    limits = index_limits(host) if drawn else {}
     dynamic = any(not isinstance(s, int) for v in host.inputs for s in v.shape or ())
     batches = BATCHES if dynamic else BATCHES[:1]
     found = [feeds(host, batch, examples, limits, seed) for seed, batch in enumerate(batches)]
