@@ -180,10 +180,10 @@ def _operands(lifted: Lifted, candidate: Poly, layout: bool) -> _Operands | None
         try:
             lifted.notes[key] = _found_operands(lifted, candidate, layout)
         except No as why:
-            lifted.notes[key] = why
+            lifted.notes[key] = why.args  # the exception itself would hold the frames that it came through
     found = lifted.notes[key]
-    if isinstance(found, No):
-        raise found
+    if isinstance(found, tuple):
+        raise No(*found)
     assert found is None or isinstance(found, _Operands)
     return found
 
