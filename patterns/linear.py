@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from recopt import epilogue
-from recopt.contractions import expand, is_contraction, sources, sources_of, unfold, weighs_columns
+from recopt.contractions import Reach, expand, is_contraction, reach, sources_of, unfold, weighs_columns
 from recopt.cost import nominal
 from recopt.epilogue import H
 from recopt.fused import Concat, Linear, Slice, View
@@ -57,14 +57,17 @@ operator = "recopt::linear"
 def roots(lifted: Lifted) -> list[Value]:
     """The values that are pointwise functions of contractions and constants, last first: a longer match is met before
     those inside it. What an operator that is not understood makes of one is among them, to be refused."""
-    reach: dict[Leaf, frozenset[Value] | None] = {}
+    known: dict[Leaf, Reach] = {}
     found = []
     for node in lifted.host.nodes:
         for value in node.outputs:
-            reach[value] = sources(lifted, value, reach)
-            if reach[value] and value.dtype in FLOATS | {"bool"}:
+            mine = reach(lifted, value, known)
+            if mine is None:
+                continue
+            known[value] = mine
+            if mine.sources and value.dtype in FLOATS:
                 found.append(value)
-        if node in lifted.opaque and any(reach.get(v) for v in node.inputs):
+        if node in lifted.opaque and any(v in known and known[v].sources for v in node.inputs):
             found += node.outputs[:1]
     return found[::-1]
 
@@ -92,23 +95,20 @@ def _match(lifted: Lifted, root: Value) -> Match | None:
     refused: No | None = None
     for candidate, outer in pre_activations(lifted, whole):
         joined: Match | None = None
-        for define in (lifted.definition.get, lifted.local):  # seen through layout, then as the graph has it
-            product = unfold(lifted, candidate, define)
+        for layout in (True, False):  # seen through layout, then as the graph has it
             try:
-                parts = _contractions(lifted, product, root)
-                if parts is None:
+                found = _operands(lifted, candidate, layout)
+                if found is None:
                     return None
-                if define != lifted.local:
-                    parts, product = _composed(lifted, parts, product, root)
-                found = _assemble(lifted, root, term, product, parts, outer, sources_of(lifted, candidate))
+                made = _assemble(lifted, root, term, found, outer)
             except No as why:
                 refused = refused or why
                 continue
-            if found.spec.epilogue == "h" and len(product.monos) == 1 and not product.monos[0].axes:
+            if made.spec.epilogue == "h" and len(found.product.monos) == 1 and not found.product.monos[0].axes:
                 return None  # a multiplication by constants, which is as good as a product of width one
-            if not isinstance(found.spec.x, Concat):
-                return found
-            joined = joined or found  # pieces that the graph may hold joined already
+            if not isinstance(made.spec.x, Concat):
+                return made
+            joined = joined or made  # pieces that the graph may hold joined already
         if joined is not None:
             return joined
     inside = sources_of(lifted, whole)
@@ -117,7 +117,33 @@ def _match(lifted: Lifted, root: Value) -> Match | None:
     raise refused or No("{} is no function of one scaled product", root.name)
 
 
-def _composed(lifted: Lifted, found: _Product, product: Poly, root: Value) -> tuple[_Product, Poly]:
+def _operands(lifted: Lifted, candidate: Poly, layout: bool) -> _Operands | None:
+    """`_found_operands`, found once for all the values that are functions of one pre-activation."""
+    key = (name, candidate, layout)
+    if key not in lifted.notes:
+        try:
+            lifted.notes[key] = _found_operands(lifted, candidate, layout)
+        except No as why:
+            lifted.notes[key] = why.args  # the exception itself would hold the frames that it came through
+    found = lifted.notes[key]
+    if isinstance(found, tuple):
+        raise No(*found)
+    assert found is None or isinstance(found, _Operands)
+    return found
+
+
+def _found_operands(lifted: Lifted, candidate: Poly, layout: bool) -> _Operands | None:
+    """x, W and b of a pre-activation, its contractions spelled out through layout or as their nodes have them."""
+    product = unfold(lifted, candidate, lifted.definition.get if layout else lifted.local)
+    parts = _contractions(lifted, product)
+    if parts is None:
+        return None
+    if layout:
+        parts, product = _composed(lifted, parts, product)
+    return _gathered(lifted, product, parts, sources_of(lifted, candidate))
+
+
+def _composed(lifted: Lifted, found: _Product, product: Poly) -> tuple[_Product, Poly]:
     """Two products with nothing between them as one, where that is less work: (x A) B -> x (A B)."""
     while True:
         if not all(isinstance(p.x.atom, Read) for p in found.contractions):  # products of data stay products of data
@@ -126,7 +152,7 @@ def _composed(lifted: Lifted, found: _Product, product: Poly, root: Value) -> tu
         if deeper is product:
             return found, product
         try:
-            whole = _contractions(lifted, deeper, root)
+            whole = _contractions(lifted, deeper)
         except No:
             return found, product
         inner = {p.x.atom.leaf for p in found.contractions if isinstance(p.x.atom, Read)}
@@ -168,7 +194,7 @@ class _Product:
     bias: Poly
 
 
-def _contractions(lifted: Lifted, product: Poly, root: Value) -> _Product | None:
+def _contractions(lifted: Lifted, product: Poly) -> _Product | None:
     """A pre-activation as contractions with constant weights and a constant bias; None where it has no weights."""
     rows: set[Axis] = set()
     split: list[tuple[Mono, Poly, list[Axis], Poly]] = []
@@ -185,23 +211,25 @@ def _contractions(lifted: Lifted, product: Poly, root: Value) -> _Product | None
         summed = [a for a in inner.values() if a in x.axes_read]
         others = [a for a in inner.values() if a not in summed]
         weight = sum_over(normal_mono(bare.coef, [a for a in bare.atoms if a not in data], product.dtype), others)
-        if not weight.leaves:
-            if len(data) > 1:
-                raise No("both operands of the product are computed")
-            if summed:
-                return None
-        if summed or (weight.axes_read and weight.axes_read.isdisjoint(x.axes_read)):
+        if len(data) > 1 and not weight.leaves:
+            raise No("both operands of the product are computed")
+        weighed = summed and weight.leaves
+        if weighed or (weight.axes_read and weight.axes_read.isdisjoint(x.axes_read)):
             rows |= x.axes_read - set(summed)
         split.append((mono, x, summed, weight))
-    summing = any(summed for _, _, summed, _ in split)
-    if not summing and not (rows and any(weight.leaves for _, _, _, weight in split)):
-        if not weighs_columns(lifted, [(x, weight) for _, x, _, weight in split]):
-            return None
+    alone = not rows and not any(summed for _, _, summed, _ in split)
+    if (alone or not any(weight.leaves for _, _, _, weight in split)) and not weighs_columns(
+        lifted, [(x, weight) for _, x, _, weight in split]
+    ):
+        return None
+    if alone:
         rows = set().union(*(x.axes_read for _, x, _, _ in split))
     columns = [a for a in _ordered(product) if a not in rows]
-    for _, x, summed, _ in split:
-        if not summed and (not rows or x.axes_read - rows):  # else one more input feature: x * W[n, k] at one k
-            raise No("{} adds data that no weight contracts", root.name)
+    for _, x, summed, weight in split:
+        if not (summed and weight.leaves) and x.axes_read - set(summed) - rows:
+            if summed:
+                return None
+            raise No("it adds data that no weight contracts")  # else one more input feature: x * W[n, k] at one k
     for _, _, summed, weight in split:
         if weight.axes_read & rows:
             raise No("the weight depends on a batch axis (size {})", next(iter(weight.axes_read & rows)).size)
@@ -214,8 +242,6 @@ def _contractions(lifted: Lifted, product: Poly, root: Value) -> _Product | None
         raise No("a bias of higher rank widens the output along an axis of size {}", widening[0].size)
     if constant.axes_read & rows:
         raise No("the bias varies along a batch axis (size {})", next(iter(constant.axes_read & rows)).size)
-    if root in product.leaves:
-        raise No("{} reads itself", root.name)
     parts = tuple(_Contraction(x, tuple(summed), weight) for _, x, summed, weight in split)
     return _Product(tuple(a for a in _ordered(product) if a in rows), tuple(columns), parts, constant)
 
@@ -238,11 +264,24 @@ def _shared_weights(parts: Sequence[_Contraction], columns: Sequence[Axis]) -> l
     return list(merged.values())
 
 
-def _assemble(
-    lifted: Lifted, root: Value, term: Tensor, product: Poly, found: _Product, outer: Poly, sources: frozenset[Value]
-) -> Match:
-    before = lifted.order[root]
-    rows, columns = set(found.rows), found.columns
+@dataclass(frozen=True)
+class _Operands:
+    """x as [rows..., K], W as [N, K] and b as [N] of a product; its dimensions; the contractions that it replaces."""
+
+    product: Poly
+    x: View | Concat
+    w: Array | View
+    b: Array | View | None
+    row_dims: tuple[Dim, ...]
+    columns: Dim
+    sources: frozenset[Value]
+
+
+def _gathered(lifted: Lifted, product: Poly, found: _Product, sources: frozenset[Value]) -> _Operands:
+    """The operands of a product as the graph holds them and as arrays."""
+    # what holds x stands before the product that it replaces; a column is read where it lies
+    before = max(lifted.order.get(v, 0) + (not is_contraction(lifted, v)) for v in sources)
+    rows, columns, dtype = set(found.rows), found.columns, product.dtype
     views: list[View] = []
     weights: list[Array | View] = []
     row_dims: tuple[Dim, ...] | None = None
@@ -257,42 +296,53 @@ def _assemble(
         else:
             weights[same] = _array(weights[same]) + _array(w)
     assert row_dims is not None
-    shape = (*(sizes.product(a.size for a in d) for d in row_dims), sizes.product(a.size for a in columns))
-    column_dim: Dim = tuple(columns)
-    b = _operand(lifted, Tensor((column_dim,), found.bias)) if found.bias.monos else None
-
-    def per_channel(t: Poly) -> Array:
-        if t.axes_read - set(columns):
-            raise No("the activation's constants vary along a batch axis")
-        return fold(lifted, Tensor((column_dim,), t))
-
-    text, params = epilogue.text_of(outer, per_channel)
-    steps = regroup((*row_dims, column_dim), term.dims)
-    extent = sum((v.shape[-1] for v in views), start=0)
-    x: View | Concat = views[0] if len(views) == 1 else Concat(tuple(views), (*views[0].shape[:-1], sizes.size(extent)))
-    dtype = product.dtype
+    extent = sizes.size(sum((v.shape[-1] for v in views), start=0))
+    x = views[0] if len(views) == 1 else Concat(tuple(views), (*views[0].shape[:-1], extent))
     w = weights[0] if len(weights) == 1 else np.concatenate([_array(w) for w in weights], axis=1)
-    kept = [v.value for v in (*views, w, b) if isinstance(v, View)]
-    spec = Linear(
+    b = _operand(lifted, Tensor((columns,), found.bias)) if found.bias.monos else None
+    return _Operands(
+        product,
         x,
         w if isinstance(w, View) else _stored(lifted, found, w, dtype),
         b if b is None or isinstance(b, View) else _as(b, dtype),
+        row_dims,
+        columns,
+        sources,
+    )
+
+
+def _assemble(lifted: Lifted, root: Value, term: Tensor, found: _Operands, outer: Poly) -> Match:
+    """`root` as `outer` of a product."""
+
+    def per_channel(t: Poly) -> Array:
+        if t.axes_read - set(found.columns):
+            raise No("the activation's constants vary along a batch axis")
+        return fold(lifted, Tensor((found.columns,), t))
+
+    text, params = epilogue.text_of(outer, per_channel)
+    product = found.product
+    shape = (*(sizes.product(a.size for a in d) for d in found.row_dims), sizes.product(a.size for a in found.columns))
+    spec = Linear(
+        found.x,
+        found.w,
+        found.b,
         text,
-        tuple(_as(p, dtype) for p in params),
+        tuple(_as(p, product.dtype) for p in params),
         shape,
-        dtype,
-        steps,
+        product.dtype,
+        regroup((*found.row_dims, found.columns), term.dims),
         root.name,
     )
-    dead = dead_after(lifted.host, root, kept)
+    views = found.x.views if isinstance(found.x, Concat) else (found.x,)
+    kept = [v.value for v in (*views, found.w, found.b) if isinstance(v, View)]
     return Match(
         name,
         root,
         spec,
         lambda: term.with_body(_meaning(outer, product)),
-        dead,
-        sources,
-        flops=2.0 * nominal(sizes.product(shape)) * nominal(w.shape[1]),
+        dead_after(lifted.host, root, kept),
+        found.sources,
+        flops=2.0 * nominal(sizes.product(shape)) * nominal(found.w.shape[1]),
     )
 
 

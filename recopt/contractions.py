@@ -3,7 +3,8 @@ x[b, 0] * W[n, 0] + x[b, 1] * W[n, 1] + ... is one contraction, however many val
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TypeAlias
 
 from .hosts.base import Value
@@ -20,18 +21,30 @@ Define: TypeAlias = Callable[[Value], Tensor | None]
 
 def is_contraction(lifted: Lifted, value: Value) -> bool:
     """Whether a value is a leaf whose definition sums data against weights, or writes such a sum out."""
+    key = ("is_contraction", value)
+    if key not in lifted.notes:
+        lifted.notes[key] = _is_contraction(lifted, value)
+    return lifted.notes[key] is True
+
+
+def _is_contraction(lifted: Lifted, value: Value) -> bool:
     t = lifted.definition.get(value)
     if t is None or t.dtype not in FLOATS or lifted.term[value].body is t.body:
         return False
     sums = [m for m in t.body.monos if m.axes]
     if sums:
-        return any(is_data(lifted, a) for m in sums for a in m.atoms)
-    others = [m for m in t.body.monos if column_of(lifted, m) is None]
-    return len(others) < len(t.body.monos) and all(_is_written_out(lifted, m) for m in others)
+        return any(_is_product(m) and is_data(lifted, m) for m in sums) or any(_adds_parts(lifted, m) for m in sums)
+    columns = [m for m in t.body.monos if column_of(lifted, m) is not None]
+    return bool(columns) and all(m in columns or _is_part(lifted, m) for m in t.body.monos)
 
 
-def _is_written_out(lifted: Lifted, mono: Mono) -> bool:
-    """Whether a monomial is what a written-out sum holds beside its columns: constants, and its earlier part."""
+def _is_product(mono: Mono) -> bool:
+    """Whether more than one factor reads an axis that is summed."""
+    return any(sum(ax in a.axes_read for a in mono.atoms) > 1 for ax in mono.axes)
+
+
+def _is_part(lifted: Lifted, mono: Mono) -> bool:
+    """Whether a sum that is written out may hold a monomial beside its columns: constants, and its earlier part."""
     data = [a for a in mono.atoms if is_data(lifted, a)]
     return not data or (
         len(data) == 1
@@ -39,6 +52,14 @@ def _is_written_out(lifted: Lifted, mono: Mono) -> bool:
         and isinstance(data[0].leaf, Value)
         and is_contraction(lifted, data[0].leaf)
     )
+
+
+def _adds_parts(lifted: Lifted, mono: Mono) -> bool:
+    """Whether a monomial sums what a long concat or stack joins of contractions: their sum is one."""
+    leaf = _added(lifted, mono)
+    if leaf is None:
+        return False
+    return all(column_of(lifted, m) is not None or _is_part(lifted, m) for m in lifted.definition[leaf].body.monos)
 
 
 def column(lifted: Lifted, atom: Atom, mono: Mono) -> Read | None:
@@ -79,47 +100,62 @@ def weighs_columns(lifted: Lifted, parts: Sequence[tuple[Poly, Poly]]) -> bool:
     return any(len(found) > 1 for found in places.values())
 
 
-Reach: TypeAlias = Mapping[Leaf, frozenset[Value] | None]
+@dataclass(frozen=True)
+class Reach:
+    """The contractions that a value is a pointwise function of, and those under its functions that are not affine."""
+
+    sources: frozenset[Value] = frozenset()
+    bent: frozenset[Value] = frozenset()
 
 
-def sources(lifted: Lifted, value: Value, reach: Reach) -> frozenset[Value] | None:
-    """The contractions that a value is a pointwise function of; None where it is something else too."""
+def reach(lifted: Lifted, value: Value, known: Mapping[Leaf, Reach]) -> Reach | None:
+    """None where a value is something else too, or adds functions of different contractions: relu(c) + d. Pieces that
+    lie beside each other may be functions of their own."""
     t = lifted.definition.get(value)
     if t is None or lifted.host.is_constant(value):
         return None
     if is_contraction(lifted, value):
-        return frozenset((value,))
-    union = _sources_in(lifted, t.body, reach)
-    if union is None or len(union) > MAX_SOURCES or any(m.axes for m in t.body.monos):
+        return Reach(frozenset((value,)))
+    if any(m.axes for m in t.body.monos):
         return None
-    return union
-
-
-def _sources_in(lifted: Lifted, term: Poly, reach: Reach) -> frozenset[Value] | None:
-    union: frozenset[Value] = frozenset()
-    for mono in term.monos:
-        data = [a for a in mono.atoms if is_data(lifted, a)]
-        for atom in data:
-            inner: frozenset[Value] | None = frozenset()
-            if isinstance(atom, Fn):
-                inner = _union(_sources_in(lifted, a, reach) for a in atom.args)
-            elif (x := column(lifted, atom, mono)) is not None and (len(data) == 1 or reach.get(x.leaf) is None):
-                weighted = len(mono.atoms) > len(data) or mono.coef not in (1, -1)
-                inner = frozenset((x.leaf,)) if weighted and isinstance(x.leaf, Value) else frozenset()
-            elif isinstance(atom, Read) and any(is_data(lifted, p) for p in atom.index):
-                return None  # what is looked up is no function of the position
-            else:
-                leaves = [leaf for leaf in atom.leaves if not constant_leaf(lifted, leaf)]
-                inner = _union(reach.get(leaf) for leaf in leaves)
-            if inner is None:
+    pieces: dict[tuple[Atom, ...], Reach] = {}
+    for mono in t.body.monos:
+        beside = tuple(a for a in mono.atoms if isinstance(a, Guard))
+        piece = pieces.get(beside, Reach())
+        for atom in mono.atoms:
+            found = _reach_of(lifted, atom, mono, known)
+            if found is None or (found.bent and piece.bent and found.bent != piece.bent):
                 return None
-            union |= inner
-    return union
+            piece = Reach(piece.sources | found.sources, found.bent or piece.bent)
+        pieces[beside] = piece
+    if any(p.bent and p.bent != p.sources for p in pieces.values()):
+        return None
+    sources = frozenset[Value]().union(*(p.sources for p in pieces.values()))
+    if len(sources) > MAX_SOURCES:
+        return None
+    return Reach(sources, sources if any(p.bent for p in pieces.values()) else frozenset())
 
 
-def _union(parts: Iterable[frozenset[Value] | None]) -> frozenset[Value] | None:
-    found = list(parts)
-    return None if None in found else frozenset().union(*(p for p in found if p is not None))
+def _reach_of(lifted: Lifted, atom: Atom, mono: Mono, known: Mapping[Leaf, Reach]) -> Reach | None:
+    """What one factor of a monomial reads."""
+    if isinstance(atom, Fn):
+        inner = [_reach_of(lifted, a, m, known) for arg in atom.args for m in arg.monos for a in m.atoms]
+    elif not is_data(lifted, atom):
+        return Reach()
+    elif (x := column(lifted, atom, mono)) is not None and (x.leaf not in known or column_of(lifted, mono) is x):
+        weighted = len(mono.atoms) > 1 or mono.coef not in (1, -1)
+        return Reach(frozenset((x.leaf,)) if weighted and isinstance(x.leaf, Value) else frozenset())
+    elif isinstance(atom, Read) and any(is_data(lifted, p) for p in atom.index):
+        return None  # what is looked up is no function of the position
+    else:
+        inner = [known.get(leaf) for leaf in atom.leaves if not constant_leaf(lifted, leaf)]
+    sources: frozenset[Value] = frozenset()
+    bent: frozenset[Value] = frozenset()
+    for part in inner:
+        if part is None:
+            return None
+        sources, bent = sources | part.sources, bent | part.bent
+    return Reach(sources, bent if isinstance(atom, Read) else sources)
 
 
 def sources_of(lifted: Lifted, term: Poly) -> frozenset[Value]:

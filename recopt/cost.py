@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import sympy
 
@@ -64,6 +65,7 @@ class Cost:
         return self.launches * machine.launch + self.bytes / machine.bandwidth + self.flops / machine.flops
 
 
+@lru_cache(maxsize=65536)
 def nominal(size: Size) -> float:
     """A size with every symbol at the nominal batch."""
     if isinstance(size, int):

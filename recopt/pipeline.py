@@ -7,6 +7,7 @@ RECOPT_DUMP=DIR writes the graph's text before and after each pass. RECOPT_LIMIT
 
 from __future__ import annotations
 
+import gc
 import os
 import statistics
 import sys
@@ -19,7 +20,7 @@ from types import ModuleType
 
 from .errors import OptionError, VerifyError
 from .hosts.base import Array, Host
-from .lift import lift
+from .ir.term import sweep
 from .lower import check_target
 from .passes import PIPELINE
 from .report import Refusal, Report
@@ -87,7 +88,7 @@ class _Run:
             only,
         )
         for n, module in enumerate(self.options.modules):
-            with self.timed(module.name):
+            with self.timed(module.name), _uncollected():
                 module.run(host, context)
             if not quiet:
                 _dump(host, f"{n + 1:02d}-{module.name}")
@@ -164,7 +165,7 @@ def run(
 def _inputs(host: Host, examples: Sequence[Array] | None) -> list[list[Array]]:
     """Inputs of several batch sizes, or of the one that the model is fixed to."""
     drawn = examples is None and any(v.dtype is not None and "int" in v.dtype for v in host.inputs)
-    limits = index_limits(lift(host)) if drawn else {}
+    limits = index_limits(host) if drawn else {}
     dynamic = any(not isinstance(s, int) for v in host.inputs for s in v.shape or ())
     batches = BATCHES if dynamic else BATCHES[:1]
     found = [feeds(host, batch, examples, limits, seed) for seed, batch in enumerate(batches)]
@@ -199,6 +200,19 @@ def _ratio(before: Host, after: Host, feed: Sequence[Array], rounds: int = 15) -
             if n >= 2:
                 kept.append(time.perf_counter() - start)
     return statistics.median(seconds[1]) / statistics.median(seconds[0])
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without Python's collector of cycles: it would walk all terms, again and again, which hold none."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        sweep()
+        if was:
+            gc.enable()
 
 
 # --- switches

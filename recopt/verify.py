@@ -10,12 +10,13 @@ import numpy as np
 from . import epilogue
 from .errors import VerifyError
 from .fused import Concat, Permute, Reshape, Slice, Step, View
-from .hosts.base import Array, Host, Value
+from .hosts.base import Array, Host, Node, Value
 from .ir import sizes
 from .ir.evaluate import evaluate
 from .ir.rules import FLOATS
 from .ir.sizes import Size
 from .ir.term import Fn, Leaf, Poly, Read, walk
+from .lift import lift
 from .lift.base import Lifted, reads
 from .match import Match
 
@@ -206,8 +207,9 @@ def _stretch(example: Array, shape: Sequence[int]) -> Array:
     return example
 
 
-def index_limits(lifted: Lifted) -> dict[Value, int]:
+def index_limits(host: Host) -> dict[Value, int]:
     """For integer inputs: below which number every index that they become stays in range, as far as terms show."""
+    lifted = lift(host, _on_integers(host))
     limits: dict[Value, int] = {}
     definitions = {id(t): t for t in [*lifted.definition.values(), *lifted.term.values()]}
     for t in definitions.values():
@@ -219,6 +221,17 @@ def index_limits(lifted: Lifted) -> dict[Value, int]:
                     if isinstance(extent, int):
                         limits[source] = min(limits.get(source, extent), extent)
     return limits
+
+
+def _on_integers(host: Host) -> set[Node]:
+    """The nodes that make integers, and those that read what becomes of integer inputs until it is a float."""
+    integers = {v for v in host.inputs if v.dtype not in FLOATS}
+    found: set[Node] = set()
+    for node in host.nodes:
+        if not integers.isdisjoint(node.inputs) or any(v.dtype not in FLOATS for v in node.outputs):
+            found.add(node)
+            integers.update(v for v in node.outputs if v.dtype not in FLOATS)
+    return found
 
 
 def _plain_sources(lifted: Lifted, index: Poly) -> list[Value]:

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from models import onnx_tower
 
-from recopt.lift import lift
 from recopt.load import host_of
 from recopt.verify import TOLERANCE, compare, feeds, index_limits, verify_model
 
@@ -43,7 +42,7 @@ def test_shapes_and_integers_are_exact() -> None:
 
 def test_feeds_keep_examples_and_stretch_them_to_other_batches() -> None:
     host = host_of(onnx_tower(1))
-    limits = index_limits(lift(host))
+    limits = index_limits(host)
     example = np.arange(32, dtype=np.float32).reshape(2, 16)
     (same,) = feeds(host, 2, [example], limits)
     assert same is example

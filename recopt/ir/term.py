@@ -21,7 +21,7 @@ import weakref
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
-from typing import ClassVar, Protocol, TypeAlias, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import sympy
 
@@ -72,8 +72,8 @@ class Interned:
     """Base of terms: there is one object with the same parts. What follows from the parts and is not needed of every
     term is computed when it is first asked for."""
 
-    __slots__ = ("__weakref__", "alone", "axes_read", "bound_depth", "leaves", "text")
-    table: ClassVar[weakref.WeakValueDictionary[Hashable, Interned]] = weakref.WeakValueDictionary()
+    __slots__ = ("__weakref__", "alone", "axes_read", "bound_depth", "key", "leaves", "text")
+    key: Hashable  # its parts
     text: str  # printed form; also the sort key
     axes_read: frozenset[Axis]  # axes that occur free
     bound_depth: int  # the largest number of a bound axis inside
@@ -116,59 +116,70 @@ class Coord(Atom):
     """The position along an axis, as a value."""
 
     __slots__ = ("axis",)
-    axis: Axis
+
+    def __init__(self, axis: Axis) -> None:
+        self.axis, self.dtype, self.axes_read = axis, "int64", frozenset((axis,))
 
 
 class Read(Atom):
     """One element of a leaf tensor."""
 
     __slots__ = ("index", "leaf")
-    leaf: Leaf
-    index: tuple[Poly, ...]
+
+    def __init__(self, leaf: Leaf, index: tuple[Poly, ...], dtype: str) -> None:
+        self.leaf, self.index, self.dtype, self.axes_read = leaf, index, dtype, _union(index)
 
 
 class Fn(Atom):
     """A pointwise function that is neither sum nor product; `attrs` are its parameters."""
 
     __slots__ = ("args", "attrs", "name")
-    name: str
-    args: tuple[Poly, ...]
-    attrs: tuple[Hashable, ...]
+
+    def __init__(self, name: str, args: tuple[Poly, ...], attrs: tuple[Hashable, ...], dtype: str) -> None:
+        self.name, self.args, self.attrs, self.dtype, self.axes_read = name, args, attrs, dtype, _union(args)
 
 
 class Guard(Atom):
     """1 where lo <= index < hi, else 0; None is no bound."""
 
     __slots__ = ("hi", "index", "lo")
-    index: Poly
-    lo: Size | None
-    hi: Size | None
+
+    def __init__(self, index: Poly, lo: Size | None, hi: Size | None) -> None:
+        self.index, self.lo, self.hi, self.dtype, self.axes_read = index, lo, hi, "int64", index.axes_read
 
 
 class Reduce(Atom):
     """A reduction other than a sum: max, min, prod, any, all."""
 
     __slots__ = ("axes", "body", "op")
-    op: str
-    axes: tuple[Axis, ...]
-    body: Poly
+
+    def __init__(self, op: str, axes: tuple[Axis, ...], body: Poly) -> None:
+        self.op, self.axes, self.body, self.dtype = op, axes, body, body.dtype
+        self.axes_read = body.axes_read.difference(axes)
 
 
 class Mono(Interned):
     """coef * Sum[axes]( product of atoms )."""
 
     __slots__ = ("atoms", "axes", "coef")
-    coef: Coef
-    axes: tuple[Axis, ...]
-    atoms: tuple[Atom, ...]
+
+    def __init__(self, coef: Coef, axes: tuple[Axis, ...], atoms: tuple[Atom, ...]) -> None:
+        self.coef, self.axes, self.atoms = coef, axes, atoms
+        free = _union(atoms)
+        self.axes_read = free.difference(axes) if axes else free
 
 
 class Poly(Interned):
     """A sum of monomials, sorted, none alike."""
 
-    __slots__ = ("dtype", "monos")
-    monos: tuple[Mono, ...]
-    dtype: str
+    __slots__ = ("atom", "dtype", "monos")
+    atom: Atom | None  # of a Poly that is exactly one atom
+
+    def __init__(self, monos: tuple[Mono, ...], dtype: str) -> None:
+        self.monos, self.dtype, self.axes_read = monos, dtype, _union(monos)
+        only = monos[0] if len(monos) == 1 else None
+        alone = only is not None and len(only.atoms) == 1 and not only.axes and only.coef == 1
+        self.atom = only.atoms[0] if only is not None and alone else None
 
     @property
     def number(self) -> Coef | None:
@@ -179,28 +190,41 @@ class Poly(Interned):
             return self.monos[0].coef
         return None
 
-    @property
-    def atom(self) -> Atom | None:
-        """The atom of a Poly that is exactly one atom, else None."""
-        if len(self.monos) != 1:
-            return None
-        mono = self.monos[0]
-        return mono.atoms[0] if len(mono.atoms) == 1 and not mono.axes and mono.coef == 1 else None
+
+# --- the one object with the same parts
+
+_coords: dict[Axis, Coord] = {}
+_reads: dict[tuple[Leaf, tuple[Poly, ...], str], Read] = {}
+_fns: dict[tuple[str, tuple[Poly, ...], tuple[Hashable, ...], str], Fn] = {}
+_guards: dict[tuple[Poly, Size | None, Size | None], Guard] = {}
+_reduces: dict[tuple[str, tuple[Axis, ...], Poly], Reduce] = {}
+_monos: dict[tuple[type, Coef, tuple[Axis, ...], tuple[Atom, ...]], Mono] = {}
+_polys: dict[tuple[tuple[Mono, ...], str], Poly] = {}
+_TABLES: tuple[dict[Any, Any], ...] = (_coords, _reads, _fns, _guards, _reduces, _monos, _polys)
+_room = MIN_ROOM = 1 << 16  # terms that a table may hold before those that nothing else holds go
+
+K = TypeVar("K", bound=Hashable)
 
 
-def _intern(cls: type[T], key: tuple[object, ...], axes_read: frozenset[Axis], **parts: object) -> T:
-    """A new object with these parts; the caller has asked `_known` first."""
-    made = object.__new__(cls)
-    made.axes_read = axes_read
-    for name, value in parts.items():
-        setattr(made, name, value)
-    Interned.table[cls, *key] = made
+def _keep(table: dict[K, T], key: K, made: T) -> T:
+    """`made`, which is the one object with these parts from now on."""
+    made.key = key
+    if len(table) > _room:
+        sweep()
+    table[key] = made
     return made
 
 
-def _known(cls: type[T], key: tuple[object, ...]) -> T | None:
-    found = Interned.table.get((cls, *key))
-    return found if isinstance(found, cls) else None
+def sweep() -> None:
+    """Forget the terms that nothing but the tables holds. Weak references would do so at once, at a higher price: most
+    terms are made again and again."""
+    global _room
+    held = [[weakref.ref(t) for t in table.values()] for table in _TABLES]
+    for table in _TABLES:
+        table.clear()
+    for table, refs in zip(_TABLES, held, strict=True):
+        table.update((t.key, t) for t in (ref() for ref in refs) if t is not None)
+    _room = max(MIN_ROOM, *(2 * len(table) for table in _TABLES))
 
 
 def _text(term: Interned) -> str:
@@ -246,16 +270,14 @@ def coord(ax: Axis) -> Poly:
     """The coordinate along `ax` as an index."""
     if ax.size == 1:
         return number(0)
-    atom = _known(Coord, (ax,)) or _intern(Coord, (ax,), frozenset((ax,)), axis=ax, dtype="int64")
-    return single(atom, "int64")
+    return single(_coords.get(ax) or _keep(_coords, ax, Coord(ax)), "int64")
 
 
 def read(leaf: Leaf, index: Iterable[Poly], dtype: str) -> Poly:
     """leaf[index]."""
     idx = tuple([_index(p) for p in index])
     key = (leaf, idx, dtype)
-    atom = _known(Read, key) or _intern(Read, key, _union(idx), leaf=leaf, index=idx, dtype=dtype)
-    return single(atom, dtype)
+    return single(_reads.get(key) or _keep(_reads, key, Read(*key)), dtype)
 
 
 def _index(p: Poly) -> Poly:
@@ -269,10 +291,8 @@ def _index(p: Poly) -> Poly:
 
 def raw_fn(name: str, args: Iterable[Poly], dtype: str, attrs: tuple[Hashable, ...] = ()) -> Poly:
     """name(args) without any rule applied; `ops.fn` is the normalising constructor."""
-    operands = tuple(args)
-    key = (name, operands, attrs, dtype)
-    atom = _known(Fn, key) or _intern(Fn, key, _union(operands), name=name, args=operands, attrs=attrs, dtype=dtype)
-    return single(atom, dtype)
+    key = (name, tuple(args), attrs, dtype)
+    return single(_fns.get(key) or _keep(_fns, key, Fn(*key)), dtype)
 
 
 def guard(index: Poly, lo: Size | None, hi: Size | None, dtype: str = "int64") -> Poly:
@@ -295,8 +315,7 @@ def guard(index: Poly, lo: Size | None, hi: Size | None, dtype: str = "int64") -
         return number(0, dtype)
 
     key = (index, lo, hi)
-    atom = _known(Guard, key) or _intern(Guard, key, index.axes_read, index=index, lo=lo, hi=hi, dtype="int64")
-    return single(atom, dtype)
+    return single(_guards.get(key) or _keep(_guards, key, Guard(*key)), dtype)
 
 
 def reduce(op: str, axes: Iterable[Axis], body: Poly) -> Poly:
@@ -321,9 +340,7 @@ def reduce(op: str, axes: Iterable[Axis], body: Poly) -> Poly:
     inner = substitute(body, renamed)
 
     key = (op, order, inner)
-    free = inner.axes_read.difference(order)
-    atom = _known(Reduce, key) or _intern(Reduce, key, free, op=op, axes=order, body=inner, dtype=body.dtype)
-    return single(atom, body.dtype)
+    return single(_reduces.get(key) or _keep(_reduces, key, Reduce(*key)), body.dtype)
 
 
 def _is_guarded(body: Poly, ax: Axis) -> bool:
@@ -350,16 +367,12 @@ def _mono(coef: Coef, axes: tuple[Axis, ...], atoms: tuple[Atom, ...]) -> Mono:
     if isinstance(coef, float) and coef.is_integer() and abs(coef) < 2**53:
         coef = int(coef)  # 1 and 1.0 are one coefficient: the dtype is the polynomial's
     key = (type(coef), coef, axes, atoms)
-    found = _known(Mono, key)
-    if found is None:
-        free = _union(atoms)
-        found = _intern(Mono, key, free.difference(axes) if axes else free, coef=coef, axes=axes, atoms=atoms)
-    return found
+    return _monos.get(key) or _keep(_monos, key, Mono(coef, axes, atoms))
 
 
 def _poly(monos: tuple[Mono, ...], dtype: str) -> Poly:
     key = (monos, dtype)
-    return _known(Poly, key) or _intern(Poly, key, _union(monos), monos=monos, dtype=dtype)
+    return _polys.get(key) or _keep(_polys, key, Poly(monos, dtype))
 
 
 def number(value: Coef, dtype: str = "int64") -> Poly:
@@ -592,8 +605,7 @@ def normal_mono(coef: Coef, atoms: Iterable[Atom], dtype: str) -> Poly:
         if lo is not None and hi is not None and sizes.at_least(lo, hi):
             return number(0, dtype)
         rest += [a for m in guard(index, lo, hi).monos for a in m.atoms]
-    if any(isinstance(a, Fn) and a.name == "reciprocal" for a in rest):
-        rest = _cancel(rest)
+    rest = _cancel(rest)
     return (
         _poly((_mono(coef, (), tuple(sorted(rest, key=lambda a: a.text))),), dtype) if coef != 0 else number(0, dtype)
     )
@@ -601,6 +613,8 @@ def normal_mono(coef: Coef, atoms: Iterable[Atom], dtype: str) -> Poly:
 
 def _cancel(atoms: list[Atom]) -> list[Atom]:
     """x * reciprocal(x) -> 1."""
+    if not any(isinstance(a, Fn) and a.name == "reciprocal" and a.args[0].atom in atoms for a in atoms):
+        return atoms
     kept: list[Atom] = []
     for atom in atoms:
         opposite = next((k for k in kept if _inverse(k, atom) or _inverse(atom, k)), None)
@@ -631,13 +645,13 @@ def _sum_mono(mono: Mono, axes: list[Axis], dtype: str) -> Poly:
         bound = [*own, *axes]
     for ax in list(bound):
         if not any(ax in a.axes_read for a in atoms):  # a sum of equal things
-            coef, bound = _times(coef, ax.size), [b for b in bound if b is not ax]
+            coef, bound = _times(coef, ax.size), [b for b in bound if b != ax]
     for ax in bound:
         shrunk = _shrink(ax, atoms) or _pick(ax, atoms)
         if shrunk is not None:
             replacement, keep, new_axis = shrunk
             body = substitute(normal_mono(coef, keep, dtype), {ax: replacement})
-            return sum_over(body, [b for b in bound if b is not ax] + ([new_axis] if new_axis else []))
+            return sum_over(body, [b for b in bound if b != ax] + ([new_axis] if new_axis else []))
     merged = _merge_pair(bound, atoms)
     if merged is not None:
         outer, inner, joint = merged
@@ -658,7 +672,7 @@ def _sum_mono(mono: Mono, axes: list[Axis], dtype: str) -> Poly:
 def _shrink(ax: Axis, atoms: list[Atom]) -> tuple[Poly, list[Atom], Axis | None] | None:
     """sum[k<K]([lo<=k<hi] * f(k)) -> sum[k<hi-lo](f(k+lo))."""
     for atom in atoms:
-        if isinstance(atom, Guard) and isinstance(atom.index.atom, Coord) and atom.index.atom.axis is ax:
+        if isinstance(atom, Guard) and isinstance(atom.index.atom, Coord) and atom.index.atom.axis == ax:
             lo = 0 if atom.lo is None else atom.lo
             hi = ax.size if atom.hi is None else atom.hi
             length = sizes.size(hi - lo)
@@ -675,7 +689,7 @@ def _pick(ax: Axis, atoms: list[Atom]) -> tuple[Poly, list[Atom], Axis | None] |
         if not (isinstance(equal, Fn) and equal.name == "eq"):
             continue
         for mine, other in (equal.args, equal.args[::-1]):
-            if isinstance(mine.atom, Coord) and mine.atom.axis is ax and ax not in other.axes_read:
+            if isinstance(mine.atom, Coord) and mine.atom.axis == ax and ax not in other.axes_read:
                 keep = [a for a in atoms if a is not atom]
                 return other, keep + mul_atoms([guard(other, 0, ax.size)]), None
     return None
@@ -775,10 +789,15 @@ def children(term: Interned) -> tuple[Interned, ...]:
 
 
 def walk(term: Interned) -> Iterator[Interned]:
-    """`term` and every term inside it."""
-    yield term
-    for child in children(term):
-        yield from walk(child)
+    """`term` and every term inside it, each once."""
+    seen: set[Interned] = set()
+    pending = [term]
+    while pending:
+        item = pending.pop()
+        if item not in seen:
+            seen.add(item)
+            yield item
+            pending.extend(reversed(children(item)))
 
 
 # --- substitution

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from ..hosts.base import Host
+from collections.abc import Collection
+
+from ..hosts.base import Host, Node
 from .base import Lifted, Opaque
 
 
-def lift(host: Host) -> Lifted:
-    """The terms of every value of `host`."""
+def lift(host: Host, nodes: Collection[Node] | None = None) -> Lifted:
+    """The terms of every value of `host`, or of what `nodes` compute."""
     if host.dialect == "aten":
         from .aten import TABLE as aten_table
 
-        return Lifted(host, aten_table)
+        return Lifted(host, aten_table, nodes)
     from .onnx import TABLE as onnx_table
 
-    return Lifted(host, onnx_table)
+    return Lifted(host, onnx_table, nodes)
 
 
 __all__ = ["Lifted", "Opaque", "lift"]

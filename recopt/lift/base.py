@@ -8,7 +8,7 @@ that terms stay small and the whole is linear in the graph. An operator that no 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any, TypeAlias
@@ -117,23 +117,25 @@ Table: TypeAlias = Mapping[str, Callable[..., Result]]
 
 
 class Lifted:
-    """The terms of all values of a host graph.
+    """The terms of all values of a host graph, or of what `nodes` compute: the rest are leaves then.
 
     `term[v]` is v as its users see it, `definition[v]` what computes it one level down (the same where transparent),
     `opaque[node]` why a node could not be lifted.
     """
 
-    def __init__(self, host: Host, table: Table) -> None:
+    def __init__(self, host: Host, table: Table, nodes: Collection[Node] | None = None) -> None:
         self.host, self.table = host, table
         self.term: dict[Value, Tensor] = {}
         self.definition: dict[Value, Tensor] = {}
         self.opaque: dict[Node, str] = {}
         self.order: dict[Value, int] = {}
+        self.notes: dict[Hashable, object] = {}  # what patterns found out about this graph, under keys of their own
         self._local: dict[Node, list[Tensor | None] | None] = {}
         for value in host.inputs:
             self._leaf(value)
         for n, node in enumerate(host.nodes):
-            self._node(node)
+            if nodes is None or node in nodes:
+                self._node(node)
             for value in node.outputs:
                 self.order[value] = n + 1
 
@@ -149,8 +151,8 @@ class Lifted:
 
     def of(self, value: Value) -> Tensor | None:
         """The term of `value`; None where not even its rank is known."""
-        if value not in self.term and value.node is None:
-            scalar = self._scalar(value)
+        if value not in self.term:
+            scalar = self._scalar(value) if value.node is None else None
             if scalar is not None:
                 self.term[value] = scalar
             else:

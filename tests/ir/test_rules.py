@@ -10,7 +10,7 @@ from recopt.ir.evaluate import evaluate
 from recopt.ir.functions import FUNCTIONS
 from recopt.ir.rules import fn
 from recopt.ir.show import show
-from recopt.ir.term import Poly, TooLarge, add, axis, coord, guard, mul, number, scale, single
+from recopt.ir.term import Axis, Poly, TooLarge, add, axis, coord, guard, mul, number, scale, single, sum_over
 
 from .pairs import N, Source, agree, same, source, value
 
@@ -196,3 +196,9 @@ def test_equal_terms_are_one_object() -> None:
     again = tensor.leaf(Source("x", value(X).shape, value(X)), (N, 6), "float32").canonical()
     assert again.body is X.canonical().body
     assert single(again.body.monos[0].atoms[0], "float32") is again.body
+
+
+def test_a_guard_is_met_by_an_equal_axis() -> None:
+    """Axes are equal by their parts: the one that a term holds may be another object than the one that is summed."""
+    inside = guard(coord(Axis(4, 7)), 2, 3)
+    assert sum_over(inside, [Axis(4, 7)]) is number(1)
