@@ -26,6 +26,7 @@ from recopt.ir.tensor import Dim, Tensor
 from recopt.ir.term import (
     Atom,
     Axis,
+    Guard,
     Leaf,
     Mono,
     Poly,
@@ -112,8 +113,10 @@ def _match(lifted: Lifted, root: Value) -> Match | None:
         if joined is not None:
             return joined
     inside = sources_of(lifted, whole)
-    if not any(is_contraction(lifted, v) for v in inside) or (refused is None and len(inside) > 1):
-        return None  # nobody takes a scaled column, a gate or a concat for a linear
+    if not any(is_contraction(lifted, v) for v in inside):
+        return None  # nobody takes a scaled column for a linear, nor a gate or a concat
+    if refused is None and (len(inside) > 1 or any(isinstance(a, Guard) for m in whole.monos for a in m.atoms)):
+        return None
     raise refused or No("{} is no function of one scaled product", root.name)
 
 
@@ -158,16 +161,34 @@ def _composed(lifted: Lifted, found: _Product, product: Poly) -> tuple[_Product,
         inner = {p.x.atom.leaf for p in found.contractions if isinstance(p.x.atom, Read)}
         layers = [lifted.definition[v].body for v in inner if isinstance(v, Value) and v in lifted.definition]
         axes = [_weight_axes(lifted, m) for body in layers for m in body.monos]
-        before = _work(found) + sum(nominal(sizes.product(a.size for a in own)) for own in axes)
-        if whole is None or _work(whole) > before:
+        before = _work(lifted, found) + sum(nominal(sizes.product(a.size for a in own)) for own in axes)
+        if whole is None or _work(lifted, whole) > before:
             return found, product
         found, product = whole, deeper
 
 
-def _work(found: _Product) -> float:
-    """Multiplications a row."""
-    columns = sizes.product(a.size for a in found.columns)
-    return sum(nominal(sizes.mul(columns, sizes.product(a.size for a in p.inner))) for p in found.contractions)
+def _work(lifted: Lifted, found: _Product) -> float:
+    """Multiplications a row. Contractions of one value are made at once, each of its columns read once."""
+    widths: dict[object, list[float]] = {}
+    for part in found.contractions:
+        atom = part.x.atom
+        key = atom.leaf if isinstance(atom, Read) else part.x
+        widths.setdefault(key, []).append(nominal(sizes.product(a.size for a in part.inner)))
+    rows = set(found.rows)
+    total = 0.0
+    for leaf, own in widths.items():
+        reads = [p.x.atom for p in found.contractions if isinstance(p.x.atom, Read) and p.x.atom.leaf is leaf]
+        whole = [
+            nominal(
+                sizes.product(
+                    e for e, p in zip(lifted.term[leaf].shape, a.index, strict=True) if not p.axes_read & rows
+                )
+            )
+            for a in reads
+            if isinstance(leaf, Value)
+        ]
+        total += min([sum(own), *whole])
+    return total * nominal(sizes.product(a.size for a in found.columns))
 
 
 def _weight_axes(lifted: Lifted, mono: Mono) -> set[Axis]:

@@ -15,6 +15,7 @@ from .ir.rules import FLOATS
 from .ir.term import (
     Atom,
     Fn,
+    Guard,
     Interned,
     Mono,
     Poly,
@@ -66,6 +67,7 @@ _UNPRINTED = {
     "bitwise_xor",
     "shift_left",
     "shift_right",
+    "logical_xor",
     "tan",
     "atan",
     "isinf",
@@ -82,15 +84,18 @@ class Printer:
 
     def poly(self, term: Poly) -> str:
         """The text of a term. Raises No for a function that no epilogue has."""
-        groups: dict[tuple[Atom, ...], list[Mono]] = {}
+        groups: dict[tuple[tuple[Atom, ...], tuple[Atom, ...]], list[Mono]] = {}
         for mono in term.monos:
             if mono.axes:
                 raise No("a reduction in the epilogue")
-            groups.setdefault(tuple(a for a in mono.atoms if reads_h(a)), []).append(mono)
+            atoms = tuple(a for a in mono.atoms if reads_h(a))
+            where: tuple[Atom, ...] = tuple(a for a in mono.atoms if isinstance(a, Guard)) if atoms else ()
+            groups.setdefault((where, atoms), []).append(mono)
         parts = []
-        for atoms, monos in groups.items():
+        for (where, atoms), monos in groups.items():
+            rest = [[a for a in m.atoms if a not in atoms and a not in where] for m in monos]
             constant = add_all(
-                [normal_mono(m.coef, [a for a in m.atoms if a not in atoms], term.dtype) for m in monos], term.dtype
+                [normal_mono(m.coef, own, term.dtype) for m, own in zip(monos, rest, strict=True)], term.dtype
             )
             factor = self.constant(constant)
             if factor == "0.0":
@@ -98,7 +103,10 @@ class Printer:
             texts = [self.atom(a) for a in atoms]
             if factor != "1.0" or not texts:
                 texts.insert(0, factor)
-            parts.append(" * ".join(texts))
+            text = " * ".join(texts)
+            place = self.constant(normal_mono(1, where, term.dtype)) if where else "1.0"
+            # what a guard hides may be infinite: it is left out, not multiplied by 0
+            parts.append(text if place == "1.0" else f"where({place} > 0.5, {text}, 0.0)")
         return " + ".join(parts) or "0.0"
 
     def constant(self, term: Poly) -> str:
@@ -125,6 +133,9 @@ class Printer:
             raise No(
                 "dtype changes from {} to {} between the product and the activation", atom.args[0].dtype, atom.dtype
             )
+        if atom.name == "trunc":
+            x = self.poly(atom.args[0])
+            return f"where({x} < 0.0, ceil({x}), floor({x}))"
         if atom.name in _UNPRINTED:
             raise No("{} in the epilogue", atom.name)
         if atom.name in _OPERATORS:

@@ -24,6 +24,8 @@ def pre_activations(lifted: Lifted, whole: Poly) -> list[tuple[Poly, Poly]]:
                 if is_data(lifted, arg) and _is_affine(lifted, arg):
                     for scaled in _normalised(lifted, arg):
                         candidates[scaled] = None
+                elif is_data(lifted, arg):
+                    candidates |= dict.fromkeys(_completed(lifted, arg))
     for cofactor in _cofactors(lifted, whole).values():
         if is_data(lifted, cofactor) and _is_affine(lifted, cofactor):
             for scaled in _normalised(lifted, cofactor):
@@ -35,7 +37,39 @@ def pre_activations(lifted: Lifted, whole: Poly) -> list[tuple[Poly, Poly]]:
         outer = _over(lifted, whole, candidate)
         if outer is not None:
             found.append((len(outer.text), candidate, outer))
+    if not found:
+        return _beside(lifted, whole)
     return [(c, o) for _, c, o in sorted(found, key=lambda f: (f[0], f[1].text))]
+
+
+def _beside(lifted: Lifted, whole: Poly) -> list[tuple[Poly, Poly]]:
+    """Pieces that lie beside each other, one function of a pre-activation each: [n<16]*f(a) + [16<=n]*f(b) is f of
+    [n<16]*a + [16<=n]*b."""
+    pieces: dict[tuple[Atom, ...], list[Poly]] = {}
+    for m in whole.monos:
+        place: tuple[Atom, ...] = tuple(a for a in m.atoms if isinstance(a, Guard))
+        rest = normal_mono(m.coef, [a for a in m.atoms if a not in place], whole.dtype)
+        pieces.setdefault(place, []).append(rest)
+    if len(pieces) < 2 or any(m.axes for m in whole.monos) or not _partition(list(pieces)):
+        return []
+    joined: list[Poly] = []
+    outers: list[dict[Poly, Poly]] = []
+    for parts in pieces.values():
+        outers.append({o: c for c, o in pre_activations(lifted, add_all(parts, whole.dtype))})
+    shared = next((o for o in outers[0] if all(o in others for others in outers)), None)
+    if shared is None:
+        return []
+    for place, found in zip(pieces, outers, strict=True):
+        joined.append(mul(normal_mono(1, place, whole.dtype), found[shared]))
+    return [(add_all(joined, whole.dtype), shared)]
+
+
+def _partition(places: list[tuple[Atom, ...]]) -> bool:
+    """Whether exactly one of several places holds every position of an axis."""
+    guards = [p[0] for p in places if len(p) == 1 and isinstance(p[0], Guard)]
+    if len(guards) != len(places) or len({g.index for g in guards}) != 1:
+        return False
+    return add_all([single(g, "int64") for g in guards], "int64").number == 1
 
 
 def _h(like: Poly) -> Poly:

@@ -264,6 +264,24 @@ def _unsigned_scale(factor: float) -> Callable[[Tensor], Tensor]:
     return lambda x: ops.times(ops.pointwise("log", x), factor)
 
 
+def _logaddexp(c: Call, a: Tensor, b: Tensor) -> Tensor:
+    """The larger plus what the smaller adds; equal operands apart, since they may be infinite."""
+
+    def function(x: Tensor, y: Tensor) -> Tensor:
+        apart = ops.times(ops.pointwise("abs", ops.sub(x, y)), -1)
+        added = ops.add(ops.pointwise("max", x, y), ops.pointwise("softplus", apart, attrs=(1.0, 20.0)))
+        double = ops.add(x, operand(math.log(2), x.dtype))
+        return ops.pointwise("where", ops.pointwise("eq", x, y), double, added)
+
+    return computed(c.dtype, function, a, b)
+
+
+def _heaviside(c: Call, x: Tensor, at_zero: Tensor) -> Tensor:
+    zero = operand(0, x.dtype)
+    above = ops.cast(ops.pointwise("lt", zero, x), c.dtype)
+    return ops.pointwise("where", ops.pointwise("eq", x, zero), at_zero, above)
+
+
 def _named(names: str, function: Lift) -> dict[str, Lift]:
     return {f"aten.{name}": function for name in names.split()}
 
@@ -275,6 +293,9 @@ _FLOATS: dict[str, Callable[[Tensor], Tensor]] = {
     "log2": _unsigned_scale(1 / math.log(2)),
     "log10": _unsigned_scale(1 / math.log(10)),
     "erfc": lambda x: ops.sub(operand(1, x.dtype), ops.pointwise("erf", x)),
+    "special_ndtr": lambda x: ops.times(
+        ops.add(operand(1, x.dtype), ops.pointwise("erf", ops.times(x, math.sqrt(0.5)))), 0.5
+    ),
     "sinh": lambda x: ops.times(ops.sub(ops.pointwise("exp", x), ops.pointwise("exp", ops.times(x, -1))), 0.5),
     "cosh": lambda x: ops.times(ops.add(ops.pointwise("exp", x), ops.pointwise("exp", ops.times(x, -1))), 0.5),
     "frac": lambda x: ops.sub(x, ops.pointwise("trunc", x)),
@@ -295,6 +316,8 @@ TABLE: dict[str, Lift] = {
     **_named("remainder.Tensor remainder.Scalar remainder.Scalar_Tensor", _of_two("mod")),
     **_named("fmod.Tensor fmod.Scalar", lambda c, a, b: computed(c.dtype, _fmod, a, b)),
     **_named("pow.Tensor_Tensor pow.Tensor_Scalar pow.Scalar", _of_two("pow")),
+    **_named("logaddexp.default", _logaddexp),
+    **_named("heaviside.default", _heaviside),
     **_named("maximum.default max.other", _of_two("max")),
     **_named("minimum.default min.other", _of_two("min")),
     **_named("eq.Tensor eq.Scalar", _compare("eq")),

@@ -48,6 +48,11 @@ def _tensordot(c: Call, a: Tensor, b: Tensor, dims_a: Sequence[int], dims_b: Seq
     return ops.einsum(f"{''.join(left)},{''.join(right)}->{''.join(free)}", a, b)
 
 
+def _vecdot(c: Call, a: Tensor, b: Tensor, dim: int = -1) -> Tensor:
+    product = ops.multiply(a, b)
+    return ops.total(product, [dim_of(product, dim)])
+
+
 def _bilinear(c: Call, a: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     y = ops.einsum("...i,oij,...j->...o", a, weight, b)
     return y if bias is None else ops.add(y, bias)
@@ -73,6 +78,24 @@ def _convolution(
     batched = len(x.dims) == rank + 2
     y = ops.convolution(x if batched else tensor.unsqueeze(x, 0), weight, bias, stride, padding, dilation, groups)
     return y if batched else tensor.squeeze(y, [0])
+
+
+def _conv_transpose(
+    c: Call,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Sequence[int] = (1,),
+    padding: Sequence[int] = (0,),
+    output_padding: Sequence[int] = (0,),
+    groups: int = 1,
+    dilation: Sequence[int] = (1,),
+) -> Tensor:
+    """Of width one it is the convolution with the weight's first two dimensions swapped."""
+    if any(s != 1 for s in (*weight.shape[2:], *stride, groups)) or any((*padding, *output_padding)):
+        raise Opaque("a transposed convolution that is wider than one")
+    turned = tensor.permute(weight, [1, 0, *range(2, len(weight.dims))])
+    return _convolution(c, x, turned, bias)
 
 
 def _conv(c: Call, x: Tensor, weight: Tensor, bias: Tensor | None = None, *rest: object, **named: object) -> Tensor:
@@ -238,6 +261,8 @@ TABLE: dict[str, Lift] = {
     **_named("bilinear.default", _bilinear),
     **_named("convolution.default", _convolution),
     **_named("conv1d.default conv2d.default conv3d.default conv1d.padding conv2d.padding conv3d.padding", _conv),
+    **_named("conv_transpose1d.default conv_transpose2d.input conv_transpose3d.input", _conv_transpose),
+    **_named("linalg_vecdot.default", _vecdot),
     **_named("sum.default sum.dim_IntList", _sum),
     **_named("mean.default mean.dim", _mean),
     **_named("prod.default prod.dim_int", _prod),

@@ -105,6 +105,19 @@ def convolution(
     return ops.convolution(x, w, bias, steps, [0] * len(kernel), gaps, group)
 
 
+def transposed_convolution(
+    c: Call, x: Tensor, w: Tensor, bias: Tensor | None = None, *, kernel_shape: Sequence[int] | None = None,
+    strides: Sequence[int] = (1,), dilations: object = None, pads: Sequence[int] = (0,),
+    output_padding: Sequence[int] = (0,), output_shape: object = None, group: int = 1, auto_pad: str = "NOTSET",
+) -> Tensor:  # fmt: skip
+    """Of width one it is the convolution with the weight's first two dimensions swapped."""
+    floats(x, w)
+    wide = any(s != 1 for s in (*w.shape[2:], *strides, group)) or any((*pads, *output_padding))
+    if wide or output_shape is not None or auto_pad not in ("NOTSET", "VALID"):
+        raise Opaque("a transposed convolution that is wider than one")
+    return convolution(c, x, tensor.permute(w, [1, 0, *range(2, len(w.dims))]), bias)
+
+
 def windows(x: Tensor, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]) -> Tensor:
     """Every window of the spatial dimensions: its elements lie along as many new dimensions at the end."""
     x = x.fresh()
@@ -249,6 +262,7 @@ PRODUCTS: dict[str, Lift] = {
     "Einsum": einsum,
     "MatMulInteger": matmul_integer,
     "Conv": convolution,
+    "ConvTranspose": transposed_convolution,
     "AveragePool": average_pool,
     "MaxPool": max_pool,
     "GlobalAveragePool": global_pool,

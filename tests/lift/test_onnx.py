@@ -480,6 +480,7 @@ CASES: list[Case] = [
         )
         for a in (0, 1)
     ],
+    Case("ConvTranspose", [IMAGE, K(x(6, 4, 1, 1)), K(x(4))], {"strides": [1, 1], "pads": [0, 0, 0, 0]}),
 ]
 
 
