@@ -3,7 +3,9 @@
     python benchmarks/tune_linear.py --measure times.json     on the GPU
     python benchmarks/tune_linear.py --write times.json       anywhere: times.json -> recopt/kernels/linear_table.py
 
-A kernel counts only if its error against float64 is no larger than that of cuBLAS's exact float32.
+``--kinds Panel Group`` measures these kernels alone, against the table's choice, largest shapes' neighbours first;
+shapes that were not measured keep their choice. A kernel counts only if its error against float64 is no larger than
+that of cuBLAS's exact float32.
 """
 
 from __future__ import annotations
@@ -23,8 +25,9 @@ import torch
 from timing import copies, device_times
 from torch import Tensor
 
-from recopt.kernels.linear import linear_torch, linear_triton
-from recopt.kernels.linear_config import Config, Hopper, Reduce, Tile
+from recopt.kernels import linear_table
+from recopt.kernels.linear import choose_config, linear_torch, linear_triton
+from recopt.kernels.linear_config import Config, Group, Hopper, Panel, Reduce, Tile
 
 M = (1, 4, 16, 64, 128, 256, 512, 1024, 2048, 4096, 16384)
 N = (1, 16, 64, 128, 256, 512, 1024, 2048)
@@ -60,7 +63,14 @@ _REDUCES = (
 )  # fmt: skip
 
 
-_HOPPERS = ((128, 32, 4), (128, 32, 3), (64, 32, 4), (64, 32, 3))
+# bm, bn, bk, stages, parts, rows, columns
+_PANELS = (
+    (16, 16, 32, 2, 4, 1, 1), (16, 32, 32, 1, 8, 1, 1), (32, 16, 32, 1, 8, 1, 1), (32, 32, 32, 1, 8, 1, 1),
+    (16, 16, 32, 1, 4, 1, 1), (16, 16, 32, 1, 2, 1, 1), (32, 32, 32, 2, 2, 1, 1), (32, 32, 32, 1, 2, 2, 2),
+    (16, 16, 32, 2, 8, 1, 1), (32, 32, 16, 1, 1, 2, 2),
+)  # fmt: skip
+_GROUPS = ((16, 4, 80), (32, 4, 80), (32, 2, 80), (64, 4, 168))
+_HOPPERS = ((128, 32, 4), (64, 32, 4), (64, 32, 6))
 
 
 def candidates(m: int, n: int, k: int) -> list[Config]:
@@ -80,14 +90,21 @@ def candidates(m: int, n: int, k: int) -> list[Config]:
             # bf16x6 is the more accurate one: for few rows or columns, where cuBLAS splits K, and for short sums.
             for precision in ("split", "bf16x6") if k <= 256 or min(m, n) <= 64 else ("split",):
                 found.append(Tile(bm, bn, bk, warps, stages, split, swap, precision))
+    for bm, bn, bk, stages, parts, *warps in _PANELS:
+        tiles = -(-m // bm) * -(-n // bn)
+        if m >= 16 and bn <= n and bk * parts <= max(k, bk) and tiles <= 600 and m * n * k <= 1 << 28:
+            found.append(Panel(bm, bn, bk, stages, parts, *warps, early=True))
+    for bn, stages, registers in _GROUPS:
+        if m >= 64 and bn <= n and k >= 64 and 32 <= -(-m // 64) * -(-n // bn) <= 600:
+            found.append(Group(bn, stages, registers, True))
     for bn, bk, stages in _HOPPERS:
         if m >= 128 and bn <= n and k >= 64 and -(-m // 128) * -(-n // bn) >= 16:
-            found.append(Hopper(bn, bk, stages))
-    for bm, bn, bk, warps in _REDUCES:
+            found.append(Hopper(bn, bk, stages, True))
+    for bm, bn, bk, threads in _REDUCES:
         programs = -(-m // bm) * -(-n // bn)
         if bk > k or bm > m or bn > max(4, n) or programs > 20000 or programs * k > 2 << 22 or m * n * k > 1 << 27:
             continue
-        found.append(Reduce(bm, bn, bk, warps))
+        found.append(Reduce(bm, bn, bk, threads))
     return found
 
 
@@ -102,22 +119,22 @@ def make(m: int, n: int, k: int, count: int = 1) -> Sets:
 
 
 def error(run: Callable[..., Tensor], samples: Sets) -> list[float]:
-    """Root mean square errors of ``run`` against float64 on each sample, relative to the output, without epilogue."""
+    """Root mean square errors of ``run`` against float64 on each sample, relative to the output, with ReLU."""
     errors = []
     for x, w, b in samples:
-        exact = torch.nn.functional.linear(x.double(), w.double(), b.double())
+        exact = torch.relu(torch.nn.functional.linear(x.double(), w.double(), b.double()))
         errors.append(float((run(x, w, b) - exact).norm() / exact.norm()))
     return errors
 
 
-def _compile(config: Config) -> str:
-    narrow = any(config in candidates(m, 1, k) for m in M for k in K)
+def _compile(config: Config, kinds: Sequence[str]) -> str:
+    narrow = not kinds and any(config in candidates(m, 1, k) for m in M for k in K)
     with torch.no_grad():
         try:
             for n in (256, 1) if narrow else (256,):
                 (s,) = make(256, n, 2048)
-                for early in (False, True):
-                    linear_triton(*s, "relu", (), config._replace(early=early))
+                for variant in variants(config, kinds):
+                    linear_triton(*s, "relu", (), variant)
             torch.cuda.synchronize()
         except Exception as e:  # a configuration that this GPU cannot hold: reported, and left out
             return repr(e)[:200]
@@ -125,17 +142,36 @@ def _compile(config: Config) -> str:
 
 
 def _run(config: Config, x: Tensor, w: Tensor, b: Tensor) -> Tensor:
-    return linear_triton(x, w, b, "", (), config)
+    return linear_triton(x, w, b, "relu", (), config)
 
 
-def measure(path: Path, budget_s: float) -> None:
+def choices(m: int, n: int, k: int, kinds: Sequence[str]) -> list[Config]:
+    """The candidates; of some kinds only, what the table chooses as well."""
+    if not kinds:
+        return candidates(m, n, k)
+    found = [c for c in candidates(m, n, k) if type(c).__name__ in kinds and min(m, n, k) >= 64]
+    present = choose_config(m, n, k)
+    return found if not found or present is None or present in found else [*found, present]
+
+
+def variants(config: Config, kinds: Sequence[str]) -> list[Config]:
+    """Launched early and not, where that is open: the Gluon kernels were never slower early."""
+    both = not kinds and isinstance(config, Tile | Reduce)
+    return [config._replace(early=e) for e in (False, True)] if both else [config]
+
+
+def measure(path: Path, budget_s: float, kinds: Sequence[str]) -> None:
     """Time the candidates of every shape for at most ``budget_s`` seconds and write them as JSON."""
     begin = time.perf_counter()
     # Powers of four and the largest first: what is left out when time ends has a measured neighbour.
     shapes = sorted(((m, n, k) for k in K for n in N for m in M), key=lambda s: (len({128, 512} & {*s}), s[0] % 7))
-    pool = sorted({c for s in shapes for c in candidates(*s)}, key=str)
+    if kinds:
+        # First where exact float32 leaves the tensor cores idle, then what is near.
+        shapes.sort(key=lambda s: sum(max(0.0, math.log(256 / v)) for v in s) + max(0.0, math.log(s[0] / 2048)))
+        shapes = [s for s in shapes if choices(*s, kinds)]
+    pool = sorted({c for s in shapes for c in choices(*s, kinds)}, key=str)
     with ProcessPoolExecutor(14, mp_context=multiprocessing.get_context("spawn")) as executor:
-        problems = dict(zip(pool, executor.map(_compile, pool), strict=True))
+        problems = dict(zip(pool, executor.map(partial(_compile, kinds=kinds), pool), strict=True))
     for config, problem in problems.items():
         if problem:
             print("cannot run", config, problem)
@@ -156,10 +192,10 @@ def measure(path: Path, budget_s: float) -> None:
             calls = [partial(linear_triton, *s, "relu", (), config) for s in sets]
             return device_times(calls, count, 20.0 * count).median
 
-        limits = error(linear_torch, samples)
+        limits = error(partial(linear_torch, epilogue="relu"), samples)
         rows: list[tuple[float, float, Any]] = [(timed(None, 6), 1.0, None)]
         ranked = []
-        for config in candidates(m, n, k):
+        for config in choices(m, n, k, kinds):
             if problems[config]:
                 continue
             found = error(partial(_run, config), samples)
@@ -167,69 +203,81 @@ def measure(path: Path, budget_s: float) -> None:
             ranked.append((timed(config, 4), worst, config))
         ranked.sort(key=lambda r: r[0])
         exact = [r for r in ranked if r[1] <= TOLERANCE][:3]
-        both = [(worst, c._replace(early=e)) for _, worst, c in exact for e in (False, True)]
+        both = [(worst, v) for _, worst, c in exact for v in variants(c, kinds)]
         again = [(timed(c, 10), worst, c) for worst, c in both]
         for t, worst, c in [*again, *ranked[len(exact) :]]:
             rows.append((t, worst, [type(c).__name__, *c]))
         results.append({"shape": (m, n, k), "rows": sorted(rows, key=lambda r: r[0])})
-    head = {"device": torch.cuda.get_device_name(), "torch": torch.__version__}
+    head = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "kinds": list(kinds)}
     path.write_text(json.dumps(head | {"results": results}))
     print(f"{len(results)} shapes in {time.perf_counter() - begin:.0f} s")
 
 
-def best(rows: Sequence[Sequence[Any]]) -> list[Any] | None:
-    """The fastest way whose error is no larger than exact float32's."""
-    choice: list[Any] | None = next(c for _, worst, c in rows if worst <= TOLERANCE)
+def best(rows: Sequence[Sequence[Any]], anywhere: bool = False) -> list[Any] | None:
+    """The fastest way whose error is no larger than exact float32's; ``anywhere``: for any strides of x and w."""
+    choice: list[Any] | None = next(
+        c for _, worst, c in rows if worst <= TOLERANCE and (not anywhere or c is None or c[0] in ("Tile", "Reduce"))
+    )
     return choice
 
 
-def _literals(values: Sequence[int | bool | str]) -> str:
-    return ", ".join(f'"{v}"' if isinstance(v, str) else repr(v) for v in values)
-
-
 def write(paths: Sequence[Path]) -> None:
-    """Write the table from measurements; shapes in later files replace those in earlier ones."""
-    measured: dict[tuple[int, ...], Sequence[Any]] = {}
-    devices = []
+    """Write the table from measurements; shapes in later files replace those in earlier ones and in the table."""
+    rows: dict[tuple[int, int, int], list[list[Any] | None]] = {}
+    for m, n, k in ((m, n, k) for k in K for n in N for m in M):
+        present = [choose_config(m, n, k, wide=wide) for wide in (True, False)]
+        rows[m, n, k] = [p and [type(p).__name__, *p] for p in present]
+    devices = list(linear_table.MEASURED)
     for path in paths:
         data = json.loads(path.read_text())
-        devices.append(f"{data['device']}, torch {data['torch']}")
-        measured |= {tuple(r["shape"]): r["rows"] for r in data["results"]}
-    ms, ns, ks = (sorted({s[i] for s in measured}) for i in range(3))
-    configs: list[str] = ["None"]
-    rows = []
-    for i, n in enumerate(ns):
-        for j, k in enumerate(ks):
-            row = []
-            for m in ms:
-                near = min(measured, key=lambda s: sum(abs(math.log(p / q)) for p, q in zip(s, (m, n, k), strict=True)))
-                choice = best(measured[near])
-                text = "None" if choice is None else f"{choice[0]}({_literals(choice[1:])})"
-                if text not in configs:
-                    configs.append(text)
-                row.append(configs.index(text))
-            rows.append(f"    ({i}, {j}): ({', '.join(map(str, row))}),\n")
-    lines = "".join(f"    {c},\n" for c in configs)
+        kinds = ", ".join(data["kinds"]) or "all kernels"
+        devices.append(f"{data['device']}, torch {data['torch']}: {kinds} at {len(data['results'])} shapes")
+        for r in data["results"]:
+            m, n, k = r["shape"]
+            narrow = rows[m, n, k][1] if data["kinds"] else best(r["rows"], True)
+            rows[m, n, k] = [best(r["rows"]), narrow]
+    texts = {s: [_text(c) for c in both] for s, both in rows.items()}
+    configs = list(dict.fromkeys(["None", *(t for both in texts.values() for t in both)]))
+    tables = [
+        "".join(
+            f"    ({i}, {j}): ({', '.join(str(configs.index(texts[m, n, k][which])) for m in M)}),\n"
+            for i, n in enumerate(N)
+            for j, k in enumerate(K)
+        )
+        for which in (0, 1)
+    ]
+    listed = "".join(f"    {c},\n" for c in configs)
+    cards = "".join(f'    "{d}",\n' for d in devices)
     TABLE.write_text(
         '"""The fastest way for a linear x [M, K] @ w [N, K].T on Hopper; data from benchmarks/tune_linear.py.\n\n'
-        f"Measured on {'; '.join(dict.fromkeys(devices))}. Row (i, j) holds, for N[i] and K[j],\n"
-        'an index into CONFIGS for every M; None is cuBLASLt.\n"""\n\n'
-        "from .linear_config import Config, Hopper, Reduce, Tile\n\n"
-        f"M = {tuple(ms)}\nN = {tuple(ns)}\nK = {tuple(ks)}\n"
-        f"CONFIGS: tuple[Config | None, ...] = (\n{lines})\n"
-        f"ROWS: dict[tuple[int, int], tuple[int, ...]] = {{\n{''.join(rows)}}}\n"
+        "Row (i, j) holds, for N[i] and K[j], an index into CONFIGS for every M; None is cuBLASLt.\n"
+        'NARROW is for operands whose rows cannot be copied 16 bytes at a time.\n"""\n\n'
+        "from .linear_config import Config, Group, Hopper, Panel, Reduce, Tile\n\n"
+        f"# What was measured where; the later replaced the earlier.\nMEASURED = (\n{cards})\n"
+        f"M = {M}\nN = {N}\nK = {K}\n"
+        f"CONFIGS: tuple[Config | None, ...] = (\n{listed})\n"
+        f"ROWS: dict[tuple[int, int], tuple[int, ...]] = {{\n{tables[0]}}}\n"
+        f"NARROW: dict[tuple[int, int], tuple[int, ...]] = {{\n{tables[1]}}}\n"
     )
-    print(f"{TABLE}: {len(measured)} shapes, {len(configs)} configurations")
+    print(f"{TABLE}: {len(configs)} configurations")
+
+
+def _text(choice: list[Any] | None) -> str:
+    if choice is None:
+        return "None"
+    literals = (f'"{v}"' if isinstance(v, str) else repr(v) for v in choice[1:])
+    return f"{choice[0]}({', '.join(literals)})"
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--measure", type=Path, metavar="JSON")
     parser.add_argument("--write", type=Path, nargs="+", metavar="JSON")
+    parser.add_argument("--kinds", nargs="+", default=(), choices=("Tile", "Reduce", "Panel", "Group", "Hopper"))
     parser.add_argument("--budget", type=float, default=480.0, help="seconds of measuring")
     args = parser.parse_args()
     if args.measure:
         with torch.no_grad():
-            measure(args.measure, args.budget)
+            measure(args.measure, args.budget, args.kinds)
     if args.write:
         write(args.write)

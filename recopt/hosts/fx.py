@@ -125,13 +125,12 @@ class FxHost(FxGraph):
         """A new buffer holding `array` on the program's device; shared, not copied, on the CPU."""
         tensor = fx_ops.to_torch(array).to(self._device())
         base = target = re.sub(r"\W", "_", name)
-        names = self._tensors.keys() | self._template.state_dict.keys() | {t.split(".")[0] for t in self._tensors}
         count = 0
-        while target in names:
+        while target in self._taken:
             count += 1
             target = f"{base}_{count}"
-        users = (n for n, s in self._specs.items() if s.kind is InputKind.USER_INPUT)
-        first = next(users, None) or next(n for n in self._graph.nodes if n.op != "placeholder")
+        self._taken.add(target)
+        first = self._first_input or next(n for n in self._graph.nodes if n.op != "placeholder")
         with self._graph.inserting_before(first):
             node = self._graph.create_node("placeholder", f"b_{target}", name=f"b_{target}")
         assert self._fake is not None

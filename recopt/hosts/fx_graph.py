@@ -66,7 +66,10 @@ class FxGraph(Host):
         self._output_specs = list(output_specs)
         placeholders = self._graph.find_nodes(op="placeholder")
         self._specs: dict[fx.Node, InputSpec] = dict(zip(placeholders, input_specs, strict=True))
+        fed = (n for n, s in self._specs.items() if s.kind is InputKind.USER_INPUT)
+        self._first_input = next(fed, None)  # stays, as all inputs do
         self._mutated = {s.target for s in output_specs if s.kind is not OutputKind.USER_OUTPUT}
+        self._taken = {*self._tensors, *template.state_dict, *(t.split(".")[0] for t in self._tensors)}
         self._values: dict[fx.Node, Value] = {}
         self._nodes: dict[fx.Node, Node] = {}
         self._source: dict[Value, fx.Node | None] = {}  # None: an element of a tuple that nothing picks out
@@ -279,6 +282,8 @@ class FxGraph(Host):
         return specs
 
     def _device(self) -> torch.device:
-        tensors = [t for t in self._tensors.values() if isinstance(t, torch.Tensor)]
-        tensors += [n.meta["val"] for n in self._fed() if isinstance(n.meta["val"], torch.Tensor)]
-        return tensors[0].device if tensors else torch.device("cpu")
+        stored = next((t for t in self._tensors.values() if isinstance(t, torch.Tensor)), None)
+        if stored is not None:
+            return stored.device
+        fed = next((n.meta["val"] for n in self._fed() if isinstance(n.meta["val"], torch.Tensor)), None)
+        return torch.device("cpu") if fed is None else fed.device

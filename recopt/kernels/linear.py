@@ -121,7 +121,14 @@ def _choose(x: Tensor, w: Tensor, epilogue: str) -> Config | None:
     n, k = w.shape
     if k == 0 or x.numel() == 0 or n == 0 or x.shape[-1] != k or _architecture(x.device.index) != 9:
         return None
-    return choose_config(x.numel() // k, n, k, x.dtype in HALF)
+    return choose_config(x.numel() // k, n, k, x.dtype in HALF, _is_wide(x, w))
+
+
+def _is_wide(x: Tensor, w: Tensor) -> bool:
+    """Whether rows of x and w can be copied 16 bytes at a time."""
+    if x.stride(-1) != 1 or w.stride(1) != 1 or w.stride(0) % 4 or (x.data_ptr() | w.data_ptr()) % 16:
+        return False
+    return all(v % 4 == 0 for v in x.stride()[:-1])
 
 
 @functools.lru_cache
@@ -130,14 +137,16 @@ def _architecture(device: int) -> int:
 
 
 @functools.lru_cache(maxsize=65536)
-def choose_config(m: int, n: int, k: int, half: bool = False) -> Config | None:
+def choose_config(m: int, n: int, k: int, half: bool = False, wide: bool = True) -> Config | None:
     """The fastest measured way for x [m, k], w [n, k] on Hopper: a kernel's configuration, or None for cuBLASLt.
 
-    The measured shape nearest in ratio decides. Half precision and other GPUs have no table: cuBLASLt.
+    The measured shape nearest in ratio decides. Half precision and other GPUs have no table: cuBLASLt. ``wide`` says
+    that rows can be copied 16 bytes at a time, without which the kernels for Hopper alone are not chosen.
     """
     if half:
         return None
-    row = table.ROWS[_nearest(table.N, n), _nearest(table.K, k)]
+    rows = table.ROWS if wide else table.NARROW
+    row = rows[_nearest(table.N, n), _nearest(table.K, k)]
     return table.CONFIGS[row[_nearest(table.M, m)]]
 
 

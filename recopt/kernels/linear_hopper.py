@@ -4,7 +4,7 @@
 
 The arithmetic is that of the "split" precision in ``linear_kernels``. There a warp that has started a product of an
 operand in registers cannot do anything else until that product has nearly ended, so copying and splitting add to the
-time of the products. Here four warps copy blocks of K and split w, and two groups of four warps, half a block apart,
+time of the products. Here four warps copy blocks of K, four split w, and two groups of four warps, half a block apart,
 multiply. A program takes one tile after another, and the copies run ahead into the next one while a tile is finished.
 """
 
@@ -32,13 +32,12 @@ def _stage(count, STAGES: gl.constexpr):
 
 
 @gluon.jit
-def _copy_and_split(
-    x, w, b, M, N, K, sxm, swn, x_smem, w_smem, low_smem, bias_smem, full, empty,
+def _copy(
+    x, w, b, M, N, K, sxm, swn, x_smem, w_smem, bias_smem, landed, empty,
     BIAS: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr, BK: gl.constexpr, STAGES: gl.constexpr,
     EVEN_K: gl.constexpr,
 ):  # fmt: skip
-    """Fill the stages: x and w as they are, and the rest of w that the tensor core would cut."""
-    LAG: gl.constexpr = STAGES - 2
+    """Fill the stages with x and w as they are."""
     copy: gl.constexpr = gl.BlockedLayout([1, 4], [128 // BK, BK // 4], [4, 1], [1, 0])
     line: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
     rk = gl.arange(0, BK, layout=gl.SliceLayout(0, copy))[None, :]
@@ -55,10 +54,6 @@ def _copy_and_split(
         x_at = x + rm.to(gl.int64)[:, None] * sxm + rk
         w_at = w + rn.to(gl.int64)[:, None] * swn + rk
         for i in range(blocks):
-            # A fence also waits for the copies under way: so the split of an earlier block comes before the next copy.
-            if count >= LAG:
-                async_copy.wait_group(LAG - 1)
-                _split(w_smem, low_smem, full, _stage(count - LAG, STAGES)[0], copy)
             stage, parity = _stage(count, STAGES)
             mbarrier.wait(empty.index(stage), parity ^ 1)
             if BIAS:  # noqa: SIM102 - the compiler decides the first condition
@@ -67,20 +62,28 @@ def _copy_and_split(
                     turn = tile // programs
                     async_copy.async_copy_global_to_shared(bias_smem.index(turn % STAGES), b + n, mask=n < N)
             copy_block(x_at, w_at, x_smem, w_smem, stage, i * BK, rk, K, mask_m, mask_n, EVEN_K)
-            async_copy.commit_group()
+            async_copy.mbarrier_arrive(landed.index(stage), increment_count=False)
             count += 1
-    for i in gl.static_range(LAG):
-        async_copy.wait_group(LAG - 1 - i)
-        if count + i >= LAG:
-            _split(w_smem, low_smem, full, _stage(count + i - LAG, STAGES)[0], copy)
+    async_copy.commit_group()
+    async_copy.wait_group(0)
 
 
 @gluon.jit
-def _split(w_smem, low_smem, full, stage, copy: gl.constexpr):
-    low_smem.index(stage).store(rest_of_w(w_smem.index(stage).load(copy)))
-    fence_async_shared()
-    gl.thread_barrier()
-    mbarrier.arrive(full.index(stage), count=1)
+def _split(
+    M, N, K, w_smem, low_smem, landed, full,
+    BM: gl.constexpr, BN: gl.constexpr, BK: gl.constexpr, STAGES: gl.constexpr,
+):  # fmt: skip
+    """The rest of w that the tensor core would cut, by warps whose fences have no copies under way to wait for."""
+    copy: gl.constexpr = gl.BlockedLayout([1, 4], [128 // BK, BK // 4], [4, 1], [1, 0])
+    tiles = gl.cdiv(M, BM) * gl.cdiv(N, BN)
+    turns = gl.cdiv(tiles - gl.program_id(0), gl.num_programs(0))
+    for count in range(turns * gl.cdiv(K, BK)):
+        stage, parity = _stage(count, STAGES)
+        mbarrier.wait(landed.index(stage), parity)
+        low_smem.index(stage).store(rest_of_w(w_smem.index(stage).load(copy)))
+        fence_async_shared()
+        gl.thread_barrier()
+        mbarrier.arrive(full.index(stage), count=1)
 
 
 @gluon.jit
@@ -167,9 +170,11 @@ def hopper_kernel(
     low_smem = gl.allocate_shared_memory(gl.float32, [STAGES, BN, BK], shared)
     # As many as stages: a program can be that many tiles ahead of the epilogue.
     bias_smem = gl.allocate_shared_memory(gl.float32, [STAGES, BN], plain)
+    landed = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     for i in gl.static_range(STAGES):
+        mbarrier.init(landed.index(i), count=128)
         mbarrier.init(full.index(i), count=1)
         mbarrier.init(empty.index(i), count=2)
     zero_half: gl.constexpr = 0
@@ -180,9 +185,10 @@ def hopper_kernel(
                          full, empty, EPILOGUE, BIAS, zero_half, BM, BN, BK, STAGES, EARLY)),
             (_multiply, (x, w, b, out, operands, strides, M, N, K, sxm, swn, x_smem, w_smem, low_smem, bias_smem,
                          full, empty, EPILOGUE, BIAS, one_half, BM, BN, BK, STAGES, EARLY)),
-            (_copy_and_split, (x, w, b, M, N, K, sxm, swn, x_smem, w_smem, low_smem, bias_smem, full, empty,
-                               BIAS, BM, BN, BK, STAGES, EVEN_K)),
+            (_split, (M, N, K, w_smem, low_smem, landed, full, BM, BN, BK, STAGES)),
+            (_copy, (x, w, b, M, N, K, sxm, swn, x_smem, w_smem, bias_smem, landed, empty,
+                     BIAS, BM, BN, BK, STAGES, EVEN_K)),
         ],
-        [4, 4],
-        [208, 96],
+        [4, 4, 4],
+        [208, 40, 56],
     )  # fmt: skip

@@ -15,7 +15,16 @@ from hypothesis import strategies as st
 
 from recopt.kernels import linear_table as table
 from recopt.kernels.epilogue import EpilogueError, compile_epilogue
-from recopt.kernels.linear import LinearError, bytes_moved, choose_config, flops, linear, linear_torch, linear_triton
+from recopt.kernels.linear import (
+    LinearError,
+    _is_wide,
+    bytes_moved,
+    choose_config,
+    flops,
+    linear,
+    linear_torch,
+    linear_triton,
+)
 from recopt.kernels.linear_config import Group, Hopper, Panel, Reduce, Tile
 
 gpu = pytest.mark.gpu
@@ -85,10 +94,11 @@ def test_cost_counts_each_operand_once() -> None:
     assert bytes_moved(2, 3, 5, params=1) == 4 * (10 + 15 + 6 + 6)
 
 
-def test_table_is_whole_and_never_chooses_plain_tf32() -> None:
-    assert set(table.ROWS) == {(i, j) for i in range(len(table.N)) for j in range(len(table.K))}
-    assert all(len(row) == len(table.M) for row in table.ROWS.values())
-    assert {i for row in table.ROWS.values() for i in row} <= set(range(len(table.CONFIGS)))
+@pytest.mark.parametrize("rows", [table.ROWS, table.NARROW])
+def test_table_is_whole_and_never_chooses_plain_tf32(rows: dict[tuple[int, int], tuple[int, ...]]) -> None:
+    assert set(rows) == {(i, j) for i in range(len(table.N)) for j in range(len(table.K))}
+    assert all(len(row) == len(table.M) for row in rows.values())
+    assert {i for row in rows.values() for i in row} <= set(range(len(table.CONFIGS)))
     assert not any(isinstance(c, Tile) and c.precision == "tf32" for c in table.CONFIGS)
 
 
@@ -96,6 +106,24 @@ def test_table_is_whole_and_never_chooses_plain_tf32() -> None:
 def test_every_shape_has_a_choice(m: int, n: int, k: int) -> None:
     config = choose_config(m, n, k)
     assert config is None or isinstance(config, Tile | Reduce | Panel | Group | Hopper)
+    narrow = choose_config(m, n, k, wide=False)
+    assert narrow is None or isinstance(narrow, Tile | Reduce)
+
+
+@pytest.mark.parametrize(
+    ("x", "w", "wide"),
+    [
+        (torch.ones(3, 8), torch.ones(5, 8), True),
+        (torch.ones(2, 3, 8), torch.ones(5, 8), True),
+        (torch.ones(3, 7), torch.ones(5, 7), False),
+        (torch.ones(3, 16)[:, ::2], torch.ones(5, 8), False),
+        (torch.ones(3, 8), torch.ones(8, 5).t(), False),
+        (torch.ones(3, 9)[:, 1:], torch.ones(5, 8), False),
+        (torch.ones(3, 12)[:, 1:9], torch.ones(5, 8), False),
+    ],
+)
+def test_wide_copies_need_aligned_rows(x: torch.Tensor, w: torch.Tensor, wide: bool) -> None:
+    assert _is_wide(x, w) == wide
 
 
 def test_kernels_in_the_interpreter() -> None:
@@ -119,7 +147,7 @@ GPU_CONFIGS = [
 GLUON_CONFIGS = [
     Panel(32, 16), Panel(16, 16, 32, 2, 4), Panel(64, 32, 32, 2, 2, 2, 1, True), Panel(16, 32, 16, 3, 1, 1, 2),
     Group(64), Group(64, 2, 104, True), Group(32, 2, 80), Group(16, 4, 80, True),
-    Hopper(128), Hopper(64, stages=3), Hopper(128, early=True),
+    Hopper(128), Hopper(64, stages=6), Hopper(64, stages=3), Hopper(128, early=True),
 ]  # fmt: skip
 
 
