@@ -9,7 +9,7 @@ sliced sums, column pieces, a bias through a column of ones: all fold into one W
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +25,7 @@ from recopt.ir.tensor import Dim, Tensor
 from recopt.ir.term import (
     Atom,
     Axis,
+    Guard,
     Mono,
     Poly,
     Read,
@@ -54,35 +55,72 @@ MAX_SOURCES = 64  # contractions that one value may combine
 # --- where to look ---
 
 
+@dataclass(frozen=True)
+class _Reach:
+    """The contractions that a value is a pointwise function of, and those under its functions that are not affine."""
+
+    sources: frozenset[Value]
+    bent: frozenset[Value] = frozenset()
+
+
 def roots(lifted: Lifted) -> list[Value]:
     """The values that are pointwise functions of contractions and constants, last first: a longer match is met before
     those inside it."""
-    reach: dict[Value, frozenset[Value] | None] = {}
+    reach: dict[Value, _Reach] = {}
     found = []
     for node in lifted.host.nodes:
         for value in node.outputs:
-            reach[value] = _sources(lifted, value, reach)
-            if reach[value]:
-                found.append(value)
+            mine = _reach(lifted, value, reach)
+            if mine is not None:
+                reach[value] = mine
+                if mine.sources:
+                    found.append(value)
     return found[::-1]
 
 
-def _sources(lifted: Lifted, value: Value, reach: dict[Value, frozenset[Value] | None]) -> frozenset[Value] | None:
-    """The contractions that a value is a pointwise function of; None where it is something else too."""
+def _reach(lifted: Lifted, value: Value, reach: Mapping[Value, _Reach]) -> _Reach | None:
+    """None where a value is something else too, or adds functions of different contractions: relu(c) + d. Pieces that
+    lie beside each other may be functions of their own."""
     t = lifted.definition.get(value)
     if t is None or t.dtype not in FLOATS | {"bool"} or lifted.host.is_constant(value):
         return None
     if is_contraction(lifted, value):
-        return frozenset((value,))
-    union: frozenset[Value] = frozenset()
-    for leaf in t.body.leaves:
+        return _Reach(frozenset((value,)))
+    if any(m.axes for m in t.body.monos):
+        return None
+    pieces: dict[tuple[Atom, ...], _Reach] = {}
+    for mono in t.body.monos:
+        beside = tuple(a for a in mono.atoms if isinstance(a, Guard))
+        piece = pieces.get(beside, _Reach(frozenset(), frozenset()))
+        for atom in mono.atoms:
+            found = _reach_of(lifted, atom, reach)
+            if found is None:
+                return None
+            bent = found.bent if isinstance(atom, Read) else found.sources
+            if bent and piece.bent and bent != piece.bent:
+                return None
+            piece = _Reach(piece.sources | found.sources, bent or piece.bent)
+        pieces[beside] = piece
+    if any(p.bent and p.bent != p.sources for p in pieces.values()):
+        return None
+    sources = frozenset[Value]().union(*(p.sources for p in pieces.values()))
+    if len(sources) > MAX_SOURCES:
+        return None
+    return _Reach(sources, sources if any(p.bent for p in pieces.values()) else frozenset())
+
+
+def _reach_of(lifted: Lifted, atom: Atom, reach: Mapping[Value, _Reach]) -> _Reach | None:
+    """What one factor reads."""
+    sources: frozenset[Value] = frozenset()
+    bent: frozenset[Value] = frozenset()
+    for leaf in atom.leaves:
         if constant_leaf(lifted, leaf):
             continue
         inner = reach.get(leaf) if isinstance(leaf, Value) else None
         if inner is None:
             return None
-        union |= inner
-    return union if len(union) <= MAX_SOURCES and not any(m.axes for m in t.body.monos) else None
+        sources, bent = sources | inner.sources, bent | inner.bent
+    return _Reach(sources, bent)
 
 
 def is_contraction(lifted: Lifted, value: Value) -> bool:

@@ -104,6 +104,12 @@ def mean(t: Tensor, dims: Sequence[int] | None, keepdim: bool = False) -> Tensor
     return summed.with_body(mul(summed.body, fn("reciprocal", [number(extent, t.dtype)], t.dtype)))
 
 
+def moments(t: Tensor, dims: Sequence[int] | None) -> tuple[Tensor, Tensor]:
+    """The mean and the variance over `dims`, kept: mean(x*x) - mean*mean is what mean((x - mean)**2) distributes to."""
+    found = mean(t, dims, keepdim=True)
+    return found, sub(mean(multiply(t, t), dims, keepdim=True), multiply(found, found))
+
+
 def reduction(op: str, t: Tensor, dims: Sequence[int] | None, keepdim: bool = False) -> Tensor:
     """max, min, prod, any, all over `dims`."""
     dims = normal_dims(t, dims) if t.dims else []

@@ -6,9 +6,10 @@ index: none of them is work, and the term does not remember them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import count
 
 from . import sizes
 from .rules import fn
@@ -68,11 +69,8 @@ class Tensor:
 
     def fresh(self) -> Tensor:
         """The same meaning over new axes, so that two uses do not share them."""
-        renamed = {a: axis(a.size) for a in self.axes}
-        return Tensor(
-            tuple(tuple(renamed[a] for a in dim) for dim in self.dims),
-            substitute(self.body, {a: coord(n) for a, n in renamed.items()}),
-        )
+        names = {a: axis(a.size) for a in self.axes}
+        return Tensor(tuple(tuple(names[a] for a in dim) for dim in self.dims), renamed(self.body, names))
 
     def canonical(self) -> Tensor:
         """The same meaning with free axes numbered by place, and axes that are only read jointly merged: equal meanings
@@ -92,10 +90,7 @@ class Tensor:
         for dim in dims:
             for a in dim:
                 names[a] = Axis(len(names), a.size)
-        return Tensor(
-            tuple(tuple(names[a] for a in dim) for dim in dims),
-            substitute(body, {a: coord(n) for a, n in names.items()}),
-        )
+        return Tensor(tuple(tuple(names[a] for a in dim) for dim in dims), renamed(body, names))
 
     def with_dims(self, dims: Sequence[Dim]) -> Tensor:
         """The same body under other dimensions."""
@@ -104,6 +99,11 @@ class Tensor:
     def with_body(self, body: Poly) -> Tensor:
         """Another body under the same dimensions."""
         return Tensor(self.dims, body)
+
+
+def renamed(body: Poly, names: Mapping[Axis, Axis]) -> Poly:
+    """`body` with other free axes."""
+    return substitute(body, {a: coord(n) for a, n in names.items() if a != n})
 
 
 def read_jointly_everywhere(outer: Axis, inner: Axis, body: Poly) -> bool:
@@ -138,15 +138,21 @@ def new_dims(shape: Sequence[Size]) -> tuple[Dim, ...]:
     return tuple(() if s == 1 else (axis(s),) for s in shape)
 
 
+def _numbered(extents: Sequence[Sequence[Size]]) -> tuple[Dim, ...]:
+    """Dimensions over canonical axes."""
+    place = count()
+    return tuple(tuple(Axis(next(place), s) for s in dim) for dim in extents)
+
+
 def leaf(source: Leaf, shape: Sequence[Size], dtype: str) -> Tensor:
     """A tensor that is read as it is."""
-    dims = new_dims(shape)
+    dims = _numbered([[s] if s != 1 else [] for s in shape])
     return Tensor(dims, read(source, [ravel(d) for d in dims], dtype))
 
 
 def alias(source: Leaf, like: Tensor) -> Tensor:
     """A tensor read as it is, under the axes that its meaning `like` already distinguishes."""
-    dims = tuple(tuple(axis(a.size) for a in dim) for dim in like.dims)
+    dims = _numbered([[a.size for a in dim] for dim in like.dims])
     return Tensor(dims, read(source, [ravel(d) for d in dims], like.dtype))
 
 
@@ -217,15 +223,20 @@ def _reindexed(t: Tensor, shape: Sequence[Size]) -> Tensor:
 
 
 def aligned(tensors: Sequence[Tensor]) -> tuple[tuple[Dim, ...], list[Poly]]:
-    """Broadcast: the common dimensions, and each tensor's body over them."""
+    """Broadcast: the common dimensions, and each tensor's body over them. The axes of the first that has a dimension
+    stay, so that the largest bodies seldom change."""
     rank = max(len(t.dims) for t in tensors)
     bodies = []
     dims: list[Dim] = []
     mappings: list[dict[Axis, Poly]] = [{} for _ in tensors]
+    taken: set[int] = set()
     for n in range(rank):
         present = [(i, t.dims[n - rank + len(t.dims)]) for i, t in enumerate(tensors) if n - rank + len(t.dims) >= 0]
         wide = [(i, d) for i, d in present if d]
         common = _refined([d for _, d in wide])
+        if not taken.isdisjoint(a.id for a in common):
+            common = tuple(axis(a.size) for a in common)
+        taken.update(a.id for a in common)
         dims.append(common)
         for i, d in wide:
             mappings[i].update(_expressed(d, common))
@@ -235,10 +246,12 @@ def aligned(tensors: Sequence[Tensor]) -> tuple[tuple[Dim, ...], list[Poly]]:
 
 
 def _refined(dims: list[Dim]) -> Dim:
-    """Fresh axes fine enough that each of `dims`, all of one size, is a regrouping of them; one axis where there are
-    none."""
+    """Axes fine enough that each of `dims`, all of one size, is a regrouping of them: those of the first where they
+    are, else fresh ones; a single one where there are none."""
     if not dims:
         return ()
+    if all(len(d) == len(dims[0]) and all(a.size == b.size for a, b in zip(d, dims[0], strict=True)) for d in dims[1:]):
+        return dims[0]
     total = sizes.product(a.size for a in dims[0])
     for d in dims[1:]:
         if sizes.size(sizes.product(a.size for a in d) - total) != 0:
@@ -267,8 +280,10 @@ def _refined(dims: list[Dim]) -> Dim:
 
 
 def _expressed(dim: Dim, common: Dim) -> dict[Axis, Poly]:
-    """Each axis of `dim` as an index over `common`, a refinement of it."""
+    """Each axis of `dim` as an index over `common`, a refinement of it; none for axes that stay."""
     mapping: dict[Axis, Poly] = {}
+    if dim == common:
+        return mapping
     pending = list(common)
     for a in dim:
         taken: list[Axis] = []

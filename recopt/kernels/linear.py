@@ -18,7 +18,7 @@ from torch import Tensor
 
 from . import linear_table as table
 from .epilogue import Epilogue, compile_epilogue
-from .linear_config import Config, Hopper, Reduce, Tile
+from .linear_config import Config, Group, Hopper, Panel, Reduce, Tile
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -182,8 +182,8 @@ def _bind(
     strides = tuple(0 if p.numel() == 1 else p.stride(0) for p in params)
     function = e.triton_function()
     numbers = (m, n, k, sxm, sxk, w.stride(0), w.stride(1))
-    if isinstance(config, Hopper) and not _fits_hopper(x, w, sxm, sxk):
-        config = Tile(128, 64, 32) if m >= 128 else Tile(64, 64, 32)
+    if isinstance(config, Panel | Group | Hopper) and not _fits_hopper(x, w, sxm, sxk):
+        config = Tile(128, 64, 32) if m >= 128 and n >= 64 else default_config(m, n, k)
     early = config.early and x.is_cuda and _architecture(x.device.index) >= 9
     options: dict[str, Any] = {"launch_pdl": True} if early else {}
     runner: Any = None
@@ -206,11 +206,10 @@ def _bind(
 
         return reduce
 
-    if isinstance(config, Hopper):
-        from . import linear_hopper
-
-        hopper_grid = (-(-m // 128) * -(-n // config.bn), 1, 1)
-        hopper_constants = (function, b is not None, 128, config.bn, config.bk, config.stages, 8, early)
+    if isinstance(config, Panel | Group | Hopper):
+        kernel, hopper_grid, hopper_constants, hopper_options = _on_hopper(config, m, n, k, x.device.index)
+        options |= hopper_options
+        hopper_constants = (function, b is not None, *hopper_constants, early)
 
         def hopper(x: Tensor, w: Tensor, b: Tensor | None, params: Sequence[Tensor]) -> Tensor:
             nonlocal runner
@@ -220,7 +219,7 @@ def _bind(
             if runner is not None:
                 runner(*args)
                 return out
-            compiled = linear_hopper.hopper_kernel[hopper_grid](*args, num_warps=4, **options)
+            compiled = kernel[hopper_grid](*args, **options)
             runner = compiled[hopper_grid]
             return out
 
@@ -252,6 +251,37 @@ def _bind(
         return out
 
     return tile
+
+
+def _on_hopper(
+    config: Panel | Group | Hopper, m: int, n: int, k: int, device: int
+) -> tuple[Any, tuple[int, int, int], tuple[Any, ...], dict[str, Any]]:
+    """The Gluon kernel of a configuration, its grid, its constants between BIAS and EARLY, its launch options."""
+    if isinstance(config, Panel):
+        from .linear_panel import panel_kernel
+
+        grid = (-(-m // config.bm) * -(-n // config.bn), 1, 1)
+        even = k % (config.parts * config.bk) == 0
+        warps = config.parts * config.rows * config.columns
+        return panel_kernel, grid, (*config[:-1], even), {"num_warps": warps}
+    if isinstance(config, Group):
+        from .linear_group import group_kernel
+
+        grid = (-(-m // 64) * -(-n // config.bn), 1, 1)
+        even = k % (config.parts * 32) == 0
+        constants = (config.bn, config.stages, config.parts, config.registers, even)
+        return group_kernel, grid, constants, {"num_warps": 4, "maxnreg": config.registers}
+    from .linear_hopper import hopper_kernel
+
+    tiles = -(-m // 128) * -(-n // config.bn)
+    grid = (min(tiles, _processors(device)), 1, 1)
+    return hopper_kernel, grid, (128, config.bn, config.bk, config.stages), {"num_warps": 4}
+
+
+@functools.lru_cache
+def _processors(device: int) -> int:
+    count: int = torch.cuda.get_device_properties(device).multi_processor_count
+    return count
 
 
 def _fits_hopper(x: Tensor, w: Tensor, sxm: int, sxk: int) -> bool:

@@ -34,6 +34,35 @@ class Reduce(NamedTuple):
     early: bool = False
 
 
+class Panel(NamedTuple):
+    """The kernel for small float32 products on Hopper: tile sizes, step of a warp through K, stages, warps.
+
+    ``parts`` warps divide K among them, ``rows`` x ``columns`` warps the tile.
+    """
+
+    bm: int
+    bn: int
+    bk: int = 32
+    stages: int = 1
+    parts: int = 8
+    rows: int = 1
+    columns: int = 1
+    early: bool = False
+
+
+class Group(NamedTuple):
+    """The kernel for middling float32 products on Hopper, 64 rows a tile: columns, stages, parts of K, early.
+
+    ``parts`` groups of four warps, 1 or 2, divide K; their sums need ``stages`` * 32 to be a multiple of ``bn``.
+    """
+
+    bn: int
+    stages: int = 4
+    parts: int = 2
+    registers: int = 128
+    early: bool = False
+
+
 class Hopper(NamedTuple):
     """The kernel for large float32 products on Hopper, 128 rows a tile: columns, step through K, stages, early."""
 
@@ -43,4 +72,4 @@ class Hopper(NamedTuple):
     early: bool = False
 
 
-Config = Tile | Reduce | Hopper
+Config = Tile | Reduce | Panel | Group | Hopper

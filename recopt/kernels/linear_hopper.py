@@ -5,7 +5,7 @@
 The arithmetic is that of the "split" precision in ``linear_kernels``. There a warp that has started a product of an
 operand in registers cannot do anything else until that product has nearly ended, so copying and splitting add to the
 time of the products. Here four warps copy blocks of K and split w, and two groups of four warps, half a block apart,
-multiply. Needs K contiguous in x and w.
+multiply. A program takes one tile after another, and the copies run ahead into the next one while a tile is finished.
 """
 
 from __future__ import annotations
@@ -21,120 +21,140 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-
-@gluon.jit
-def _cut(v):
-    return (v.to(gl.int32, bitcast=True) & -8192).to(gl.float32, bitcast=True)
-
-
-@gluon.jit
-def _nearest(v):
-    return (v.to(gl.int32, bitcast=True) + 4096).to(gl.float32, bitcast=True)
+from .linear_gluon import copy_block, repair, rest_of_w, split_x, tile_of
 
 
 @gluon.jit
 def _copy_and_split(
-    x, w, M, N, K, sxm, swn, tile_m, tile_n, x_smem, w_smem, low_smem, full, empty,
-    BM: gl.constexpr, BN: gl.constexpr, BK: gl.constexpr, STAGES: gl.constexpr, LAG: gl.constexpr,
+    x, w, b, M, N, K, sxm, swn, x_smem, w_smem, low_smem, bias_smem, full, empty,
+    BIAS: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr, BK: gl.constexpr, STAGES: gl.constexpr, LAG: gl.constexpr,
 ):  # fmt: skip
     """Fill the stages: x and w as they are, and the rest of w that the tensor core would cut."""
     copy: gl.constexpr = gl.BlockedLayout([1, 4], [128 // BK, BK // 4], [4, 1], [1, 0])
-    rm = tile_m * BM + gl.arange(0, BM, layout=gl.SliceLayout(1, copy))
-    rn = tile_n * BN + gl.arange(0, BN, layout=gl.SliceLayout(1, copy))
-    rk = gl.arange(0, BK, layout=gl.SliceLayout(0, copy))
-    mask_m = (rm < M)[:, None]
-    mask_n = (rn < N)[:, None]
-    x_at = x + rm.to(gl.int64)[:, None] * sxm + rk[None, :]
-    w_at = w + rn.to(gl.int64)[:, None] * swn + rk[None, :]
+    line: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
+    rk = gl.arange(0, BK, layout=gl.SliceLayout(0, copy))[None, :]
     blocks = gl.cdiv(K, BK)
-    for i in range(blocks + LAG):
-        if i < blocks:
-            stage = i % STAGES
-            mbarrier.wait(empty.index(stage), ((i // STAGES) & 1) ^ 1)
-            mask_k = (rk < K - i * BK)[None, :]
-            async_copy.async_copy_global_to_shared(x_smem.index(stage), x_at, mask=mask_m & mask_k)
-            async_copy.async_copy_global_to_shared(w_smem.index(stage), w_at, mask=mask_n & mask_k)
-            x_at += BK
-            w_at += BK
-        async_copy.commit_group()
-        if i >= LAG:
-            ready = (i - LAG) % STAGES
-            async_copy.wait_group(LAG)
-            v = w_smem.index(ready).load(copy)
-            low_smem.index(ready).store(_nearest(v - _cut(v)))
-            fence_async_shared()
-            gl.thread_barrier()
-            mbarrier.arrive(full.index(ready), count=1)
+    tiles = gl.cdiv(M, BM) * gl.cdiv(N, BN)
+    count = 0
+    for tile in range(gl.program_id(0), tiles, gl.num_programs(0)):
+        tile_m, tile_n = tile_of(tile, M, N, BM, BN)
+        rm = tile_m * BM + gl.arange(0, BM, layout=gl.SliceLayout(1, copy))
+        rn = tile_n * BN + gl.arange(0, BN, layout=gl.SliceLayout(1, copy))
+        mask_m = (rm < M)[:, None] & (rk >= 0)
+        mask_n = (rn < N)[:, None] & (rk >= 0)
+        x_at = x + rm.to(gl.int64)[:, None] * sxm + rk
+        w_at = w + rn.to(gl.int64)[:, None] * swn + rk
+        for i in range(blocks):
+            stage = count % STAGES
+            mbarrier.wait(empty.index(stage), ((count // STAGES) & 1) ^ 1)
+            if BIAS:  # noqa: SIM102 - the compiler decides the first condition
+                if i == 0:
+                    n = tile_n * BN + gl.arange(0, BN, layout=line)
+                    async_copy.async_copy_global_to_shared(
+                        bias_smem.index(tile // gl.num_programs(0) % STAGES), b + n, mask=n < N
+                    )
+            copy_block(x_at, w_at, x_smem, w_smem, stage, i * BK, rk, K, mask_m, mask_n, False)
+            async_copy.commit_group()
+            if count >= LAG:
+                async_copy.wait_group(LAG)
+                _split(w_smem, low_smem, full, (count - LAG) % STAGES, copy)
+            count += 1
+    for i in gl.static_range(LAG):
+        async_copy.wait_group(LAG - 1 - i)
+        if count + i >= LAG:
+            _split(w_smem, low_smem, full, (count + i - LAG) % STAGES, copy)
+
+
+@gluon.jit
+def _split(w_smem, low_smem, full, stage, copy: gl.constexpr):
+    low_smem.index(stage).store(rest_of_w(w_smem.index(stage).load(copy)))
+    fence_async_shared()
+    gl.thread_barrier()
+    mbarrier.arrive(full.index(stage), count=1)
 
 
 @gluon.jit
 def _multiply(
-    x, w, b, out, operands, strides, M, N, K, sxm, swn, tile_m, tile_n, x_smem, w_smem, low_smem, full, empty,
+    x, w, b, out, operands, strides, M, N, K, sxm, swn, x_smem, w_smem, low_smem, bias_smem, full, empty,
     EPILOGUE: gl.constexpr, BIAS: gl.constexpr, HALF: gl.constexpr,
     BM: gl.constexpr, BN: gl.constexpr, BK: gl.constexpr, STAGES: gl.constexpr, EARLY: gl.constexpr,
 ):  # fmt: skip
-    """64 rows of the tile: products, epilogue, output."""
+    """64 rows of every tile: products, epilogue, output."""
     mma: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BN, 8])
     dot: gl.constexpr = gl.DotOperandLayout(0, mma, 1)
-    acc = gl.zeros([64, BN], gl.float32, layout=mma)
+    blocks = gl.cdiv(K, BK)
+    tiles = gl.cdiv(M, BM) * gl.cdiv(N, BN)
+    count = 0
     zero = gl.zeros([64, BN], gl.float32, layout=mma)
-    for i in range(gl.cdiv(K, BK)):
-        stage = i % STAGES
-        mbarrier.wait(full.index(stage), (i // STAGES) & 1)
-        a = x_smem.index(stage).slice(HALF * 64, 64, 0).load(dot)
-        # See linear_kernels._dot for the factor.
-        a_high = _cut(a * 1.0003452669831)
-        a_low = _nearest(a - a_high)
-        w_block = w_smem.index(stage).permute((1, 0))
-        low_block = low_smem.index(stage).permute((1, 0))
-        t = warpgroup_mma(a_low, w_block, zero, use_acc=False, is_async=True)
-        t = warpgroup_mma(a_high, low_block, t, is_async=True)
-        t = warpgroup_mma(a_high, w_block, t, is_async=True)
-        t, a_high, a_low = warpgroup_mma_wait(0, deps=[t, a_high, a_low])
-        gl.thread_barrier()
-        mbarrier.arrive(empty.index(stage), count=1)
-        acc += t
-    if EARLY:
-        gdc_launch_dependents()
-    m = (tile_m * BM + HALF * 64 + gl.arange(0, 64, layout=gl.SliceLayout(1, mma)))[:, None]
-    n = (tile_n * BN + gl.arange(0, BN, layout=gl.SliceLayout(0, mma)))[None, :]
-    n_ok = n < N
-    # As in tile_kernel: where rests were infinite or overflowed, float32's own products say what holds.
-    finite = gl.abs(acc) < float("inf")
-    if gl.min(gl.min(finite.to(gl.int32), 1), 0) == 0:
-        exact = zero
-        for k in range(K):
-            x_k = gl.load(x + m.to(gl.int64) * sxm + k, mask=m < M, other=0.0)
-            w_k = gl.load(w + n.to(gl.int64) * swn + k, mask=n_ok, other=0.0)
-            exact += x_k * w_k
-        acc = gl.where(finite, acc, exact)
-    if BIAS:
-        acc += gl.load(b + n, mask=n_ok, other=0.0)
-    acc = EPILOGUE(acc, operands, strides, n, n_ok)
-    gl.store(out + m.to(gl.int64) * N + n, acc, mask=(m < M) & n_ok)
+    for tile in range(gl.program_id(0), tiles, gl.num_programs(0)):
+        tile_m, tile_n = tile_of(tile, M, N, BM, BN)
+        acc = gl.zeros([64, BN], gl.float32, layout=mma)
+        for i in range(blocks):
+            stage = count % STAGES
+            mbarrier.wait(full.index(stage), (count // STAGES) & 1)
+            a_high, a_low = split_x(x_smem.index(stage).slice(HALF * 64, 64, 0).load(dot))
+            w_block = w_smem.index(stage).permute((1, 0))
+            low_block = low_smem.index(stage).permute((1, 0))
+            t = warpgroup_mma(a_low, w_block, zero, use_acc=False, is_async=True)
+            t = warpgroup_mma(a_high, low_block, t, is_async=True)
+            t = warpgroup_mma(a_high, w_block, t, is_async=True)
+            t, a_high, a_low = warpgroup_mma_wait(0, deps=[t, a_high, a_low])
+            if BIAS:  # noqa: SIM102 - the compiler decides the first condition
+                if i == blocks - 1:
+                    acc += bias_smem.index(tile // gl.num_programs(0) % STAGES).load(gl.SliceLayout(0, mma))[None, :]
+            # The last arrival of a tile also gives its bias's place back.
+            gl.thread_barrier()
+            mbarrier.arrive(empty.index(stage), count=1)
+            acc += t
+            count += 1
+        if EARLY:  # noqa: SIM102 - as above
+            if tile + gl.num_programs(0) >= tiles:
+                gdc_launch_dependents()
+        _finish(acc, x, w, b, out, operands, strides, M, N, K, sxm, swn, tile_m * BM + HALF * 64, tile_n * BN,
+                EPILOGUE, BIAS)  # fmt: skip
+
+
+@gluon.jit
+def _finish(
+    acc, x, w, b, out, operands, strides, M, N, K, sxm, swn, first_m, first_n,
+    EPILOGUE: gl.constexpr, BIAS: gl.constexpr,
+):  # fmt: skip
+    """Epilogue and output of a piece of a tile, cut into halves until its way through shared memory has room."""
+    ROWS: gl.constexpr = acc.shape[0]
+    COLUMNS: gl.constexpr = acc.shape[1]
+    if COLUMNS > 64:
+        left, right = gl.split(gl.permute(gl.reshape(acc, [ROWS, 2, COLUMNS // 2]), (0, 2, 1)))
+        _finish(left, x, w, b, out, operands, strides, M, N, K, sxm, swn, first_m, first_n, EPILOGUE, BIAS)
+        next_n = first_n + COLUMNS // 2
+        _finish(right, x, w, b, out, operands, strides, M, N, K, sxm, swn, first_m, next_n, EPILOGUE, BIAS)
+    else:
+        rows: gl.constexpr = gl.BlockedLayout([1, 4], [128 // COLUMNS, COLUMNS // 4], [4, 1], [1, 0])
+        h = gl.convert_layout(acc, rows)
+        m = (first_m + gl.arange(0, ROWS, layout=gl.SliceLayout(1, rows)))[:, None]
+        n = (first_n + gl.arange(0, COLUMNS, layout=gl.SliceLayout(0, rows)))[None, :]
+        m_ok = m < M
+        n_ok = n < N
+        h = repair(h, x, w, b, m, n, m_ok, n_ok, K, sxm, swn, BIAS)
+        h = EPILOGUE(h, operands, strides, n, n_ok)
+        gl.store(out + m.to(gl.int64) * N + n, h, mask=m_ok & n_ok)
 
 
 @gluon.jit(do_not_specialize=["M"])
 def hopper_kernel(
     x, w, b, out, operands, strides, M, N, K, sxm, swn,
     EPILOGUE: gl.constexpr, BIAS: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr, BK: gl.constexpr,
-    STAGES: gl.constexpr, GROUP: gl.constexpr, EARLY: gl.constexpr,
+    STAGES: gl.constexpr, EARLY: gl.constexpr,
 ):  # fmt: skip
-    """One tile [128, BN] of the output a program."""
+    """Tiles [128, BN] of the output."""
     shared: gl.constexpr = gl.NVMMASharedLayout(128, 32, 2)
+    plain: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
     if EARLY:
         gdc_wait()
-    pid = gl.program_id(0)
-    tiles_m = gl.cdiv(M, BM)
-    tiles_n = gl.cdiv(N, BN)
-    width = GROUP * tiles_n
-    first = (pid // width) * GROUP
-    height = min(tiles_m - first, GROUP)
-    tile_m = first + (pid % width) % height
-    tile_n = (pid % width) // height
     x_smem = gl.allocate_shared_memory(gl.float32, [STAGES, BM, BK], shared)
     w_smem = gl.allocate_shared_memory(gl.float32, [STAGES, BN, BK], shared)
     low_smem = gl.allocate_shared_memory(gl.float32, [STAGES, BN, BK], shared)
+    # As many as stages: a program can be that many tiles ahead of the epilogue.
+    bias_smem = gl.allocate_shared_memory(gl.float32, [STAGES, BN], plain)
     full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     for i in gl.static_range(STAGES):
@@ -145,12 +165,12 @@ def hopper_kernel(
     one_half: gl.constexpr = 1
     gl.warp_specialize(
         [
-            (_multiply, (x, w, b, out, operands, strides, M, N, K, sxm, swn, tile_m, tile_n, x_smem, w_smem, low_smem,
+            (_multiply, (x, w, b, out, operands, strides, M, N, K, sxm, swn, x_smem, w_smem, low_smem, bias_smem,
                          full, empty, EPILOGUE, BIAS, zero_half, BM, BN, BK, STAGES, EARLY)),
-            (_multiply, (x, w, b, out, operands, strides, M, N, K, sxm, swn, tile_m, tile_n, x_smem, w_smem, low_smem,
+            (_multiply, (x, w, b, out, operands, strides, M, N, K, sxm, swn, x_smem, w_smem, low_smem, bias_smem,
                          full, empty, EPILOGUE, BIAS, one_half, BM, BN, BK, STAGES, EARLY)),
-            (_copy_and_split, (x, w, M, N, K, sxm, swn, tile_m, tile_n, x_smem, w_smem, low_smem, full, empty,
-                               BM, BN, BK, STAGES, LAG)),
+            (_copy_and_split, (x, w, b, M, N, K, sxm, swn, x_smem, w_smem, low_smem, bias_smem, full, empty,
+                               BIAS, BM, BN, BK, STAGES, LAG)),
         ],
         [4, 4],
         [208, 96],

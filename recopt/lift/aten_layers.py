@@ -23,15 +23,14 @@ Lift = Callable[..., Result]
 
 def _moments(x: Tensor, dims: Sequence[int], correction: float = 0) -> tuple[Tensor, Tensor]:
     """Mean and variance, dimensions kept."""
-    mean = ops.mean(x, dims, keepdim=True)
-    gap = ops.sub(x, mean)
-    squares = ops.multiply(gap, gap)
+    mean, variance = ops.moments(x, dims)
     if not correction:
-        return mean, ops.mean(squares, dims, keepdim=True)
-    count = sizes.size(sizes.product(x.shape[d] for d in dims) - int(correction))
-    if isinstance(count, int) and count < 1:
+        return mean, variance
+    count = sizes.product(x.shape[d] for d in dims)
+    rest = sizes.size(count - int(correction))
+    if isinstance(rest, int) and rest < 1:
         raise Opaque("the variance of too few elements")
-    return mean, ops.divide(ops.total(squares, dims, keepdim=True), operand(count, x.dtype))
+    return mean, ops.divide(ops.times(variance, count), operand(rest, x.dtype))
 
 
 def _variance(with_mean: bool, root: bool) -> Lift:

@@ -39,6 +39,7 @@ from ..ir.term import (
 )
 
 MAX_TRANSPARENT = 8  # monomials that users still see through
+MAX_SUMMANDS = 3  # of them, tensors that are added up: along a chain of residuals they would pile up for every user
 SMALL = 64  # elements of a constant that may be read while lifting (shapes, permutations)
 
 _signature = cache(inspect.signature)
@@ -227,12 +228,17 @@ class Lifted:
 
     def transparent(self, value: Value, t: Tensor) -> bool:
         """Whether users should see through `value`: layout, sums and products of plain reads, few of them."""
-        if len(t.body.monos) > MAX_TRANSPARENT:
+        if len(t.body.monos) > MAX_TRANSPARENT or len(self._summands(t)) > MAX_SUMMANDS:
             return False
         constant = self.host.is_constant(value)  # computed constants are read as such, once computed
         return all(
             not m.axes and len(m.atoms) <= 6 and all(self._plain(a, constant) for a in m.atoms) for m in t.body.monos
         )
+
+    def _summands(self, t: Tensor) -> set[Leaf]:
+        """The data that a sum adds up; pieces that lie beside each other are not added."""
+        added = [m for m in t.body.monos if not any(isinstance(a, Guard) for a in m.atoms)]
+        return {leaf for m in added for leaf in m.leaves if self._is_data(leaf)}
 
     def _plain(self, atom: Atom, constant: bool) -> bool:
         """A position, a read that is no lookup, or what constants alone compute, as a normalising factor is."""

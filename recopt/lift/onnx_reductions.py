@@ -145,10 +145,9 @@ def batch_norm(
 
 def centred(x: Tensor, dims: Sequence[int], epsilon: float) -> tuple[Tensor, Tensor, Tensor]:
     """(x - mean) / sqrt(variance + epsilon) over `dims`, the mean and the inverse deviation."""
-    mean = ops.mean(x, dims, keepdim=True)
-    difference = ops.sub(x, mean)
-    inverse = inverse_deviation(ops.mean(ops.multiply(difference, difference), dims, keepdim=True), epsilon)
-    return ops.multiply(difference, inverse), mean, inverse
+    mean, variance = ops.moments(x, dims)
+    inverse = inverse_deviation(variance, epsilon)
+    return ops.multiply(ops.sub(x, mean), inverse), mean, inverse
 
 
 def layer_norm(

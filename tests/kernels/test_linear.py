@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from recopt.kernels import linear_table as table
 from recopt.kernels.epilogue import EpilogueError, compile_epilogue
 from recopt.kernels.linear import LinearError, bytes_moved, choose_config, flops, linear, linear_torch, linear_triton
-from recopt.kernels.linear_config import Hopper, Reduce, Tile
+from recopt.kernels.linear_config import Group, Hopper, Panel, Reduce, Tile
 
 gpu = pytest.mark.gpu
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -95,7 +95,7 @@ def test_table_is_whole_and_never_chooses_plain_tf32() -> None:
 @given(st.integers(1, 1 << 22), st.integers(1, 1 << 16), st.integers(1, 1 << 16))
 def test_every_shape_has_a_choice(m: int, n: int, k: int) -> None:
     config = choose_config(m, n, k)
-    assert config is None or isinstance(config, Tile | Reduce | Hopper)
+    assert config is None or isinstance(config, Tile | Reduce | Panel | Group | Hopper)
 
 
 def test_kernels_in_the_interpreter() -> None:
@@ -113,6 +113,13 @@ GPU_CONFIGS = [
     Tile(32, 32, 64),
     Tile(64, 32, 32, precision="bf16x6"), Reduce(1, 2, 256, 1), Reduce(4, 4, 128), Reduce(1, 1, 512, 1, True),
     Tile(64, 64, 32, early=True),
+]  # fmt: skip
+
+# More and fewer stages than the blocks of K; one and several tiles a program; one and several parts of K.
+GLUON_CONFIGS = [
+    Panel(32, 16), Panel(16, 16, 32, 2, 4), Panel(64, 32, 32, 2, 2, 2, 1, True), Panel(16, 32, 16, 3, 1, 1, 2),
+    Group(64, 4, 2, 224), Group(64, 2, 2, 128, True), Group(32, 2, 1), Group(16, 4, 2), Group(128, 2, 1, 240),
+    Hopper(128), Hopper(64, stages=3), Hopper(128, early=True),
 ]  # fmt: skip
 
 
@@ -136,9 +143,20 @@ def test_gpu_kernels_agree_with_float64(config: Tile | Reduce | None, layout: st
 
 @gpu
 @needs_gpu
-@pytest.mark.parametrize("config", [Hopper(128), Hopper(64, stages=3), Hopper(128, early=True)])
-@pytest.mark.parametrize(("m", "n", "k"), [(300, 784, 1312), (1000, 500, 2000), (128, 128, 32), (4000, 132, 36)])
-def test_gpu_hopper_kernel_agrees_with_float64(config: Hopper, m: int, n: int, k: int) -> None:
+@pytest.mark.parametrize("config", GLUON_CONFIGS)
+@pytest.mark.parametrize(
+    ("m", "n", "k"),
+    [
+        (300, 784, 1312),
+        (1000, 500, 2000),
+        (128, 128, 32),
+        (4000, 132, 36),
+        (200, 260, 300),
+        (33, 20, 16),
+        (9000, 512, 96),
+    ],
+)
+def test_gpu_gluon_kernels_agree_with_float64(config: Panel | Group | Hopper, m: int, n: int, k: int) -> None:
     torch.manual_seed(0)
     x, w, b = torch.randn(m, k, device="cuda"), torch.randn(n, k, device="cuda") / k**0.5, torch.randn(n, device="cuda")
     params = [torch.rand(n, device="cuda"), torch.rand(1, device="cuda")]
@@ -170,7 +188,7 @@ def test_gpu_infinities_and_nans_are_torchs() -> None:
     # The bits of the nan that the GPU's own arithmetic makes.
     x[9, 9] = torch.tensor(0x7FFFFFFF, dtype=torch.int32).view(torch.float32)
     exact = F.linear(x.double(), w.double(), b.double()).float()
-    for config in (*GPU_CONFIGS[1:], Hopper(128), Hopper(64)):
+    for config in (*GPU_CONFIGS[1:], *GLUON_CONFIGS):
         torch.testing.assert_close(linear_triton(x, w, b, "", (), config), exact, equal_nan=True)
 
 
