@@ -24,11 +24,12 @@ from .lower import check_target
 from .passes import PIPELINE
 from .report import Refusal, Report
 from .rewrite import Context
-from .verify import Verdict, feeds, index_limits, shapes_of, verify_model
+from .verify import Span, Verdict, feeds, index_limits, shapes_of, verify_model
 from .view import text
 
 LEVELS = ("none", "shapes", "rewrites", "model")
 BATCHES = (3, 1)  # symbolic sizes of the verification of whole models
+SPANS: tuple[Span, ...] = ((0, None), (1, None), (0, 1))  # of integers drawn: a divisor is not 0, any index may be
 SLOWER = 1.02  # measure=True: a rewrite may cost this much within noise
 
 
@@ -172,10 +173,10 @@ def _runnable(host: Host, examples: Sequence[Array] | None) -> tuple[list[list[A
     """Inputs on which the model runs. It may refuse some batch sizes, and all that is drawn where no examples are
     given: then there are none, and the reason. Raises VerifyError for a model that runs on none of its examples."""
     refused = ""
-    for least in (0, 1):  # an integer that is a size or a divisor must not be 0
+    for span in SPANS:
         found = []
         try:
-            for feed in _inputs(host, examples, least):
+            for feed in _inputs(host, examples, span):
                 try:
                     host.run(feed)
                     found.append(feed)
@@ -191,13 +192,13 @@ def _runnable(host: Host, examples: Sequence[Array] | None) -> tuple[list[list[A
     return found, refused
 
 
-def _inputs(host: Host, examples: Sequence[Array] | None, least: int = 0) -> list[list[Array]]:
+def _inputs(host: Host, examples: Sequence[Array] | None, span: Span = SPANS[0]) -> list[list[Array]]:
     """Inputs of several batch sizes, or of the one that the model is fixed to."""
     drawn = examples is None and any(v.dtype is not None and "int" in v.dtype for v in host.inputs)
     limits = index_limits(lift(host)) if drawn else {}
     dynamic = any(not isinstance(s, int) for v in host.inputs for s in v.shape or ())
     batches = BATCHES if dynamic else BATCHES[:1]
-    found = [feeds(host, batch, examples, limits, seed, least) for seed, batch in enumerate(batches)]
+    found = [feeds(host, batch, examples, limits, seed, span) for seed, batch in enumerate(batches)]
     return found if examples is None else [list(examples), *(found if dynamic else [])]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -25,6 +25,7 @@ TOLERANCE = {
     "float64": (1e-7, 1e-7), "float32": (1.3e-6, 1e-5), "float16": (1e-3, 1e-5), "bfloat16": (1.6e-2, 1e-5)
 }  # fmt: skip
 INTEGERS = {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
+Span: TypeAlias = tuple[int, int | None]  # the first integer, and the first that is too large; None: not known
 BATCHES = (3,)  # the values that symbolic sizes take; models are also run at 1
 
 
@@ -165,11 +166,16 @@ def apply_steps(array: Array, steps: Sequence[Step], symbols: Mapping[str, int])
 
 
 def feeds(
-    host: Host, batch: int, examples: Sequence[Array] | None, limits: Mapping[Value, int], seed: int = 0, least: int = 0
+    host: Host,
+    batch: int,
+    examples: Sequence[Array] | None,
+    limits: Mapping[Value, int],
+    seed: int = 0,
+    span: Span = (0, None),
 ) -> list[Array]:
     """Inputs for a whole model: the examples where their sizes are fixed or given, else random ones: floats from a
-    normal distribution, integers from `least` on and below their limit. Raises VerifyError for an input of a kind that
-    is not drawn."""
+    normal distribution, integers of `span` and below their limit. Raises VerifyError for an input of a kind that is
+    not drawn."""
     rng = np.random.default_rng(seed)
     result = []
     symbols = _Symbols(batch)
@@ -194,8 +200,8 @@ def feeds(
         elif value.dtype not in INTEGERS:
             raise VerifyError(f"input {value.name} is of {value.dtype}: give example inputs")
         else:
-            limit = limits.get(value, 2)
-            result.append(rng.integers(min(least, limit - 1), limit, shape).astype(value.dtype))
+            limit = span[1] or limits.get(value, 2)
+            result.append(rng.integers(min(span[0], limit - 1), limit, shape).astype(value.dtype))
     return result
 
 
@@ -231,10 +237,29 @@ def index_limits(lifted: Lifted) -> dict[Value, int]:
             if not isinstance(outer.leaf, Value) or outer.leaf not in lifted.term:
                 continue
             for index, extent in zip(outer.index, lifted.term[outer.leaf].shape, strict=False):
-                for source in _plain_sources(lifted, index):
-                    if isinstance(extent, int):
-                        limits[source] = min(limits.get(source, extent), extent)
+                sources = _plain_sources(lifted, index) if isinstance(extent, int) else []
+                limit = max(extent - _offset(lifted, index), 1) if sources and isinstance(extent, int) else 0
+                for source in sources:
+                    limits[source] = min(limits.get(source, limit), limit)
     return limits
+
+
+def _offset(lifted: Lifted, index: Poly) -> int:
+    """The largest constant that an index adds to what it reads: tables that are stacked have their rows' offsets."""
+    total = 0
+    for mono in index.monos:
+        coef, atom = mono.coef, mono.atoms[0] if len(mono.atoms) == 1 else None
+        if not mono.atoms and isinstance(coef, int):
+            total += coef
+        elif isinstance(atom, Fn) and atom.name == "where":  # ONNX counts negative indices from the end
+            total += _offset(lifted, atom.args[-1])
+        elif isinstance(atom, Read) and isinstance(atom.leaf, Value) and isinstance(coef, int):
+            definition = lifted.definition.get(atom.leaf)
+            if lifted.host.is_constant(atom.leaf):
+                total += coef * int(lifted.host.constant(atom.leaf).max(initial=0))
+            elif definition is not None and coef == 1:
+                total += _offset(lifted, definition.body)
+    return max(total, 0)
 
 
 def _plain_sources(lifted: Lifted, index: Poly) -> list[Value]:
