@@ -27,7 +27,7 @@ import recopt
 import recopt.passes
 import recopt.patterns
 
-from .errors import LoadError, OptionError, RecoptError
+from .errors import LoadError, OptionError, RecoptError, VerifyError
 from .report import Report
 from .view import table
 
@@ -192,7 +192,10 @@ def bisect(model: Model, target: Target = None, tolerance: Tolerance = None) -> 
 
     def run(limit: int | None) -> Report:
         with _limit(limit):
-            return recopt.optimize(model, target=target, verify="model", tolerance=tolerance).report
+            report = recopt.optimize(model, target=target, verify="model", tolerance=tolerance).report
+        if report.unverified and report.model_error is None:
+            raise VerifyError(report.unverified)
+        return report
 
     with _progress(f"bisecting {model.name}"):
         whole = run(None)

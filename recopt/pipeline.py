@@ -25,11 +25,12 @@ from .lower import check_target
 from .passes import PIPELINE
 from .report import Refusal, Report
 from .rewrite import Context
-from .verify import Verdict, feeds, index_limits, verify_model
+from .verify import Span, Verdict, feeds, index_limits, shapes_of, verify_model
 from .view import text
 
 LEVELS = ("none", "shapes", "rewrites", "model")
 BATCHES = (3, 1)  # symbolic sizes of the verification of whole models
+SPANS: tuple[Span, ...] = ((0, None), (1, None), (0, 1))  # of integers drawn: a divisor is not 0, any index may be
 SLOWER = 1.02  # measure=True: a rewrite may cost this much within noise
 
 
@@ -139,21 +140,28 @@ def run(
     state.timings["capture"] = capture_seconds
     _dump(host, "00-captured")
     inputs: list[list[Array]] = []
+    unverified = ""
     if options.proves("model") or options.measure:
         with state.timed("verify"):
-            inputs = _inputs(host, examples)
+            inputs, refused = _runnable(host, examples)
+            unverified = "" if inputs else refused
     if options.measure:
+        if not inputs:
+            raise VerifyError(f"cannot measure: {unverified}")
         _ban_slow(state, inputs)
     after, report = state.passes(limit=state.limit, quiet=False)
-    if options.proves("model"):
+    if options.proves("model") and inputs:
         verdict = state.agree(after, inputs)
         while not verdict.ok and state.undo_wrong(report, verdict, inputs):
             after, report = state.passes(limit=state.limit, quiet=False)
             verdict = state.agree(after, inputs)
-        report.model_error = verdict.excess
+        report.model_error = verdict.excess if len(verdict.random) < len(host.outputs) else None
+        if verdict.random:
+            unverified = f"the original gives other values of {', '.join(verdict.random)} each time it runs"
         if not verdict.ok:
             raise VerifyError(f"the model disagrees with itself even without any rewrite: {verdict.reproducer}")
     report.undone += state.undone
+    report.unverified = unverified
     report.timings = {stage: round(seconds, 4) for stage, seconds in state.timings.items()}
     for rewrite in report.rewrites:
         _say(2, f"{rewrite.pattern} at {rewrite.root}: {rewrite.detail}")
@@ -162,13 +170,36 @@ def run(
     return after, report
 
 
-def _inputs(host: Host, examples: Sequence[Array] | None) -> list[list[Array]]:
+def _runnable(host: Host, examples: Sequence[Array] | None) -> tuple[list[list[Array]], str]:
+    """Inputs on which the model runs. It may refuse some batch sizes, and all that is drawn where no examples are
+    given: then there are none, and the reason. Raises VerifyError for a model that runs on none of its examples."""
+    refused = ""
+    for span in SPANS:
+        found = []
+        try:
+            for feed in _inputs(host, examples, span):
+                try:
+                    host.run(feed)
+                    found.append(feed)
+                except VerifyError as why:
+                    shapes = shapes_of(feed)
+                    refused = refused or f"the original model does not run on inputs of shapes {shapes}: {why}"
+        except VerifyError as why:  # no inputs can be made
+            refused = str(why)
+        if found or examples is not None:
+            break
+    if not found and examples is not None:
+        raise VerifyError(refused)
+    return found, refused
+
+
+def _inputs(host: Host, examples: Sequence[Array] | None, span: Span = SPANS[0]) -> list[list[Array]]:
     """Inputs of several batch sizes, or of the one that the model is fixed to."""
     drawn = examples is None and any(v.dtype is not None and "int" in v.dtype for v in host.inputs)
     limits = index_limits(host) if drawn else {}
     dynamic = any(not isinstance(s, int) for v in host.inputs for s in v.shape or ())
     batches = BATCHES if dynamic else BATCHES[:1]
-    found = [feeds(host, batch, examples, limits, seed) for seed, batch in enumerate(batches)]
+    found = [feeds(host, batch, examples, limits, seed, span) for seed, batch in enumerate(batches)]
     return found if examples is None else [list(examples), *(found if dynamic else [])]
 
 

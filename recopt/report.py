@@ -51,6 +51,7 @@ class Report:
     undone: list[Refusal] = field(default_factory=list)  # rewrites that disagreed on numbers, with a reproducer
     timings: dict[str, float] = field(default_factory=dict)  # seconds by stage
     model_error: float | None = None  # largest error of the whole model over its tolerance's scale; None: not verified
+    unverified: str = ""  # what of the whole model could not be compared though it was asked for, and why
 
     def counts(self) -> dict[str, int]:
         """Rewrites by pattern."""

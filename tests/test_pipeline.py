@@ -14,6 +14,7 @@ import onnx
 import pytest
 import torch
 from models import onnx_tower, tower
+from onnx import TensorProto, helper, numpy_helper
 
 import recopt
 from recopt import lower, pipeline
@@ -21,6 +22,7 @@ from recopt.errors import LowerError, OptionError, VerifyError
 from recopt.fused import Linear
 from recopt.hosts.base import Host, Value
 from recopt.load import host_of
+from recopt.passes import clean_up
 from recopt.patterns import linear
 
 X = torch.randn(5, 16, generator=torch.Generator().manual_seed(1))
@@ -104,17 +106,55 @@ def test_without_verification_a_wrong_rewrite_stays(monkeypatch: pytest.MonkeyPa
         same(fast, proto)
 
 
-def test_a_model_that_never_gives_the_same_twice_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = iter(range(1000))
+def test_what_never_gives_the_same_twice_is_not_compared_and_the_report_says_so() -> None:
+    proto = onnx_tower(2)
+    proto.graph.node.append(helper.make_node("RandomNormalLike", ["x"], ["noise"]))
+    proto.graph.output.append(helper.make_tensor_value_info("noise", TensorProto.FLOAT, ["batch", 16]))
+    report = recopt.optimize(proto, target="ort-cpu").report
+    assert report.counts() == {"linear": 2} and report.model_error is not None
+    assert report.unverified == "the original gives other values of noise each time it runs"
+    del proto.graph.output[0]
+    report = recopt.optimize(proto, target="ort-cpu").report
+    assert report.model_error is None and "model not verified: the original gives" in str(report)
 
-    def run(self: Any, feeds: Any) -> Any:
-        return [np.full((4, 16), next(calls), np.float32)]
 
-    from recopt.hosts.onnx import OnnxHost
+def test_a_disagreement_without_any_rewrite_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(host: Any, context: Any) -> bool:
+        host.replace(host.outputs[0], host.outputs[0].node.args[0])
+        return True
 
-    monkeypatch.setattr(OnnxHost, "run", run)
+    monkeypatch.setattr(clean_up, "run", wrong)
     with pytest.raises(VerifyError, match="even without any rewrite"):
         recopt.optimize(onnx_tower(2), target="ort-cpu")
+
+
+def test_integers_that_are_sizes_are_drawn_anew_without_zeros() -> None:
+    nodes = [helper.make_node("Range", ["zero", "n", "one"], ["r"]), helper.make_node("Reshape", ["r", "s"], ["y"])]
+    graph = helper.make_graph(
+        nodes,
+        "sizes",
+        [helper.make_tensor_value_info(n, TensorProto.INT64, s) for n, s in (("n", []), ("s", [1]))],
+        [helper.make_tensor_value_info("y", TensorProto.INT64, ["k"])],
+        [numpy_helper.from_array(np.array(v, np.int64), n) for n, v in (("zero", 0), ("one", 1))],
+    )
+    report = recopt.optimize(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)).report
+    assert report.model_error == 0 and not report.unverified
+
+
+def test_a_model_that_refuses_all_inputs_drawn_is_not_verified_as_a_whole_and_the_report_says_so() -> None:
+    proto = onnx_tower(2)
+    proto.graph.node.append(helper.make_node("Reshape", ["relu1", "shape"], ["y"]))
+    proto.graph.input.append(helper.make_tensor_value_info("shape", TensorProto.INT64, [3]))
+    proto.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", TensorProto.FLOAT, ["a", "b", "c"]))
+    report = recopt.optimize(proto, target="ort-cpu").report
+    assert report.counts() == {"linear": 2} and report.model_error is None
+    assert report.unverified.startswith("the original model does not run on inputs of shapes [(3, 16), (3,)]")
+    x = np.ones((4, 16), np.float32)
+    assert not recopt.optimize(proto, (x, np.array([2, 2, 16]))).report.unverified
+    with pytest.raises(VerifyError, match="does not run on inputs"):
+        recopt.optimize(proto, (x, np.array([5, 5, 5])))
+    with pytest.raises(VerifyError, match="cannot measure: the original"):
+        recopt.optimize(proto, measure=True)
 
 
 # --- levels, tolerance, measuring

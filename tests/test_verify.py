@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from models import onnx_tower
+from onnx import TensorProto, helper, numpy_helper
 
 from recopt.load import host_of
 from recopt.verify import TOLERANCE, compare, feeds, index_limits, verify_model
@@ -60,3 +61,18 @@ def test_a_model_that_differs_is_told_with_its_output_and_shapes() -> None:
     assert verify_model(one, one.clone(), inputs).ok
     verdict = verify_model(one, two, inputs)
     assert not verdict.ok and "output 0 (relu0)" in verdict.reproducer and "16)" in verdict.reproducer
+
+
+def test_ids_of_stacked_tables_leave_room_for_their_offsets() -> None:
+    graph = helper.make_graph(
+        [helper.make_node("Add", ["ids", "offsets"], ["rows"]), helper.make_node("Gather", ["table", "rows"], ["y"])],
+        "stacked",
+        [helper.make_tensor_value_info("ids", TensorProto.INT64, ["batch", 3])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 3, 4])],
+        [
+            numpy_helper.from_array(np.array([0, 7, 12]), "offsets"),
+            numpy_helper.from_array(np.ones((32, 4), np.float32), "table"),
+        ],
+    )
+    host = host_of(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9))
+    assert index_limits(host) == {host.inputs[0]: 20}

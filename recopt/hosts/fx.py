@@ -50,7 +50,8 @@ class FxHost(FxGraph):
     def load(cls, path: Path) -> FxHost:
         """The program in a `.pt2` archive. Raises LoadError where there is none."""
         try:
-            program = torch.export.load(path)
+            with fx_capture.quiet():
+                program = torch.export.load(path)
         except Exception as error:  # torch raises anything for a file that is none of its own
             raise LoadError(f"{path}: not a program of torch.export: {fx_capture.one_line(error)}") from error
         return cls(program)
@@ -299,9 +300,16 @@ class FxHost(FxGraph):
         return [fx_ops.to_numpy(torch.as_tensor(result)) for result in wanted]
 
     def save(self, path: Path) -> None:
-        """Write a .pt2 archive. A loader needs `import recopt.hosts.fx`, which defines the fused operators."""
+        """Write a .pt2 archive. A loader needs `import recopt.hosts.fx`, which defines the fused operators.
+        Raises GraphError for what torch's archives do not hold, such as an unregistered namedtuple."""
         with open(path, "wb") as file:
-            torch.export.save(self.program(), file)
+            try:
+                with fx_capture.quiet():
+                    torch.export.save(self.program(), file)
+            except OSError:
+                raise
+            except Exception as error:  # torch raises anything for what it cannot write
+                raise GraphError(f"torch.export cannot save the program: {fx_capture.one_line(error)}") from error
 
     @property
     def device(self) -> str:

@@ -121,7 +121,7 @@ def _batched(args: Any, kwargs: Any, batch: int, copies: int) -> tuple[Any, Any,
 
 def _export(module: torch.nn.Module, args: Any, kwargs: Any, dynamic_shapes: Any) -> ExportedProgram:
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings(), _quiet():
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings(), quiet():
             warnings.simplefilter("ignore")  # of attributes set while tracing: export puts them back
             return torch.export.export(module, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
     except Exception as error:  # torch raises dozens of types here; all mean the same to the user
@@ -136,7 +136,7 @@ def _export(module: torch.nn.Module, args: Any, kwargs: Any, dynamic_shapes: Any
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without the traceback that torch logs of a refusal: the error that is raised says it in one line."""
     log = logging.getLogger("torch")
     before = log.level

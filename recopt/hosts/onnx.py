@@ -34,6 +34,7 @@ from .model.onnx import (
     open_session,
     read,
     remove_unused_functions,
+    root,
     save,
     validate,
 )
@@ -119,7 +120,9 @@ class OnnxHost(Host):
                 model.graph.sort()
         except (ValueError, RuntimeError, TypeError, KeyError, AttributeError) as error:
             cyclic = "cycle" in str(error)
-            raise LoadError("the graph is cyclic" if cyclic else f"not a valid ONNX model: {line(error)}") from error
+            raise LoadError(
+                "the graph is cyclic" if cyclic else f"not a valid ONNX model: {line(root(error))}"
+            ) from error
         model = modernise(model)
         try:
             strict = validate(model)
@@ -456,23 +459,30 @@ class OnnxHost(Host):
                 self._forget(gone)
             self._see()
             self._refine(inference)
-        while self._decide():
-            pass
-        for node in list(self.nodes):
-            if node.op == "Identity":
-                self.replace(node.outputs[0], node.args[0])
+        while decided := self._decided():
+            trial = self.clone()
+            try:
+                trial._take(trial._decided())
+                validate(trial.model, strict=self.strict)
+            except GraphError:
+                break  # what a branch computes may only fit the types that are known of it at run time
+            self._take(decided)
+        self._bypass_identities()
         self._merge_equal()
         self._sweep = True
         self.erase_dead()
         remove_unused_functions(model)
 
-    def _decide(self) -> bool:
-        """Conditionals whose condition follows from shapes become the branch that is taken: TorchScript writes
-        a squeeze of one dimension as such. Whether there were any."""
+    def _decided(self) -> dict[Node, int]:
+        """Conditionals whose condition follows from shapes, and what it is: TorchScript writes a squeeze of one
+        dimension as such."""
         rules = Sizes(self._small_constant, self._named)
         rules.hints(self.nodes)
         conditions = {node: rules.numbers(node.args[0]) for node in self.nodes if node.op == "If"}
-        decided = {node: found[0] for node, found in conditions.items() if found is not None and len(found) == 1}
+        return {node: found[0] for node, found in conditions.items() if found is not None and len(found) == 1}
+
+    def _take(self, decided: Mapping[Node, int]) -> None:
+        """Put the branch that is taken in the place of each conditional."""
         for node, taken in decided.items():
             conditional = self._ir_nodes[node]
             branch = conditional.attributes["then_branch" if taken else "else_branch"].as_graph()
@@ -489,15 +499,19 @@ class OnnxHost(Host):
             self._see()
             for old, new in zip(node.outputs, results, strict=True):
                 self.replace(old, self._values[new])
-        if decided:
-            self._sweep = True
-            self.erase_dead()
-            inference = Inference(self.model)
-            self._types |= inference.run()
-            for view in self._values.values():
-                view.shape, view.dtype = self._types.get(view.name, (view.shape, view.dtype))
-            self._refine(inference)
-        return bool(decided)
+        self._sweep = True
+        self.erase_dead()
+        inference = Inference(self.model)
+        self._types |= inference.run()
+        for view in self._values.values():
+            view.shape, view.dtype = self._types.get(view.name, (view.shape, view.dtype))
+        self._refine(inference)
+        self._bypass_identities()
+
+    def _bypass_identities(self) -> None:
+        for node in list(self.nodes):
+            if node.op == "Identity":
+                self.replace(node.outputs[0], node.args[0])
 
     def _merge_equal(self) -> None:
         """Common sub-expressions and small equal constants become one."""
@@ -550,7 +564,7 @@ class OnnxHost(Host):
                 self._session = (self.revision, open_session(self.model))
             outputs = [value.name for value in self.outputs]
             named = {value.name: feed for value, feed in zip(self.inputs, feeds, strict=True)}
-            return [np.asarray(array) for array in self._session[1].run(outputs, named)]
+            return cast("list[Array]", self._session[1].run(outputs, named))  # a sequence is a list of arrays
         except Exception as error:  # ONNX Runtime raises errors of many unrelated classes
             raise VerifyError(f"ONNX Runtime refuses the model: {line(error)}") from error
 
@@ -560,6 +574,7 @@ class OnnxHost(Host):
     def executable(self) -> Callable[..., list[Array]]:
         """ONNX Runtime on inputs given in order or by name; arrays, or anything numpy takes (tensors on the CPU)."""
         names = [value.name for value in self.inputs]
+        tensors = {value.name for value in self.inputs if value.dtype is not None}  # others are passed on as they are
         session = open_session(self.model)
         outputs = [value.name for value in self.outputs]
 
@@ -567,8 +582,9 @@ class OnnxHost(Host):
             feeds = dict(zip(names, args, strict=False)) | kwargs
             if len(args) > len(names) or set(feeds) != set(names):
                 raise OptionError(f"the model takes the inputs {', '.join(names)}")
-            results = session.run(outputs, {name: np.asarray(feed) for name, feed in feeds.items()})
-            return [np.asarray(result) for result in results]
+            given = {name: np.asarray(feed) if name in tensors else feed for name, feed in feeds.items()}
+            results = session.run(outputs, given)
+            return cast("list[Array]", results)
 
         return call
 
@@ -586,7 +602,7 @@ class OnnxHost(Host):
             raise OptionError(
                 f"the model takes {len(names)} inputs ({', '.join(names)}), {len(given)} examples were given"
             )
-        return [np.asarray(array) for array in given]
+        return [g if v.dtype is None else np.asarray(g) for v, g in zip(self.inputs, given, strict=True)]
 
     def count_parameters(self) -> int:
         return sum(

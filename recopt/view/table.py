@@ -73,9 +73,10 @@ def inspection(found: Inspection) -> RenderableType:
 def _summary(report: Report) -> str:
     made = len(report.rewrites)
     text = f"{report.host} for {report.target}: {report.nodes_before} -> {report.nodes_after} nodes, {made} rewrites"
+    missing = f": {report.unverified}" if report.unverified else ""
     if report.model_error is None:
-        return f"{text}, model not verified"
-    return f"{text}, model verified (error {report.model_error:.2g} of the tolerance)"
+        return f"{text}, model not verified{missing}"
+    return f"{text}, model verified (error {report.model_error:.2g} of the tolerance){missing}"
 
 
 def _rewrites(rewrites: Iterable[Rewrite]) -> Table:

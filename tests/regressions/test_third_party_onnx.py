@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 import recopt
+from recopt.errors import LoadError
 from recopt.hosts.onnx import OnnxHost
 from recopt.lift import lift
 from recopt.lift.onnx import TABLE
@@ -122,3 +124,103 @@ def test_an_inlined_constant_may_stand_before_its_equal() -> None:
     host.check()
     x = np.ones((2, 3), np.float32)
     np.testing.assert_array_equal(host.run([x])[0], x[:, None, None])
+
+
+def test_a_branch_that_would_not_fit_in_the_main_graph_stays_in_its_conditional() -> None:
+    """AffineGrid's body: what Range is given has one element, which only the conditional hides from the type rules."""
+
+    def branch(op: str, *inputs: str) -> Any:
+        out = helper.make_tensor_value_info(op, TensorProto.INT64, None)
+        return helper.make_graph([helper.make_node(op, inputs, [op])], op, [], [out])
+
+    nodes = [
+        helper.make_node("Shape", ["x"], ["sizes"], start=1, end=2),
+        helper.make_node("Constant", [], ["three"], value_ints=[3]),
+        helper.make_node("Constant", [], ["zero"], value_int=0),
+        helper.make_node("Constant", [], ["step"], value_int=1),
+        helper.make_node("Equal", ["sizes", "three"], ["is_three"]),
+        helper.make_node(
+            "If",
+            ["is_three"],
+            ["n"],
+            then_branch=branch("Add", "sizes", "three"),
+            else_branch=branch("Squeeze", "sizes"),
+        ),
+        helper.make_node("Range", ["zero", "n", "step"], ["r"]),
+        helper.make_node("Cast", ["r"], ["y"], to=TensorProto.FLOAT),
+    ]
+    host = OnnxHost.load(model_of(nodes, {"x": ["N", 3]}, {"y": ["M"]}))
+    x = np.ones((2, 3), np.float32)
+    before = host.run([x])[0]
+    host.normalise()
+    host.check()
+    np.testing.assert_array_equal(host.run([x])[0], before)
+
+
+def test_a_conversion_that_would_change_the_inputs_is_refused() -> None:
+    body = helper.make_graph(
+        [helper.make_node("Add", ["a", "b"], ["sum"]), helper.make_node("Identity", ["sum"], ["copy"])],
+        "body",
+        [helper.make_tensor_value_info(n, TensorProto.FLOAT, [2]) for n in ("a", "b")],
+        [helper.make_tensor_value_info(n, TensorProto.FLOAT, [2]) for n in ("sum", "copy")],
+    )
+    scan = helper.make_node("Scan", ["", "first", "x"], ["y", "z"], num_scan_inputs=1, body=body)  # opset 8: batched
+    shapes: dict[str, list[Any]] = {"first": [1, 2], "x": [1, 3, 2]}
+    with pytest.raises(LoadError, match="inputs and outputs would change"):
+        OnnxHost.load(model_of([scan], shapes, {"y": [1, 2], "z": [1, 3, 2]}, opset=8))
+
+
+def test_strings_are_drawn() -> None:
+    node = helper.make_node(
+        "LabelEncoder", ["x"], ["y"], domain="ai.onnx.ml", keys_strings=["a", "c"], values_int64s=[1, 2]
+    )
+    graph = helper.make_graph(
+        [node],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.STRING, ["N"])],
+        [helper.make_tensor_value_info("y", TensorProto.INT64, ["N"])],
+    )
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 2)]
+    optimized = recopt.optimize(helper.make_model(graph, opset_imports=opsets, ir_version=9))
+    assert optimized.report.model_error == 0
+    np.testing.assert_array_equal(optimized(np.array(["c", "b", "a"]))[0], [2, -1, 1])
+
+
+def test_a_sequence_comes_out_as_it_is() -> None:
+    model = model_of(
+        [
+            helper.make_node("MatMul", ["x", "w"], ["h"]),
+            helper.make_node("SplitToSequence", ["h", "sizes"], ["y"], axis=1),
+        ],
+        {"x": ["N", 3]},
+        {"y": []},
+    )
+    tensor = helper.make_tensor_type_proto(TensorProto.FLOAT, None)
+    model.graph.output[0].type.CopyFrom(helper.make_sequence_type_proto(tensor))
+    model.graph.initializer.append(numpy_helper.from_array(np.ones((3, 3), np.float32), "w"))
+    model.graph.initializer.append(numpy_helper.from_array(np.array([1, 2]), "sizes"))
+    optimized = recopt.optimize(model, target="ort-cpu")
+    assert optimized.report.model_error is not None and not optimized.report.unverified
+    (result,) = optimized(np.ones((1, 3), np.float32))
+    assert [item.tolist() for item in result] == [[[3.0]], [[3.0, 3.0]]]
+
+
+def test_a_type_that_onnx_ir_cannot_read_is_named(tmp_path: Path) -> None:
+    model = model_of([helper.make_node("ZipMap", ["x"], ["y"], domain="ai.onnx.ml")], {"x": ["N", 3]}, {"y": []})
+    maps = helper.make_map_type_proto(TensorProto.INT64, helper.make_tensor_type_proto(TensorProto.FLOAT, []))
+    model.graph.output[0].type.CopyFrom(helper.make_sequence_type_proto(maps))
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    for source in (model, tmp_path / "m.onnx"):
+        with pytest.raises(LoadError, match="Map types are not supported"):
+            recopt.optimize(source)
+
+
+def test_a_sequence_is_fed_as_it_is() -> None:
+    kind = helper.make_sequence_type_proto(helper.make_tensor_type_proto(TensorProto.FLOAT, None))
+    model = model_of([helper.make_node("ConcatFromSequence", ["x"], ["y"], axis=0)], {"x": []}, {"y": ["N"]})
+    model.graph.input[0].type.CopyFrom(kind)
+    ragged = [np.ones(2, np.float32), np.ones(3, np.float32)]
+    assert "no tensor of known rank" in recopt.optimize(model).report.unverified
+    optimized = recopt.optimize(model, (ragged,))
+    assert optimized.report.model_error == 0
+    np.testing.assert_array_equal(optimized(ragged)[0], np.ones(5))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import NamedTuple
+
 import numpy as np
 import pytest
 import torch
 
 import recopt
-from recopt.errors import OptionError
+from recopt.errors import GraphError, LoadError, OptionError
 from recopt.hosts.fx import FxHost
 
 
@@ -45,3 +48,31 @@ def test_examples_that_fit_no_call_are_refused(given: object) -> None:
     program = torch.export.export(torch.nn.Linear(2, 2), (torch.ones(3, 2),), strict=False)
     with pytest.raises(OptionError, match="do not fit"):
         recopt.optimize(program, given)
+
+
+class Pair(NamedTuple):
+    a: torch.Tensor
+    b: torch.Tensor
+
+
+class Swap(torch.nn.Module):
+    def forward(self, pair: Pair) -> Pair:
+        return Pair(pair.b, pair.a)
+
+
+def test_what_an_archive_cannot_hold_is_one_error_and_no_file(tmp_path: Path) -> None:
+    x = torch.ones(3, 2)
+    optimized = recopt.optimize(Swap(), (Pair(x, 2 * x),))
+    assert isinstance(optimized(Pair(x, 2 * x)), Pair)
+    with pytest.raises(GraphError, match=r"cannot save the program: .*namedtuple"):
+        optimized.save(tmp_path / "m.pt2")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_is_no_archive_is_one_error_and_nothing_is_logged(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "m.pt2").write_text("nothing")
+    with pytest.raises(LoadError, match="not a program"):
+        recopt.optimize(tmp_path / "m.pt2")
+    assert capfd.readouterr() == ("", "")

@@ -35,6 +35,8 @@ def read(path: Path) -> ir.Model:
         raise LoadError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}")
     try:
         model = ir.load(path)
+    except ir.serde.SerdeError as error:
+        raise LoadError(f"{path}: not a model that can be read: {line(root(error))}") from error
     except Exception as error:  # protobuf and onnx raise errors of many unrelated classes
         raise LoadError(f"{path}: not an ONNX model") from error
     if not model.graph.outputs:
@@ -55,10 +57,18 @@ def modernise(model: ir.Model) -> ir.Model:
     opset = model.graph.opset_imports.get("", OLDEST_OPSET)
     if opset >= OLDEST_OPSET:
         return model
+    refusal = f"opset {opset} is older than {OLDEST_OPSET} and cannot be converted"
     try:
-        return ir.from_proto(onnx.version_converter.convert_version(ir.to_proto(model), OLDEST_OPSET))
+        converted = ir.from_proto(onnx.version_converter.convert_version(ir.to_proto(model), OLDEST_OPSET))
     except Exception as error:  # onnx raises errors of many unrelated classes
-        raise LoadError(f"opset {opset} is older than {OLDEST_OPSET} and cannot be converted: {line(error)}") from error
+        raise LoadError(f"{refusal}: {line(error)}") from error
+    if _interface(converted) != _interface(model):
+        raise LoadError(f"{refusal}: the types of its inputs and outputs would change")
+    return converted
+
+
+def _interface(model: ir.Model) -> list[str]:
+    return [str((v.name, v.type, v.shape)) for v in (*model.graph.inputs, *model.graph.outputs)]
 
 
 @contextlib.contextmanager
@@ -163,6 +173,13 @@ def line(error: BaseException) -> str:
     """An error's text on one line, without the frames that onnx appends."""
     text = re.sub(r"==> Context:.*", "", str(error), flags=re.DOTALL)
     return " ".join(text.split())[:300] or type(error).__name__
+
+
+def root(error: BaseException) -> BaseException:
+    """The error that the others on its way up were raised from."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 def element_type(array: Array) -> int:
