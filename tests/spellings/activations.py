@@ -202,6 +202,14 @@ ACTIVATIONS: dict[str, dict[str, Any]] = {
         "snake": lambda m, h: h + torch.sin(h) ** 2,
         "snake_by_cos": lambda m, h: h + 0.5 - 0.5 * torch.cos(2 * h),
     },
+    "gauss": {
+        "exp_of_square": lambda m, h: torch.exp(-h * h),
+        "exp_of_pow": lambda m, h: torch.exp(-(h**2)),
+    },
+    "inverse_root": {
+        "rsqrt": lambda m, h: torch.rsqrt(h * h + 1.0),
+        "one_over_sqrt": lambda m, h: 1 / torch.sqrt(1 + h**2),
+    },
     "scaled_relu": {
         "relu_then_affine": lambda m, h: F.relu(h) * m.gamma + m.beta,
         "relu_then_addcmul": lambda m, h: torch.addcmul(m.beta, torch.clamp(h, min=0), m.gamma),

@@ -83,6 +83,13 @@ def _second_user(product: Spell) -> Spell:
 
 
 EXTRAS: dict[str, Spelling] = {
+    "cat_of_halves_under_relu": Spelling(
+        lambda m, x: torch.cat(
+            [F.relu(F.linear(x, m.top, m.top_bias)), F.relu(F.linear(x, m.bottom, m.bottom_bias))], dim=-1
+        ),
+        lambda m, x: F.relu(linear(m, x)),
+        note="one function of pieces that lie side by side",
+    ),
     "second_user_of_the_product": Spelling(
         _second_user(lambda m, x: x @ m.weight.T),
         _second_user(lambda m, x: F.linear(x, m.weight)),

@@ -191,7 +191,12 @@ NEAR_MISSES: dict[str, NearMiss] = {
     "masked_by_an_input": _near(lambda m, x, keep: torch.where(keep, _linear(m, x), 0.0), inputs=_masked),
     "shifted_along_n": _near(lambda m, x: F.relu(_linear(m, x).roll(1, -1)) + m.bias),
     "relu_before_bias": _near(lambda m, x: F.relu(x @ m.weight.T) + m.bias),
+    "compared": _near(lambda m, x: _linear(m, x) > 0, note="a truth value is no result of the operator"),
     # NaN and infinity are part of the function
+    "infinity_beside": _near(
+        lambda m, x: torch.cat([torch.exp(_linear(m, x)[:, :9] * 99), torch.sigmoid(_linear(m, x)[:, 9:])], -1),
+        note="a function that overflows in some columns only",
+    ),
     "nan_through_where": _near(lambda m, x: torch.where(_linear(m, x) > 0, _linear(m, x), 0.0), inputs=_extremes),
     "nan_through_relu": _near(lambda m, x: F.relu(_linear(m, x)), inputs=_extremes),
     "nan_through_clamp": _near(lambda m, x: torch.clamp(_linear(m, x), 0.0, 6.0), inputs=_extremes),

@@ -138,6 +138,17 @@ PRODUCTS: dict[str, Spelling] = {
     "mul_mean_times_k": S(lambda m, x: (x.unsqueeze(-2) * m.weight).mean(-1) * K + m.bias),
     "expand_mul_sum": S(lambda m, x: (x.unsqueeze(-2).expand(*x.shape[:-1], N, K) * m.weight).sum(dim=-1) + m.bias),
     "one_dot_per_output": S(_one_dot_per_output),
+    "cat_of_heads": S(lambda m, x: torch.cat([x @ w.T for w in m.heads.unbind(0)], dim=-1) + m.bias),
+    "low_rank_beside": S(
+        lambda m, x: linear(m, x) + 0.5 * F.linear(F.linear(x, m.down), m.up),
+        lambda m, x: F.linear(x, m.weight + 0.5 * (m.up @ m.down), m.bias),
+        note="W + BA is less work than a second product",
+    ),
+    "zero_point_by_number": S(
+        lambda m, x: F.linear(x, (m.quantised.to(x.dtype) - 3) * 0.01, m.bias),
+        lambda m, x: 0.01 * F.linear(x, m.quantised.to(x.dtype) - 3) + m.bias,
+        note="a number taken from every weight",
+    ),
     # written out, column by column
     "sum_of_rank_ones": S(_rank_ones),
     "sum_of_rank_ones_stacked": S(_rank_ones_stacked),
