@@ -179,7 +179,7 @@ def _runnable(host: Host, examples: Sequence[Array] | None) -> tuple[list[list[A
         try:
             for feed in _inputs(host, examples, span):
                 try:
-                    host.run(feed)
+                    (host.run if examples is not None else host.probe)(feed)
                     found.append(feed)
                 except VerifyError as why:
                     shapes = shapes_of(feed)

@@ -166,6 +166,11 @@ class Host(abc.ABC):
         """The outputs for the inputs `feeds` (in the order of `inputs`), in the host's own runtime on the CPU.
         Raises VerifyError, in one line, when the runtime refuses the graph."""
 
+    def probe(self, feeds: Sequence[Array]) -> None:
+        """`run` for its errors alone, on inputs that nobody has vouched for: a runtime that ends the process on such
+        must not end this one. Raises VerifyError."""
+        self.run(feeds)
+
     @abc.abstractmethod
     def save(self, path: Path) -> None:
         """Write the graph to `path` (which does not exist yet), complete with its external data."""

@@ -25,7 +25,9 @@ from .base import Array, Host, Node, Value
 from .model.onnx import (
     GRAPHS,
     OLDEST_OPSET,
+    dense,
     evaluate,
+    has_recurrence,
     inner_graphs,
     inner_nodes,
     is_sorted,
@@ -35,6 +37,7 @@ from .model.onnx import (
     read,
     remove_unused_functions,
     root,
+    run_apart,
     save,
     validate,
 )
@@ -113,7 +116,7 @@ class OnnxHost(Host):
             if isinstance(source, ir.Model):
                 model = source.clone()
             elif isinstance(source, onnx.ModelProto):
-                model = ir.from_proto(source)
+                model = ir.from_proto(dense(source))
             else:
                 model = read(Path(source))
             if not is_sorted(model.graph):
@@ -567,6 +570,12 @@ class OnnxHost(Host):
             return cast("list[Array]", self._session[1].run(outputs, named))  # a sequence is a list of arrays
         except Exception as error:  # ONNX Runtime raises errors of many unrelated classes
             raise VerifyError(f"ONNX Runtime refuses the model: {line(error)}") from error
+
+    def probe(self, feeds: Sequence[Array]) -> None:
+        if has_recurrence(self.model):
+            run_apart(self.model, {value.name: feed for value, feed in zip(self.inputs, feeds, strict=True)})
+        else:
+            self.run(feeds)
 
     def native(self) -> ir.Model:
         return self.model

@@ -164,6 +164,7 @@ class Lifted:
         if (
             value.shape is None
             or value.dtype is None
+            or value.dtype == "string"
             or any(s != 1 for s in value.shape)
             or not self.host.is_constant(value)
         ):

@@ -224,3 +224,49 @@ def test_a_sequence_is_fed_as_it_is() -> None:
     optimized = recopt.optimize(model, (ragged,))
     assert optimized.report.model_error == 0
     np.testing.assert_array_equal(optimized(ragged)[0], np.ones(5))
+
+
+def test_inputs_on_which_the_runtime_ends_the_process_do_not_end_this_one() -> None:
+    """The rows with a history are picked before a GRU, as packing sequences does; none of those drawn has any."""
+    nodes = [
+        helper.make_node("ReduceMax", ["x"], ["most"], axes=[1, 2], keepdims=0),
+        helper.make_node("Greater", ["most", "bound"], ["kept"]),
+        helper.make_node("Compress", ["x", "kept"], ["rows"], axis=0),
+        helper.make_node("Transpose", ["rows"], ["steps"], perm=[1, 0, 2]),
+        helper.make_node("GRU", ["steps", "w", "r"], ["", "y"], hidden_size=2),
+    ]
+    model = model_of(nodes, {"x": ["N", 5, 3]}, {"y": [1, "M", 2]}, opset=17)
+    for name, array in (("bound", np.float32(50)), ("w", np.ones((1, 6, 3))), ("r", np.ones((1, 6, 2)))):
+        model.graph.initializer.append(numpy_helper.from_array(np.asarray(array, np.float32), name))
+    assert "ends its process" in recopt.optimize(model).report.unverified
+    x = np.full((4, 5, 3), 60, np.float32)
+    assert recopt.optimize(model, (x,)).report.model_error == 0
+    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.float32(-50), "bound"))
+    assert recopt.optimize(model).report.model_error == 0
+
+
+def test_string_constants_have_no_number() -> None:
+    nodes = [helper.make_node("Equal", ["x", "a"], ["same"]), helper.make_node("Cast", ["same"], ["y"], to=1)]
+    model = model_of(nodes, {"x": ["N"]}, {"y": ["N"]}, opset=19)
+    model.graph.input[0].type.tensor_type.elem_type = TensorProto.STRING
+    model.graph.initializer.append(helper.make_tensor("a", TensorProto.STRING, [1], [b"a"]))
+    optimized = recopt.optimize(model)
+    assert optimized.report.model_error == 0
+    np.testing.assert_array_equal(optimized(np.array(["a", "b"]))[0], [1, 0])
+
+
+@pytest.mark.parametrize("places", [[3, 9], [[0, 3], [2, 1]]])
+def test_sparse_initializers_become_dense(places: Any, tmp_path: Path) -> None:
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["h"]), helper.make_node("Relu", ["h"], ["y"])]
+    model = model_of(nodes, {"x": ["N", 8]}, {"y": ["N", 4]})
+    values = numpy_helper.from_array(np.array([1, -2], np.float32), "w")
+    model.graph.sparse_initializer.append(
+        helper.make_sparse_tensor(values, numpy_helper.from_array(np.array(places), "places"), [8, 4])
+    )
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    x = np.random.default_rng(0).standard_normal((3, 8)).astype(np.float32)
+    expected = np.zeros((3, 4), np.float32)
+    expected[:, 3], expected[:, 1] = np.maximum(x[:, 0], 0), np.maximum(-2 * x[:, 2], 0)
+    for source in (model, tmp_path / "m.onnx"):
+        np.testing.assert_allclose(recopt.optimize(source, target="ort-cpu")(x)[0], expected, rtol=1e-6)
+    assert model.graph.sparse_initializer

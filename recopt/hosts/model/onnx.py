@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 import re
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,13 +19,14 @@ import numpy as np
 import onnx
 import onnx.checker
 import onnx.helper
+import onnx.numpy_helper
 import onnx.shape_inference
 import onnx.version_converter
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 from onnx.reference import ReferenceEvaluator
 
-from ...errors import GraphError, LoadError
+from ...errors import GraphError, LoadError, VerifyError
 from ..base import Array
 
 OLDEST_OPSET = 11
@@ -34,7 +39,9 @@ def read(path: Path) -> ir.Model:
     if not path.is_file():
         raise LoadError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}")
     try:
-        model = ir.load(path)
+        proto = onnx.load(path, load_external_data=False)
+        model = ir.from_proto(dense(proto))
+        ir.external_data.set_base_dir(model.graph, path.parent)
     except ir.serde.SerdeError as error:
         raise LoadError(f"{path}: not a model that can be read: {line(root(error))}") from error
     except Exception as error:  # protobuf and onnx raise errors of many unrelated classes
@@ -45,6 +52,24 @@ def read(path: Path) -> ir.Model:
         if isinstance(value.const_value, ir.ExternalTensor) and not os.path.isfile(value.const_value.path):
             raise LoadError(f"{path}: its external data {value.const_value.path} does not exist")
     return model
+
+
+def dense(model: onnx.ModelProto) -> onnx.ModelProto:
+    """`model` with its sparse initializers as dense ones; itself where it has none."""
+    if not model.graph.sparse_initializer:
+        return model
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    for sparse in copy.graph.sparse_initializer:
+        values, places = (onnx.numpy_helper.to_array(part) for part in (sparse.values, sparse.indices))
+        array = np.zeros(tuple(sparse.dims), values.dtype)
+        if places.ndim == 1:
+            array.reshape(-1)[places] = values
+        else:
+            array[tuple(places.T)] = values
+        copy.graph.initializer.append(onnx.numpy_helper.from_array(array, sparse.values.name))
+    del copy.graph.sparse_initializer[:]
+    return copy
 
 
 def modernise(model: ir.Model) -> ir.Model:
@@ -250,3 +275,31 @@ def open_session(model: ir.Model) -> Any:
             save(model, Path(folder) / "model.onnx")
             return session(Path(folder) / "model.onnx")
     return session(ir.to_proto(model), folder=(folders.pop() or ".") if folders else None)
+
+
+def has_recurrence(model: ir.Model) -> bool:
+    """Whether a node is recurrent: ONNX Runtime 1.31 ends the process on one whose batch is empty, as it may become
+    where rows are picked by their values."""
+    nodes = [*model.graph, *(node for function in model.functions.values() for node in function)]
+    return any(inner.op_type in {"GRU", "LSTM", "RNN"} for node in nodes for inner in inner_nodes(node))
+
+
+def run_apart(model: ir.Model, feeds: Mapping[str, Array]) -> None:
+    """Run `model` in a process of its own. Raises VerifyError where that fails, however it does."""
+    folders = {os.fspath(tensor.base_dir) for tensor in external_tensors(model)}
+    if len(folders) > 1 or embedded_bytes(model) > EMBEDDED_LIMIT:
+        raise VerifyError("the model is too large to be tried on inputs that nobody has vouched for")
+    code = f"import pickle, sys; from {__name__} import session; s, f = pickle.load(sys.stdin.buffer); s().run(None, f)"
+    start = partial(session, ir.to_proto(model), folder=(folders.pop() or ".") if folders else None)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        input=pickle.dumps((start, dict(feeds))),
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        check=False,
+    )
+    if done.returncode < 0:
+        raise VerifyError("ONNX Runtime ends its process on them")
+    if done.returncode:
+        last = done.stderr.decode(errors="replace").strip().rsplit("\n", 1)[-1]
+        raise VerifyError(f"ONNX Runtime refuses the model: {last[:300]}")
