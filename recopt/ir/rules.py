@@ -129,7 +129,8 @@ def _split(x: Poly, divisor: sizes.Size) -> tuple[Poly, Poly]:
 
 
 def _floordiv(args: list[Poly], dtype: str, attrs: tuple[Hashable, ...]) -> Poly | None:
-    """(c*q + r) // c -> q + r // c; r // c -> 0 where 0 <= r < c; p // a // b -> p // ab; p % ab // a -> p // a % b."""
+    """(c*q + r) // c -> q + r // c; r // c -> 0 where 0 <= r < c; (a*p + r) // ab -> p // b where 0 <= r < a;
+    p // a // b -> p // ab; p % ab // a -> p // a % b."""
     x, divisor = args[0], args[1].number
     if dtype in FLOATS or divisor is None or isinstance(divisor, float) or not sizes.at_least(divisor, 1):
         return None
@@ -138,6 +139,10 @@ def _floordiv(args: list[Poly], dtype: str, attrs: tuple[Hashable, ...]) -> Poly
     quotient, rest = _split(x, divisor)
     if _within(rest, divisor):
         return quotient
+    shared = _shared(rest, divisor)
+    if shared is not None:
+        _, coarse, _, left = shared
+        return add(quotient, fn("floordiv", [coarse, number(left, args[1].dtype)], dtype))
     inner, factor = _divided(rest)
     if inner is not None and inner.name == "floordiv":
         product = number(sizes.mul(factor, divisor), args[1].dtype)
@@ -149,7 +154,8 @@ def _floordiv(args: list[Poly], dtype: str, attrs: tuple[Hashable, ...]) -> Poly
 
 
 def _mod(args: list[Poly], dtype: str, attrs: tuple[Hashable, ...]) -> Poly | None:
-    """(c*q + r) % c -> r % c; r % c -> r where 0 <= r < c; p % ab % a -> p % a."""
+    """(c*q + r) % c -> r % c; r % c -> r where 0 <= r < c; (a*p + r) % ab -> a*(p % b) + r where 0 <= r < a;
+    p % ab % a -> p % a."""
     x, divisor = args[0], args[1].number
     if dtype in FLOATS or divisor is None or isinstance(divisor, float) or not sizes.at_least(divisor, 1):
         return None
@@ -158,10 +164,28 @@ def _mod(args: list[Poly], dtype: str, attrs: tuple[Hashable, ...]) -> Poly | No
     quotient, rest = _split(x, divisor)
     if _within(rest, divisor):
         return rest
+    shared = _shared(rest, divisor)
+    if shared is not None:
+        factor, coarse, fine, left = shared
+        return add(scale(fn("mod", [coarse, number(left, args[1].dtype)], dtype), factor), fine)
     inner, factor = _divided(rest)
     if inner is not None and inner.name == "mod" and sizes.divide(factor, divisor) is not None:
         return fn("mod", [inner.args[0], args[1]], dtype)
     return raw_fn("mod", [rest, args[1]], dtype) if quotient.monos else None
+
+
+def _shared(x: Poly, divisor: sizes.Size) -> tuple[sizes.Size, Poly, Poly, sizes.Size] | None:
+    """x = factor*coarse + fine with 0 <= fine < factor, and divisor = factor*left: the fine part decides nothing."""
+    for mono in x.monos:
+        factor = mono.coef
+        if isinstance(factor, float) or factor == 1 or not mono.atoms or not sizes.at_least(factor, 2):
+            continue
+        left = sizes.divide(divisor, factor)
+        if left is not None:
+            coarse, fine = _split(x, factor)
+            if _within(fine, factor):
+                return factor, coarse, fine, left
+    return None
 
 
 def _divided(x: Poly) -> tuple[Fn | None, sizes.Size]:

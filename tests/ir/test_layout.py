@@ -109,6 +109,15 @@ def test_a_reshape_across_boundaries_divides_the_index() -> None:
     same(tensor.reshape(tensor.reshape(t, [3, 8]), [4, 6]), t)
 
 
+@pytest.mark.parametrize("between", [[(2 * N, 1, 6), (N, 2, 1, 6)], [(2 * N, 6), (N, 2, 6)], [(N, 12)], [(N, 2, 3, 2)]])
+def test_a_reshape_that_cuts_a_symbolic_size_otherwise_is_undone(between: list[tuple[Size, ...]]) -> None:
+    t = there = source("x", 2, N, 6)
+    for shape in between:
+        there = tensor.reshape(there, list(shape))
+        agree((there, value(t).reshape(value(there).shape)))
+    same(tensor.reshape(there, t.shape), t)
+
+
 def test_symbolic_sizes_regroup() -> None:
     t = source("x", N, 12)
     split = tensor.reshape(t, [N, 3, 4])
