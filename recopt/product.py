@@ -24,6 +24,8 @@ class Contraction:
 
 @dataclass(frozen=True)
 class Product:
+    """The sum of contractions and a bias: y[rows.., columns..]."""
+
     rows: tuple[Axis, ...]
     columns: tuple[Axis, ...]
     contractions: tuple[Contraction, ...]
