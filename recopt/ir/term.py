@@ -15,7 +15,6 @@ over guarded axes shrink, split axes that are only read together merge, bound ax
 
 from __future__ import annotations
 
-import math
 import re
 import weakref
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -946,8 +945,3 @@ def atom_range(atom: Atom) -> tuple[Size | None, Size | None]:
                 high // divisor if isinstance(high, int) else None,
             )
     return None, None
-
-
-def is_finite(coef: Coef) -> bool:
-    """Whether a coefficient is an ordinary number."""
-    return not isinstance(coef, float) or math.isfinite(coef)
