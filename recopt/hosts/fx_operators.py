@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ..kernels.embedding_bags import Operands, check_operands, embedding_bags, parse_layout, result_dtype, rows_of
 from ..kernels.epilogue import compile_epilogue
 from ..kernels.linear import linear as linear_kernel
 
@@ -85,4 +86,53 @@ def linear_call(
     return compiled.apply(h, params) if h.requires_grad else compiled.apply_(h, params)
 
 
-CALLS: dict[str, Callable[..., Any]] = {LINEAR: linear_call}
+EMBEDDING_BAGS = "recopt.embedding_bags.default"
+Tensors = list[torch.Tensor]
+
+torch.library.define(
+    "recopt::embedding_bags",
+    "(Tensor[] tables, Tensor[] ids, Tensor[] offsets, Tensor[] weights, Tensor[] dense, Tensor[] scales, str layout)"
+    " -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+
+def _embedding_bags(
+    tables: Tensors | None, ids: Tensors | None, offsets: Tensors | None, weights: Tensors | None,
+    dense: Tensors | None, scales: Tensors | None, layout: str,
+) -> torch.Tensor:  # fmt: skip
+    result = embedding_bags(tables or (), ids or (), offsets or (), weights or (), dense or (), scales or (), layout)
+    # The dispatcher hands out no input as the result of an operator that says it makes one.
+    return result.clone() if any(result is d for d in dense or ()) else result
+
+
+torch.library.impl("recopt::embedding_bags", ("cpu", "cuda"), _embedding_bags)
+
+
+def _embedding_bags_fake(
+    tables: Tensors, ids: Tensors, offsets: Tensors, weights: Tensors, dense: Tensors, scales: Tensors, layout: str
+) -> torch.Tensor:
+    """Shape and dtype of the result; EmbeddingBagsError for operands that do not fit the layout."""
+    parsed = parse_layout(layout)
+    operands = Operands(tables, ids, offsets, weights, dense, scales)
+    width = sum(check_operands(parsed, operands))
+    dtype = result_dtype(parsed, [t.dtype for t in tables], [d.dtype for d in dense])
+    like = next(iter([*tables, *dense]))
+    return like.new_empty((rows_of(parsed, operands), width), dtype=dtype)
+
+
+torch.library.register_fake("recopt::embedding_bags", _embedding_bags_fake)
+
+
+def embedding_bags_call(
+    tables: Tensors, ids: Tensors, offsets: Tensors, weights: Tensors, dense: Tensors, scales: Tensors, layout: str
+) -> torch.Tensor:
+    """`recopt::embedding_bags` without the dispatcher, as `linear_call`."""
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
+        return torch.ops.recopt.embedding_bags.default(  # type: ignore[no-any-return]
+            tables, ids, offsets, weights, dense, scales, layout
+        )
+    return embedding_bags(tables, ids, offsets, weights, dense, scales, layout)
+
+
+CALLS: dict[str, Callable[..., Any]] = {LINEAR: linear_call, EMBEDDING_BAGS: embedding_bags_call}

@@ -1,0 +1,94 @@
+"""``recopt::embedding_bags``: every lookup of a model, pooled and side by side, in torch and as one launch.
+
+``embedding_bags`` is the operator, ``embedding_bags_torch`` its plain-torch twin, which is also its CPU path. What it
+computes is a text, the layout: see embedding_bags_layout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .embedding_bags_layout import EmbeddingBagsError, Layout, Term, parse_layout
+from .embedding_bags_torch import Operands, check_operands, embedding_bags_torch, result_dtype, rows_of
+
+__all__ = [
+    "EmbeddingBagsError", "Operands", "bytes_moved", "check_operands", "embedding_bags", "embedding_bags_torch",
+    "flops", "parse_layout", "result_dtype", "rows_of",
+]  # fmt: skip
+
+
+def flops(layout: str, tables: Sequence[Tensor], ids: Sequence[Tensor]) -> int:
+    """Floating-point operations: one for each value added to a bag, one more where it is weighted or quantised."""
+    total = 0
+    for t in parse_layout(layout).lookups:
+        each = (t.pool != "row") + (t.weights is not None) + 2 * (t.bits > 0)
+        total += _reads(t, ids) * _values(t, tables) * each
+    return total
+
+
+def bytes_moved(
+    layout: str, tables: Sequence[Tensor], ids: Sequence[Tensor], dense: Sequence[Tensor] = (), unique: bool = False
+) -> int:
+    """Bytes of ids, rows (each read, or with ``unique`` each row of a table once), dense tensors and the result.
+
+    ``unique`` looks at the ids; without it only shapes are used. Weights, lengths and offsets are not counted.
+    """
+    parsed = parse_layout(layout)
+    read = sum(d.numel() * d.element_size() for d in dense)
+    seen: dict[int, list[Tensor]] = {}
+    for t in parsed.lookups:
+        table = tables[t.source]
+        read += _reads(t, ids) * ids[t.ids].element_size()
+        row = table.shape[1] * table.element_size() + 8 * (t.bits > 0)
+        if unique:
+            seen.setdefault(t.source, []).append(read_rows(t, ids))
+        else:
+            read += _reads(t, ids) * row
+    for source, rows in seen.items():
+        quantised = source in parsed.quantised
+        row = tables[source].shape[1] * tables[source].element_size() + 8 * quantised
+        read += int(torch.cat([r.long() for r in rows]).bincount().count_nonzero()) * row
+    widths = parsed.widths([t.shape[1] for t in tables], [d.shape[1] if d.dim() > 1 else 1 for d in dense])
+    dtype = result_dtype(parsed, [t.dtype for t in tables], [d.dtype for d in dense])
+    return read + sum(widths) * _bags(parsed, ids, dense) * dtype.itemsize
+
+
+def read_rows(t: Term, ids: Sequence[Tensor]) -> Tensor:
+    """The rows of its table that a term names, flat; what lengths cut off included."""
+    i = ids[t.ids]
+    if not t.ragged and i.dim() > 1:
+        i = i.narrow(1, t.first, t.count)
+    i = i.reshape(-1)
+    return (i % t.modulus if t.modulus else i) + t.shift
+
+
+def _reads(t: Term, ids: Sequence[Tensor]) -> int:
+    return ids[t.ids].shape[0] * (1 if t.ragged else t.count)
+
+
+def _values(t: Term, tables: Sequence[Tensor]) -> int:
+    return t.width(tables[t.source].shape[1]) // (t.count if t.pool == "row" else 1)
+
+
+def _bags(layout: Layout, ids: Sequence[Tensor], dense: Sequence[Tensor]) -> int:
+    for t in layout.terms:
+        if not t.ragged:
+            return (dense[t.source] if t.pool == "dense" else ids[t.ids]).shape[0]
+    return 0  # flat ids alone do not say how many bags they fill
+
+
+def embedding_bags(
+    tables: Sequence[Tensor], ids: Sequence[Tensor], offsets: Sequence[Tensor], weights: Sequence[Tensor],
+    dense: Sequence[Tensor], scales: Sequence[Tensor], layout: str,
+) -> Tensor:  # fmt: skip
+    """The pieces of ``layout`` side by side, [R, W].
+
+    tables [rows, D]; ids [R, C] or flat, int32 or int64; offsets (of flat ids, or lengths) [R] or [R + 1]; weights
+    [R, C] or flat; dense [R, C]; scales [rows, 2] of quantised tables. The result has torch's promotion of the tables'
+    and dense tensors' types. Raises EmbeddingBagsError; IndexError or RuntimeError for an id that its table does not
+    hold.
+    """
+    return embedding_bags_torch(tables, ids, offsets, weights, dense, scales, layout)

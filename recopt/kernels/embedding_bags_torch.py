@@ -1,0 +1,320 @@
+"""``recopt::embedding_bags`` in plain torch: the kernel's reference, and the path on a CPU.
+
+A layout becomes a list of functions once, so that a call at batch 1 pays for its lookups and not for reading text.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .embedding_bags_layout import EmbeddingBagsError, Layout, Term, parse_layout
+
+_MODES = {"sum": 0, "max": 2}
+
+
+class Operands(NamedTuple):
+    """The operator's lists of tensors."""
+
+    tables: Sequence[Tensor]
+    ids: Sequence[Tensor]
+    offsets: Sequence[Tensor]
+    weights: Sequence[Tensor]
+    dense: Sequence[Tensor]
+    scales: Sequence[Tensor]
+
+
+_Part = Callable[[Operands], Tensor]
+
+
+def embedding_bags_torch(
+    tables: Sequence[Tensor], ids: Sequence[Tensor], offsets: Sequence[Tensor], weights: Sequence[Tensor],
+    dense: Sequence[Tensor], scales: Sequence[Tensor], layout: str,
+) -> Tensor:  # fmt: skip
+    """The pieces of ``layout`` side by side, [R, W]; see embedding_bags_layout.
+
+    Raises EmbeddingBagsError; IndexError or RuntimeError for an id that its table does not hold, as torch does.
+    """
+    try:
+        return _compile(layout)(Operands(tables, ids, offsets, weights, dense, scales))
+    except (IndexError, RuntimeError):
+        # Looked at only now: at batch 1 a look costs as much as a lookup.
+        check_operands(parse_layout(layout), Operands(tables, ids, offsets, weights, dense, scales))
+        raise
+
+
+def rows_of(layout: Layout, o: Operands) -> int:
+    """R, from the first operand that tells."""
+    for t in layout.terms:
+        if t.pool == "dense":
+            return o.dense[t.source].shape[0]
+        if t.offsets is None:
+            return o.ids[t.ids].shape[0]
+    t = layout.terms[0]
+    assert t.offsets is not None
+    return o.offsets[t.offsets].shape[0] - t.last
+
+
+def check_operands(layout: Layout, o: Operands) -> list[int]:
+    """The width of each piece. Raises EmbeddingBagsError unless the operands fit the layout."""
+    for name, least in layout.operands.items():
+        if len(getattr(o, name)) < least:
+            raise EmbeddingBagsError(f"the layout names {least} {name}, {len(getattr(o, name))} are given")
+    for t in layout.lookups:
+        if o.tables[t.source].dim() != 2 or o.ids[t.ids].dim() not in ((1,) if t.ragged else (1, 2)):
+            raise EmbeddingBagsError(f"{t}: a table is [rows, D], ids are [R, C] or flat")
+        if o.tables[t.source].dtype.is_floating_point == (t.bits > 0):
+            raise EmbeddingBagsError(f"{t}: a table of {o.tables[t.source].dtype} is not stored so")
+        if t.bits and o.scales[layout.quantised[t.source]].shape != (o.tables[t.source].shape[0], 2):
+            raise EmbeddingBagsError(f"{t}: scales are [rows, 2]")
+    r = rows_of(layout, o)
+    for t in layout.terms:
+        _check_rows(t, o, r)
+    return layout.widths([_columns(t) for t in o.tables], [_columns(d) for d in o.dense])
+
+
+def _columns(t: Tensor) -> int:
+    return t.shape[1] if t.dim() > 1 else 1
+
+
+def _check_rows(t: Term, o: Operands, r: int) -> None:
+    def fits(what: str, x: Tensor, rows: int, columns: int = 1) -> None:
+        if x.dim() not in (1, 2) or x.shape[0] != rows or _columns(x) < columns:
+            raise EmbeddingBagsError(f"{t}: {what} of shape {list(x.shape)}, need [{rows}, at least {columns}]")
+
+    if t.pool == "dense":
+        return fits("dense", o.dense[t.source], r)
+    if t.offsets is not None:
+        fits("offsets", o.offsets[t.offsets], r + t.last)
+    else:
+        fits("ids", o.ids[t.ids], r, t.first + t.count)
+    if t.lengths is not None:
+        fits("lengths", o.offsets[t.lengths], r)
+    if t.weights is not None:
+        rows = o.ids[t.ids].shape[0] if t.ragged else r
+        fits("weights", o.weights[t.weights], rows, 1 if t.ragged else t.weights_first + t.count)
+
+
+def result_dtype(layout: Layout, tables: Sequence[torch.dtype], dense: Sequence[torch.dtype]) -> torch.dtype:
+    """Torch's promotion over the tables, of which quantised ones hold float32, and the dense tensors."""
+    found = [torch.float32 if t.bits else (dense if t.pool == "dense" else tables)[t.source] for t in layout.terms]
+    return functools.reduce(torch.promote_types, found)
+
+
+@functools.lru_cache(maxsize=4096)
+def _compile(text: str) -> _Part:
+    layout = parse_layout(text)
+    parts: list[_Part] = []
+    run: list[Term] = []  # single rows of one table that lie side by side: one index_select
+    for piece in layout.pieces:
+        t = piece[0]
+        if len(piece) == 1 and t.pool == "row" and t.weights is None and t.pad is None and not t.bits:
+            if run and not _extends(run[-1], t):
+                parts.append(_rows(tuple(run)))
+                run = []
+            run.append(t)
+            continue
+        if run:
+            parts.append(_rows(tuple(run)))
+            run = []
+        parts.append(_piece(piece, layout))
+    if run:
+        parts.append(_rows(tuple(run)))
+    if len(parts) == 1:
+        return parts[0]
+    return lambda o: torch.cat([part(o) for part in parts], 1)
+
+
+def _extends(a: Term, b: Term) -> bool:
+    """Whether b reads the columns after a's in the same table."""
+    return (a.source, a.ids, a.first + a.count) == (b.source, b.ids, b.first)
+
+
+def _piece(piece: Sequence[Term], layout: Layout) -> _Part:
+    parts = [_term(t, layout) for t in piece]
+    if len(parts) == 1:
+        return parts[0]
+
+    def add(o: Operands) -> Tensor:
+        terms = [part(o) for part in parts]
+        total = terms[0]
+        for term in terms[1:]:
+            if term.shape != total.shape:  # add would stretch one row over all
+                raise RuntimeError(f"terms of shapes {list(total.shape)} and {list(term.shape)}")
+            total = total + term
+        return total
+
+    return add
+
+
+def _term(t: Term, layout: Layout) -> _Part:
+    if t.pool == "dense":
+        return lambda o: o.dense[t.source] if o.dense[t.source].dim() > 1 else o.dense[t.source][:, None]
+    if t.lookup and t.weights is None and t.pad is None and not t.bits:
+        return _rows((t,))
+    scale = layout.quantised.get(t.source, 0)
+    return _weighted_rows(t, scale) if t.pool == "row" else _bag(t, scale)
+
+
+def _rows(run: tuple[Term, ...]) -> _Part:
+    """Rows of one table side by side: [R, n * D]."""
+    t, n = run[0], sum(t.count for t in run)
+    transform = _transform(run)
+
+    def one(o: Operands) -> Tensor:
+        i = o.ids[t.ids]
+        i = i.select(1, t.first) if i.dim() > 1 else i
+        return torch.index_select(o.tables[t.source], 0, i if transform is None else transform(i))
+
+    def several(o: Operands) -> Tensor:
+        i = o.ids[t.ids].narrow(1, t.first, n)
+        table = o.tables[t.source]
+        rows = torch.index_select(table, 0, (i if transform is None else transform(i)).reshape(-1))
+        return rows.view(i.shape[0], n * table.shape[1])
+
+    return one if n == 1 else several
+
+
+def _transform(run: Sequence[Term]) -> Callable[[Tensor], Tensor] | None:
+    """Remainder and shift of ids; a vector over the columns where the terms differ."""
+    pairs = [(t.modulus, t.shift) for t in run for _ in range(max(t.count, 1))]
+    if not any(map(any, pairs)):
+        return None
+    if len(set(pairs)) == 1:
+        modulus, shift = pairs[0]
+
+        def same(i: Tensor) -> Tensor:
+            # A modulus past the type's range changes no id but a negative one.
+            if (modulus and modulus > torch.iinfo(i.dtype).max) or shift > torch.iinfo(i.dtype).max:
+                i = i.long()
+            i = torch.remainder(i, modulus) if modulus else i
+            return i + shift if shift else i
+
+        return same
+    if any(m for m, _ in pairs):
+        each = [_transform((t,)) for t in run]
+
+        def differing(i: Tensor) -> Tensor:
+            columns = torch.split(i, [t.count for t in run], 1)
+            return torch.cat([c if f is None else f(c) for c, f in zip(columns, each, strict=True)], 1)
+
+        return differing
+    return lambda i: i + torch.tensor([s for _, s in pairs], dtype=torch.int64).to(i.device)
+
+
+def _gather(t: Term, scale: int, o: Operands, i: Tensor) -> Tensor:
+    """Rows as numbers, [N, D]."""
+    rows = torch.index_select(o.tables[t.source], 0, i)
+    if not t.bits:
+        return rows
+    if t.bits == 4:
+        rows = torch.stack((rows & 15, rows >> 4), -1).flatten(1)[:, : t.values or None]
+    s = torch.index_select(o.scales[scale], 0, i)
+    return rows.float() * s[:, :1] + s[:, 1:]
+
+
+def _flat_ids(t: Term, o: Operands) -> Tensor:
+    i = o.ids[t.ids]
+    if not t.ragged and i.dim() > 1:
+        i = i.narrow(1, t.first, t.count).reshape(-1)
+    transform = _transform((t,))
+    return i if transform is None else transform(i)
+
+
+def _flat_weights(t: Term, o: Operands) -> Tensor | None:
+    if t.weights is None:
+        return None
+    w = o.weights[t.weights]
+    if t.ragged:
+        return w.reshape(-1)
+    return (w if w.dim() > 1 else w[:, None]).narrow(1, t.weights_first, t.count).reshape(-1)
+
+
+def _weighted_rows(t: Term, scale: int) -> _Part:
+    """Rows times their weights, zeros where the id is the pad: [R, n * D]."""
+
+    def rows(o: Operands) -> Tensor:
+        i, w = _flat_ids(t, o), _flat_weights(t, o)
+        found = _gather(t, scale, o, i)
+        dtype = found.dtype
+        if w is not None:
+            found = found * w[:, None]
+        if t.pad is not None:
+            found = found.masked_fill((i == t.pad)[:, None], 0)
+        return found.to(dtype).view(i.shape[0] // t.count, -1)
+
+    return rows
+
+
+def _bag(t: Term, scale: int) -> _Part:
+    """A bag of rows pooled, over embedding_bag: [R, D]."""
+    mode, pad = _MODES[t.pool], t.pad
+    plain = t.div == (1.0, 0.0) and t.weights is None  # torch's own mean
+    mode = 1 if plain else mode
+    dense_rows = t.bits > 0 or (t.pool == "max" and t.weights is not None)
+
+    def bag(o: Operands) -> Tensor:
+        i, w = _flat_ids(t, o), _flat_weights(t, o)
+        bounds, last = _bounds(t, o, i)
+        if t.lengths is not None:
+            i, w, bounds = _shorten(t, o, i, w)
+        table = o.tables[t.source]
+        # Weights that the table's type does not hold are multiplied in their own.
+        widened = w is not None and w.dtype != table.dtype and table.dtype.itemsize < 4
+        n = None if t.div is None or plain else _counts(t, i, w, bounds, last)
+        if dense_rows or widened:
+            rows = _gather(t, scale, o, i)
+            if w is not None:
+                wide = torch.promote_types(rows.dtype, torch.float32)
+                rows = rows.to(wide) * w[:, None].to(wide)
+            if pad is not None:
+                bounds, rows = _ends(_segment_sums((i != pad).to(rows.dtype), bounds, last).long()), rows[i != pad]
+                last = True
+            i = torch.arange(rows.shape[0], device=rows.device, dtype=bounds.dtype)
+            out = torch.embedding_bag(rows, i, bounds, False, mode, False, None, last)[0]
+        else:
+            w = w if w is None else w.to(table.dtype)
+            out = torch.embedding_bag(table, i, bounds, False, mode, False, w, last, pad)[0]
+        out = out if n is None else out / n[:, None]
+        return out.to(torch.float32 if t.bits else table.dtype)
+
+    return bag
+
+
+def _bounds(t: Term, o: Operands, i: Tensor) -> tuple[Tensor, bool]:
+    """Where bags begin in the flat ids, and whether the end of the last stands there too."""
+    if t.offsets is not None:
+        return o.offsets[t.offsets].to(i.dtype), t.last
+    return torch.arange(0, i.shape[0], t.count, dtype=i.dtype, device=i.device), False
+
+
+def _ends(counts: Tensor) -> Tensor:
+    return torch.nn.functional.pad(counts.cumsum(0), (1, 0))
+
+
+def _shorten(t: Term, o: Operands, i: Tensor, w: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Ids, weights and bounds of bags cut to their lengths: what is cut off is not read."""
+    assert t.lengths is not None
+    lengths = o.offsets[t.lengths].clamp(0, t.count)
+    live = (torch.arange(t.count, device=i.device) < lengths[:, None]).view(-1)
+    return i[live], None if w is None else w[live], _ends(lengths)[:-1].to(i.dtype)
+
+
+def _segment_sums(v: Tensor, bounds: Tensor, last: bool) -> Tensor:
+    i = torch.arange(v.shape[0], device=v.device, dtype=bounds.dtype)
+    return torch.embedding_bag(v[:, None], i, bounds, False, 0, False, None, last)[0][:, 0]
+
+
+def _counts(t: Term, i: Tensor, w: Tensor | None, bounds: Tensor, last: bool) -> Tensor:
+    """max(n, LO) + EPS of every bag."""
+    assert t.div is not None
+    one = torch.ones((), device=i.device)
+    w = one.expand(i.shape[0]) if w is None else w.to(torch.promote_types(w.dtype, torch.float32))
+    if t.pad is not None:
+        w = torch.where(i == t.pad, torch.zeros((), dtype=w.dtype, device=w.device), w)
+    n = _segment_sums(w.contiguous(), bounds, last)
+    return n.clamp(min=t.div[0]) + t.div[1]

@@ -1,0 +1,238 @@
+"""recopt::embedding_bags: the layout, the torch path, the kernel in Triton's interpreter and on a GPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from embedding_bags_reference import operands, reference
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recopt.hosts import fx_operators
+from recopt.kernels.embedding_bags import bytes_moved, embedding_bags, flops
+from recopt.kernels.embedding_bags_layout import EmbeddingBagsError, parse_layout
+from recopt.kernels.embedding_bags_torch import Operands, embedding_bags_torch
+
+LAYOUTS = """x0
+x0; x1; row t0[i0:0+1]
+row t0[i0:3+1]
+row t0[i0:3+4]
+row t0[i0:0+1]; row t0[i0:1+1 + 3]; row t0[i0:2+2]; row t1[i0:4+1]
+row t0[i0:0+1 % 5]; row t0[i0:1+1 % 7 + 2]; row t0[i0:2+1 + 1]
+row t0[i0:0+3] * w0:2
+row t0[i0:0+3] pad 4; x0
+sum t1[i0:4+5]
+sum t0[i0:2+6] * w0:1 pad 3
+sum t2[i0:0+4] * w0:0
+mean t1[i0:4+5]
+mean t0[i0:0+5] pad 2
+mean t0[i0:0+5] * w0:3
+sum t0[i0:0+5] * w0:3 pad 1 div 1e-09 0.0
+sum t0[i0:0+5] * w0:3 div -inf 1e-08
+sum t0[i0:0+5] div 0 0
+max t0[i0:0+5]
+max t0[i0:0+5] pad 1
+max t2[i0:0+5] * w0:0 pad 1
+sum t0[i0@o0]
+mean t0[i0@o0]
+max t0[i0@o0]
+sum t0[i0@o0+1] * w0 pad 3 div 1.0 0.0
+max t0[i0@o0+1] * w0 pad 3
+mean t2[i0@o0]; sum t1[i1:0+3]
+sum t0[i0:1+6<o0]
+mean t0[i0:1+6<o0] pad 5
+sum t0[i0:1+6<o0] * w0:1 div 0.0 1e-09
+max t0[i0:1+6<o0]
+sum t0[i0:1+3 % 9 + 2]; row t1[i0:3+1 % 18]
+sum t0[i0@o0 % 11]
+sum t0[i0:0+1] + sum t1[i0:1+1] + x0
+row t0[i0:0+1] + row t1[i0:1+1] + mean t2[i0:2+4]; x0
+row q8 t0[i0:0+2]
+sum q8 t1[i0:0+5] * w0:0 pad 2; x0
+mean q8 t0[i0@o0]
+max q8 t0[i0:0+4]
+row q4 t0[i0:0+1]
+sum q4:13 t0[i0:0+4] pad 1; max q4:13 t0[i0:0+2]; row q4:13 t0[i0:0+2] * w0:0; sum q8 t1[i0:2+2]""".splitlines()
+
+
+def _close(out: torch.Tensor, exact: torch.Tensor, o: Operands) -> None:
+    # A pooled half is rounded to a half before it meets the others, once for its sum and once for a quotient.
+    half = any(t.dtype == torch.float16 for t in o.tables)
+    torch.testing.assert_close(out, exact, **({"rtol": 2e-3, "atol": 2e-3} if half else {}), equal_nan=True)
+
+
+@pytest.mark.parametrize("ids", [torch.int64, torch.int32])
+@pytest.mark.parametrize("text", LAYOUTS)
+def test_torch_path_agrees_with_float64(text: str, ids: torch.dtype) -> None:
+    for rows, dim in ((5, 7), (1, 16)):
+        o = operands(text, rows, dim, ids=ids)
+        _close(embedding_bags_torch(*o, text), reference(o, text), o)
+
+
+@pytest.mark.parametrize("text", LAYOUTS)
+def test_text_of_a_layout_is_the_layout(text: str) -> None:
+    layout = parse_layout(text)
+    assert parse_layout(str(layout)) == layout
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "no term"),
+        ("rows t0[i0:0+1]", "no term"),
+        ("row t0[i0:0+1] pad 0 * w0:0", "no term"),
+        ("sum t0[i0]", "no term"),
+        ("sum t0[i0:0+0]", "a bag of no columns"),
+        ("sum t0[i0:0+2 % 0]", "a remainder of zero"),
+        ("row t0[i0@o0]", "single rows have no bags"),
+        ("row t0[i0:0+2<o0]", "single rows have no bags"),
+        ("max t0[i0:0+2] div 1 0", "only a sum is divided"),
+        ("sum t0[i0:0+2] div 1e-e 0", "no numbers after div"),
+        ("sum t0[i0@o0] * w0:1", "weights of flat ids have no columns"),
+        ("row q8:3 t0[i0:0+1]", "say their width themselves"),
+        ("row q8 t0[i0:0+1]; row t0[i0:1+1]", "stored in two ways"),
+    ],
+)
+def test_text_that_is_no_layout(text: str, reason: str) -> None:
+    with pytest.raises(EmbeddingBagsError, match=reason):
+        parse_layout(text)
+
+
+TABLE, IDS = torch.randn(9, 4), torch.zeros(3, 6, dtype=torch.int64)
+
+
+@pytest.mark.parametrize(
+    ("text", "lists", "reason"),
+    [
+        ("row t1[i0:0+1]", ([TABLE], [IDS], [], [], [], []), "names 2 tables, 1 are given"),
+        ("row t0[i0:6+1]", ([TABLE], [IDS], [], [], [], []), "ids of shape"),
+        ("sum t0[i0@o0]", ([TABLE], [IDS], [torch.zeros(3)], [], [], []), "flat"),
+        ("row t0[i0:0+1]", ([TABLE.int()], [IDS], [], [], [], []), "not stored so"),
+        ("row q8 t0[i0:0+1]", ([TABLE], [IDS], [], [], [], [torch.ones(9, 2)]), "not stored so"),
+        ("row q8 t0[i0:0+1]", ([TABLE.char()], [IDS], [], [], [], [torch.ones(8, 2)]), "scales are"),
+        ("row t0[i0:0+1]; x0", ([TABLE], [IDS], [], [], [torch.ones(2, 4)], []), "dense of shape"),
+        ("row t0[i0:0+1] + x0", ([TABLE], [IDS], [], [], [torch.ones(1, 4)], []), "dense of shape"),
+        ("row t0[i0:0+2] + x0", ([TABLE], [IDS], [], [], [torch.ones(3, 4)], []), "cannot add up"),
+        ("sum t0[i0:0+2] * w0:3", ([TABLE], [IDS], [], [torch.ones(3, 4)], [], []), "weights of shape"),
+        ("sum t0[i0:0+2<o0]", ([TABLE], [IDS], [torch.ones(4, dtype=torch.int64)], [], [], []), "lengths of shape"),
+    ],
+)
+def test_operands_that_do_not_fit(text: str, lists: tuple[list[torch.Tensor], ...], reason: str) -> None:
+    # On a CPU a call looks at its operands only where torch refuses them; writing the node always does.
+    if reason not in ("flat", "not stored so", "scales are"):
+        with pytest.raises(EmbeddingBagsError, match=reason):
+            embedding_bags(*lists, text)
+    with pytest.raises(EmbeddingBagsError, match=reason):
+        torch.ops.recopt.embedding_bags.default(*([t.to("meta") for t in ts] for ts in lists), text)
+
+
+@pytest.mark.parametrize("bad", [-1, 9, 1 << 40])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "row t0[i0:0+1]",
+        "row t0[i0:0+3]",
+        "row t0[i0:0+3] pad 1",
+        "sum t0[i0:0+3]",
+        "mean t0[i0:0+3] pad 1",
+        "max t0[i0:0+3] * w0:0",
+        "row q8 t1[i0:0+1]",
+        "sum q8 t1[i0:0+3] pad 1",
+        "sum t0[i0:0+3<o0]",
+    ],
+)
+def test_an_id_that_its_table_does_not_hold(text: str, bad: int) -> None:
+    ids = IDS.clone()
+    o = ([TABLE, TABLE.char()], [ids], [torch.tensor([1, 1, 3])], [torch.ones(3, 3)], [], [torch.ones(9, 2)])
+    embedding_bags(*o, text)
+    ids[2, 0] = bad
+    with pytest.raises((IndexError, RuntimeError)):
+        embedding_bags(*o, text)
+
+
+def test_ids_that_lengths_cut_off_are_not_read() -> None:
+    ids = torch.tensor([[1, 99], [2, 3]])
+    out = embedding_bags([TABLE], [ids], [torch.tensor([1, 2])], [], [], [], "sum t0[i0:0+2<o0]")
+    torch.testing.assert_close(out, torch.stack([TABLE[1], TABLE[2] + TABLE[3]]))
+
+
+def test_rows_may_be_padded() -> None:
+    padded = torch.randn(9, 128)[:, :100]
+    torch.testing.assert_close(
+        embedding_bags([padded], [IDS], [], [], [], [], "sum t0[i0:0+6]"), padded[:1] * 6 + 0 * padded[:3]
+    )
+
+
+@pytest.mark.parametrize("rows", [0, 1])
+@pytest.mark.parametrize("text", ["sum t0[i0@o0]; x0", "mean t0[i0:0+3]; row t0[i0:1+1]", "max t0[i0:0+3] pad 2"])
+def test_batches_of_none_and_one(text: str, rows: int) -> None:
+    o = operands(text, rows)
+    o = o._replace(ids=[i[:rows] for i in o.ids])
+    out = embedding_bags(*o, text)
+    assert out.shape[0] == rows
+    if rows:
+        torch.testing.assert_close(out, reference(o, text))
+
+
+def test_operator_is_one_node_of_an_exported_program() -> None:
+    text = "x0; row t0[i0:0+2]; sum t1[i0:2+4<o0] * w0:1"
+    o = operands(text, dim=8)
+
+    class Model(torch.nn.Module):
+        def forward(self, ids: torch.Tensor, n: torch.Tensor, w: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+            return torch.ops.recopt.embedding_bags.default(o.tables, [ids], [n], [w], [x], [], text)
+
+    inputs = (o.ids[0], o.offsets[0], o.weights[0], o.dense[0])
+    batch = torch.export.Dim("batch")
+    program = torch.export.export(Model(), inputs, dynamic_shapes=({0: batch},) * 4)
+    calls = [n.target for n in program.graph.nodes if n.op == "call_function"]
+    assert calls == [torch.ops.recopt.embedding_bags.default]
+    larger = operands(text, 9, 8)._replace(tables=o.tables)
+    out = program.module()(larger.ids[0], larger.offsets[0], larger.weights[0], larger.dense[0])
+    torch.testing.assert_close(out, reference(larger, text))
+
+
+@pytest.mark.parametrize("text", ["x0", "x0; sum t0[i0@o0+1]; row q8 t1[i1:0+1]", "row t0[i0:0+1] + row t1[i0:1+1]"])
+def test_registration(text: str) -> None:
+    torch.library.opcheck(fx_operators.torch.ops.recopt.embedding_bags.default, (*map(list, operands(text)), text))
+
+
+def test_cost_counts_what_is_read() -> None:
+    table, ids = torch.ones(10, 4), torch.tensor([[1, 1, 2], [2, 2, 2]])
+    assert flops("sum t0[i0:0+3] * w0:0", [table], [ids]) == 6 * 4 * 2
+    read = 6 * 8 + 6 * 16 + 2 * 4 * 4
+    assert bytes_moved("sum t0[i0:0+3]", [table], [ids]) == read
+    assert bytes_moved("sum t0[i0:0+3]", [table], [ids], unique=True) == read - 4 * 16
+
+
+@st.composite
+def layouts(draw: st.DrawFn) -> str:
+    """A layout of one to four pieces."""
+    pieces, offsets, weights = [], 0, 0
+    for piece in range(draw(st.integers(1, 4))):
+        ragged = draw(st.booleans()) and piece < 2
+        pool = draw(st.sampled_from(["sum", "mean", "max"] + ["row"] * (not ragged)))
+        text = f"{pool} t{draw(st.integers(0, 2))}[i{piece}"
+        if ragged:
+            text += f"@o{offsets}" + "+1" * draw(st.booleans())
+            offsets += 1
+        else:
+            text += f":{draw(st.integers(0, 3))}+{draw(st.integers(1, 5))}"
+            if pool != "row" and draw(st.booleans()):
+                text += f"<o{offsets}"
+                offsets += 1
+        text += draw(st.sampled_from(["", " % 9", " % 7 + 3", " + 2"])) + "]"
+        if draw(st.booleans()):
+            text += f" * w{weights}" + ("" if ragged else f":{draw(st.integers(0, 3))}")
+            weights += 1
+        text += draw(st.sampled_from(["", " pad 2", " pad 4"]))
+        text += draw(st.sampled_from(["", " div 1.0 0.0", " div 0.5 1e-09"])) if pool in ("sum", "mean") else ""
+        pieces.append(text)
+    return "; ".join(pieces)
+
+
+@settings(max_examples=60, deadline=None)
+@given(layouts(), st.integers(1, 9), st.integers(1, 20), st.integers(0, 1 << 30))
+def test_drawn_layouts_agree_with_float64(text: str, rows: int, dim: int, seed: int) -> None:
+    o = operands(text, rows, dim, seed)
+    _close(embedding_bags(*o, text), reference(o, text), o)
