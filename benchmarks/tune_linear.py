@@ -69,7 +69,7 @@ _PANELS = (
     (16, 16, 32, 1, 4, 1, 1), (16, 16, 32, 1, 2, 1, 1), (32, 32, 32, 2, 2, 1, 1), (32, 32, 32, 1, 2, 2, 2),
     (16, 16, 32, 2, 8, 1, 1), (32, 32, 16, 1, 1, 2, 2),
 )  # fmt: skip
-_GROUPS = ((16, 4, 80), (32, 4, 80), (32, 2, 80), (64, 4, 168))
+_GROUPS = ((16, 4, 80), (32, 4, 80), (32, 2, 80), (64, 4, 168), (128, 2, 168), (128, 3, 168))
 _HOPPERS = ((128, 32, 4), (64, 32, 4), (64, 32, 6))
 
 
@@ -160,7 +160,7 @@ def variants(config: Config, kinds: Sequence[str]) -> list[Config]:
     return [config._replace(early=e) for e in (False, True)] if both else [config]
 
 
-def measure(path: Path, budget_s: float, kinds: Sequence[str]) -> None:
+def measure(path: Path, budget_s: float, kinds: Sequence[str], now: str = "") -> None:
     """Time the candidates of every shape for at most ``budget_s`` seconds and write them as JSON."""
     begin = time.perf_counter()
     # Powers of four and the largest first: what is left out when time ends has a measured neighbour.
@@ -169,6 +169,7 @@ def measure(path: Path, budget_s: float, kinds: Sequence[str]) -> None:
         # First where exact float32 leaves the tensor cores idle, then what is near.
         shapes.sort(key=lambda s: sum(max(0.0, math.log(256 / v)) for v in s) + max(0.0, math.log(s[0] / 2048)))
         shapes = [s for s in shapes if choices(*s, kinds)]
+    shapes = [s for s in shapes if str(choose_config(*s)).startswith(now)]
     pool = sorted({c for s in shapes for c in choices(*s, kinds)}, key=str)
     with ProcessPoolExecutor(14, mp_context=multiprocessing.get_context("spawn")) as executor:
         problems = dict(zip(pool, executor.map(partial(_compile, kinds=kinds), pool), strict=True))
@@ -274,10 +275,11 @@ if __name__ == "__main__":
     parser.add_argument("--measure", type=Path, metavar="JSON")
     parser.add_argument("--write", type=Path, nargs="+", metavar="JSON")
     parser.add_argument("--kinds", nargs="+", default=(), choices=("Tile", "Reduce", "Panel", "Group", "Hopper"))
+    parser.add_argument("--now", default="", metavar="TEXT", help="only where the table's choice begins like this")
     parser.add_argument("--budget", type=float, default=480.0, help="seconds of measuring")
     args = parser.parse_args()
     if args.measure:
         with torch.no_grad():
-            measure(args.measure, args.budget, args.kinds)
+            measure(args.measure, args.budget, args.kinds, args.now)
     if args.write:
         write(args.write)

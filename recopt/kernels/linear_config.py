@@ -53,7 +53,7 @@ class Panel(NamedTuple):
 class Group(NamedTuple):
     """The kernel for middling float32 products on Hopper, 64 rows a tile: columns, stages, registers a thread, early.
 
-    ``stages`` * 32 must be a multiple of ``bn``; 80 registers leave room for two programs a processor.
+    80 registers leave room for two programs a processor.
     """
 
     bn: int

@@ -91,16 +91,15 @@ def _part(
             gl.thread_barrier()
             mbarrier.arrive(empty.index(stage), count=1)
         acc += t
-    # The sums lie where this part's copies of x were, once all of its warps have read them.
-    SPAN: gl.constexpr = STAGES * 32 // BN
+    # The sums lie where this part's rests of w were, once all of its warps have multiplied by them.
     swizzled: gl.constexpr = gl.SwizzledSharedLayout(4, 1, 8, [1, 0])
-    sums = x_smem._reinterpret(gl.float32, [2 * SPAN, 64, BN], swizzled)
+    sums = low_smem._reinterpret(gl.float32, [2, 64, BN], swizzled)
     gl.thread_barrier()
-    sums.index(PART * SPAN).store(acc)
+    sums.index(PART).store(acc)
     gl.thread_barrier()
     mbarrier.arrive(done, count=1)
     mbarrier.wait(done, 0)
-    h = sums.index(0).slice(PART * 32, 32, 0).load(last) + sums.index(SPAN).slice(PART * 32, 32, 0).load(last)
+    h = sums.index(0).slice(PART * 32, 32, 0).load(last) + sums.index(1).slice(PART * 32, 32, 0).load(last)
     if BIAS:
         h += bias
     h = repair(h, x, w, b, m, n, m_ok, n_ok, K, sxm, swn, BIAS)
@@ -117,7 +116,6 @@ def group_kernel(
     """One tile [64, BN] of the output a program: two groups of four warps that multiply, one that copies."""
     shared: gl.constexpr = gl.NVMMASharedLayout(128, 32, 2)
     tile_m, tile_n = tile_of(gl.program_id(0), M, N, 64, BN)
-    # A part's stages are neighbours, so that its sums fit where its copies of x were.
     x_smem = gl.allocate_shared_memory(gl.float32, [2 * STAGES, 64, 32], shared)
     w_smem = gl.allocate_shared_memory(gl.float32, [2 * STAGES, BN, 32], shared)
     low_smem = gl.allocate_shared_memory(gl.float32, [4, BN, 32], shared)

@@ -147,6 +147,7 @@ GPU_CONFIGS = [
 GLUON_CONFIGS = [
     Panel(32, 16), Panel(16, 16, 32, 2, 4), Panel(64, 32, 32, 2, 2, 2, 1, True), Panel(16, 32, 16, 3, 1, 1, 2),
     Group(64), Group(64, 2, 104, True), Group(32, 2, 80), Group(16, 4, 80, True),
+    Group(128, 2, early=True), Group(128, 3),
     Hopper(128), Hopper(64, stages=6), Hopper(64, stages=3), Hopper(128, early=True),
 ]  # fmt: skip
 
