@@ -57,6 +57,16 @@ class Node:
         return f"{self.name} = {self.op}"
 
 
+@dataclass(frozen=True, eq=False)
+class Region:
+    """A sub-graph of a node: what it is handed, its nodes in order, what it hands back. Its nodes also read values of
+    the graph around it."""
+
+    inputs: tuple[Value, ...]
+    nodes: tuple[Node, ...]
+    outputs: tuple[Value, ...]
+
+
 def values_in(tree: object) -> Iterator[Value]:
     """The Values in nested tuples, lists and dicts, in order."""
     if isinstance(tree, Value):
@@ -96,6 +106,10 @@ class Host(abc.ABC):
     @property
     @abc.abstractmethod
     def outputs(self) -> Sequence[Value]: ...
+
+    def regions(self, node: Node) -> Mapping[str, Region]:
+        """The sub-graphs of a node, by the name of the attribute that holds them, as the graph stands now."""
+        return {}
 
     @abc.abstractmethod
     def users(self, value: Value) -> Sequence[Node]:

@@ -21,7 +21,7 @@ import onnx_ir.passes.common as common
 
 from ..errors import GraphError, LoadError, OptionError, VerifyError
 from ..ir.sizes import Size
-from .base import Array, Host, Node, Value
+from .base import Array, Host, Node, Region, Value
 from .model.onnx import (
     GRAPHS,
     OLDEST_OPSET,
@@ -617,6 +617,38 @@ class OnnxHost(Host):
         return sum(
             value.const_value.size for value in self.model.graph.initializers.values() if value.const_value is not None
         )
+
+    def regions(self, node: Node) -> Mapping[str, Region]:
+        handle = self._ir_nodes.get(node)
+        return {} if handle is None else self._regions(handle, self._values)
+
+    def _regions(self, node: ir.Node, outer: Mapping[ir.Value, Value]) -> dict[str, Region]:
+        graphs = {name: a.as_graph() for name, a in node.attributes.items() if a.type == ir.AttributeType.GRAPH}
+        return {name: self._region(graph, outer) for name, graph in graphs.items()}
+
+    def _region(self, graph: ir.Graph, outer: Mapping[ir.Value, Value]) -> Region:
+        """Handles for a sub-graph that live as long as the caller keeps them; a constant is a node without inputs."""
+        seen = dict(outer)
+
+        def see(value: ir.Value, node: Node | None = None, index: int = 0) -> Value:
+            seen[value] = Value(value.name or "", *declared_type(value), node, index)
+            return seen[value]
+
+        inputs = tuple(see(v) for v in graph.inputs)
+        nodes = []
+        for value in graph.initializers.values():
+            held = Node(value.name or "", "Constant", (), {"value": cast(Any, value.const_value).numpy()})
+            held.outputs = (see(value, held),)
+            nodes.append(held)
+        for node in graph:
+            args = tuple(None if v is None else seen[v] for v in node.inputs)
+            kwargs: dict[str, Any] = {k: _attribute(a) for k, a in node.attributes.items() if a.type not in GRAPHS}
+            kwargs |= self._regions(node, seen)
+            op = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
+            handle = Node(node.name or "", op, args, kwargs, opaque=_is_opaque(node, self.model))
+            handle.outputs = tuple(see(v, handle, i) for i, v in enumerate(node.outputs))
+            nodes.append(handle)
+        return Region(inputs, tuple(nodes), tuple(seen[v] for v in graph.outputs))
 
     # Handles
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Hashable, Sequence
 
@@ -12,6 +13,8 @@ from .sizes import Size
 from .tensor import Dim, ShapeError, Tensor, aligned, new_dims, ravel, retyped, unravel
 from .term import Axis, Poly, guard, mul, number, reduce, scale, substitute, sum_over
 from .term import add as add_terms
+
+FEW = 8  # elements whose product is written out
 
 
 def cast(t: Tensor, dtype: str) -> Tensor:
@@ -111,8 +114,14 @@ def moments(t: Tensor, dims: Sequence[int] | None) -> tuple[Tensor, Tensor]:
 
 
 def reduction(op: str, t: Tensor, dims: Sequence[int] | None, keepdim: bool = False) -> Tensor:
-    """max, min, prod, any, all over `dims`."""
+    """max, min, prod, any, all over `dims`. A product of few elements, as of a shape, is written out."""
     dims = normal_dims(t, dims) if t.dims else []
+    axes = _axes_of(t, dims)
+    extents = [a.size for a in axes if isinstance(a.size, int)]
+    if op == "prod" and len(extents) == len(axes) and 0 < math.prod(extents) <= FEW:
+        places = itertools.product(*map(range, extents))
+        factors = [substitute(t.body, dict(zip(axes, map(number, at), strict=True))) for at in places]
+        return Tensor(tuple(_without(t, dims, keepdim)), mul(*factors))
     return Tensor(tuple(_without(t, dims, keepdim)), reduce(op, _axes_of(t, dims), t.body))
 
 

@@ -470,6 +470,31 @@ def _extended(left: Poly, right: Poly, one: Guard, other: Guard) -> Poly | None:
     return _between(left, right, add(one.index, number(1 - one.hi))) if first and last else None
 
 
+def unguarded(term: Poly) -> Poly:
+    """[i<n-1]*(3*i + 3) + 3*n*[n-1<=i] -> 3*i + 3, i < n: a sum that the last place continues needs no guards there."""
+    groups: dict[Guard, list[Mono]] = {}
+    for mono in term.monos:
+        guards = [a for a in mono.atoms if isinstance(a, Guard)]
+        if len(guards) != 1:
+            return term
+        groups.setdefault(guards[0], []).append(mono)
+    if len(groups) != 2:
+        return term
+    one, other = sorted(groups, key=lambda g: g.hi is None)
+    place = one.index.atom
+    if one.index is not other.index or one.hi is None or one.hi != other.lo or not isinstance(place, Coord):
+        return term
+    if one.lo is not None or other.hi is not None or sizes.size(place.axis.size - one.hi) != 1:
+        return term
+
+    def piece(guard: Guard) -> Poly:
+        bare = [normal_mono(m.coef, [a for a in m.atoms if a is not guard], term.dtype) for m in groups[guard]]
+        return add(*bare) if not any(m.axes for m in groups[guard]) else term
+
+    last = {place.axis: number(one.hi)}
+    return piece(one) if substitute(piece(one), last) is substitute(piece(other), last) else term
+
+
 def _between(left: Poly, right: Poly, step: Poly) -> Poly | None:
     """The product that is `left` at step 0 and `right` at step 1, their reads at neighbouring places."""
     if len(left.monos) != 1 or len(right.monos) != 1 or len(left.monos[0].atoms) != len(right.monos[0].atoms):

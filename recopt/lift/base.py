@@ -112,7 +112,14 @@ class Call:
         return None
 
 
-Result: TypeAlias = Tensor | Sequence[Tensor | None]
+@dataclass(frozen=True)
+class Items:
+    """A sequence of tensors: `parts` in order, each once for every position of its axis where it has one."""
+
+    parts: tuple[tuple[Axis | None, Tensor], ...] = ()
+
+
+Result: TypeAlias = Tensor | Items | Sequence[Tensor | Items | None]
 Table: TypeAlias = Mapping[str, Callable[..., Result]]
 
 
@@ -128,9 +135,10 @@ class Lifted:
         self.term: dict[Value, Tensor] = {}
         self.definition: dict[Value, Tensor] = {}
         self.opaque: dict[Node, str] = {}
+        self.items: dict[Value, Items] = {}  # sequences
         self.order: dict[Value, int] = {}
         self.notes: dict[Hashable, object] = {}  # what patterns found out about this graph, under keys of their own
-        self._local: dict[Node, list[Tensor | None] | None] = {}
+        self._local: dict[Node, list[Tensor | Items | None] | None] = {}
         for value in host.inputs:
             self._leaf(value)
         for n, node in enumerate(host.nodes):
@@ -178,10 +186,11 @@ class Lifted:
     def _node(self, node: Node) -> None:
         if node.opaque:
             self.opaque[node] = "has a sub-graph, side effects or randomness"
-        results: list[Tensor | None] | None = None
+        results: list[Tensor | Items | None] | None = None
         try:
-            if not node.opaque:
+            if not node.opaque or (node.op in self.table and self.host.regions(node)):
                 results = self.apply(node, self._operand)
+                self.opaque.pop(node, None)
         except TooLarge:  # over its operands as they are, it may be small
             results = self.local_outputs(node)
             if results is None:
@@ -190,6 +199,9 @@ class Lifted:
             self.opaque[node] = str(why)
         for n, value in enumerate(node.outputs):
             result = results[n] if results is not None and n < len(results) else None
+            if isinstance(result, Items):
+                self.items[value] = result
+                continue
             if value.dtype is None:
                 continue
             if result is None or result.dtype != value.dtype:
@@ -208,7 +220,7 @@ class Lifted:
             else:
                 self._leaf(value, result)
 
-    def apply(self, node: Node, operand: Callable[[Value], Tensor]) -> list[Tensor | None]:
+    def apply(self, node: Node, operand: Callable[[Value], Tensor | Items]) -> list[Tensor | Items | None]:
         """The results of a node's table function on operands given by `operand`.
         Raises Opaque, ShapeError, TooLarge."""
         function = self.table.get(node.op)
@@ -221,9 +233,11 @@ class Lifted:
         except TypeError as error:  # of an opset newer than the table
             raise Opaque(f"{node.op} with arguments that its lift does not know: {error}") from None
         result = function(call, *args, **kwargs)
-        return [result] if isinstance(result, Tensor) else list(result)
+        return [result] if isinstance(result, (Tensor, Items)) else list(result)
 
-    def _operand(self, value: Value) -> Tensor:
+    def _operand(self, value: Value) -> Tensor | Items:
+        if value in self.items:
+            return self.items[value]
         found = self.of(value)
         if found is None:
             raise Opaque(f"{value.name} has no known rank")
@@ -260,18 +274,19 @@ class Lifted:
         """`value` as its node computes it from its own operands, which are leaves here. None for an opaque node."""
         node = value.node
         results = None if node is None or node in self.opaque else self.local_outputs(node)
-        return None if results is None else results[value.index]
+        found = None if results is None else results[value.index]
+        return found if isinstance(found, Tensor) else None
 
-    def local_outputs(self, node: Node) -> list[Tensor | None] | None:
+    def local_outputs(self, node: Node) -> list[Tensor | Items | None] | None:
         """All outputs of a node over its own operands. None where even that cannot be stated."""
         if node not in self._local:
             self._local[node] = self._local_outputs(node)
         return self._local[node]
 
-    def _local_outputs(self, node: Node) -> list[Tensor | None] | None:
-        def operand(u: Value) -> Tensor:
+    def _local_outputs(self, node: Node) -> list[Tensor | Items | None] | None:
+        def operand(u: Value) -> Tensor | Items:
             seen = self._operand(u)
-            return seen if not seen.body.leaves else tensor.alias(u, seen)
+            return seen if isinstance(seen, Items) or not seen.body.leaves else tensor.alias(u, seen)
 
         try:
             return self.apply(node, operand)
@@ -338,7 +353,7 @@ def closed(t: Tensor) -> tuple[Poly, tuple[Axis, ...]] | None:
     return substitute(t.body, renamed), tuple(order)
 
 
-def _mapped(tree: Any, operand: Callable[[Value], Tensor]) -> Any:
+def _mapped(tree: Any, operand: Callable[[Value], Tensor | Items]) -> Any:
     if isinstance(tree, Value):
         return operand(tree)
     if isinstance(tree, tuple):

@@ -9,7 +9,8 @@ from ..ir import ops, sizes, tensor
 from ..ir.rules import fn
 from ..ir.sizes import Size
 from ..ir.tensor import Tensor, new_dims, ravel
-from ..ir.term import add_all, number, scale
+from ..ir.term import add as add_terms
+from ..ir.term import add_all, number, scale, value_range
 from .base import Call, Opaque
 from .onnx_common import (
     Lift,
@@ -116,12 +117,32 @@ def cut(
     c: Call, x: Tensor, starts: Tensor, ends: Tensor, axes: Tensor | None = None, steps: Tensor | None = None
 ) -> Tensor:
     """Slice, with numpy's rules for bounds outside of the dimension."""
+    if steps is None and starts.body.axes_read - set(starts.axes):
+        return moving(c, x, starts, ends, axes)
     begin, end = c.ints(starts), c.ints(ends)
     dims = axes_of(c, x, axes) or list(range(len(begin)))
     strides = [integer(s) for s in c.ints(steps)] if steps is not None else [1] * len(begin)
     for d, first, last, step in zip(dims, begin, end, strides, strict=True):
         start, length = extent(x.shape[d], first, last, step)
         x = tensor.slice_dim(x, d, start, length, step)
+    return x
+
+
+def moving(c: Call, x: Tensor, starts: Tensor, ends: Tensor, axes: Tensor | None) -> Tensor:
+    """A slice that begins elsewhere for every turn of a loop, and is as long in each."""
+    dims = axes_of(c, x, axes) or list(range(integer(starts.shape[0])))
+    for n, d in enumerate(dims):
+        start, stop = starts.at([number(n)]), ends.at([number(n)])
+        length = add_terms(stop, scale(start, -1)).number
+        if length is None or isinstance(length, float):
+            raise Opaque("a slice whose length differs from turn to turn")
+        low, high = value_range(start)
+        inside = low is not None and high is not None and sizes.at_least(x.shape[d], sizes.add(high, length))
+        if not inside or not sizes.at_least(low or 0, 0):
+            raise Opaque("a slice that may leave its dimension")
+        piece = tensor.iota(length)
+        at = piece.with_body(add_terms(piece.body, start))
+        x = ops.take(x, at, d)
     return x
 
 

@@ -1,0 +1,311 @@
+"""ONNX loops whose turns do not depend on each other, and the sequences that they fill.
+
+A turn may read its number, counters that go up by a constant, and everything around the loop; it may append to a
+sequence. Then what the loop hands back is the body's term with one more axis, the number of the turn:
+
+    for i in range(b): out.append(sum(rows[3*i : 3*i + 3]))   ->   out[i] = sum_l rows[3*i + l],  l < 3
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import sympy
+
+from ..hosts.base import Node, Region, Value
+from ..ir import ops, sizes, tensor
+from ..ir.rules import FLOATS
+from ..ir.sizes import Size
+from ..ir.tensor import ShapeError, Tensor
+from ..ir.term import Axis, Coord, Fn, Poly, TooLarge, axis, coord, number, scale, unguarded, value_range
+from ..ir.term import add as add_terms
+from .base import Call, Items, Opaque
+from .onnx_common import Lift, axis_of
+
+Seen = Tensor | Items
+
+
+def loop(c: Call, trips: Tensor | None, going: Tensor | None, *carried: Seen, **regions: object) -> list[Seen | None]:
+    """The turns side by side. Raises Opaque where one depends on another, or their number on data."""
+    body = c.host.regions(c.node)["body"]
+    turn, _condition, *handed = body.inputs
+    _, *results = body.outputs
+    steps = [_step(c, body, value, start) for value, start in zip(handed, carried, strict=True)]
+    turns = _turns(c, body, trips, going, carried, steps)
+    along = axis(turns)
+
+    def operand(value: Value, at: Poly) -> Seen | None:
+        """What turn number `at` is handed."""
+        if value is turn:
+            return Tensor((), at)
+        if value not in handed:
+            return None
+        n = handed.index(value)
+        start, step = carried[n], steps[n]
+        if step is None or not isinstance(start, Tensor):
+            raise Opaque("a turn of the loop needs what an earlier one computed")
+        return start.with_body(add_terms(start.body, scale(at, step)))
+
+    region = _Turn(c, body, coord(along), operand)
+    found: list[Seen | None] = []
+    for n, value in enumerate(results):
+        if n >= len(carried):
+            found.append(_side_by_side(region.tensor(value), along))
+        elif isinstance(carried[n], Items):
+            found.append(_appended(region, handed[n], value, along, carried[n]))
+        elif steps[n] is not None:
+            last = operand(handed[n], number(turns))
+            found.append(last)
+        else:
+            found.append(None)
+    return found
+
+
+def _side_by_side(t: Tensor, along: Axis) -> Tensor:
+    return Tensor(((along,), *t.dims), t.body)
+
+
+def _appended(region: _Turn, before: Value, after: Value, along: Axis, start: Seen) -> Items:
+    """A sequence that every turn appends one tensor to."""
+    node = after.node
+    if not isinstance(start, Items) or node is None or node.op != "SequenceInsert" or len(node.args) != 2:
+        raise Opaque("a sequence that the loop does more with than append")
+    if node.args[0] is not before:
+        raise Opaque("a sequence that the loop does more with than append")
+    return Items((*start.parts, (along, region.tensor(node.args[1]))))
+
+
+def _step(c: Call, body: Region, value: Value, start: Seen) -> int | None:
+    """What a counter grows by from turn to turn; None where a carried value is no counter."""
+    after = body.outputs[1 + body.inputs[2:].index(value)]
+    if not isinstance(start, Tensor) or start.dtype in FLOATS or any(s != 1 for s in start.shape):
+        return None
+    before = tensor.leaf(value, start.shape, start.dtype)
+
+    def operand(v: Value, _: Poly) -> Seen | None:
+        return before if v is value else None
+
+    try:
+        grown = ops.sub(_Turn(c, body, number(0), operand).tensor(after), before).body.number
+    except (Opaque, ShapeError, TooLarge):
+        return None
+    return grown if isinstance(grown, int) else None
+
+
+def _turns(
+    c: Call,
+    body: Region,
+    trips: Tensor | None,
+    going: Tensor | None,
+    carried: tuple[Seen, ...],
+    steps: list[int | None],
+) -> Size:
+    """The number of turns: as told, or as long as a counter stays below a size."""
+    told = None if trips is None else c.size(trips)
+    _, kept, *handed = body.inputs
+    goes_on = body.outputs[0]
+    if goes_on is kept or _always(c, body, goes_on):
+        if told is None or not (going is None or c.lifted.known(going.at([number(0)] * len(going.dims))) == 1):
+            raise Opaque("a loop of unknown length")
+        return told
+    if told is not None:
+        raise Opaque("a loop that may end early")
+    starts = {v: t for v, t, s in zip(handed, carried, steps, strict=True) if s == 1 and isinstance(t, Tensor)}
+    counters = {v: tensor.leaf(v, t.shape, t.dtype) for v, t in starts.items()}
+    condition = _Turn(c, body, number(0), lambda v, _: counters.get(v)).tensor(goes_on).body.atom
+    if not isinstance(condition, Fn) or condition.name != "lt":
+        raise Opaque("a loop that does not end at a size")
+    for value, start in starts.items():
+        # The loop goes on after a turn while counter + 1 < stop, and began with the same question.
+        passed = add_terms(condition.args[0], scale(counters[value].body, -1)).number
+        stop, first = condition.args[1].number, start.body.number
+        begun = None if going is None else going.body
+        asked = ops.pointwise("lt", start, Tensor((), condition.args[1])).body
+        if (
+            passed == 1
+            and isinstance(first, int)
+            and isinstance(stop, (int, sympy.Expr))
+            and (begun is asked or begun == number(1))
+        ):
+            return sizes.size(stop - first)
+    raise Opaque("a loop that does not end at a size")
+
+
+def _always(c: Call, body: Region, value: Value) -> bool:
+    try:
+        t = _Turn(c, body, number(0), lambda v, _: None).tensor(value)
+    except (Opaque, ShapeError, TooLarge):
+        return False
+    known = c.lifted.known(t.body)
+    return known is not None and known != 0
+
+
+@dataclass
+class _Turn:
+    """The values of a sub-graph in one turn: those asked for, each computed once."""
+
+    call: Call
+    region: Region
+    at: Poly  # the number of the turn
+    given: Callable[[Value, Poly], Seen | None]
+    around: _Turn | None = None
+    found: dict[Value, Seen] = field(default_factory=dict)
+
+    def tensor(self, value: Value) -> Tensor:
+        """The term of a value. Raises Opaque."""
+        seen = self.of(value)
+        if not isinstance(seen, Tensor):
+            raise Opaque("a sequence inside of a loop")
+        return seen
+
+    def of(self, value: Value) -> Seen:
+        """What a value is. Raises Opaque, ShapeError, TooLarge."""
+        if value not in self.found:
+            given = self.given(value, self.at)
+            self.found[value] = given if given is not None else self._computed(value)
+        return self.found[value]
+
+    def _computed(self, value: Value) -> Seen:
+        node = value.node
+        if node is not None and node in self.region.nodes:
+            found: Seen | None = self._results(node)[value.index]
+            if found is None:
+                raise Opaque(f"{value.name} is not understood")
+            return found
+        if value in self.region.inputs:
+            raise Opaque("a turn of the loop needs what an earlier one computed")
+        if self.around is not None:
+            return self.around.of(value)
+        seen = self.call.lifted.items.get(value) or self.call.lifted.of(value)
+        if seen is None:
+            raise Opaque(f"{value.name} has no known rank")
+        return seen
+
+    def _results(self, node: Node) -> Sequence[Seen | None]:
+        if node.op == "Constant":
+            return [_constant(node)]
+        if node.op == "If":
+            return [self._branch(node, n) for n in range(len(node.outputs))]
+        return [_plain(t) for t in self.call.lifted.apply(node, self.of)]
+
+    def _branch(self, node: Node, n: int) -> Seen:
+        """The branch that is taken in every turn; where one turn alone takes the other, it must mean the same there."""
+        condition = self.tensor(node.args[0]).body
+        known = self.call.lifted.known(condition)
+        if known is not None:
+            return self._inside(node.kwargs["then_branch" if known else "else_branch"], self.at).of(n)
+        only = _one_turn(condition, self.at)
+        if only is None:
+            raise Opaque("a branch that data decides")
+        otherwise = self._inside(node.kwargs["else_branch"], self.at).of(n)
+        if only == "none":
+            return otherwise
+        assert isinstance(only, Poly)
+        taken, passed = (self._inside(node.kwargs[b], only).of(n) for b in ("then_branch", "else_branch"))
+        same = isinstance(taken, Tensor) and isinstance(passed, Tensor) and taken.canonical() == passed.canonical()
+        if not same:
+            raise Opaque("a branch that one turn alone takes")
+        return otherwise
+
+    def _inside(self, region: Region, at: Poly) -> _Branch:
+        around = self if at is self.at else self._moved(at)
+        return _Branch(_Turn(self.call, region, at, lambda v, _: None, around))
+
+    def _moved(self, at: Poly) -> _Turn:
+        """The same values in another turn."""
+        around = None if self.around is None else self.around._moved(at)
+        return _Turn(self.call, self.region, at, self.given, around)
+
+
+@dataclass
+class _Branch:
+    turn: _Turn
+
+    def of(self, n: int) -> Seen:
+        return self.turn.of(self.turn.region.outputs[n])
+
+
+def _plain(seen: Seen | None) -> Seen | None:
+    """Bounds of bags, as concat(starts, [count])[i + 1], without the case of the last one."""
+    if isinstance(seen, Tensor) and not seen.axes and seen.dtype in ("int64", "int32"):
+        return seen.with_body(unguarded(seen.body))
+    return seen
+
+
+def _one_turn(condition: Poly, at: Poly) -> Poly | str | None:
+    """The number of the one turn in which an equation holds; "none" where it never does, None where that is unknown."""
+    atom = condition.atom
+    if not isinstance(atom, Fn) or atom.name != "eq":
+        return None
+    difference = add_terms(atom.args[0], scale(atom.args[1], -1))
+    low, high = value_range(difference)
+    if (low is not None and sizes.at_least(low, 1)) or (high is not None and sizes.at_least(-1, high)):
+        return "none"
+    for sign in (1, -1):
+        solved = add_terms(at, scale(difference, sign))
+        if isinstance(at.atom, Coord) and solved.number is not None:
+            return solved
+    return None
+
+
+def _constant(node: Node) -> Tensor:
+    (array,) = node.kwargs.values()
+    array = np.asarray(array)
+    if array.size == 1:
+        return tensor.full(array.shape, array.reshape(-1)[0].item(), array.dtype.name)
+    if array.ndim == 1 and 0 < array.size <= 8:
+        return tensor.concat([tensor.full([1], v.item(), array.dtype.name) for v in array], 0)
+    raise Opaque("a constant inside of a loop")
+
+
+# --- sequences
+
+
+def empty(c: Call, dtype: int = 1) -> Items:
+    return Items()
+
+
+def construct(c: Call, *items: Tensor) -> Items:
+    return Items(tuple((None, t) for t in items))
+
+
+def insert(c: Call, items: Items, item: Tensor, position: Tensor | None = None) -> Items:
+    if position is not None:
+        raise Opaque("an insertion that is no append")
+    return Items((*items.parts, (None, item)))
+
+
+def element(c: Call, items: Items, position: Tensor) -> Tensor:
+    n = c.size(position)
+    if not isinstance(n, int) or any(along is not None for along, _ in items.parts):
+        raise Opaque("an element that is not known")
+    if not -len(items.parts) <= n < len(items.parts):
+        raise Opaque("an element outside of its sequence")
+    return items.parts[n][1]
+
+
+def joined(c: Call, items: Items, axis: int, new_axis: int = 0) -> Tensor:
+    """The tensors one after the other; what a loop appended is one dimension longer, and joined in front."""
+    parts = []
+    for along, t in items.parts:
+        d = axis % (len(t.dims) + 1) if new_axis else axis_of(t, axis)
+        if new_axis:
+            t = tensor.unsqueeze(t, d)
+        if along is not None:
+            t = t.with_dims([(along, *dim) if n == d else dim for n, dim in enumerate(t.dims)])
+        parts.append(t)
+    if not parts:
+        raise Opaque("nothing is joined")
+    return tensor.concat(parts, axis % len(parts[0].dims))
+
+
+LOOPS: Mapping[str, Lift] = {
+    "Loop": loop,
+    "SequenceEmpty": empty,
+    "SequenceConstruct": construct,
+    "SequenceInsert": insert,
+    "SequenceAt": element,
+    "ConcatFromSequence": joined,
+}
