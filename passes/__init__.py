@@ -1,8 +1,9 @@
 """The passes, in the order in which they run: read `PIPELINE` from top to bottom."""
 
-from . import clean_up, fuse_linear
+from . import clean_up, fuse_embedding_bags, fuse_linear
 
 PIPELINE = (
     clean_up,
+    fuse_embedding_bags,
     fuse_linear,
 )

@@ -82,9 +82,11 @@ def _match(lifted: Lifted, root: Value) -> Match | None:
             except No as why:
                 refused = refused or why
                 continue
-            if made.spec.epilogue == "h" and len(found.product.monos) == 1 and not found.product.monos[0].axes:
+            spec = made.spec
+            assert isinstance(spec, Linear)
+            if spec.epilogue == "h" and len(found.product.monos) == 1 and not found.product.monos[0].axes:
                 return None  # a multiplication by constants, which is as good as a product of width one
-            if not isinstance(made.spec.x, Concat):
+            if not isinstance(spec.x, Concat):
                 return made
             joined = joined or made  # pieces that the graph may hold joined already
         if joined is not None:
@@ -126,7 +128,7 @@ def _assemble(lifted: Lifted, root: Value, term: Tensor, found: Operands, outer:
         root,
         spec,
         lambda: term.with_body(_meaning(outer, product)),
-        dead_after(lifted.host, root, kept),
+        dead_after(lifted, root, kept),
         found.sources,
         flops=2.0 * nominal(sizes.product(shape)) * nominal(found.w.shape[1]),
     )

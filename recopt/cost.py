@@ -12,7 +12,7 @@ from functools import lru_cache
 
 import sympy
 
-from .fused import Concat, Linear, View
+from .fused import Concat, EmbeddingBags, Linear, View
 from .hosts.base import Host, Node, Value
 from .ir import sizes
 from .ir.rules import WIDTH
@@ -44,6 +44,10 @@ _VIEWS = frozenset(
     alias.default detach.default unflatten.int
 """.split()
 ) | {"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Shape"}
+
+
+# Operators that read of their first input as much as they write.
+_LOOKUPS = frozenset({"Gather", "aten.embedding.default", "aten.index_select.default", "aten.index.Tensor"})
 
 
 @dataclass(frozen=True)
@@ -84,8 +88,11 @@ def node_cost(host: Host, node: Node, flops: float = 0.0) -> Cost:
     """A host node: it reads its inputs once and writes its outputs once. Nodes on constants cost nothing."""
     if node.op in _VIEWS or all(host.is_constant(v) for v in node.outputs):
         return Cost()
-    moved = sum(bytes_of(v) for v in dict.fromkeys(node.inputs)) + sum(bytes_of(v) for v in node.outputs)
-    return Cost(moved, flops, 1.0)
+    written = sum(bytes_of(v) for v in node.outputs)
+    read = [bytes_of(v) for v in dict.fromkeys(node.inputs)]
+    if node.op in _LOOKUPS:
+        read[0] = min(read[0], written)
+    return Cost(sum(read) + written, flops, 1.0)
 
 
 def nodes_cost(host: Host, nodes: Iterable[Node]) -> Cost:
@@ -117,6 +124,15 @@ def linear_cost(spec: Linear, flops: float, fused_epilogue: bool, in_place: bool
     if spec.epilogue != "h" and not fused_epilogue:
         launches, moved = launches + 1, moved + 2 * written
     return Cost(moved * width, flops, launches)
+
+
+def bags_cost(spec: EmbeddingBags, flops: float) -> Cost:
+    """Fused embedding bags: ids, the rows that they name, dense columns and weights are read, the result is written."""
+    rows = nominal(sizes.product(spec.shape[:-1]))
+    width = WIDTH.get(spec.dtype, 32) / 8
+    gathered = sum(bag.count * nominal(bag.table.shape[1]) for bag in spec.bags)
+    moved = width * rows * (gathered + nominal(spec.shape[-1])) + 8 * rows * sum(bag.count for bag in spec.bags)
+    return Cost(moved, flops, 1.0 + sum(type(s).__name__ == "Permute" for s in spec.steps))
 
 
 def _copies(view: View) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from .hosts.base import Array, Value
@@ -88,3 +89,68 @@ class Linear:
         if self.shape[-1] == 1 or all(size == 1 for size in space):
             turned_back.append((Reshape((batch, self.shape[-1], *space)),))
         return self.x.steps in turned and self.steps in turned_back and self.shape[:-1] == (batch, *space)
+
+
+@dataclass(frozen=True)
+class Bag:
+    """Rows of a table, pooled: y[.., d] = sum_l weights[.., l] * table[ids[.., l], d], or the mean, or the maximum.
+
+    `ids` is [rows.., L]; pool "row" does not pool: the rows of the L ids lie side by side. `wraps` says that negative
+    ids count from the end. `weights` is [rows.., L] too.
+    """
+
+    table: View
+    ids: View
+    pool: str
+    wraps: bool = False
+    weights: View | None = None
+
+    @property
+    def count(self) -> int:
+        """L."""
+        return int(self.ids.shape[-1])
+
+    @property
+    def width(self) -> int:
+        """Columns of the result."""
+        return int(self.table.shape[1]) * (self.count if self.pool == "row" else 1)
+
+
+@dataclass(frozen=True)
+class EmbeddingBags:
+    """`recopt::embedding_bags`: pieces side by side, [rows.., W], then `steps`. The terms of a piece, bags and dense
+    values [rows.., C], add up."""
+
+    pieces: tuple[tuple[Bag | View, ...], ...]
+    shape: tuple[Size, ...]  # before `steps`
+    dtype: str
+    steps: tuple[Step, ...] = ()
+    name: str = "bags"
+
+    @property
+    def bags(self) -> tuple[Bag, ...]:
+        return tuple(term for piece in self.pieces for term in piece if isinstance(term, Bag))
+
+    @property
+    def views(self) -> tuple[View, ...]:
+        """Everything that it reads."""
+        dense = [term for piece in self.pieces for term in piece if isinstance(term, View)]
+        read = [v for bag in self.bags for v in (bag.table, bag.ids, bag.weights) if v is not None]
+        return (*dense, *read)
+
+
+Spec: TypeAlias = Linear | EmbeddingBags
+
+
+def reading(spec: Spec, current: Callable[[View], View]) -> Spec:
+    """The same operator over other values: `current` of everything that it reads."""
+    if isinstance(spec, Linear):
+        x = replace(spec.x, views=tuple(map(current, spec.x.views))) if isinstance(spec.x, Concat) else current(spec.x)
+        return replace(spec, x=x, w=current(spec.w) if isinstance(spec.w, View) else spec.w)
+
+    def term(item: Bag | View) -> Bag | View:
+        if isinstance(item, View):
+            return current(item)
+        return replace(item, ids=current(item.ids), weights=item.weights and current(item.weights))
+
+    return replace(spec, pieces=tuple(tuple(map(term, piece)) for piece in spec.pieces))

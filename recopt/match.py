@@ -8,8 +8,8 @@ from functools import cached_property
 
 import numpy as np
 
-from .fused import Linear
-from .hosts.base import Array, Host, Node, Value
+from .fused import Spec
+from .hosts.base import Array, Node, Value
 from .ir.evaluate import evaluate
 from .ir.show import show
 from .ir.tensor import Tensor
@@ -35,7 +35,7 @@ class Match:
 
     pattern: str
     root: Value
-    spec: Linear
+    spec: Spec
     means: Callable[[], Tensor]  # computes `meaning`
     dead: tuple[Node, ...]  # host nodes that nothing needs once root is replaced
     products: frozenset[Value]  # the contractions inside
@@ -87,8 +87,9 @@ def fold(lifted: Lifted, t: Tensor) -> Array:
         raise No("a constant is read where only a guard allows it: {}", outside) from outside
 
 
-def dead_after(host: Host, root: Value, kept: Sequence[Value]) -> tuple[Node, ...]:
+def dead_after(lifted: Lifted, root: Value, kept: Sequence[Value]) -> tuple[Node, ...]:
     """The nodes that nothing needs once every use of `root` reads something else, `kept` values apart; root's last."""
+    host = lifted.host
     if root.node is None or len(root.node.outputs) != 1:
         return ()
     dead: dict[Node, None] = {}
@@ -96,7 +97,7 @@ def dead_after(host: Host, root: Value, kept: Sequence[Value]) -> tuple[Node, ..
     needed = set(kept)
     while pending:
         node = pending.pop()
-        if node in dead or node.opaque:
+        if node in dead or (node.opaque and node in lifted.opaque):
             continue
         for v in node.outputs:
             if v is root:

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field, replace
 from types import ModuleType
 
 from . import lower, merge
-from .cost import MACHINES, Cost, linear_cost, nodes_cost, product_flops
-from .fused import Concat, Linear, Step, View
+from .cost import MACHINES, Cost, bags_cost, linear_cost, nodes_cost, product_flops
+from .fused import Linear, Step, View, reading
 from .hosts.base import Host, Node, Value
 from .lift import lift
 from .lift.base import Lifted
@@ -91,8 +91,10 @@ def saving(lifted: Lifted, found: Match, target: str) -> Cost:
     """What a match saves at the nominal batch. A product that other nodes need too is computed twice from then on."""
     gone = [v for node in found.dead for v in node.outputs if v in found.products]
     before = nodes_cost(lifted.host, found.dead) + Cost(flops=sum(product_flops(lifted.definition[v]) for v in gone))
-    in_place = lower.in_place(lifted.host, found.spec)
-    return before - linear_cost(found.spec, found.flops, target != "portable", in_place)
+    spec = found.spec
+    if not isinstance(spec, Linear):
+        return before - bags_cost(spec, found.flops)
+    return before - linear_cost(spec, found.flops, target != "portable", lower.in_place(lifted.host, spec))
 
 
 def declines(host: Host, found: Match, saved: Cost, target: str) -> str | None:
@@ -115,23 +117,16 @@ def write(host: Host, chosen: list[Chosen], pattern: ModuleType, context: Contex
     def current(view: View) -> View:
         return replace(view, value=moved.get(view.value, view.value))
 
-    def resolved(spec: Linear) -> Linear:
-        x = (
-            Concat(tuple(current(v) for v in spec.x.views), spec.x.shape)
-            if isinstance(spec.x, Concat)
-            else current(spec.x)
-        )
-        return replace(spec, x=x, w=current(spec.w) if isinstance(spec.w, View) else spec.w)
-
     for group in _groups(host, chosen, context.target):
         first = group[0].match.root  # the earliest: all of a group read the same, and constants
         assert first.node is not None
         with host.at(first.node):
             steps: list[tuple[Step, ...]]
             if len(group) == 1:
-                spec, steps = resolved(group[0].match.spec), [()]
+                spec, steps = reading(group[0].match.spec, current), [()]
             else:
-                spec, steps = merge.joined(host, [resolved(item.match.spec) for item in group])
+                specs = [reading(item.match.spec, current) for item in group]
+                spec, steps = merge.joined(host, [s for s in specs if isinstance(s, Linear)])
             whole = lower.write(host, spec, context.target)
             made = [lower.view(host, View(whole, spec.shape, s), spec.name) if s else whole for s in steps]
         for item, value in zip(group, made, strict=True):
@@ -146,11 +141,12 @@ def _groups(host: Host, chosen: list[Chosen], target: str) -> list[list[Chosen]]
     """What is written together, in topological order: linears of one input where that pays, all others alone."""
     groups: dict[object, list[Chosen]] = {}
     for item in reversed(chosen):
-        groups.setdefault(merge.key(item.match.spec), []).append(item)
+        spec = item.match.spec
+        groups.setdefault(merge.key(spec) if isinstance(spec, Linear) else id(item), []).append(item)
     flat: list[list[Chosen]] = []
     for group in groups.values():
-        together = merge.joins(host, [item.match.spec for item in group], target)
-        flat += [group] if together else [[item] for item in group]
+        specs = [item.match.spec for item in group if isinstance(item.match.spec, Linear)]
+        flat += [group] if merge.joins(host, specs, target) else [[item] for item in group]
     place = {id(item): n for n, item in enumerate(reversed(chosen))}
     return sorted(flat, key=lambda g: place[id(g[0])])
 

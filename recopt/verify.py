@@ -10,7 +10,7 @@ import numpy as np
 
 from . import epilogue
 from .errors import VerifyError
-from .fused import Concat, Permute, Reshape, Slice, Step, View
+from .fused import Bag, Concat, EmbeddingBags, Permute, Reshape, Slice, Step, View
 from .hosts.base import Array, Host, Node, Value
 from .ir import sizes
 from .ir.evaluate import evaluate
@@ -136,7 +136,12 @@ def _run(lifted: Lifted, match: Match, leaf: Callable[[Leaf], Array], symbols: M
     spec = match.spec
 
     def value(view: View) -> Array:
-        return apply_steps(leaf(view.value).astype(np.float64), view.steps, symbols)
+        array = leaf(view.value)
+        return apply_steps(array.astype(np.float64) if view.value.dtype in FLOATS else array, view.steps, symbols)
+
+    if isinstance(spec, EmbeddingBags):
+        pieces = [sum((_bag(t, value) if isinstance(t, Bag) else value(t)) for t in piece) for piece in spec.pieces]
+        return apply_steps(np.concatenate(pieces, axis=-1), spec.steps, symbols)
 
     views = spec.x.views if isinstance(spec.x, Concat) else (spec.x,)
     x = np.concatenate([value(v) for v in views], axis=-1)
@@ -146,6 +151,20 @@ def _run(lifted: Lifted, match: Match, leaf: Callable[[Leaf], Array], symbols: M
         h = h + (value(spec.b) if isinstance(spec.b, View) else spec.b.astype(np.float64))
     params = [value(p) if isinstance(p, View) else p.astype(np.float64) for p in spec.params]
     return apply_steps(epilogue.compute(spec.epilogue, h, params), spec.steps, symbols)
+
+
+def _bag(bag: Bag, value: Callable[[View], Array]) -> Array:
+    """One bag, [rows.., columns]."""
+    ids, table = value(bag.ids), value(bag.table)
+    if not bag.wraps and ids.min(initial=0) < 0:
+        raise IndexError("a negative id")
+    read: Array = table[ids]
+    if bag.weights is not None:
+        read = read * value(bag.weights)[..., None]
+    if bag.pool == "row":
+        return read.reshape(*read.shape[:-2], -1)
+    pooled: Array = read.max(axis=-2) if bag.pool == "max" else read.sum(axis=-2)
+    return pooled / bag.count if bag.pool == "mean" else pooled
 
 
 def apply_steps(array: Array, steps: Sequence[Step], symbols: Mapping[str, int]) -> Array:

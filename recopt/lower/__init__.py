@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from ..errors import OptionError
-from ..fused import Linear, View
+from ..fused import Linear, Spec, View
 from ..hosts.base import Host, Value
 
 # For each dialect the targets that it can be written for, the default first.
 TARGETS = {"aten": ("cpu", "cuda"), "onnx": ("portable", "ort-cpu", "ort-cuda", "recopt")}
 
 
-def write(host: Host, spec: Linear, target: str) -> Value:
+def write(host: Host, spec: Spec, target: str) -> Value:
     """Append the nodes of a fused operator at the host's insertion point and return its value. Raises LowerError."""
     if host.dialect == "aten":
-        from .torch import linear as torch_linear
+        from . import torch, torch_bags
 
-        return torch_linear(host, spec, target)  # type: ignore[arg-type]
-    from .onnx import linear as onnx_linear
+        if isinstance(spec, Linear):
+            return torch.linear(host, spec, target)  # type: ignore[arg-type]  # the dialect says which host it is
+        return torch_bags.embedding_bags(host, spec, target)  # type: ignore[arg-type]
+    from . import onnx, onnx_bags
 
-    return onnx_linear(host, spec, target)  # type: ignore[arg-type]
+    if isinstance(spec, Linear):
+        return onnx.linear(host, spec, target)  # type: ignore[arg-type]
+    return onnx_bags.embedding_bags(host, spec, target)  # type: ignore[arg-type]
 
 
 def view(host: Host, item: View, name: str) -> Value:
@@ -41,13 +45,15 @@ def in_place(host: Host, spec: Linear) -> bool:
     return is_convolution(spec)
 
 
-def nodes_written(host: Host, spec: Linear, target: str) -> int:
+def nodes_written(host: Host, spec: Spec, target: str) -> int:
     """How many host nodes `write` makes of `spec`, layout included."""
     if host.dialect == "aten":
         return 1
-    from .onnx import count
+    from .onnx_writer import Counter
 
-    return count(host, spec, target)  # type: ignore[arg-type]
+    counter = Counter(host)  # type: ignore[arg-type]  # the dialect says which host it is
+    write(counter, spec, target)  # type: ignore[arg-type]
+    return counter.nodes
 
 
 def check_target(host: Host, target: str | None) -> str:

@@ -22,7 +22,7 @@ from ..ir import sizes
 from ..ir.sizes import Size
 from .onnx_epilogue import emit, named
 from .onnx_layout import apply, concat, is_static, reshape, view
-from .onnx_writer import Counter, Writer
+from .onnx_writer import Writer
 
 TARGETS = ("portable", "ort-cpu", "ort-cuda", "recopt")
 FLOATS = {"float32", "float16", "bfloat16", "float64"}
@@ -63,13 +63,6 @@ def linear(host: Writer, spec: Linear, target: str) -> Value:
     write = _function if target == "recopt" else _nodes
     y = write(host, spec, x, bias, params, target)
     return apply(host, y, spec.steps, spec.name)
-
-
-def count(host: Writer, spec: Linear, target: str) -> int:
-    """How many nodes `linear` would append, layout included; the host stays as it is. Raises LowerError as it does."""
-    counter = Counter(host)
-    linear(counter, spec, target)
-    return counter.nodes
 
 
 def _nodes(host: Writer, spec: Linear, x: Value, bias: Value | None, params: Sequence[Value], target: str) -> Value:

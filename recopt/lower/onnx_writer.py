@@ -45,6 +45,8 @@ class Writer(Protocol):
 class Counter:
     """A writer that writes nothing: `nodes` is how many nodes the host would have got."""
 
+    dialect = "onnx"
+
     def __init__(self, host: Writer) -> None:
         self.host = host
         self.nodes = 0
