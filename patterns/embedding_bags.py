@@ -136,8 +136,16 @@ def match(lifted: Lifted, root: Value) -> Match | None:
     if not spec.bags:
         return None
     dead = dead_after(lifted, root, [v.value for v in spec.views])
-    flops = nominal(sizes.product(shape[:-1])) * sum(bag.count * int(bag.table.shape[1]) for bag in spec.bags)
-    return Match(name, root, spec, lambda: term.with_body(whole), dead, frozenset(), flops=flops)
+    pooled = sum((bag.count - 1) * int(bag.table.shape[1]) for bag in spec.bags if bag.pool != "row")
+    return Match(
+        name,
+        root,
+        spec,
+        lambda: term.with_body(whole),
+        dead,
+        frozenset(),
+        flops=nominal(sizes.product(shape[:-1])) * pooled,
+    )
 
 
 def _width(term: Bag | View) -> int:
@@ -150,7 +158,7 @@ def _expand(lifted: Lifted, term: Poly) -> Poly:
     def inner(atom: Atom) -> Poly | None:
         if not isinstance(atom, Read) or not isinstance(atom.leaf, Value) or constant_leaf(lifted, atom.leaf):
             return None
-        if not looks_up(lifted, atom.leaf):
+        if not looks_up(lifted, atom.leaf) and not _hashes(lifted, atom.leaf):
             return None
         return _expand(lifted, lifted.definition[atom.leaf].at(list(atom.index)))
 
@@ -238,7 +246,7 @@ def _bag(place: _Place, mono: Mono, columns: Sequence[Axis]) -> Bag:
     inner = list(fresh.values())
     width = lifted.term[read.leaf].shape[1]
     own = list(columns)
-    if len(own) == 1 and rest.atom is None and isinstance(width, int) and isinstance(own[0].size, int) and width > 1:
+    if len(own) == 1 and isinstance(width, int) and isinstance(own[0].size, int) and own[0].size > width > 1:
         # Several rows side by side in one dimension: which of them, and the column of that.
         which, column = axis(own[0].size // width), axis(width)
         place_of = {own[0]: add_terms(scale(coord(which), width), coord(column))}
@@ -252,6 +260,7 @@ def _bag(place: _Place, mono: Mono, columns: Sequence[Axis]) -> Bag:
     if pool != "row" and len(own) > 1:
         raise No("bags side by side in one dimension")
     ids, wraps = _unwrapped(index, lifted.term[read.leaf].shape[0])
+    ids, modulus, shift = (ids, 0, 0) if lifted.host.dialect == "onnx" else _hashed(ids)
     view, order = place.view(ids, inner, "the ids")
     weights = None
     if others:
@@ -260,11 +269,8 @@ def _bag(place: _Place, mono: Mono, columns: Sequence[Axis]) -> Bag:
             raise No("the weights lie in another order than the ids")
     if pool == "row" and order != tuple(inner):
         raise No("the ids lie in another order than the result")
-    return Bag(_table(lifted, read.leaf), view, _scaled(pool, mono, inner, weights), wraps, weights)
-
-
-def _table(lifted: Lifted, table: Value) -> View:
-    return View(table, lifted.term[table].shape)
+    table = View(read.leaf, lifted.term[read.leaf].shape)
+    return Bag(table, view, _scaled(pool, mono, inner, weights), wraps, weights, modulus, shift)
 
 
 def _scaled(pool: str, mono: Mono, inner: Sequence[Axis], weights: View | None) -> str:
@@ -288,3 +294,22 @@ def _unwrapped(index: Poly, rows: Size) -> tuple[Poly, bool]:
         if fn("where", [negative, add_terms(ids, number(rows, ids.dtype)), ids], ids.dtype) is index:
             return ids, True
     return index, False
+
+
+def _hashes(lifted: Lifted, value: Value) -> bool:
+    """Whether ids are other ids modulo a number, shifted or both: the operator does that itself, ONNX's Gather not."""
+    t = lifted.definition.get(value)
+    if t is None or t.dtype in FLOATS or lifted.host.dialect == "onnx" or lifted.term[value].body is t.body:
+        return False
+    ids, modulus, _ = _hashed(t.body)
+    return modulus > 0 and isinstance(ids.atom, Read)
+
+
+def _hashed(index: Poly) -> tuple[Poly, int, int]:
+    """The ids, the modulus and the shift that an index is made of: ids % modulus + shift."""
+    shift = sum(m.coef for m in index.monos if not m.atoms and isinstance(m.coef, int))
+    bare = add_terms(index, number(-shift, index.dtype))
+    atom = bare.atom
+    if isinstance(atom, Fn) and atom.name == "mod" and isinstance(atom.args[1].number, int):
+        return atom.args[0], atom.args[1].number, shift
+    return bare, 0, shift

@@ -130,8 +130,9 @@ def bags_cost(spec: EmbeddingBags, flops: float) -> Cost:
     """Fused embedding bags: ids, the rows that they name, dense columns and weights are read, the result is written."""
     rows = nominal(sizes.product(spec.shape[:-1]))
     width = WIDTH.get(spec.dtype, 32) / 8
-    gathered = sum(bag.count * nominal(bag.table.shape[1]) for bag in spec.bags)
-    moved = width * rows * (gathered + nominal(spec.shape[-1])) + 8 * rows * sum(bag.count for bag in spec.bags)
+    sizes_of = [(nominal(bag.table.shape[0]), rows * bag.count, nominal(bag.table.shape[1])) for bag in spec.bags]
+    gathered = sum(min(table, read) * columns for table, read, columns in sizes_of)
+    moved = width * (gathered + rows * nominal(spec.shape[-1])) + 8 * rows * sum(bag.count for bag in spec.bags)
     return Cost(moved, flops, 1.0 + sum(type(s).__name__ == "Permute" for s in spec.steps))
 
 

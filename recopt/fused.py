@@ -96,7 +96,7 @@ class Bag:
     """Rows of a table, pooled: y[.., d] = sum_l weights[.., l] * table[ids[.., l], d], or the mean, or the maximum.
 
     `ids` is [rows.., L]; pool "row" does not pool: the rows of the L ids lie side by side. `wraps` says that negative
-    ids count from the end. `weights` is [rows.., L] too.
+    ids count from the end. `weights` is [rows.., L] too. The row that is read is id % modulus + shift.
     """
 
     table: View
@@ -104,6 +104,8 @@ class Bag:
     pool: str
     wraps: bool = False
     weights: View | None = None
+    modulus: int = 0  # none
+    shift: int = 0
 
     @property
     def count(self) -> int:

@@ -90,7 +90,7 @@ def fold(lifted: Lifted, t: Tensor) -> Array:
 def dead_after(lifted: Lifted, root: Value, kept: Sequence[Value]) -> tuple[Node, ...]:
     """The nodes that nothing needs once every use of `root` reads something else, `kept` values apart; root's last."""
     host = lifted.host
-    if root.node is None or len(root.node.outputs) != 1:
+    if root.node is None:
         return ()
     dead: dict[Node, None] = {}
     pending = [root.node]

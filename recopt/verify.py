@@ -156,6 +156,7 @@ def _run(lifted: Lifted, match: Match, leaf: Callable[[Leaf], Array], symbols: M
 def _bag(bag: Bag, value: Callable[[View], Array]) -> Array:
     """One bag, [rows.., columns]."""
     ids, table = value(bag.ids), value(bag.table)
+    ids = (ids % bag.modulus if bag.modulus else ids) + bag.shift
     if not bag.wraps and ids.min(initial=0) < 0:
         raise IndexError("a negative id")
     read: Array = table[ids]

@@ -59,6 +59,8 @@ class _Operands:
             self._number("ids", ids),
             first,
             item.count,
+            modulus=item.modulus,
+            shift=item.shift,
             weights=None if weights is None else self._number("weights", weights),
             weights_first=weights_first,
             div=(1.0, 0.0) if item.pool == "mean" else None,
