@@ -26,6 +26,8 @@ class Operands(NamedTuple):
     weights: Sequence[Tensor]
     dense: Sequence[Tensor]
     scales: Sequence[Tensor]
+    # Where bags of so many ids begin, by how many there are of what: the same for most pieces of a call.
+    bounds: dict[tuple[int, int, torch.dtype], Tensor] | None = None
 
 
 _Part = Callable[[Operands], Tensor]
@@ -40,7 +42,7 @@ def embedding_bags_torch(
     Raises EmbeddingBagsError; IndexError or RuntimeError for an id that its table does not hold, as torch does.
     """
     try:
-        return _compile(layout)(Operands(tables, ids, offsets, weights, dense, scales))
+        return _compile(layout)(Operands(tables, ids, offsets, weights, dense, scales, {}))
     except (IndexError, RuntimeError):
         # Looked at only now: at batch 1 a look costs as much as a lookup.
         check_operands(parse_layout(layout), Operands(tables, ids, offsets, weights, dense, scales))
@@ -156,6 +158,9 @@ def _term(t: Term, layout: Layout) -> _Part:
         return lambda o: o.dense[t.source] if o.dense[t.source].dim() > 1 else o.dense[t.source][:, None]
     if t.lookup and t.weights is None and t.pad is None and not t.bits:
         return _rows((t,))
+    cut = t.ragged or t.lengths is not None
+    if t.pool != "row" and t.weights is None and t.div in (None, (1.0, 0.0)) and not (cut or t.bits):
+        return _whole_bag(t)
     scale = layout.quantised.get(t.source, 0)
     return _weighted_rows(t, scale) if t.pool == "row" else _bag(t, scale)
 
@@ -248,6 +253,25 @@ def _weighted_rows(t: Term, scale: int) -> _Part:
         return found.to(dtype).view(i.shape[0] // t.count, -1)
 
     return rows
+
+
+def _whole_bag(t: Term) -> _Part:
+    """A bag of `count` ids, all of which count the same: what can be known before the call is."""
+    mode = 1 if t.div is not None else _MODES[t.pool]
+    transform, first, count, pad = _transform((t,)), t.first, t.count, t.pad
+
+    def bag(o: Operands) -> Tensor:
+        i = o.ids[t.ids]
+        i = (i.narrow(1, first, count) if i.dim() > 1 else i).reshape(-1)
+        i = i if transform is None else transform(i)
+        known = o.bounds if o.bounds is not None else {}
+        bounds = known.get((i.shape[0], count, i.dtype))
+        if bounds is None:
+            bounds = torch.arange(0, i.shape[0], count, dtype=i.dtype, device=i.device)
+            known[i.shape[0], count, i.dtype] = bounds
+        return torch.embedding_bag(o.tables[t.source], i, bounds, False, mode, False, None, False, pad)[0]
+
+    return bag
 
 
 def _bag(t: Term, scale: int) -> _Part:
