@@ -18,7 +18,7 @@ from recopt.cost import nominal
 from recopt.fused import Bag, EmbeddingBags, View
 from recopt.hosts.base import Value
 from recopt.ir import sizes
-from recopt.ir.rules import FLOATS, fn
+from recopt.ir.rules import FLOATS
 from recopt.ir.sizes import Size
 from recopt.ir.tensor import Dim, Tensor
 from recopt.ir.term import (
@@ -99,6 +99,8 @@ class _Place:
         """A host value that holds a term as [rows.., inner], with the fewest steps, and the order of `inner` in it."""
         rows = self.rows or []
         axes = [a for a in (*rows, *inner) if a in body.axes_read]
+        if not body.axes_read <= {*rows, *inner}:
+            raise No("{} varies along the columns of a row", what)
         if len(axes) < len(rows) + len(inner):
             raise No("{} is the same along an axis of the result", what)
         options = []
@@ -288,12 +290,14 @@ def _scaled(pool: str, mono: Mono, inner: Sequence[Axis], weights: View | None) 
 def _unwrapped(index: Poly, rows: Size) -> tuple[Poly, bool]:
     """The ids that an index is made of, and whether negative ones count from the end."""
     atom = index.atom
-    if isinstance(atom, Fn) and atom.name == "where":
-        ids = atom.args[2]
-        negative = fn("lt", [ids, number(0, ids.dtype)], "bool")
-        if fn("where", [negative, add_terms(ids, number(rows, ids.dtype)), ids], ids.dtype) is index:
-            return ids, True
-    return index, False
+    if not isinstance(atom, Fn) or atom.name != "where":
+        return index, False
+    condition, wrapped, ids = atom.args
+    negative = condition.atom
+    if not isinstance(negative, Fn) or negative.name != "lt" or negative.args[0] is not ids:
+        return index, False
+    whole = add_terms(wrapped, scale(ids, -1)).number == rows and negative.args[1].number == 0
+    return (ids, True) if whole else (index, False)
 
 
 def _hashes(lifted: Lifted, value: Value) -> bool:
@@ -301,8 +305,7 @@ def _hashes(lifted: Lifted, value: Value) -> bool:
     t = lifted.definition.get(value)
     if t is None or t.dtype in FLOATS or lifted.host.dialect == "onnx" or lifted.term[value].body is t.body:
         return False
-    ids, modulus, _ = _hashed(t.body)
-    return modulus > 0 and isinstance(ids.atom, Read)
+    return _hashed(t.body)[1] > 0
 
 
 def _hashed(index: Poly) -> tuple[Poly, int, int]:

@@ -26,11 +26,16 @@ class Operands(NamedTuple):
     weights: Sequence[Tensor]
     dense: Sequence[Tensor]
     scales: Sequence[Tensor]
-    # Where bags of so many ids begin, by how many there are of what: the same for most pieces of a call.
-    bounds: dict[tuple[int, int, torch.dtype], Tensor] | None = None
 
 
-_Part = Callable[[Operands], Tensor]
+class _Call(Operands):
+    """The operands of one call, and where bags begin in ids, by how many ids there are, in a bag, of which type: most
+    pieces of a call need the same."""
+
+    bounds: dict[tuple[int, int, torch.dtype], Tensor]
+
+
+_Part = Callable[[_Call], Tensor]
 
 
 def embedding_bags_torch(
@@ -42,7 +47,9 @@ def embedding_bags_torch(
     Raises EmbeddingBagsError; IndexError or RuntimeError for an id that its table does not hold, as torch does.
     """
     try:
-        return _compile(layout)(Operands(tables, ids, offsets, weights, dense, scales, {}))
+        call = _Call(tables, ids, offsets, weights, dense, scales)
+        call.bounds = {}
+        return _compile(layout)(call)
     except (IndexError, RuntimeError):
         # Looked at only now: at batch 1 a look costs as much as a lookup.
         check_operands(parse_layout(layout), Operands(tables, ids, offsets, weights, dense, scales))
@@ -141,7 +148,7 @@ def _piece(piece: Sequence[Term], layout: Layout) -> _Part:
     if len(parts) == 1:
         return parts[0]
 
-    def add(o: Operands) -> Tensor:
+    def add(o: _Call) -> Tensor:
         terms = [part(o) for part in parts]
         total = terms[0]
         for term in terms[1:]:
@@ -170,12 +177,12 @@ def _rows(run: tuple[Term, ...]) -> _Part:
     t, n = run[0], sum(t.count for t in run)
     transform = _transform(run)
 
-    def one(o: Operands) -> Tensor:
+    def one(o: _Call) -> Tensor:
         i = o.ids[t.ids]
         i = i.select(1, t.first) if i.dim() > 1 else i
         return torch.index_select(o.tables[t.source], 0, i if transform is None else transform(i))
 
-    def several(o: Operands) -> Tensor:
+    def several(o: _Call) -> Tensor:
         i = o.ids[t.ids].narrow(1, t.first, n)
         table = o.tables[t.source]
         rows = torch.index_select(table, 0, (i if transform is None else transform(i)).reshape(-1))
@@ -242,7 +249,7 @@ def _flat_weights(t: Term, o: Operands) -> Tensor | None:
 def _weighted_rows(t: Term, scale: int) -> _Part:
     """Rows times their weights, zeros where the id is the pad: [R, n * D]."""
 
-    def rows(o: Operands) -> Tensor:
+    def rows(o: _Call) -> Tensor:
         i, w = _flat_ids(t, o), _flat_weights(t, o)
         found = _gather(t, scale, o, i)
         dtype = found.dtype
@@ -260,15 +267,14 @@ def _whole_bag(t: Term) -> _Part:
     mode = 1 if t.div is not None else _MODES[t.pool]
     transform, first, count, pad = _transform((t,)), t.first, t.count, t.pad
 
-    def bag(o: Operands) -> Tensor:
+    def bag(o: _Call) -> Tensor:
         i = o.ids[t.ids]
         i = (i.narrow(1, first, count) if i.dim() > 1 else i).reshape(-1)
         i = i if transform is None else transform(i)
-        known = o.bounds if o.bounds is not None else {}
-        bounds = known.get((i.shape[0], count, i.dtype))
+        bounds = o.bounds.get((i.shape[0], count, i.dtype))
         if bounds is None:
             bounds = torch.arange(0, i.shape[0], count, dtype=i.dtype, device=i.device)
-            known[i.shape[0], count, i.dtype] = bounds
+            o.bounds[i.shape[0], count, i.dtype] = bounds
         return torch.embedding_bag(o.tables[t.source], i, bounds, False, mode, False, None, False, pad)[0]
 
     return bag
@@ -281,7 +287,7 @@ def _bag(t: Term, scale: int) -> _Part:
     mode = 1 if plain else mode
     dense_rows = t.bits > 0 or (t.pool == "max" and t.weights is not None)
 
-    def bag(o: Operands) -> Tensor:
+    def bag(o: _Call) -> Tensor:
         i, w = _flat_ids(t, o), _flat_weights(t, o)
         bounds, last = _bounds(t, o, i)
         if t.lengths is not None:

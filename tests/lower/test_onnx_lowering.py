@@ -18,7 +18,8 @@ from recopt.fused import Concat, Linear, Permute, Reshape, Slice, View
 from recopt.hosts.base import Value
 from recopt.hosts.onnx import OnnxHost
 from recopt.ir import sizes
-from recopt.lower.onnx import TARGETS, count, linear
+from recopt.lower import nodes_written
+from recopt.lower.onnx import TARGETS, linear
 
 KINDS = {"float32": TensorProto.FLOAT, "float64": TensorProto.DOUBLE, "float16": TensorProto.FLOAT16}
 KINDS["bfloat16"] = TensorProto.BFLOAT16
@@ -39,7 +40,7 @@ def lowered(host: OnnxHost, target: str, **fields: Any) -> Value:
     """Replace y by the linear of `fields`; returns its value."""
     x = host.inputs[0]
     fields = {"x": View(x, x.shape or ()), "epilogue": "h", "params": (), "dtype": x.dtype, "b": None, **fields}
-    expected, before = count(host, Linear(**fields), target), host.count_nodes()
+    expected, before = nodes_written(host, Linear(**fields), target), host.count_nodes()
     with host.at(host.nodes[0]):
         y = linear(host, Linear(**fields), target)
     assert host.count_nodes() == before + expected

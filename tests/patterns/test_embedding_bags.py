@@ -1,0 +1,113 @@
+"""Every spelling of lookups, through torch.export and through both exporters: one operator, and the same numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from spellings.export import BATCH, run_onnx, to_onnx, to_program
+from spellings.lookups import LOOKUPS, NEAR_MISSES, Lookup
+
+import recopt
+from recopt.hosts.base import Node
+
+BATCHES = (1, 3, 7)
+LAYOUT = {
+    "slice",
+    "select",
+    "reshape",
+    "view",
+    "flatten",
+    "split",
+    "split_with_sizes",
+    "unbind",
+    "permute",
+    "to",
+    "squeeze",
+}
+EXPORTERS = [
+    pytest.param(exporter, name, id=f"{exporter}-{name}", marks=[pytest.mark.slow] if exporter == "dynamo" else [])
+    for name, case in LOOKUPS.items()
+    if case.onnx
+    for exporter in ("torchscript", "dynamo")
+]
+
+
+def is_fused(node: Node) -> bool:
+    return node.op == "recopt.embedding_bags.default" or node.op.startswith("recopt::EmbeddingBags")
+
+
+def check_numbers(case: Lookup, run: Callable[..., Any]) -> None:
+    module = case.module()
+    for batch in BATCHES:
+        args = case.args(batch)
+        with torch.no_grad():
+            expected, found = module(*args), run(*args)
+        expected, found = ((v if isinstance(v, (tuple, list)) else (v,)) for v in (expected, found))
+        for e, f in zip(expected, found, strict=True):
+            torch.testing.assert_close(torch.as_tensor(np.asarray(f)), e)
+
+
+def check_one(result: recopt.Optimized, layout: set[str]) -> None:
+    """One fused operator, and beside it what describes tensors anew."""
+    ops = [n.op for n in result.host.nodes if not is_fused(n) and not n.op.startswith("sym_")]
+    plain = {op.removeprefix("aten.").split(".")[0] for op in ops}
+    assert sum(map(is_fused, result.host.nodes)) == 1, [n.op for n in result.host.nodes]
+    assert plain <= layout, ops
+    assert not result.report.undone
+
+
+@pytest.mark.parametrize("name", LOOKUPS)
+def test_torch(name: str) -> None:
+    case = LOOKUPS[name]
+    result = recopt.optimize(to_program(case.module(), case.args(BATCH)), target="cpu")
+    check_one(result, LAYOUT | {*case.beside})
+    check_numbers(case, result)
+
+
+@pytest.mark.parametrize(("exporter", "name"), EXPORTERS)
+def test_onnx(exporter: str, name: str) -> None:
+    case = LOOKUPS[name]
+    file = to_onnx(case.module(), case.args(BATCH), dynamo=exporter == "dynamo")
+    result = recopt.optimize(onnx.load_from_string(file), target="recopt")
+    check_one(result, {"Slice", "Reshape", "Split", "Cast", "Unsqueeze", "Squeeze", "Gather", "Transpose", "Flatten"})
+    optimized = result.to_proto().SerializeToString()
+    check_numbers(case, lambda *args: run_onnx(optimized, args))
+
+
+@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+@pytest.mark.parametrize("dynamo", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("target", ["portable", "ort-cpu"])
+def test_no_loop_is_left(mode: str, dynamo: bool, target: str) -> None:
+    case = LOOKUPS[f"bag_{mode}"]
+    file = to_onnx(case.module(), case.args(BATCH), dynamo)
+    assert any(n.op_type == "Loop" for n in onnx.load_from_string(file).graph.node)
+    result = recopt.optimize(onnx.load_from_string(file), target=target)
+    assert [n.op for n in result.host.nodes] == ["Gather", f"Reduce{mode.capitalize()}"]
+    optimized = result.to_proto().SerializeToString()
+    check_numbers(case, lambda *args: run_onnx(optimized, args))
+
+
+@pytest.mark.parametrize("name", NEAR_MISSES)
+def test_near_misses(name: str) -> None:
+    case = NEAR_MISSES[name]
+    result = recopt.optimize(to_program(case.module(), case.args(BATCH)), target="cpu")
+    check_numbers(case, result)
+    assert not result.report.undone
+    if case.reason:
+        reasons = [r.reason for r in result.report.refusals if r.pattern == "embedding-bags"]
+        assert any(case.reason in reason for reason in reasons), reasons
+
+
+def test_an_id_out_of_range_is_an_error() -> None:
+    case = LOOKUPS["columns"]
+    result = recopt.optimize(to_program(case.module(), case.args(BATCH)), target="cpu")
+    for bad in (-1, 1000):
+        ids = case.args(2)[0].clone()
+        ids[1, 2] = bad
+        with pytest.raises((IndexError, RuntimeError)):
+            result(ids)

@@ -1,0 +1,161 @@
+"""Spellings of lookups: single rows, bags, concats, and what looks like them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+ROWS, DIM, FIELDS = 30, 6, 5
+
+
+class Tables(nn.Module):
+    """Seeded tables and bags of them, and a spelling of what is looked up."""
+
+    def __init__(self, spell: Callable[..., Any]) -> None:
+        super().__init__()
+        g = torch.Generator().manual_seed(3)
+
+        def table(rows: int, dim: int) -> nn.Parameter:
+            return nn.Parameter(torch.randn(rows, dim, generator=g))
+
+        self.weights = nn.ParameterList(table(ROWS + n, DIM) for n in range(FIELDS))
+        self.mixed = nn.ParameterList(table(ROWS, dim) for dim in (4, 8, 16, 2, 3))
+        self.wide = nn.ParameterList(table(ROWS, 1) for _ in range(FIELDS))
+        self.bags = nn.ModuleDict()
+        for mode in ("sum", "mean", "max"):
+            self.bags[mode] = nn.EmbeddingBag(ROWS, DIM, mode=mode)
+            self.bags[mode].weight.data.copy_(torch.randn(ROWS, DIM, generator=g))
+        self.spell = spell
+
+    def bag(self, mode: str, ids: Tensor) -> Tensor:
+        """One of the bags."""
+        pooled: Tensor = self.bags[mode](ids)
+        return pooled
+
+    def forward(self, *args: Tensor) -> Any:
+        return self.spell(self, *args)
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """A spelling: how many `recopt::embedding_bags` it becomes, on each road."""
+
+    spell: Callable[..., Any]
+    inputs: int = 1  # 2: dense columns beside the ids; 3: weights of the ids
+    reason: str = ""  # of a near miss
+    beside: tuple[str, ...] = ()  # what may stand beside the operator: ids that are computed
+    onnx: bool = True  # whether the exporters carry it as one too
+
+    def module(self) -> nn.Module:
+        """The spelling as a module in eval."""
+        return Tables(self.spell).eval()
+
+    def args(self, batch: int) -> tuple[Tensor, ...]:
+        """Ids [batch, FIELDS] in range of every table, and floats."""
+        g = torch.Generator().manual_seed(batch)
+        ids = torch.randint(0, ROWS, (batch, FIELDS), generator=g)
+        if self.inputs == 1:
+            return (ids,)
+        return ids, torch.randn(batch, 3 if self.inputs == 2 else FIELDS, generator=g)
+
+
+def _columns(m: Any, ids: Tensor) -> list[Tensor]:
+    return [F.embedding(ids[:, k], w) for k, w in enumerate(m.weights)]
+
+
+def _one_by_one(m: Any, ids: Tensor) -> Tensor:
+    total = F.embedding(ids[:, 0], m.wide[0])
+    for k in range(1, FIELDS):
+        total = total + F.embedding(ids[:, k], m.wide[k])
+    return total
+
+
+LOOKUPS: dict[str, Lookup] = {
+    "columns": Lookup(lambda m, ids: torch.cat(_columns(m, ids), 1)),
+    "columns_last_dim": Lookup(lambda m, ids: torch.cat(_columns(m, ids), dim=-1)),
+    "columns_split": Lookup(
+        lambda m, ids: torch.cat(
+            [F.embedding(i, w).flatten(1) for i, w in zip(ids.split(1, 1), m.weights, strict=True)], 1
+        )
+    ),
+    "columns_unbound": Lookup(
+        lambda m, ids: torch.cat([F.embedding(i, w) for i, w in zip(ids.unbind(1), m.weights, strict=True)], 1)
+    ),
+    "columns_indexed": Lookup(lambda m, ids: torch.cat([w[ids[:, k]] for k, w in enumerate(m.weights)], 1)),
+    "columns_selected": Lookup(
+        lambda m, ids: torch.cat([torch.index_select(w, 0, ids[:, k]) for k, w in enumerate(m.weights)], 1)
+    ),
+    "columns_kept": Lookup(
+        lambda m, ids: torch.cat([F.embedding(ids[:, k : k + 1], w) for k, w in enumerate(m.weights)], 1).flatten(1)
+    ),
+    "stacked": Lookup(lambda m, ids: torch.stack(_columns(m, ids), 1)),
+    "stacked_flat": Lookup(lambda m, ids: torch.stack(_columns(m, ids), 1).reshape(-1, FIELDS * DIM)),
+    "dense_beside": Lookup(lambda m, ids, x: torch.cat([*_columns(m, ids), x], 1), 2),
+    "dense_first": Lookup(lambda m, ids, x: torch.cat([x, *_columns(m, ids)], 1), 2),
+    "nested_concats": Lookup(
+        lambda m, ids, x: torch.cat([torch.cat(_columns(m, ids)[:2], 1), x, torch.cat(_columns(m, ids)[2:], 1)], 1), 2
+    ),
+    "mixed_widths": Lookup(lambda m, ids: torch.cat([F.embedding(ids[:, k], w) for k, w in enumerate(m.mixed)], 1)),
+    "shared_table": Lookup(lambda m, ids: torch.cat([F.embedding(ids[:, k], m.weights[0]) for k in range(FIELDS)], 1)),
+    "shared_and_own": Lookup(
+        lambda m, ids: torch.cat(
+            [F.embedding(ids[:, :3], m.weights[0]).flatten(1), F.embedding(ids[:, 4], m.weights[1])], 1
+        )
+    ),
+    "bag_sum": Lookup(lambda m, ids: m.bag("sum", ids)),
+    "bag_mean": Lookup(lambda m, ids: m.bag("mean", ids)),
+    "bag_max": Lookup(lambda m, ids: m.bag("max", ids)),
+    "bags_beside": Lookup(
+        lambda m, ids: torch.cat([m.bag("sum", ids[:, :2]), m.bag("mean", ids[:, 2:4]), m.bag("max", ids)], 1)
+    ),
+    "summed": Lookup(lambda m, ids: F.embedding(ids, m.weights[0]).sum(1)),
+    "averaged": Lookup(lambda m, ids: F.embedding(ids, m.weights[0]).mean(dim=1)),
+    "summed_over_count": Lookup(lambda m, ids: F.embedding(ids, m.weights[0]).sum(1) / FIELDS),
+    "largest": Lookup(lambda m, ids: F.embedding(ids, m.weights[0]).amax(1)),
+    "largest_and_where": Lookup(lambda m, ids: F.embedding(ids, m.weights[0]).max(1).values),
+    "summed_kept": Lookup(lambda m, ids: F.embedding(ids, m.weights[0]).sum(1, keepdim=True).flatten(1)),
+    "weighted": Lookup(lambda m, ids, w: (F.embedding(ids, m.weights[0]) * w[:, :, None]).sum(1), 3),
+    "weighted_product": Lookup(lambda m, ids, w: torch.einsum("bl,bld->bd", w, F.embedding(ids, m.weights[0])), 3),
+    "weighted_bmm": Lookup(lambda m, ids, w: torch.bmm(w.unsqueeze(1), F.embedding(ids, m.weights[0])).squeeze(1), 3),
+    "per_sample_weights": Lookup(
+        lambda m, ids, w: F.embedding_bag(ids, m.weights[0], mode="sum", per_sample_weights=w), 3
+    ),
+    "rows_scaled": Lookup(
+        lambda m, ids, w: torch.cat([F.embedding(ids[:, k], t) * w[:, k : k + 1] for k, t in enumerate(m.weights)], 1),
+        3,
+    ),
+    "wide_chain": Lookup(_one_by_one),
+    "wide_summed": Lookup(lambda m, ids: sum(F.embedding(ids[:, k], w) for k, w in enumerate(m.wide))),
+    "wide_stacked_sum": Lookup(
+        lambda m, ids: torch.stack([F.embedding(ids[:, k], w) for k, w in enumerate(m.wide)], 0).sum(0), onnx=False
+    ),
+    "hashed": Lookup(
+        lambda m, ids: torch.cat([F.embedding((ids[:, k] * 7919) % ROWS, w) for k, w in enumerate(m.weights)], 1),
+        beside=("mul",),
+        onnx=False,
+    ),
+    "modulo": Lookup(
+        lambda m, ids: torch.cat([F.embedding(ids[:, k] % 20, w) for k, w in enumerate(m.weights)], 1), onnx=False
+    ),
+    "int32": Lookup(lambda m, ids: torch.cat([F.embedding(ids[:, k].int(), w) for k, w in enumerate(m.weights)], 1)),
+}
+
+NEAR_MISSES: dict[str, Lookup] = {
+    "table_computed": Lookup(lambda m, ids, x: F.embedding(ids * 0, x), 2),
+    "weight_of_the_row": Lookup(
+        lambda m, ids: (F.embedding(ids, m.weights[0]) * F.embedding(ids, m.weights[0]).sigmoid()).sum(1)
+    ),
+    "rows_multiplied": Lookup(
+        lambda m, ids: F.embedding(ids[:, 0], m.weights[0]) * F.embedding(ids[:, 1], m.weights[1]), reason="multiplied"
+    ),
+    "part_of_the_rows": Lookup(lambda m, ids: F.embedding(ids[:, 0], m.weights[0])[:, 1:4], reason="part of the rows"),
+    "scaled": Lookup(lambda m, ids: F.embedding(ids, m.weights[0]).sum(1) * 0.7, reason="factor"),
+    "smallest": Lookup(lambda m, ids: F.embedding(ids, m.weights[0]).amin(1)),
+    "squares": Lookup(lambda m, ids: F.embedding(ids, m.weights[0]).square().sum(1)),
+    "ids_read_twice": Lookup(lambda m, ids: (torch.cat(_columns(m, ids), 1), ids.sum(1))),
+}
