@@ -106,7 +106,7 @@ def _turns(
     told = None if trips is None else c.size(trips)
     _, kept, *handed = body.inputs
     goes_on = body.outputs[0]
-    if goes_on is kept or _always(c, body, goes_on):
+    if _always(c, body, kept, goes_on):
         if told is None or not (going is None or c.lifted.known(going.at([number(0)] * len(going.dims))) == 1):
             raise Opaque("a loop of unknown length")
         return told
@@ -133,9 +133,11 @@ def _turns(
     raise Opaque("a loop that does not end at a size")
 
 
-def _always(c: Call, body: Region, value: Value) -> bool:
+def _always(c: Call, body: Region, kept: Value, value: Value) -> bool:
+    """Whether a loop that has begun goes on: its condition is true, or passed on as it was."""
+    begun = tensor.full((), 1, "bool")
     try:
-        t = _Turn(c, body, number(0), lambda v, _: None).tensor(value)
+        t = _Turn(c, body, number(0), lambda v, _: begun if v is kept else None).tensor(value)
     except (Opaque, ShapeError, TooLarge):
         return False
     known = c.lifted.known(t.body)
