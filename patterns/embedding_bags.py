@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
+from recopt.bag_factors import Factors, ends_of, factors
 from recopt.cost import nominal
 from recopt.fused import Bag, EmbeddingBags, View
 from recopt.hosts.base import Value
@@ -117,17 +118,36 @@ class _Place:
         _, _, view, self.dims, order = min(options, key=lambda o: o[:2])
         return view, order
 
+    def flat(self, body: Poly, along: Axis, what: str) -> View:
+        """A host value that holds a term along one axis, whatever the rows are."""
+        if body.axes_read == {along}:
+            for held in held_by(self.lifted, body, [along], self.lifted.order[self.root]):
+                if held.dims == ((along,),):
+                    return View(held.value, (along.size,), held.steps)
+        raise No("no value of the graph holds {}: {}", what, body.text)
+
 
 def match(lifted: Lifted, root: Value) -> Match | None:
     """`root` as fused embedding bags. None where it is nothing like them; raises No with the reason where it nearly
     is."""
+    refused: No | None = None
+    for opened in (True, False) if lifted.host.dialect == "aten" else (False,):
+        try:
+            return _match(lifted, root, opened)
+        except TooLarge:
+            raise No("the term of {} is too large", root.name) from None
+        except No as why:
+            refused = refused or why
+    assert refused is not None
+    raise refused
+
+
+def _match(lifted: Lifted, root: Value, opened: bool) -> Match | None:
+    """The match with what masks are made of `opened`, so that the operator makes them, or as values of the graph."""
     term = lifted.definition[root]
-    try:
-        whole = _expand(lifted, term.body)
-        place = _Place(lifted, root)
-        columns, pieces = _pieces(place, term, whole)
-    except TooLarge:
-        raise No("the term of {} is too large", root.name) from None
+    whole = _expand(lifted, term.body, opened)
+    place = _Place(lifted, root)
+    columns, pieces = _pieces(place, term, whole)
     assert place.dims is not None
     if any(_width(t) != _width(piece[0]) for piece in pieces for t in piece):
         raise No("terms of different widths add up")
@@ -154,15 +174,16 @@ def _width(term: Bag | View) -> int:
     return term.width if isinstance(term, Bag) else int(term.shape[-1])
 
 
-def _expand(lifted: Lifted, term: Poly) -> Poly:
+def _expand(lifted: Lifted, term: Poly, opened: bool) -> Poly:
     """`term` over tables, ids and dense values: the definitions of what joins, adds or pools lookups are put in."""
 
     def inner(atom: Atom) -> Poly | None:
         if not isinstance(atom, Read) or not isinstance(atom.leaf, Value) or constant_leaf(lifted, atom.leaf):
             return None
-        if not looks_up(lifted, atom.leaf) and not _hashes(lifted, atom.leaf):
+        leaf = atom.leaf
+        if not looks_up(lifted, leaf) and not _hashes(lifted, leaf) and not (opened and _masks(lifted, leaf)):
             return None
-        return _expand(lifted, lifted.definition[atom.leaf].at(list(atom.index)))
+        return _expand(lifted, lifted.definition[leaf].at(list(atom.index)), opened)
 
     return substitute(term, {}, inner)
 
@@ -262,27 +283,57 @@ def _bag(place: _Place, mono: Mono, columns: Sequence[Axis]) -> Bag:
     if pool != "row" and len(own) > 1:
         raise No("bags side by side in one dimension")
     ids, wraps = _unwrapped(index, lifted.term[read.leaf].shape[0])
-    ids, modulus, shift = (ids, 0, 0) if lifted.host.dialect == "onnx" else _hashed(ids)
+    plain = lifted.host.dialect == "onnx"  # there the ids are as they stand, and every factor is a weight
+    ids, modulus, shift = (ids, 0, 0) if plain else _hashed(ids)
+    others = [substitute(p, names) for p in others]
+    found = Factors(weights=others) if plain or pool == "max" else factors(others, ids, inner)
+    table = View(read.leaf, lifted.term[read.leaf].shape)
+    bag = Bag(table, table, pool, wraps, None, modulus, shift, found.pad, found.div)
+    if found.starts is not None:
+        return _ragged(place, replace(bag, pool=_scaled(mono, pool, 0)), found, ids, inner)
     view, order = place.view(ids, inner, "the ids")
-    weights = None
-    if others:
-        weights, same = place.view(mul(*map(lambda p: substitute(p, names), others)), inner, "the weights of a bag")
+    weights = lengths = None
+    if found.weights:
+        weights, same = place.view(mul(*found.weights), inner, "the weights of a bag")
         if same != order:
             raise No("the weights lie in another order than the ids")
-    if pool == "row" and order != tuple(inner):
+    if found.lengths is not None:
+        lengths, _ = place.view(found.lengths, (), "the lengths of bags")
+    if pool == "row" and (order != tuple(inner) or lengths or found.div):
         raise No("the ids lie in another order than the result")
-    table = View(read.leaf, lifted.term[read.leaf].shape)
-    return Bag(table, view, _scaled(pool, mono, inner, weights), wraps, weights, modulus, shift)
-
-
-def _scaled(pool: str, mono: Mono, inner: Sequence[Axis], weights: View | None) -> str:
-    """The pool that a coefficient makes of it: 1/L makes a sum the mean."""
     count = sizes.product(a.size for a in inner)
     if not isinstance(count, int):
         raise No("bags of a length that only the run knows")
+    uniform = not (weights or lengths or found.div) and found.pad is None
+    return replace(bag, ids=view, weights=weights, lengths=lengths, pool=_scaled(mono, pool, count if uniform else 0))
+
+
+def _ragged(place: _Place, bag: Bag, found: Factors, ids: Poly, inner: Sequence[Axis]) -> Bag:
+    """Bags that lie one after the other in flat ids."""
+    (along,) = inner
+    assert found.starts is not None
+    rows = place.rows or []
+    if found.ends is None or len(rows) != 1:
+        raise No("bags that begin at offsets and end nowhere")
+    last = ends_of(found.starts, found.ends, rows[0], along.size)
+    if last is None:
+        raise No("bags that do not end where the next begins")
+    offsets, _ = place.view(found.starts, (), "the offsets of bags")
+    if last:
+        assert isinstance(found.starts.atom, Read) and isinstance(found.starts.atom.leaf, Value)
+        whole = found.starts.atom.leaf
+        offsets = View(whole, place.lifted.term[whole].shape)
+    flat = [place.flat(p, along, what) for p, what in ((ids, "the ids"), *((w, "weights") for w in found.weights))]
+    if len(flat) > 2:
+        raise No("several weights of flat ids")
+    return replace(bag, ids=flat[0], weights=flat[1] if len(flat) > 1 else None, offsets=offsets, last=last)
+
+
+def _scaled(mono: Mono, pool: str, count: int) -> str:
+    """The pool that a coefficient makes of it: 1/L makes a sum of L rows the mean."""
     if mono.coef == 1:
         return pool
-    if pool == "sum" and weights is None and isinstance(mono.coef, float) and math.isclose(mono.coef * count, 1):
+    if pool == "sum" and count and isinstance(mono.coef, float) and math.isclose(mono.coef * count, 1):
         return "mean"
     raise No("rows under a factor of {}", mono.coef)
 
@@ -298,6 +349,18 @@ def _unwrapped(index: Poly, rows: Size) -> tuple[Poly, bool]:
         return index, False
     whole = add_terms(wrapped, scale(ids, -1)).number == rows and negative.args[1].number == 0
     return (ids, True) if whole else (index, False)
+
+
+def _masks(lifted: Lifted, value: Value) -> bool:
+    """Whether a value is a condition on integers, or a float that is made of such alone: a mask, how many ids count."""
+    key = ("masks", value)
+    if key not in lifted.notes:
+        t = lifted.definition.get(value)
+        read = [] if t is None else [v for v in t.body.leaves if isinstance(v, Value) and not constant_leaf(lifted, v)]
+        made = t is not None and value not in t.body.leaves and (t.dtype in FLOATS or t.dtype == "bool" or bool(read))
+        whole = [v for v in read if v.dtype not in FLOATS and v.dtype != "bool"]
+        lifted.notes[key] = made and bool(read) and all(v in whole or _masks(lifted, v) for v in read)
+    return lifted.notes[key] is True
 
 
 def _hashes(lifted: Lifted, value: Value) -> bool:

@@ -96,7 +96,10 @@ class Bag:
     """Rows of a table, pooled: y[.., d] = sum_l weights[.., l] * table[ids[.., l], d], or the mean, or the maximum.
 
     `ids` is [rows.., L]; pool "row" does not pool: the rows of the L ids lie side by side. `wraps` says that negative
-    ids count from the end. `weights` is [rows.., L] too. The row that is read is id % modulus + shift.
+    ids count from the end. `weights` is [rows.., L] too. The row that is read is id % modulus + shift. Ids equal to
+    `pad` do not count, nor those past `lengths` [rows..]. `div` LO, EPS divides a sum by max(n, LO) + EPS, n being the
+    sum of the weights or how many ids count. With `offsets` [R], or [R + 1] where `last`, ids are [N] and bag r begins
+    at offsets[r].
     """
 
     table: View
@@ -106,11 +109,16 @@ class Bag:
     weights: View | None = None
     modulus: int = 0  # none
     shift: int = 0
+    pad: int | None = None
+    div: tuple[float, float] | None = None
+    offsets: View | None = None
+    last: bool = False
+    lengths: View | None = None
 
     @property
     def count(self) -> int:
-        """L."""
-        return int(self.ids.shape[-1])
+        """L; 0 where the bags lie one after the other."""
+        return 0 if self.offsets is not None else int(self.ids.shape[-1])
 
     @property
     def width(self) -> int:
@@ -137,7 +145,8 @@ class EmbeddingBags:
     def views(self) -> tuple[View, ...]:
         """Everything that it reads."""
         dense = [term for piece in self.pieces for term in piece if isinstance(term, View)]
-        read = [v for bag in self.bags for v in (bag.table, bag.ids, bag.weights) if v is not None]
+        parts = [(bag.table, bag.ids, bag.weights, bag.offsets, bag.lengths) for bag in self.bags]
+        read = [v for part in parts for v in part if v is not None]
         return (*dense, *read)
 
 
@@ -153,6 +162,7 @@ def reading(spec: Spec, current: Callable[[View], View]) -> Spec:
     def term(item: Bag | View) -> Bag | View:
         if isinstance(item, View):
             return current(item)
-        return replace(item, ids=current(item.ids), weights=item.weights and current(item.weights))
+        named = {"ids": item.ids, "weights": item.weights, "offsets": item.offsets, "lengths": item.lengths}
+        return replace(item, **{name: v and current(v) for name, v in named.items()})  # type: ignore[arg-type]
 
     return replace(spec, pieces=tuple(tuple(map(term, piece)) for piece in spec.pieces))

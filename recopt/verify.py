@@ -156,16 +156,29 @@ def _run(lifted: Lifted, match: Match, leaf: Callable[[Leaf], Array], symbols: M
 def _bag(bag: Bag, value: Callable[[View], Array]) -> Array:
     """One bag, [rows.., columns]."""
     ids, table = value(bag.ids), value(bag.table)
-    ids = (ids % bag.modulus if bag.modulus else ids) + bag.shift
-    if not bag.wraps and ids.min(initial=0) < 0:
+    read = (ids % bag.modulus if bag.modulus else ids) + bag.shift
+    if not bag.wraps and read.min(initial=0) < 0:
         raise IndexError("a negative id")
-    read: Array = table[ids]
-    if bag.weights is not None:
-        read = read * value(bag.weights)[..., None]
+    weights = np.ones(ids.shape) if bag.weights is None else value(bag.weights)
+    if bag.pad is not None:
+        weights = weights * (ids != bag.pad)
+    if bag.lengths is not None:
+        weights = weights * (np.arange(ids.shape[-1]) < value(bag.lengths).reshape(*ids.shape[:-1], 1))
+    rows: Array = table[read] * weights[..., None]
     if bag.pool == "row":
-        return read.reshape(*read.shape[:-2], -1)
-    pooled: Array = read.max(axis=-2) if bag.pool == "max" else read.sum(axis=-2)
-    return pooled / bag.count if bag.pool == "mean" else pooled
+        return rows.reshape(*rows.shape[:-2], -1)
+    if bag.pool == "max":
+        return np.asarray(rows.max(axis=-2))
+    if bag.offsets is not None:
+        starts = value(bag.offsets).reshape(-1)
+        ends = starts[1:] if bag.last else np.append(starts[1:], len(ids))
+        place = np.arange(len(ids))
+        member = ((starts[: len(ends), None] <= place) & (place < ends[:, None])).astype(np.float64)
+        pooled, n = member @ rows, member @ weights
+    else:
+        pooled, n = rows.sum(axis=-2), weights.sum(axis=-1)
+    div = (1.0, 0.0) if bag.pool == "mean" else bag.div
+    return np.asarray(pooled if div is None else pooled / (np.maximum(n, div[0]) + div[1])[..., None])
 
 
 def apply_steps(array: Array, steps: Sequence[Step], symbols: Mapping[str, int]) -> Array:

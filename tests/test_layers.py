@@ -16,7 +16,7 @@ FLOORS = (
     ("ir",),
     ("hosts", "lift", "match", "views", "fused", "report", "view", "kernels", "load"),
     ("epilogue", "preactivation", "contractions", "cost"),
-    ("product", "operands"),
+    ("product", "operands", "bag_factors"),
     ("patterns",),
     ("rewrite", "merge", "lower", "verify"),
     ("passes",),

@@ -50,8 +50,13 @@ class _Operands:
     def term(self, item: Bag | View) -> Term:
         if isinstance(item, View):
             return Term("dense", self._number("dense", self._rows(item)))
-        ids, first = self._columns(item.ids)
+        flat = item.offsets is not None
+        ids, first = self._columns(item.ids) if not flat else (self._rows(item.ids, rank=1), 0)
         weights, weights_first = (None, 0) if item.weights is None else self._columns(item.weights)
+        if item.weights is not None and flat:
+            weights, weights_first = self._rows(item.weights, rank=1), 0
+        starts = item.offsets or item.lengths
+        bounds = None if starts is None else self._number("offsets", self._rows(starts, rank=1))
         pool = "sum" if item.pool == "mean" else item.pool
         return Term(
             pool,
@@ -63,7 +68,11 @@ class _Operands:
             shift=item.shift,
             weights=None if weights is None else self._number("weights", weights),
             weights_first=weights_first,
-            div=(1.0, 0.0) if item.pool == "mean" else None,
+            div=(1.0, 0.0) if item.pool == "mean" else item.div,
+            pad=item.pad,
+            offsets=bounds if flat else None,
+            last=item.last,
+            lengths=None if flat else bounds,
         )
 
     def _number(self, which: str, value: Value) -> int:
@@ -82,11 +91,13 @@ class _Operands:
                 return item.value, start
         return self._rows(item), 0
 
-    def _rows(self, item: View) -> Value:
-        """A view as [R, C]."""
+    def _rows(self, item: View, rank: int = 2) -> Value:
+        """A view as [R, C], or as [R]."""
         if item not in self.made:
             steps = item.steps
-            if len(item.shape) != 2:
-                steps = (*steps, Reshape((product(item.shape[:-1]), item.shape[-1])))
+            if len(item.shape) != rank:
+                shape = (product(item.shape),) if rank == 1 else (product(item.shape[:-1]), item.shape[-1])
+                kept = steps[:-1] if steps and isinstance(steps[-1], Reshape) else steps
+                steps = kept if not kept and item.value.shape == shape else (*kept, Reshape(shape))
             self.made[item] = apply(self.host, item.value, steps, f"{self.spec.name}_rows")
         return self.made[item]

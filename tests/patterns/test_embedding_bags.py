@@ -111,3 +111,32 @@ def test_an_id_out_of_range_is_an_error() -> None:
         ids[1, 2] = bad
         with pytest.raises((IndexError, RuntimeError)):
             result(ids)
+
+
+class Ragged(torch.nn.Module):
+    """Two tables over flat ids and offsets, dense columns beside."""
+
+    def __init__(self, last: bool) -> None:
+        super().__init__()
+        self.one = torch.nn.EmbeddingBag(20, 6, mode="sum", include_last_offset=last)
+        self.two = torch.nn.EmbeddingBag(20, 4, mode="mean", include_last_offset=last, padding_idx=3)
+
+    def forward(self, ids: torch.Tensor, offsets: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([self.one(ids, offsets), self.two(ids, offsets), x], 1)
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_ragged_bags(last: bool) -> None:
+    module = Ragged(last).eval()
+
+    def args(offsets: list[int], count: int) -> tuple[torch.Tensor, ...]:
+        starts = [*offsets, count] if last else offsets
+        return torch.arange(count) * 7 % 20, torch.tensor(starts), torch.randn(len(offsets), 3)
+
+    dynamic = ({0: torch.export.Dim.AUTO},) * 3
+    result = recopt.optimize(module, args([0, 2, 2, 5, 9], 21), dynamic_shapes=dynamic, target="cpu")
+    check_one(result, LAYOUT)
+    for offsets, count in (([0, 1, 1, 4], 4), ([0, 0, 3], 11), ([0, 5, 6, 7, 8, 9, 10], 10)):
+        given = args(offsets, count)
+        with torch.no_grad():
+            torch.testing.assert_close(result(*given), module(*given))

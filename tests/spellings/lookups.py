@@ -129,6 +129,29 @@ LOOKUPS: dict[str, Lookup] = {
         lambda m, ids, w: torch.cat([F.embedding(ids[:, k], t) * w[:, k : k + 1] for k, t in enumerate(m.weights)], 1),
         3,
     ),
+    "masked_sum": Lookup(lambda m, ids: (F.embedding(ids, m.weights[0]) * (ids != 0)[..., None]).sum(1), onnx=False),
+    "masked_mean": Lookup(
+        lambda m, ids: (
+            (F.embedding(ids, m.weights[0]) * (ids != 0).unsqueeze(-1).float()).sum(1)
+            / (ids != 0).float().sum(1, keepdim=True).clamp(min=1)
+        ),
+        onnx=False,
+    ),
+    "masked_mean_eps": Lookup(
+        lambda m, ids: (
+            (F.embedding(ids, m.weights[0]) * (ids > 0).float()[..., None]).sum(1)
+            / ((ids > 0).sum(1, keepdim=True).float() + 1e-8)
+        ),
+        onnx=False,
+    ),
+    "padding": Lookup(lambda m, ids: F.embedding_bag(ids, m.weights[0], mode="sum", padding_idx=2), onnx=False),
+    "padding_mean": Lookup(lambda m, ids: F.embedding_bag(ids, m.weights[0], mode="mean", padding_idx=2), onnx=False),
+    "cut_to_lengths": Lookup(
+        lambda m, ids: (
+            F.embedding(ids, m.weights[0]) * (torch.arange(FIELDS)[None] < ids[:, :1]).float()[..., None]
+        ).sum(1),
+        onnx=False,
+    ),
     "wide_chain": Lookup(_one_by_one),
     "wide_summed": Lookup(lambda m, ids: sum(F.embedding(ids[:, k], w) for k, w in enumerate(m.wide))),
     "wide_stacked_sum": Lookup(

@@ -1,0 +1,133 @@
+"""What multiplies the rows of a bag besides weights: which ids are in it, which are left out, what it is divided by.
+
+sum_l [start[b] <= l] [l < start[b + 1]] T[ids[l], d]      bags that lie one after the other in flat ids
+sum_l [l < length[b]] T[ids[b, l], d]                      bags that are cut to their lengths
+sum_l [ids[b, l] != 0] T[ids[b, l], d] / max(n[b], 1)      a padding id, the mean of the ids that count
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from .ir import sizes
+from .ir.rules import fn
+from .ir.term import Axis, Coord, Fn, Poly, Read, add, coord, guard, mul, number, scale, substitute, sum_over
+from .match import No
+
+
+@dataclass
+class Factors:
+    """The factors of a bag, told apart; `weights` are those that are nothing else."""
+
+    starts: Poly | None = None
+    ends: Poly | None = None
+    lengths: Poly | None = None
+    pad: int | None = None
+    div: tuple[float, float] | None = None
+    weights: list[Poly] = field(default_factory=list)
+
+
+def factors(others: Sequence[Poly], ids: Poly, inner: Sequence[Axis]) -> Factors:
+    """`others` are the factors beside the row, `inner` the axes that are summed. Raises No for a denominator that is
+    not what the factors add up to."""
+    found = Factors()
+    counted: list[Poly] = []
+    below: list[Poly] = []
+    for p in others:
+        atom = p.atom
+        if isinstance(atom, Fn) and atom.name == "reciprocal":
+            below.append(atom.args[0])
+        elif not _member(found, p, ids, inner):
+            found.weights.append(p)
+        if not (isinstance(atom, Fn) and atom.name == "reciprocal"):
+            counted.append(p)
+    if found.starts is None and found.ends is not None:
+        found.lengths, found.ends = found.ends, None
+    if len(below) > 1:
+        raise No("several denominators")
+    if below:
+        found.div = _denominator(below[0], counted, inner)
+    return found
+
+
+def _member(found: Factors, p: Poly, ids: Poly, inner: Sequence[Axis]) -> bool:
+    """Whether a factor says which ids count; noted if so."""
+    atom = p.atom
+    test = atom.args[0].atom if isinstance(atom, Fn) and atom.name == "cast" and atom.args[0].dtype == "bool" else None
+    if not isinstance(test, Fn):
+        return False
+    place = coord(inner[0]) if len(inner) == 1 else None
+    if test.name == "le" and test.args[1] is place and found.starts is None:
+        found.starts = test.args[0]
+        return True
+    if test.name == "lt" and test.args[0] is place and found.ends is None:
+        found.ends = test.args[1]
+        return True
+    pad = _pad(test, ids)
+    if pad is None or found.pad not in (None, pad):
+        return False
+    found.pad = pad
+    return True
+
+
+def _pad(test: Fn, ids: Poly) -> int | None:
+    """The id that a condition leaves out. No id is negative, so that those above 0 are all but 0."""
+    if test.name == "logical_not" and isinstance(test.args[0].atom, Fn) and test.args[0].atom.name == "eq":
+        a, b = test.args[0].atom.args
+        for one, other in ((a, b), (b, a)):
+            if one is ids and isinstance(other.number, int) and other.number >= 0:
+                return other.number
+    if test.name == "lt" and test.args[0].number == 0 and test.args[1] is ids:
+        return 0
+    return None
+
+
+def _denominator(q: Poly, counted: Sequence[Poly], inner: Sequence[Axis]) -> tuple[float, float]:
+    """LO and EPS of max(n, LO) + EPS, where n is what the factors add up to."""
+    eps = sum(float(m.coef) for m in q.monos if not m.atoms and not m.axes)
+    bare = add(q, number(-eps, q.dtype)) if eps else q
+    low = float("-inf")
+    if isinstance(bare.atom, Fn) and bare.atom.name == "max":
+        limits = [a.number for a in bare.atom.args if isinstance(a.number, (int, float))]
+        rest = [a for a in bare.atom.args if a.number is None]
+        if len(limits) == 1 and len(rest) == 1:
+            low, bare = float(limits[0]), rest[0]
+    if not any(bare is n for n in _counts(bare, counted, inner)):
+        raise No("a denominator that is not what the weights add up to")
+    return low, eps
+
+
+def _counts(like: Poly, counted: Sequence[Poly], inner: Sequence[Axis]) -> list[Poly]:
+    """What the factors add up to: as floats, and counted in integers first."""
+    if not counted:
+        return [number(sizes.product(a.size for a in inner), like.dtype)]
+    found = [sum_over(mul(*counted), inner)]
+    whole = [_as_integer(p) for p in counted]
+    if all(p is not None for p in whole):
+        summed = sum_over(mul(*[p for p in whole if p is not None]), inner)
+        found.append(fn("cast", [summed], like.dtype))
+    return found
+
+
+def _as_integer(p: Poly) -> Poly | None:
+    atom = p.atom
+    if isinstance(atom, Fn) and atom.name == "cast" and atom.args[0].dtype == "bool":
+        return fn("cast", [atom.args[0]], "int64")
+    return None
+
+
+def ends_of(starts: Poly, ends: Poly, row: Axis, count: sizes.Size) -> bool | None:
+    """Whether bags end where the next begins: True where the starts have one entry more, for the end of the last;
+    False where that is the number of ids; None where neither is so."""
+    following = substitute(starts, {row: add(coord(row), number(1))})
+    read = starts.atom
+    if isinstance(read, Read) and len(read.index) == 1 and isinstance(read.index[0].atom, Coord) and ends is following:
+        return True
+    last = sizes.size(row.size - 1)
+    place = coord(row)
+    expected = add(
+        mul(guard(place, None, last, ends.dtype), following),
+        scale(guard(place, last, None, ends.dtype), count),
+    )
+    return False if ends is expected else None
