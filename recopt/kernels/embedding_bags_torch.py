@@ -217,12 +217,16 @@ def _gather(t: Term, scale: int, o: Operands, i: Tensor) -> Tensor:
     return rows.float() * s[:, :1] + s[:, 1:]
 
 
-def _flat_ids(t: Term, o: Operands) -> Tensor:
-    i = o.ids[t.ids]
-    if not t.ragged and i.dim() > 1:
-        i = i.narrow(1, t.first, t.count).reshape(-1)
+def _flat_ids(t: Term) -> _Part:
     transform = _transform((t,))
-    return i if transform is None else transform(i)
+
+    def flat(o: Operands) -> Tensor:
+        i = o.ids[t.ids]
+        if not t.ragged and i.dim() > 1:
+            i = i.narrow(1, t.first, t.count).reshape(-1)
+        return i if transform is None else transform(i)
+
+    return flat
 
 
 def _flat_weights(t: Term, o: Operands) -> Tensor | None:
@@ -237,8 +241,10 @@ def _flat_weights(t: Term, o: Operands) -> Tensor | None:
 def _weighted_rows(t: Term, scale: int) -> _Part:
     """Rows times their weights, zeros where the id is the pad: [R, n * D]."""
 
+    flat = _flat_ids(t)
+
     def rows(o: Operands) -> Tensor:
-        i, w = _flat_ids(t, o), _flat_weights(t, o)
+        i, w = flat(o), _flat_weights(t, o)
         found = _gather(t, scale, o, i)
         dtype = found.dtype
         if w is not None:
@@ -252,37 +258,74 @@ def _weighted_rows(t: Term, scale: int) -> _Part:
 
 def _bag(t: Term, scale: int) -> _Part:
     """A bag of rows pooled, over embedding_bag: [R, D]."""
-    mode, pad = _MODES[t.pool], t.pad
-    plain = t.div == (1.0, 0.0) and t.weights is None  # torch's own mean
-    mode = 1 if plain else mode
-    dense_rows = t.bits > 0 or (t.pool == "max" and t.weights is not None)
+    mode, flat = _MODES[t.pool], _flat_ids(t)
+    plain_mean = t.div == (1.0, 0.0) and t.weights is None and t.pad is None
+    # torch's own mean of a fixed number is slower than the sum over that number.
+    over = float(t.count) if plain_mean and t.count and t.lengths is None else None
+    mode = 1 if plain_mean and over is None else mode
+    counted = t.div is not None and not plain_mean
+    gathered = t.bits > 0 or (t.pool == "max" and t.weights is not None)
 
     def bag(o: Operands) -> Tensor:
-        i, w = _flat_ids(t, o), _flat_weights(t, o)
+        i, w = flat(o), _flat_weights(t, o)
         bounds, last = _bounds(t, o, i)
         if t.lengths is not None:
             i, w, bounds = _shorten(t, o, i, w)
         table = o.tables[t.source]
+        if t.pad is not None:
+            i, w, bounds, last = _without_pad(t, i, w, bounds, last, table.shape[0])
         # Weights that the table's type does not hold are multiplied in their own.
-        widened = w is not None and w.dtype != table.dtype and table.dtype.itemsize < 4
-        n = None if t.div is None or plain else _counts(t, i, w, bounds, last)
-        if dense_rows or widened:
-            rows = _gather(t, scale, o, i)
-            if w is not None:
-                wide = torch.promote_types(rows.dtype, torch.float32)
-                rows = rows.to(wide) * w[:, None].to(wide)
-            if pad is not None:
-                bounds, rows = _ends(_segment_sums((i != pad).to(rows.dtype), bounds, last).long()), rows[i != pad]
-                last = True
-            i = torch.arange(rows.shape[0], device=rows.device, dtype=bounds.dtype)
-            out = torch.embedding_bag(rows, i, bounds, False, mode, False, None, last)[0]
+        if gathered or (w is not None and w.dtype != table.dtype and table.dtype.itemsize < 4):
+            out = _gathered_bag(_gather(t, scale, o, i), w, bounds, last, mode)
         else:
             w = w if w is None else w.to(table.dtype)
-            out = torch.embedding_bag(table, i, bounds, False, mode, False, w, last, pad)[0]
-        out = out if n is None else out / n[:, None]
+            out = torch.embedding_bag(table, i, bounds, False, mode, False, w, last)[0]
+        if over is not None:
+            out = out.div_(over) if not out.requires_grad else out / over
+        if counted:
+            out = out / _counts(t, i, w, bounds, last)[:, None]
         return out.to(torch.float32 if t.bits else table.dtype)
 
-    return bag
+    def plain(o: Operands) -> Tensor:
+        i = flat(o)
+        if t.offsets is not None:
+            bounds = o.offsets[t.offsets]
+        else:
+            bounds = torch.arange(0, i.shape[0], t.count, dtype=i.dtype, device=i.device)
+        return torch.embedding_bag(o.tables[t.source], i, bounds, False, mode, False, None, t.last)[0]
+
+    def largest(o: Operands) -> Tensor:
+        i, table = flat(o), o.tables[t.source]
+        return torch.index_select(table, 0, i).view(-1, t.count, table.shape[1]).amax(1)
+
+    simple = t.weights is None and t.lengths is None and t.pad is None and not t.bits and not counted and over is None
+    if simple and t.pool == "max" and t.count:
+        return largest
+    return plain if simple else bag
+
+
+def _gathered_bag(rows: Tensor, w: Tensor | None, bounds: Tensor, last: bool, mode: int) -> Tensor:
+    """Bags of rows that lie one after the other."""
+    if w is not None:
+        wide = torch.promote_types(rows.dtype, torch.float32)
+        rows = rows.to(wide) * w[:, None].to(wide)
+    i = torch.arange(rows.shape[0], device=rows.device, dtype=bounds.dtype)
+    return torch.embedding_bag(rows, i, bounds, False, mode, False, None, last)[0]
+
+
+def _without_pad(
+    t: Term, i: Tensor, w: Tensor | None, bounds: Tensor, last: bool, height: int
+) -> tuple[Tensor, Tensor | None, Tensor, bool]:
+    """The ids that are not the pad, their weights, and where their bags begin and end."""
+    assert t.pad is not None
+    live = torch.ne(i, t.pad)
+    if t.pad >= height and not bool(live.all()):
+        raise IndexError(f"{t}: the pad is no row of a table of {height}")
+    if t.ragged or t.lengths is not None:
+        counts = _segment_sums(live.float(), bounds, last).to(bounds.dtype)
+    else:
+        counts = live.view(-1, t.count).sum(1)
+    return i[live], None if w is None else w[live], _ends(counts).to(i.dtype), True
 
 
 def _bounds(t: Term, o: Operands, i: Tensor) -> tuple[Tensor, bool]:
@@ -312,9 +355,9 @@ def _segment_sums(v: Tensor, bounds: Tensor, last: bool) -> Tensor:
 def _counts(t: Term, i: Tensor, w: Tensor | None, bounds: Tensor, last: bool) -> Tensor:
     """max(n, LO) + EPS of every bag."""
     assert t.div is not None
-    one = torch.ones((), device=i.device)
-    w = one.expand(i.shape[0]) if w is None else w.to(torch.promote_types(w.dtype, torch.float32))
-    if t.pad is not None:
-        w = torch.where(i == t.pad, torch.zeros((), dtype=w.dtype, device=w.device), w)
-    n = _segment_sums(w.contiguous(), bounds, last)
+    if w is None and last:
+        n = bounds.diff().float()
+    else:
+        v = torch.ones(i.shape[0], device=i.device) if w is None else w.to(torch.promote_types(w.dtype, torch.float32))
+        n = _segment_sums(v, bounds, last)
     return n.clamp(min=t.div[0]) + t.div[1]
