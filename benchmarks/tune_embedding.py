@@ -155,10 +155,14 @@ def measure(
 
 
 def write(paths: Sequence[Path]) -> None:
-    """Write the table: for each shape the least geometric mean, over the classes of ids, of time over the best time."""
+    """Write the table: for each shape the least geometric mean, over the classes of ids, of time over the best time.
+
+    A shape in a later file replaces that of an earlier one.
+    """
     loss: dict[tuple[int, int, int, int], dict[Config, list[float]]] = {}
     for path in paths:
         data = json.loads(path.read_text())
+        here: dict[tuple[int, int, int, int], dict[Config, list[float]]] = {}
         for r in data["results"]:
             w = WORKLOADS[r["shape"]]
             _, dim, length = w.tables[0]
@@ -166,7 +170,8 @@ def write(paths: Sequence[Path]) -> None:
             best = min(t for t, _, _ in r["rows"])
             for t, error, c in r["rows"]:
                 if error < 1e-3:
-                    loss.setdefault(key, {}).setdefault(Config(*c), []).append(math.log(t / best))
+                    here.setdefault(key, {}).setdefault(Config(*c), []).append(math.log(t / best))
+        loss |= here
     lines = ""
     for key, ways in loss.items():
         most = max(map(len, ways.values()))
