@@ -10,7 +10,15 @@ from typing import Any
 
 import torch
 
-from ..kernels.embedding_bags import Operands, check_operands, embedding_bags, parse_layout, result_dtype, rows_of
+from ..kernels.embedding_bags import (
+    Operands,
+    check_operands,
+    embedding_bags,
+    embedding_bags_torch,
+    parse_layout,
+    result_dtype,
+    rows_of,
+)  # fmt: skip
 from ..kernels.epilogue import compile_epilogue
 from ..kernels.linear import linear as linear_kernel
 
@@ -132,7 +140,9 @@ def embedding_bags_call(
         return torch.ops.recopt.embedding_bags.default(  # type: ignore[no-any-return]
             tables, ids, offsets, weights, dense, scales, layout
         )
-    return embedding_bags(tables, ids, offsets, weights, dense, scales, layout)
+    if (tables or dense)[0].is_cuda:
+        return embedding_bags(tables, ids, offsets, weights, dense, scales, layout)
+    return embedding_bags_torch(tables, ids, offsets, weights, dense, scales, layout)
 
 
 CALLS: dict[str, Callable[..., Any]] = {LINEAR: linear_call, EMBEDDING_BAGS: embedding_bags_call}

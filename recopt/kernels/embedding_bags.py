@@ -1,7 +1,9 @@
 """``recopt::embedding_bags``: every lookup of a model, pooled and side by side, in torch and as one launch.
 
 ``embedding_bags`` is the operator, ``embedding_bags_torch`` its plain-torch twin, which is also its CPU path. What it
-computes is a text, the layout: see embedding_bags_layout.
+computes is a text, the layout: see embedding_bags_layout. On a GPU the choice of how to launch comes from
+``embedding_bags_table``, measured once and shipped: nothing is ever tuned at request time. Ids are checked against
+their tables; ``RECOPT_UNCHECKED_IDS=1`` in the environment leaves that out on a GPU.
 """
 
 from __future__ import annotations
@@ -91,4 +93,10 @@ def embedding_bags(
     and dense tensors' types. Raises EmbeddingBagsError; IndexError or RuntimeError for an id that its table does not
     hold.
     """
-    return embedding_bags_torch(tables, ids, offsets, weights, dense, scales, layout)
+    if not (tables or dense)[0].is_cuda:
+        return embedding_bags_torch(tables, ids, offsets, weights, dense, scales, layout)
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (*tables, *weights, *dense)):
+        return embedding_bags_torch(tables, ids, offsets, weights, dense, scales, layout)
+    from .embedding_bags_launch import embedding_bags_triton  # Triton is there where a GPU is
+
+    return embedding_bags_triton(Operands(tables, ids, offsets, weights, dense, scales), layout)

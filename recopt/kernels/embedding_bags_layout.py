@@ -105,6 +105,22 @@ class Layout:
         return tuple(term for term in self.terms if term.pool != "dense")
 
     @functools.cached_property
+    def slots(self) -> tuple[tuple[str, int], ...]:
+        """The operands that change from call to call: which list, which tensor."""
+        found: dict[tuple[str, int], None] = {}
+        for t in self.terms:
+            named = (("dense" if t.pool == "dense" else "ids", t.source if t.pool == "dense" else t.ids),
+                     ("offsets", t.offsets), ("offsets", t.lengths), ("weights", t.weights))  # fmt: skip
+            found |= {(which, n): None for which, n in named if n is not None}
+        return tuple(found)
+
+    @functools.cached_property
+    def flat(self) -> dict[tuple[str, int], int]:
+        """The operands that lie along flat ids -> these ids."""
+        found = {("ids", t.ids): t.ids for t in self.lookups if t.ragged}
+        return found | {("weights", t.weights): t.ids for t in self.lookups if t.ragged and t.weights is not None}
+
+    @functools.cached_property
     def quantised(self) -> dict[int, int]:
         """Table -> its entry of scales."""
         return {table: k for k, table in enumerate(sorted({t.source for t in self.lookups if t.bits}))}

@@ -6,6 +6,7 @@ A layout becomes a list of functions once, so that a call at batch 1 pays for it
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -28,14 +29,7 @@ class Operands(NamedTuple):
     scales: Sequence[Tensor]
 
 
-class _Call(Operands):
-    """The operands of one call, and where bags begin in ids, by how many ids there are, in a bag, of which type: most
-    pieces of a call need the same."""
-
-    bounds: dict[tuple[int, int, torch.dtype], Tensor]
-
-
-_Part = Callable[[_Call], Tensor]
+_Part = Callable[[Operands], Tensor]
 
 
 def embedding_bags_torch(
@@ -47,9 +41,7 @@ def embedding_bags_torch(
     Raises EmbeddingBagsError; IndexError or RuntimeError for an id that its table does not hold, as torch does.
     """
     try:
-        call = _Call(tables, ids, offsets, weights, dense, scales)
-        call.bounds = {}
-        return _compile(layout)(call)
+        return _compile(layout)(Operands(tables, ids, offsets, weights, dense, scales))
     except (IndexError, RuntimeError):
         # Looked at only now: at batch 1 a look costs as much as a lookup.
         check_operands(parse_layout(layout), Operands(tables, ids, offsets, weights, dense, scales))
@@ -148,7 +140,7 @@ def _piece(piece: Sequence[Term], layout: Layout) -> _Part:
     if len(parts) == 1:
         return parts[0]
 
-    def add(o: _Call) -> Tensor:
+    def add(o: Operands) -> Tensor:
         terms = [part(o) for part in parts]
         total = terms[0]
         for term in terms[1:]:
@@ -165,9 +157,6 @@ def _term(t: Term, layout: Layout) -> _Part:
         return lambda o: o.dense[t.source] if o.dense[t.source].dim() > 1 else o.dense[t.source][:, None]
     if t.lookup and t.weights is None and t.pad is None and not t.bits:
         return _rows((t,))
-    cut = t.ragged or t.lengths is not None
-    if t.pool != "row" and t.weights is None and t.div in (None, (1.0, 0.0)) and not (cut or t.bits):
-        return _whole_bag(t)
     scale = layout.quantised.get(t.source, 0)
     return _weighted_rows(t, scale) if t.pool == "row" else _bag(t, scale)
 
@@ -177,12 +166,12 @@ def _rows(run: tuple[Term, ...]) -> _Part:
     t, n = run[0], sum(t.count for t in run)
     transform = _transform(run)
 
-    def one(o: _Call) -> Tensor:
+    def one(o: Operands) -> Tensor:
         i = o.ids[t.ids]
         i = i.select(1, t.first) if i.dim() > 1 else i
         return torch.index_select(o.tables[t.source], 0, i if transform is None else transform(i))
 
-    def several(o: _Call) -> Tensor:
+    def several(o: Operands) -> Tensor:
         i = o.ids[t.ids].narrow(1, t.first, n)
         table = o.tables[t.source]
         rows = torch.index_select(table, 0, (i if transform is None else transform(i)).reshape(-1))
@@ -229,12 +218,16 @@ def _gather(t: Term, scale: int, o: Operands, i: Tensor) -> Tensor:
     return rows.float() * s[:, :1] + s[:, 1:]
 
 
-def _flat_ids(t: Term, o: Operands) -> Tensor:
-    i = o.ids[t.ids]
-    if not t.ragged and i.dim() > 1:
-        i = i.narrow(1, t.first, t.count).reshape(-1)
+def _flat_ids(t: Term) -> _Part:
     transform = _transform((t,))
-    return i if transform is None else transform(i)
+
+    def flat(o: Operands) -> Tensor:
+        i = o.ids[t.ids]
+        if not t.ragged and i.dim() > 1:
+            i = i.narrow(1, t.first, t.count).reshape(-1)
+        return i if transform is None else transform(i)
+
+    return flat
 
 
 def _flat_weights(t: Term, o: Operands) -> Tensor | None:
@@ -249,8 +242,10 @@ def _flat_weights(t: Term, o: Operands) -> Tensor | None:
 def _weighted_rows(t: Term, scale: int) -> _Part:
     """Rows times their weights, zeros where the id is the pad: [R, n * D]."""
 
-    def rows(o: _Call) -> Tensor:
-        i, w = _flat_ids(t, o), _flat_weights(t, o)
+    flat = _flat_ids(t)
+
+    def rows(o: Operands) -> Tensor:
+        i, w = flat(o), _flat_weights(t, o)
         found = _gather(t, scale, o, i)
         dtype = found.dtype
         if w is not None:
@@ -262,64 +257,103 @@ def _weighted_rows(t: Term, scale: int) -> _Part:
     return rows
 
 
-def _whole_bag(t: Term) -> _Part:
-    """A bag of `count` ids, all of which count the same: what can be known before the call is."""
-    mode = 1 if t.div is not None else _MODES[t.pool]
-    transform, first, count, pad = _transform((t,)), t.first, t.count, t.pad
-
-    def bag(o: _Call) -> Tensor:
-        i = o.ids[t.ids]
-        i = (i.narrow(1, first, count) if i.dim() > 1 else i).reshape(-1)
-        i = i if transform is None else transform(i)
-        bounds = o.bounds.get((i.shape[0], count, i.dtype))
-        if bounds is None:
-            bounds = torch.arange(0, i.shape[0], count, dtype=i.dtype, device=i.device)
-            o.bounds[i.shape[0], count, i.dtype] = bounds
-        return torch.embedding_bag(o.tables[t.source], i, bounds, False, mode, False, None, False, pad)[0]
-
-    return bag
-
-
 def _bag(t: Term, scale: int) -> _Part:
     """A bag of rows pooled, over embedding_bag: [R, D]."""
-    mode, pad = _MODES[t.pool], t.pad
-    plain = t.div == (1.0, 0.0) and t.weights is None  # torch's own mean
-    mode = 1 if plain else mode
-    dense_rows = t.bits > 0 or (t.pool == "max" and t.weights is not None)
+    mode, flat = _MODES[t.pool], _flat_ids(t)
+    plain_mean = t.div == (1.0, 0.0) and t.weights is None and t.pad is None
+    # torch's own mean of a fixed number is slower than the sum over that number.
+    over = float(t.count) if plain_mean and t.count and t.lengths is None else None
+    mode = 1 if plain_mean and over is None else mode
+    counted = t.div is not None and not plain_mean
+    gathered = t.bits > 0 or (t.pool == "max" and t.weights is not None)
 
-    def bag(o: _Call) -> Tensor:
-        i, w = _flat_ids(t, o), _flat_weights(t, o)
+    def bag(o: Operands) -> Tensor:
+        i, w = flat(o), _flat_weights(t, o)
         bounds, last = _bounds(t, o, i)
         if t.lengths is not None:
             i, w, bounds = _shorten(t, o, i, w)
         table = o.tables[t.source]
+        if t.pad is not None and t.pool == "sum" and not gathered and _is_finite(table, t.pad):
+            # Weights of zero are faster than shorter bags, and exact where the pad's row is finite.
+            live = torch.ne(i, t.pad)
+            w = live.to(table.dtype) if w is None else torch.where(live, w.to(table.dtype), 0.0)
+        elif t.pad is not None:
+            i, w, bounds, last = _without_pad(t, i, w, bounds, last, table.shape[0])
         # Weights that the table's type does not hold are multiplied in their own.
-        widened = w is not None and w.dtype != table.dtype and table.dtype.itemsize < 4
-        n = None if t.div is None or plain else _counts(t, i, w, bounds, last)
-        if dense_rows or widened:
-            rows = _gather(t, scale, o, i)
-            if w is not None:
-                wide = torch.promote_types(rows.dtype, torch.float32)
-                rows = rows.to(wide) * w[:, None].to(wide)
-            if pad is not None:
-                bounds, rows = _ends(_segment_sums((i != pad).to(rows.dtype), bounds, last).long()), rows[i != pad]
-                last = True
-            i = torch.arange(rows.shape[0], device=rows.device, dtype=bounds.dtype)
-            out = torch.embedding_bag(rows, i, bounds, False, mode, False, None, last)[0]
+        if gathered or (w is not None and w.dtype != table.dtype and table.dtype.itemsize < 4):
+            out = _gathered_bag(_gather(t, scale, o, i), w, bounds, last, mode)
         else:
-            w = w if w is None else w.to(table.dtype)
-            out = torch.embedding_bag(table, i, bounds, False, mode, False, w, last, pad)[0]
-        out = out if n is None else out / n[:, None]
-        return out.to(torch.float32 if t.bits else table.dtype)
+            if w is not None and w.dtype != table.dtype:
+                w = w.to(table.dtype)
+            out = torch.embedding_bag(table, i, bounds, False, mode, False, w, last)[0]
+        if over is not None:
+            out = out.div_(over) if not out.requires_grad else out / over
+        if counted:
+            out = out / _counts(t, i, w, bounds, last)[:, None]
+        dtype = torch.float32 if t.bits else table.dtype
+        return out if out.dtype == dtype else out.to(dtype)
 
-    return bag
+    def plain(o: Operands) -> Tensor:
+        i = flat(o)
+        bounds, last = _bounds(t, o, i)
+        return torch.embedding_bag(o.tables[t.source], i, bounds, False, mode, False, None, last)[0]
+
+    def largest(o: Operands) -> Tensor:
+        i, table = flat(o), o.tables[t.source]
+        return torch.index_select(table, 0, i).view(-1, t.count, table.shape[1]).amax(1)
+
+    simple = t.weights is None and t.lengths is None and t.pad is None and not t.bits and not counted and over is None
+    if simple and t.pool == "max" and t.count:
+        return largest
+    return plain if simple else bag
+
+
+def _is_finite(table: Tensor, row: int) -> bool:
+    """Whether a row of a table of at least float32 holds neither inf nor nan."""
+    # A sum that is finite has no other terms; one that overflows only goes the slower way.
+    return table.dtype.itemsize >= 4 and row < table.shape[0] and math.isfinite(table.select(0, row).sum().item())
+
+
+def _gathered_bag(rows: Tensor, w: Tensor | None, bounds: Tensor, last: bool, mode: int) -> Tensor:
+    """Bags of rows that lie one after the other."""
+    if w is not None:
+        wide = torch.promote_types(rows.dtype, torch.float32)
+        rows = rows.to(wide) * w[:, None].to(wide)
+    i = torch.arange(rows.shape[0], device=rows.device, dtype=bounds.dtype)
+    return torch.embedding_bag(rows, i, bounds, False, mode, False, None, last)[0]
+
+
+def _without_pad(
+    t: Term, i: Tensor, w: Tensor | None, bounds: Tensor, last: bool, height: int
+) -> tuple[Tensor, Tensor | None, Tensor, bool]:
+    """The ids that are not the pad, their weights, and where their bags begin and end."""
+    assert t.pad is not None
+    live = torch.ne(i, t.pad)
+    if t.pad >= height and not bool(live.all()):
+        raise IndexError(f"{t}: the pad is no row of a table of {height}")
+    if t.ragged or t.lengths is not None:
+        counts = _segment_sums(live.float(), bounds, last).to(bounds.dtype)
+    else:
+        counts = live.view(-1, t.count).sum(1)
+    kept = torch.masked_select(i, live)
+    return kept, None if w is None else torch.masked_select(w, live), _ends(counts).to(i.dtype), True
 
 
 def _bounds(t: Term, o: Operands, i: Tensor) -> tuple[Tensor, bool]:
     """Where bags begin in the flat ids, and whether the end of the last stands there too."""
     if t.offsets is not None:
-        return o.offsets[t.offsets].to(i.dtype), t.last
-    return torch.arange(0, i.shape[0], t.count, dtype=i.dtype, device=i.device), False
+        bounds = o.offsets[t.offsets]
+        return bounds if bounds.dtype == i.dtype else bounds.to(i.dtype), t.last
+    if i.is_cuda or torch._C._get_tracing_state() is not None or torch._C._len_torch_dispatch_stack() > 0:
+        return torch.arange(0, i.shape[0], t.count, dtype=i.dtype, device=i.device), False
+    return _even(i.shape[0], t.count, i.dtype), False
+
+
+@functools.lru_cache(maxsize=256)
+def _even(ids: int, count: int, dtype: torch.dtype) -> Tensor:
+    """Bounds of bags of ``count`` ids: to make them anew is a tenth of a small bag's time."""
+    with torch.inference_mode(False):
+        return torch.arange(0, ids, count, dtype=dtype)
 
 
 def _ends(counts: Tensor) -> Tensor:
@@ -342,9 +376,11 @@ def _segment_sums(v: Tensor, bounds: Tensor, last: bool) -> Tensor:
 def _counts(t: Term, i: Tensor, w: Tensor | None, bounds: Tensor, last: bool) -> Tensor:
     """max(n, LO) + EPS of every bag."""
     assert t.div is not None
-    one = torch.ones((), device=i.device)
-    w = one.expand(i.shape[0]) if w is None else w.to(torch.promote_types(w.dtype, torch.float32))
-    if t.pad is not None:
-        w = torch.where(i == t.pad, torch.zeros((), dtype=w.dtype, device=w.device), w)
-    n = _segment_sums(w.contiguous(), bounds, last)
-    return n.clamp(min=t.div[0]) + t.div[1]
+    if w is not None:
+        w = w if w.dtype == torch.float32 else w.to(torch.promote_types(w.dtype, torch.float32))
+        n = w.view(-1, t.count).sum(1) if w.shape[0] == bounds.shape[0] * t.count else _segment_sums(w, bounds, last)
+    elif last:
+        n = bounds.diff().float()
+    else:
+        n = _segment_sums(torch.ones(i.shape[0], device=i.device), bounds, last)
+    return n.clamp(min=t.div[0]) + t.div[1] if t.div[1] else n.clamp(min=t.div[0])

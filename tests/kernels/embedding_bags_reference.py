@@ -100,7 +100,7 @@ def operands(text: str, rows: int = 5, dim: int = 7, seed: int = 0, ids: torch.d
                     weights[t.weights] = torch.rand(rows, width + 12)
     for t in terms:
         if t.offsets is not None:
-            cuts = torch.randint(0, 4 * rows, (max(rows - 1, 0),)).sort().values
+            cuts = torch.randint(0, max(4 * rows, 1), (max(rows - 1, 0),)).sort().values
             ends = torch.tensor([4 * rows] * t.last, dtype=torch.int64)
             offsets[t.offsets] = torch.cat([torch.zeros(min(rows, 1), dtype=torch.int64), cuts, ends])
         if t.lengths is not None:

@@ -1,0 +1,205 @@
+"""Measure the ways to run ``recopt::embedding_bags`` on this GPU, for the table of choices that it ships.
+
+python benchmarks/tune_embedding.py --measure times.json [--only 500Kx128 ...]       on the GPU
+    python benchmarks/tune_embedding.py --write times.json        anywhere -> recopt/kernels/embedding_bags_table.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import multiprocessing
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from embedding import CLASSES, WORKLOADS, Workload, bare_kernel, fbgemm, layout, make_ids, make_tables, quantise
+from timing import copies, device_times
+from torch import Tensor
+
+from recopt.kernels.embedding_bags import bytes_moved
+from recopt.kernels.embedding_bags_config import Config
+from recopt.kernels.embedding_bags_launch import embedding_bags_triton
+from recopt.kernels.embedding_bags_torch import Operands
+
+TABLE = Path(__file__).parent.parent / "recopt" / "kernels" / "embedding_bags_table.py"
+SHAPES = ("32x500Kx128 L150 B2048", "26x1Mx128 L1 B2048", "26x1Mx128 L1 B256", "100x100Kx32 L20 B512",
+          "8x1Mx32 L80 B256")  # fmt: skip
+
+
+def candidates(w: Workload, stored: str) -> list[Config]:
+    """The configurations worth measuring: warps, values a thread, columns of a slice, ids at once."""
+    _, dim, length = w.tables[0]
+    first = "evict_first"
+    if length == 1:
+        return [Config(*s, 128, evict=first) for s in ((4, 16, 8), (4, 16, 16), (8, 16, 8), (2, 16, 16))]
+    if stored == "int8":
+        shapes = ((1, 32), (1, 64), (2, 64))
+        return [Config(*s, 16, dim, n, "" if dim > 32 else first) for s in shapes for n in (8, 32)]
+    if dim <= 32:
+        return [Config(*s, 16, 32, n, first) for s in ((1, 16), (1, 32), (2, 16)) for n in (4, 8, 16, 32)]
+    if stored == "fp16":
+        return [Config(*s, 16, columns, n) for columns in (64, 128) for s in ((1, 32), (2, 16)) for n in (8, 16)]
+    shapes = ((1, 16), (1, 32), (2, 16), (4, 16))
+    found = [Config(*s, 16, columns, n) for columns in (32, 64) for s in shapes for n in (8, 16)]
+    found += [Config(*s, 16, 128, n) for s, n in (((2, 16), 2), ((4, 32), 32), ((2, 16), 16), ((2, 32), 8))]
+    found += [Config(4, 16, 16, 64, 32)]
+    # What registers, prefetching and hints to the L2 give beside them.
+    base = Config(2, 16, 16, 64, 16)
+    levers = ({"registers": 40}, {"registers": 64}, {"stages": 3}, {"evict": "evict_last"}, {"evict": first})
+    return [*found, *(base._replace(**lever) for lever in levers)]
+
+
+def _operands(w: Workload, stored: str, tables: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor], str]:
+    if stored == "int8":
+        pairs = [quantise(t) for t in tables]
+        text = layout(w).replace("sum t", "sum q8 t").replace("row t", "row q8 t")
+        return [q for q, _ in pairs], [s for _, s in pairs], text
+    return [t.half() if stored == "fp16" else t for t in tables], [], layout(w)
+
+
+def _compile(job: tuple[Workload, str, Config]) -> str:
+    w, stored, config = job
+    small = Workload(tuple((1000, dim, length) for _, dim, length in w.tables[:1]), w.batch)
+    try:
+        tables, scales, text = _operands(small, stored, make_tables(small, "cuda"))
+        embedding_bags_triton(
+            Operands(tables, [make_ids(small, "uniform", "cuda", 0)], [], [], [], scales), text, config
+        )
+        torch.cuda.synchronize()
+    except Exception as e:  # a configuration that this GPU cannot hold: reported, and left out
+        return repr(e)[-300:]
+    return ""
+
+
+def exact(w: Workload, tables: Sequence[Tensor], scales: Sequence[Tensor], ids: Tensor, bags: int = 64) -> Tensor:
+    """The first bags in float64."""
+    outs, column = [], 0
+    for n, (_, _, length) in enumerate(w.tables):
+        i = ids[:bags, column : column + length]
+        rows = tables[n][i].double()
+        if scales:
+            rows = rows * scales[n][i][..., :1].double() + scales[n][i][..., 1:].double()
+        outs.append(rows.sum(1))
+        column += length
+    return torch.cat(outs, 1)
+
+
+def measure(
+    path: Path, only: Sequence[str], kinds: Sequence[str], stored: Sequence[str], budget: float, with_peers: bool
+) -> None:
+    """Time every candidate on every shape and class of ids."""
+    begin = time.perf_counter()
+    names = [n for n in WORKLOADS if n in SHAPES and (not only or any(o in n for o in only))]
+    jobs = [(WORKLOADS[n], s, c) for n in names for s in stored for c in candidates(WORKLOADS[n], s)]
+    with ProcessPoolExecutor(14, mp_context=multiprocessing.get_context("spawn")) as executor:
+        problems = dict(zip(jobs, executor.map(_compile, jobs), strict=True))
+    for job, problem in problems.items():
+        if problem:
+            print("cannot run", job[1:], problem)
+    print(f"{len(jobs)} configurations compiled after {time.perf_counter() - begin:.0f} s")
+    results: list[dict[str, Any]] = []
+    for name in names:
+        w = WORKLOADS[name]
+        full = make_tables(w, "cuda")
+        _, dim, length = w.tables[0]
+        for store in stored:
+            tables, scales, text = _operands(w, store, full)
+            peer = fbgemm(w, store) if with_peers else None
+            for kind in kinds:
+                if time.perf_counter() - begin > budget:
+                    print("out of time before", name, store, kind)
+                    continue
+                count = 3 if length > 100 else copies(w.batch * len(w.tables) * dim * 8, 24)
+                requests = [make_ids(w, kind, "cuda", seed) for seed in range(count)]
+                unique = bytes_moved(text, tables, [requests[0]], unique=True)
+                times: dict[str, float] = {}
+                if peer is not None:
+                    times["fbgemm"] = device_times([peer(i) for i in requests], 8).median
+                if store == "fp32" and with_peers:
+                    found = []
+                    for u, warps in ((16, 2), (32, 4), (16, 1), (32, 8)) if length > 1 else ((1, 1), (1, 2)):
+                        bind = bare_kernel(full, w, min(u, 1 << (length - 1).bit_length()), warps)
+                        found.append(device_times([bind(i) for i in requests], 6).median)
+                    times["bare"] = min(found)
+                want = exact(w, tables, scales, requests[0])
+                ranked = []
+                for config in candidates(w, store):
+                    if problems[w, store, config]:
+                        continue
+                    o = [Operands(tables, [i], [], [], [], scales) for i in requests]
+                    got = embedding_bags_triton(o[0], text, config)
+                    error = float((got[:64] - want).norm() / want.norm())
+                    t = device_times([partial(embedding_bags_triton, r, text, config) for r in o], 6).median
+                    ranked.append((t, error, config))
+                ranked.sort(key=lambda r: r[0])
+                results.append({"shape": name, "stored": store, "ids": kind, "unique": unique, "peers": times,
+                                "rows": ranked})  # fmt: skip
+                print(f"{name} {store} {kind}: bound {unique / 3.03e6:.1f}", {k: round(v, 2) for k, v in times.items()})
+                for t, error, c in ranked[:4]:
+                    print(f"    {t:9.2f} {error:.0e} {tuple(c)}")
+                if max(r[1] for r in ranked) > 1e-3:
+                    print("    WRONG:", [r for r in ranked if not r[1] < 1e-3][:3])
+            del peer, tables, scales
+        del full
+        torch.cuda.empty_cache()
+    path.write_text(
+        json.dumps({"device": torch.cuda.get_device_name(), "torch": torch.__version__, "results": results})
+    )
+    print(f"{time.perf_counter() - begin:.0f} s")
+
+
+def write(paths: Sequence[Path]) -> None:
+    """Write the table: for each shape the least geometric mean, over the classes of ids, of time over the best time.
+
+    A shape in a later file replaces that of an earlier one.
+    """
+    loss: dict[tuple[int, int, int, int], dict[Config, list[float]]] = {}
+    for path in paths:
+        data = json.loads(path.read_text())
+        here: dict[tuple[int, int, int, int], dict[Config, list[float]]] = {}
+        for r in data["results"]:
+            w = WORKLOADS[r["shape"]]
+            _, dim, length = w.tables[0]
+            key = ({"fp32": 4, "fp16": 2, "int8": 1}[r["stored"]], dim, length, w.batch)
+            best = min(t for t, _, _ in r["rows"])
+            for t, error, c in r["rows"]:
+                if error < 1e-3:
+                    here.setdefault(key, {}).setdefault(Config(*c), []).append(math.log(t / best))
+        loss |= here
+    lines = ""
+    for key, ways in loss.items():
+        most = max(map(len, ways.values()))
+        choice = min((c for c in ways if len(ways[c]) == most), key=lambda c, ways=ways: sum(ways[c]))
+        values = ", ".join(f'"{v}"' if isinstance(v, str) else str(v) for v in choice)
+        lines += f"    {key}: Config({values}),\n"
+    TABLE.write_text(
+        '"""The fastest way for embedding bags on Hopper; data from benchmarks/tune_embedding.py."""\n\n'
+        "from .embedding_bags_config import Config\n\n"
+        f'MEASURED = "{data["device"]}, torch {data["torch"]}"\n'
+        "# Bytes a value is stored in, columns as stored, ids a bag, bags -> the least geometric mean over classes of "
+        "ids.\nCHOICES: dict[tuple[int, int, int, int], Config] = {\n" + lines + "}\n"
+    )
+    print(TABLE.read_text())
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--measure", type=Path, metavar="JSON", default=None)
+    parser.add_argument("--write", type=Path, nargs="+", metavar="JSON")
+    parser.add_argument("--no-peers", action="store_true")
+    parser.add_argument("--only", nargs="+", default=())
+    parser.add_argument("--ids", nargs="+", default=CLASSES)
+    parser.add_argument("--stored", nargs="+", default=("fp32",))
+    parser.add_argument("--budget", type=float, default=400.0, help="seconds")
+    args = parser.parse_args()
+    with torch.no_grad():
+        if args.measure:
+            measure(args.measure, args.only, args.ids, args.stored, args.budget, not args.no_peers)
+    if args.write:
+        write(args.write)

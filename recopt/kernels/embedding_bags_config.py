@@ -1,0 +1,27 @@
+"""How the kernel of ``recopt::embedding_bags`` can run: the vocabulary of its table of measured choices."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Config(NamedTuple):
+    """One launch: warps a program, values a thread holds of a bag and of single rows, columns of a slice, ids of a bag
+    that are read at once at most; a program makes as many bags as fill its threads.
+
+    ``columns`` is the widest slice of a row that one program reads: a narrow slice of a large table fits the L2, whose
+    hits are then worth more than whole rows. ``evict`` and ``modifier`` are the hints of the rows' loads, ``stages``
+    the distance at which rows are prefetched through shared memory (0: not), ``registers`` a cap a thread (0: none).
+    ``early`` starts the kernel while the one before it drains (from Hopper on).
+    """
+
+    warps: int = 2
+    bag_values: int = 16
+    row_values: int = 16
+    columns: int = 128
+    at_once: int = 32
+    evict: str = ""
+    modifier: str = ""
+    stages: int = 0
+    registers: int = 0
+    early: bool = True

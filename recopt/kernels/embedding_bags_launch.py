@@ -1,0 +1,164 @@
+"""The launcher of ``recopt::embedding_bags`` on a GPU: plans bound once, and what one call adds to them."""
+
+from __future__ import annotations
+
+import math
+import os
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import embedding_bags_table as table
+from .embedding_bags_config import Config
+from .embedding_bags_layout import Layout, Term, parse_layout
+from .embedding_bags_plan import make_plan, supports
+from .embedding_bags_torch import Operands, check_operands, embedding_bags_torch, rows_of
+
+_Run = Callable[[Operands, int], Tensor]
+_plans: dict[tuple[Any, ...], _Run] = {}
+_MAX_PLANS = 1024
+# Up to so many addresses that change from call to call are arguments of the kernel; more go through memory.
+_MAX_ARGUMENTS = 64
+
+
+def embedding_bags_triton(o: Operands, text: str, config: Config | None = None) -> Tensor:
+    """One launch for the whole layout. The first call with some tables and shapes binds it; later ones only launch.
+
+    ``config`` forces a configuration; without one it is the table's. What the kernel does not know goes the plain way.
+    Raises EmbeddingBagsError. An id that its table does not hold stops the device with an assertion, as in torch.
+    """
+    layout = parse_layout(text)
+    rows = rows_of(layout, o)
+    device = (o.tables or o.dense)[0].device
+    # Everything that the records and the compiled kernel depend on. Tables are known by identity and address: a plan
+    # dies with the first of its tables, so neither is another's.
+    key = (
+        text, config, rows.bit_length(), tuple(map(id, o.tables)), tuple(map(Tensor.data_ptr, o.tables)),
+        tuple(map(Tensor.data_ptr, o.scales)), tuple([_signature(layout, o, rows, s) for s in layout.slots]),
+    )  # fmt: skip
+    run = _plans.get(key)
+    if run is None:
+        check_operands(layout, o)
+        if len(_plans) >= _MAX_PLANS:
+            _plans.clear()
+        known = supports(layout, o)
+        run = _bind(layout, o, rows, config or choose_config(layout, o, rows)) if known else _plainly(text)
+        _plans[key] = run
+        for t in (*o.tables, *o.scales):
+            weakref.finalize(t, _plans.pop, key, None)
+    if device.type == "cuda" and device.index != torch.cuda.current_device():
+        with torch.cuda.device(device):
+            return run(o, rows)
+    return run(o, rows)
+
+
+def _signature(layout: Layout, o: Operands, rows: int, slot: tuple[str, int]) -> tuple[Any, ...]:
+    """What a plan assumes of an operand that changes from call to call; flat ids may be of any number."""
+    t = getattr(o, slot[0])[slot[1]]
+    along = layout.flat.get(slot)
+    return t.dtype, t.stride(), t.shape[1:], t.shape[0] - (rows if along is None else o.ids[along].shape[0])
+
+
+def _plainly(text: str) -> _Run:
+    return lambda o, rows: embedding_bags_torch(*o, text)
+
+
+def choose_config(layout: Layout, o: Operands, rows: int) -> Config:
+    """The measured choice for the shape nearest to the term that reads most: its type, width, bag and batch."""
+
+    def read(t: Term) -> tuple[int, int, int]:
+        stored = o.tables[t.source]
+        count = 1 if t.pool == "row" or t.lookup else t.count or 32
+        return count * stored.shape[1] * stored.dtype.itemsize, count, stored.shape[1]
+
+    found = max((read(t) for t in layout.lookups), default=(0, 1, 64))
+    item = found[0] // max(1, found[1] * found[2]) or 4
+    here = (item, found[2], found[1], rows)
+    nearest = min(table.CHOICES, key=lambda shape: _distance(shape, here))
+    return table.CHOICES[nearest]
+
+
+def _distance(a: tuple[int, ...], b: tuple[int, ...]) -> float:
+    # A single row is another kernel than a bag, whatever the rest.
+    alike = (a[2] == 1) == (b[2] == 1)
+    return sum(abs(math.log(max(x, 1) / max(y, 1))) for x, y in zip(a, b, strict=True)) + (0.0 if alike else 100.0)
+
+
+def _bind(layout: Layout, o: Operands, rows: int, config: Config) -> _Run:
+    from .embedding_bags_kernels import bags_kernel
+
+    plan = make_plan(layout, o, rows, config)
+    check = os.environ.get("RECOPT_UNCHECKED_IDS") != "1"
+    bags = [c[0] for c in plan.classes]
+    device = plan.records.device
+    options: dict[str, Any] = {"num_warps": config.warps, "debug": check, "sanitize_overflow": False}
+    options |= {"maxnreg": config.registers} if config.registers else {}
+    addresses = _Addresses(device) if len(layout.slots) > _MAX_ARGUMENTS else None
+    early = config.early and device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 9
+    options |= {"launch_pdl": True} if early else {}
+    constants = (plan.classes, (addresses is not None, check, early))
+    runners: dict[int, Any] = {}
+
+    def run(o: Operands, rows: int) -> Tensor:
+        out = torch.empty((rows, plan.width), dtype=plan.dtype, device=device)
+        if rows == 0 or plan.width == 0:
+            return out
+        dynamic = tuple([getattr(o, which)[n] for which, n in layout.slots])
+        if addresses is not None:
+            dynamic = (addresses.of(dynamic),)
+        sizes = tuple([o.ids[n].shape[0] for n in plan.sizes]) or (0,)
+        args = (out, plan.records, dynamic, sizes, plan.counts, rows, plan.width, *constants)
+        runner = runners.get(rows)
+        if runner is not None:
+            runner(*args)
+            return out
+        blocks = [-(-rows // b) for b in bags]
+        grid = (blocks[0], plan.counts[0], 1)
+        if len(bags) > 1:
+            grid = (sum(n * b for n, b in zip(plan.counts, blocks, strict=True)), 1, 1)
+        compiled = bags_kernel[grid](*args, **options)
+        if compiled is not None:  # the interpreter compiles nothing
+            runners[rows] = compiled[grid]
+        return out
+
+    return run
+
+
+class _Addresses:
+    """Addresses of many operands in device memory, copied there when they change; spare ones serve captured graphs."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.known: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
+        self.captured: list[tuple[Tensor, Tensor]] = []
+        self.spare: list[Tensor] = []
+
+    def of(self, operands: tuple[Tensor, ...]) -> Tensor:
+        """The int64 tensor of the operands' addresses, valid on the current stream."""
+        pointers = tuple(map(Tensor.data_ptr, operands))
+        if self.device.type != "cuda":
+            return torch.tensor(pointers)
+        key = (pointers, torch.cuda.current_stream(self.device).cuda_stream)
+        capturing = torch.cuda.is_current_stream_capturing()
+        if not capturing and key in self.known:
+            return self.known[key][1]
+        # Pinned memory cannot be had while a graph is captured, which moreover reads it at every replay.
+        if capturing:
+            staged = self.spare.pop()
+        else:
+            while len(self.spare) < 8:
+                self.spare.append(torch.empty(len(pointers), dtype=torch.int64, pin_memory=True))
+            staged = torch.empty(len(pointers), dtype=torch.int64, pin_memory=True)
+        staged.copy_(torch.tensor(pointers))
+        found = staged, staged.to(self.device, non_blocking=True)
+        if capturing:
+            self.captured.append(found)
+        else:
+            if len(self.known) >= 256:
+                torch.cuda.current_stream(self.device).synchronize()  # no copy still reads what is let go
+                self.known.clear()
+            self.known[key] = found
+        return found[1]

@@ -1,0 +1,34 @@
+"""Runs the kernel of embedding bags in Triton's interpreter against float64; test_embedding_bags.py starts it."""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+from embedding_bags_reference import operands, reference
+from interpreted import interpreter  # its repair of the interpreter
+from test_embedding_bags import LAYOUTS
+
+from recopt.kernels.embedding_bags_config import Config
+from recopt.kernels.embedding_bags_launch import embedding_bags_triton
+
+CONFIGS = [Config(1, 4, 2, 4), Config(2, 8, 8, 128)]
+
+
+def check(text: str, config: Config, rows: int, dim: int, ids: torch.dtype) -> None:
+    o = operands(text, rows, dim, ids=ids)
+    out = embedding_bags_triton(o, text, config)
+    half = any(t.dtype == torch.float16 for t in o.tables)
+    tolerance = {"rtol": 1e-3, "atol": 1e-3} if half else {}
+    torch.testing.assert_close(
+        out, reference(o, text), msg=lambda s: f"{text} {config}\n{s}", equal_nan=True, **tolerance
+    )
+
+
+if __name__ == "__main__":
+    assert interpreter
+    chosen = sys.argv[1:] or LAYOUTS
+    for n, text in enumerate(chosen):
+        for config in CONFIGS:
+            check(text, config, 5, 7 if n % 2 else 16, torch.int64 if n % 3 else torch.int32)
+    print(len(chosen), "layouts agree")
