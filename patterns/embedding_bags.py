@@ -41,6 +41,7 @@ from recopt.ir.term import (
     scale,
     single,
     substitute,
+    sum_over,
     walk,
 )
 from recopt.ir.term import add as add_terms
@@ -68,7 +69,8 @@ def looks_up(lifted: Lifted, value: Value) -> bool:
         lifted.notes[key] = False
         t = lifted.definition.get(value)
         if t is not None and not lifted.host.is_constant(value):
-            lifted.notes[key] = any(_looks_up(lifted, a) for m in t.body.monos for a in m.atoms)
+            body = _picked(lifted, t.body)
+            lifted.notes[key] = any(_looks_up(lifted, a) for m in body.monos for a in m.atoms)
     return lifted.notes[key] is True
 
 
@@ -78,6 +80,44 @@ def _looks_up(lifted: Lifted, atom: Atom) -> bool:
     if not isinstance(atom, Read) or not isinstance(atom.leaf, Value):
         return False
     return _is_lookup(lifted, atom) or (not constant_leaf(lifted, atom.leaf) and looks_up(lifted, atom.leaf))
+
+
+def _picked(lifted: Lifted, term: Poly) -> Poly:
+    """sum_k [ids == k] T[k, d] -> T[ids, d], where every id has its place."""
+    parts = [_picked_one(lifted, m) or monomial(m, term.dtype) for m in term.monos]
+    return add_terms(*parts) if parts else term
+
+
+def _picked_one(lifted: Lifted, mono: Mono) -> Poly | None:
+    for hot in mono.atoms:
+        ids = _one_hot(lifted, hot) if isinstance(hot, Read) else None
+        place = hot.index[-1].atom if isinstance(hot, Read) and hot.index else None
+        if ids is None or not isinstance(place, Coord) or place.axis not in mono.axes:
+            continue
+        fresh = {a: axis(a.size) for a in mono.axes}
+        names = {a: coord(n) for a, n in fresh.items()}
+        others = [substitute(single(a, a.dtype), names) for a in mono.atoms if a is not hot]
+        row = {fresh[place.axis]: substitute(ids, names)}
+        read = scale(mul(*[substitute(p, row) for p in others]), mono.coef)
+        return sum_over(read, [n for a, n in fresh.items() if a != place.axis])
+    return None
+
+
+def _one_hot(lifted: Lifted, read: Read) -> Poly | None:
+    """The ids, where a read is 1 at the place that they name along its last index and 0 elsewhere."""
+    value = read.leaf
+    t = lifted.definition.get(value) if isinstance(value, Value) else None
+    atom = t.body.atom if t is not None else None
+    if t is None or not isinstance(atom, Fn) or atom.name != "cast":
+        return None
+    seen = t.at(list(read.index)).atom
+    assert isinstance(seen, Fn)
+    inner = seen.args[0].atom
+    if isinstance(inner, Read):
+        return _one_hot(lifted, inner)
+    if ("one-hot", value) not in lifted.notes or not isinstance(inner, Fn) or inner.name != "eq":
+        return None
+    return next((a for a in inner.args if a is not read.index[-1]), None)
 
 
 def _is_lookup(lifted: Lifted, read: Read) -> bool:
@@ -145,7 +185,7 @@ def match(lifted: Lifted, root: Value) -> Match | None:
 def _match(lifted: Lifted, root: Value, opened: bool) -> Match | None:
     """The match with what masks are made of `opened`, so that the operator makes them, or as values of the graph."""
     term = lifted.definition[root]
-    whole = _expand(lifted, term.body, opened)
+    whole = _expand(lifted, _picked(lifted, term.body), opened)
     place = _Place(lifted, root)
     columns, pieces = _pieces(place, term, whole)
     assert place.dims is not None
@@ -183,7 +223,8 @@ def _expand(lifted: Lifted, term: Poly, opened: bool) -> Poly:
         leaf = atom.leaf
         if not looks_up(lifted, leaf) and not _hashes(lifted, leaf) and not (opened and _masks(lifted, leaf)):
             return None
-        return _expand(lifted, lifted.definition[leaf].at(list(atom.index)), opened)
+        t = lifted.definition[leaf]
+        return _expand(lifted, t.with_body(_picked(lifted, t.body)).at(list(atom.index)), opened)
 
     return substitute(term, {}, inner)
 

@@ -319,6 +319,7 @@ def _one_hot(c: Call, ids: Tensor, classes: object = -1) -> Tensor:
     depth = c.size(classes)
     if depth == -1:
         raise Opaque("a one-hot whose width depends on data")
+    c.lifted.notes["one-hot", c.node.outputs[0]] = True  # an id that has no place is an error, not a row of zeros
     return ops.one_hot(ids, depth, c.dtype)
 
 

@@ -152,6 +152,13 @@ LOOKUPS: dict[str, Lookup] = {
         ).sum(1),
         onnx=False,
     ),
+    "one_hot": Lookup(lambda m, ids: F.one_hot(ids[:, 0], ROWS).float() @ m.weights[0], onnx=False),
+    "one_hot_bag": Lookup(
+        lambda m, ids: torch.cat(
+            [F.one_hot(ids, ROWS).to(torch.float32).matmul(m.weights[0]).sum(1), m.bag("sum", ids)], 1
+        ),
+        onnx=False,
+    ),
     "wide_chain": Lookup(_one_by_one),
     "wide_summed": Lookup(lambda m, ids: sum(F.embedding(ids[:, k], w) for k, w in enumerate(m.wide))),
     "wide_stacked_sum": Lookup(
@@ -169,6 +176,9 @@ LOOKUPS: dict[str, Lookup] = {
 }
 
 NEAR_MISSES: dict[str, Lookup] = {
+    "equal_to_a_place": Lookup(
+        lambda m, ids: (ids[:, :1] + 7 == torch.arange(ROWS)).float() @ m.weights[0]  # no row of its own above ROWS
+    ),
     "table_computed": Lookup(lambda m, ids, x: F.embedding(ids * 0, x), 2),
     "weight_of_the_row": Lookup(
         lambda m, ids: (F.embedding(ids, m.weights[0]) * F.embedding(ids, m.weights[0]).sigmoid()).sum(1)
