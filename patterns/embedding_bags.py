@@ -20,13 +20,11 @@ from recopt.fused import Bag, EmbeddingBags, View
 from recopt.hosts.base import Value
 from recopt.ir import sizes
 from recopt.ir.rules import FLOATS
-from recopt.ir.sizes import Size
 from recopt.ir.tensor import Dim, Tensor
 from recopt.ir.term import (
     Atom,
     Axis,
     Coord,
-    Fn,
     Guard,
     Mono,
     Poly,
@@ -41,12 +39,12 @@ from recopt.ir.term import (
     scale,
     single,
     substitute,
-    sum_over,
     walk,
 )
 from recopt.ir.term import add as add_terms
 from recopt.lift.base import Lifted
-from recopt.match import Match, No, constant_leaf, dead_after, is_data
+from recopt.lookups import expand, hashed, is_lookup, looks_up, picked, unwrapped
+from recopt.match import Match, No, dead_after, is_data
 from recopt.views import arrange, held_by, regroup
 
 name = "embedding-bags"
@@ -60,68 +58,6 @@ def roots(lifted: Lifted) -> list[Value]:
     """The values that hold rows of tables and nothing that a function made of them, last first."""
     values = [v for node in lifted.host.nodes if node not in lifted.opaque for v in node.outputs]
     return [v for v in values[::-1] if v.dtype in FLOATS and looks_up(lifted, v)]
-
-
-def looks_up(lifted: Lifted, value: Value) -> bool:
-    """Whether a value is made of lookups: one, several joined or added, pooled or not."""
-    key = ("looks_up", value)
-    if key not in lifted.notes:
-        lifted.notes[key] = False
-        t = lifted.definition.get(value)
-        if t is not None and not lifted.host.is_constant(value):
-            body = _picked(lifted, t.body)
-            lifted.notes[key] = any(_looks_up(lifted, a) for m in body.monos for a in m.atoms)
-    return lifted.notes[key] is True
-
-
-def _looks_up(lifted: Lifted, atom: Atom) -> bool:
-    if isinstance(atom, Reduce):
-        return atom.op == "max" and any(_looks_up(lifted, a) for m in atom.body.monos for a in m.atoms)
-    if not isinstance(atom, Read) or not isinstance(atom.leaf, Value):
-        return False
-    return _is_lookup(lifted, atom) or (not constant_leaf(lifted, atom.leaf) and looks_up(lifted, atom.leaf))
-
-
-def _picked(lifted: Lifted, term: Poly) -> Poly:
-    """sum_k [ids == k] T[k, d] -> T[ids, d], where every id has its place."""
-    parts = [_picked_one(lifted, m) or monomial(m, term.dtype) for m in term.monos]
-    return add_terms(*parts) if parts else term
-
-
-def _picked_one(lifted: Lifted, mono: Mono) -> Poly | None:
-    for hot in mono.atoms:
-        ids = _one_hot(lifted, hot) if isinstance(hot, Read) else None
-        place = hot.index[-1].atom if isinstance(hot, Read) and hot.index else None
-        if ids is None or not isinstance(place, Coord) or place.axis not in mono.axes:
-            continue
-        fresh = {a: axis(a.size) for a in mono.axes}
-        names = {a: coord(n) for a, n in fresh.items()}
-        others = [substitute(single(a, a.dtype), names) for a in mono.atoms if a is not hot]
-        row = {fresh[place.axis]: substitute(ids, names)}
-        read = scale(mul(*[substitute(p, row) for p in others]), mono.coef)
-        return sum_over(read, [n for a, n in fresh.items() if a != place.axis])
-    return None
-
-
-def _one_hot(lifted: Lifted, read: Read) -> Poly | None:
-    """The ids, where a read is 1 at the place that they name along its last index and 0 elsewhere."""
-    value = read.leaf
-    t = lifted.definition.get(value) if isinstance(value, Value) else None
-    atom = t.body.atom if t is not None else None
-    if t is None or not isinstance(atom, Fn) or atom.name != "cast":
-        return None
-    seen = t.at(list(read.index)).atom
-    assert isinstance(seen, Fn)
-    inner = seen.args[0].atom
-    if isinstance(inner, Read):
-        return _one_hot(lifted, inner)
-    if ("one-hot", value) not in lifted.notes or not isinstance(inner, Fn) or inner.name != "eq":
-        return None
-    return next((a for a in inner.args if a is not read.index[-1]), None)
-
-
-def _is_lookup(lifted: Lifted, read: Read) -> bool:
-    return constant_leaf(lifted, read.leaf) and any(is_data(lifted, p) for p in read.index)
 
 
 # --- the match ---
@@ -185,7 +121,7 @@ def match(lifted: Lifted, root: Value) -> Match | None:
 def _match(lifted: Lifted, root: Value, opened: bool) -> Match | None:
     """The match with what masks are made of `opened`, so that the operator makes them, or as values of the graph."""
     term = lifted.definition[root]
-    whole = _expand(lifted, _picked(lifted, term.body), opened)
+    whole = expand(lifted, picked(lifted, term.body), opened)
     place = _Place(lifted, root)
     columns, pieces = _pieces(place, term, whole)
     assert place.dims is not None
@@ -214,21 +150,6 @@ def _width(term: Bag | View) -> int:
     return term.width if isinstance(term, Bag) else int(term.shape[-1])
 
 
-def _expand(lifted: Lifted, term: Poly, opened: bool) -> Poly:
-    """`term` over tables, ids and dense values: the definitions of what joins, adds or pools lookups are put in."""
-
-    def inner(atom: Atom) -> Poly | None:
-        if not isinstance(atom, Read) or not isinstance(atom.leaf, Value) or constant_leaf(lifted, atom.leaf):
-            return None
-        leaf = atom.leaf
-        if not looks_up(lifted, leaf) and not _hashes(lifted, leaf) and not (opened and _masks(lifted, leaf)):
-            return None
-        t = lifted.definition[leaf]
-        return _expand(lifted, t.with_body(_picked(lifted, t.body)).at(list(atom.index)), opened)
-
-    return substitute(term, {}, inner)
-
-
 def _pieces(place: _Place, term: Tensor, whole: Poly) -> tuple[list[Axis], list[tuple[Bag | View, ...]]]:
     """The column axes, and the terms of every piece of the concat."""
     flat = [a for d in term.dims for a in d]
@@ -255,7 +176,7 @@ def _pieces(place: _Place, term: Tensor, whole: Poly) -> tuple[list[Axis], list[
 def _columns(lifted: Lifted, body: Poly) -> list[Axis]:
     """The axes along the rows of the first table."""
     for atom in walk(body):
-        if isinstance(atom, Read) and _is_lookup(lifted, atom):
+        if isinstance(atom, Read) and is_lookup(lifted, atom):
             return [p.atom.axis for p in atom.index if isinstance(p.atom, Coord)]
     raise No("no table is read at rows that data names")
 
@@ -271,7 +192,7 @@ def _terms(place: _Place, body: Poly, columns: Sequence[Axis]) -> tuple[Bag | Vi
 def _lookup(lifted: Lifted, mono: Mono) -> Read | None:
     """The table that a monomial reads, pooled or not. Raises No where it reads several."""
     atoms = _pooled(mono)[2]
-    found = [a for a in atoms if isinstance(a, Read) and _is_lookup(lifted, a)]
+    found = [a for a in atoms if isinstance(a, Read) and is_lookup(lifted, a)]
     if len(found) > 1:
         raise No("rows of two tables are multiplied")
     return found[0] if found else None
@@ -323,9 +244,9 @@ def _bag(place: _Place, mono: Mono, columns: Sequence[Axis]) -> Bag:
     inner += own[:-1]
     if pool != "row" and len(own) > 1:
         raise No("bags side by side in one dimension")
-    ids, wraps = _unwrapped(index, lifted.term[read.leaf].shape[0])
+    ids, wraps = unwrapped(index, lifted.term[read.leaf].shape[0])
     plain = lifted.host.dialect == "onnx"  # there the ids are as they stand, and every factor is a weight
-    ids, modulus, shift = (ids, 0, 0) if plain else _hashed(ids)
+    ids, modulus, shift = (ids, 0, 0) if plain else hashed(ids)
     others = [substitute(p, names) for p in others]
     found = Factors(weights=others) if plain or pool == "max" else factors(others, ids, inner)
     table = View(read.leaf, lifted.term[read.leaf].shape)
@@ -377,46 +298,3 @@ def _scaled(mono: Mono, pool: str, count: int) -> str:
     if pool == "sum" and count and isinstance(mono.coef, float) and math.isclose(mono.coef * count, 1):
         return "mean"
     raise No("rows under a factor of {}", mono.coef)
-
-
-def _unwrapped(index: Poly, rows: Size) -> tuple[Poly, bool]:
-    """The ids that an index is made of, and whether negative ones count from the end."""
-    atom = index.atom
-    if not isinstance(atom, Fn) or atom.name != "where":
-        return index, False
-    condition, wrapped, ids = atom.args
-    negative = condition.atom
-    if not isinstance(negative, Fn) or negative.name != "lt" or negative.args[0] is not ids:
-        return index, False
-    whole = add_terms(wrapped, scale(ids, -1)).number == rows and negative.args[1].number == 0
-    return (ids, True) if whole else (index, False)
-
-
-def _masks(lifted: Lifted, value: Value) -> bool:
-    """Whether a value is a condition on integers, or a float that is made of such alone: a mask, how many ids count."""
-    key = ("masks", value)
-    if key not in lifted.notes:
-        t = lifted.definition.get(value)
-        read = [] if t is None else [v for v in t.body.leaves if isinstance(v, Value) and not constant_leaf(lifted, v)]
-        made = t is not None and value not in t.body.leaves and (t.dtype in FLOATS or t.dtype == "bool" or bool(read))
-        whole = [v for v in read if v.dtype not in FLOATS and v.dtype != "bool"]
-        lifted.notes[key] = made and bool(read) and all(v in whole or _masks(lifted, v) for v in read)
-    return lifted.notes[key] is True
-
-
-def _hashes(lifted: Lifted, value: Value) -> bool:
-    """Whether ids are other ids modulo a number, shifted or both: the operator does that itself, ONNX's Gather not."""
-    t = lifted.definition.get(value)
-    if t is None or t.dtype in FLOATS or lifted.host.dialect == "onnx" or lifted.term[value].body is t.body:
-        return False
-    return _hashed(t.body)[1] > 0
-
-
-def _hashed(index: Poly) -> tuple[Poly, int, int]:
-    """The ids, the modulus and the shift that an index is made of: ids % modulus + shift."""
-    shift = sum(m.coef for m in index.monos if not m.atoms and isinstance(m.coef, int))
-    bare = add_terms(index, number(-shift, index.dtype))
-    atom = bare.atom
-    if isinstance(atom, Fn) and atom.name == "mod" and isinstance(atom.args[1].number, int):
-        return atom.args[0], atom.args[1].number, shift
-    return bare, 0, shift

@@ -15,7 +15,7 @@ FLOORS = (
     ("errors",),
     ("ir",),
     ("hosts", "lift", "match", "views", "fused", "report", "view", "kernels", "load"),
-    ("epilogue", "preactivation", "contractions", "cost"),
+    ("epilogue", "preactivation", "contractions", "lookups", "cost"),
     ("product", "operands", "bag_factors"),
     ("patterns",),
     ("rewrite", "merge", "lower", "verify"),
