@@ -246,9 +246,9 @@ def _bag(place: _Place, mono: Mono, columns: Sequence[Axis]) -> Bag:
         raise No("bags side by side in one dimension")
     ids, wraps = unwrapped(index, lifted.term[read.leaf].shape[0])
     plain = lifted.host.dialect == "onnx"  # there the ids are as they stand, and every factor is a weight
-    ids, modulus, shift = (ids, 0, 0) if plain else hashed(ids)
     others = [substitute(p, names) for p in others]
     found = Factors(weights=others) if plain or pool == "max" else factors(others, ids, inner)
+    ids, modulus, shift = (ids, 0, 0) if plain else hashed(ids)
     table = View(read.leaf, lifted.term[read.leaf].shape)
     bag = Bag(table, table, pool, wraps, None, modulus, shift, found.pad, found.div)
     if found.starts is not None:

@@ -161,7 +161,7 @@ def _bag(bag: Bag, value: Callable[[View], Array]) -> Array:
         raise IndexError("a negative id")
     weights = np.ones(ids.shape) if bag.weights is None else value(bag.weights)
     if bag.pad is not None:
-        weights = weights * (ids != bag.pad)
+        weights = weights * (read != bag.pad)
     if bag.lengths is not None:
         weights = weights * (np.arange(ids.shape[-1]) < value(bag.lengths).reshape(*ids.shape[:-1], 1))
     rows: Array = table[read] * weights[..., None]

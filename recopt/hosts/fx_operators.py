@@ -104,6 +104,8 @@ torch.library.define(
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 
+EMBEDDING_BAGS_OPERATOR = torch.ops.recopt.embedding_bags.default
+
 
 def _embedding_bags(
     tables: Tensors | None, ids: Tensors | None, offsets: Tensors | None, weights: Tensors | None,

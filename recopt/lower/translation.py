@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..hosts.base import Array, Value
-from ..hosts.fx_operators import LINEAR_OPERATOR
+from ..hosts.fx_operators import EMBEDDING_BAGS_OPERATOR, LINEAR_OPERATOR
 from .onnx_epilogue import emit
+from .translation_bags import embedding_bags
 
 OPSET = 18  # what torch's exporter translates to
 
@@ -48,7 +49,8 @@ class _Exporter:
 
 def onnx_translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     """What `torch.onnx.export(module, args, dynamo=True, custom_translation_table=...)` needs to export an optimized
-    module: `recopt::linear` as MatMul, Add (or Conv) and the operators of its epilogue. Needs onnxscript."""
+    module: `recopt::linear` as MatMul, Add (or Conv) and the operators of its epilogue, `recopt::embedding_bags` as Gathers
+    and reductions. Needs onnxscript."""
     from onnxscript import opset18
 
     def linear(x: Any, w: Any, b: Any, epilogue: str, params: Sequence[Any]) -> Any:
@@ -63,7 +65,12 @@ def onnx_translations() -> dict[Callable[..., Any], Callable[..., Any]]:
             emit(exporter, epilogue, exporter.value(h, dtype), [exporter.value(p, dtype) for p in params or ()], "y")  # type: ignore[arg-type]
         ]
 
-    return {LINEAR_OPERATOR: linear}
+    def bags(
+        tables: Any, ids: Any, offsets: Any, weights: Any, dense: Any, scales: Any, layout: str
+    ) -> Any:
+        return embedding_bags(opset18, (tables, ids, offsets, weights, dense, scales), layout)
+
+    return {LINEAR_OPERATOR: linear, EMBEDDING_BAGS_OPERATOR: bags}
 
 
 __all__ = ["onnx_translations"]
