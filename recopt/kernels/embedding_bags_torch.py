@@ -256,7 +256,7 @@ def _few_rows(t: Term, counted: bool) -> Callable[[Operands], Tensor | None]:
 
     def rows(o: Operands) -> Tensor | None:
         table, i = o.tables[t.source], o.ids[t.ids]
-        if i.shape[0] * t.count * table.shape[1] > _FEW or (t.pad is not None and not _is_finite(table, t.pad)):
+        if i.size(0) * t.count * table.size(1) > _FEW or (t.pad is not None and not _is_finite(table, t.pad)):
             return None
         i = i.narrow(1, t.first, t.count) if i.dim() > 1 else i.unsqueeze(1)
         i = i if transform is None else transform(i)
@@ -282,7 +282,7 @@ def _few_rows(t: Term, counted: bool) -> Callable[[Operands], Tensor | None]:
 def _is_finite(table: Tensor, row: int) -> bool:
     """Whether a row of a table of at least float32 holds neither inf nor nan."""
     # A sum that is finite has no other terms; one that overflows only goes the slower way.
-    return table.dtype.itemsize >= 4 and row < table.shape[0] and math.isfinite(table.select(0, row).sum().item())
+    return table.dtype.itemsize >= 4 and row < table.size(0) and math.isfinite(table.select(0, row).sum().item())
 
 
 def _gathered_bag(rows: Tensor, w: Tensor | None, bounds: Tensor, last: bool, mode: int) -> Tensor:
