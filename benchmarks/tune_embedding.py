@@ -25,7 +25,7 @@ from torch import Tensor
 from recopt.kernels.embedding_bags import bytes_moved
 from recopt.kernels.embedding_bags_config import Config
 from recopt.kernels.embedding_bags_launch import embedding_bags_triton
-from recopt.kernels.embedding_bags_torch import Operands
+from recopt.kernels.embedding_bags_operands import Operands
 
 TABLE = Path(__file__).parent.parent / "recopt" / "kernels" / "embedding_bags_table.py"
 SHAPES = ("32x500Kx128 L150 B2048", "26x1Mx128 L1 B2048", "26x1Mx128 L1 B256", "100x100Kx32 L20 B512",

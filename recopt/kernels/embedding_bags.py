@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from .embedding_bags_layout import EmbeddingBagsError, Layout, Term, parse_layout
-from .embedding_bags_torch import Operands, check_operands, embedding_bags_torch, result_dtype, rows_of
+from .embedding_bags_operands import Operands, check_operands, result_dtype, rows_of
+from .embedding_bags_torch import embedding_bags_torch
 
 __all__ = [
     "EmbeddingBagsError", "Operands", "bytes_moved", "check_operands", "embedding_bags", "embedding_bags_torch",

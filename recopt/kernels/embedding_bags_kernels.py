@@ -243,7 +243,7 @@ def _bag(record, r, inside, rows, dynamic, sizes, CLASS: tl.constexpr, TERM: tl.
     u = tl.arange(0, AT_ONCE)
     acc = tl.full([BAGS, AT_ONCE, COLUMNS], float("-inf") if POOL == "max" else 0.0, ACC)
     bad = tl.zeros([BAGS, AT_ONCE], tl.int32)
-    n = tl.zeros([BAGS, AT_ONCE], tl.float32)
+    n = tl.zeros([BAGS, AT_ONCE], ACC)
     biases = tl.zeros([BAGS, AT_ONCE], tl.float32)
     # Steps that every bag fills first, then what is left: a mask costs as much as adding the row.
     if ragged or LENGTHS:
@@ -301,7 +301,7 @@ def _bag(record, r, inside, rows, dynamic, sizes, CLASS: tl.constexpr, TERM: tl.
             else:
                 acc += x
             if COUNTED:
-                n += w.to(tl.float32) if (WEIGHTED and POOL != "max") else keep.to(tl.float32)
+                n += w if (WEIGHTED and POOL != "max") else keep.to(ACC)
     if CHECK:
         tl.device_assert(bad == 0, "embedding_bags: an id is not in its table")
     if POOL == "max":
@@ -311,8 +311,8 @@ def _bag(record, r, inside, rows, dynamic, sizes, CLASS: tl.constexpr, TERM: tl.
     if BITS:
         total += tl.sum(biases, 1)[:, None]
     if DIVIDED:
-        low = tl.load(record + LOW).to(tl.float64, bitcast=True).to(tl.float32)
-        eps = tl.load(record + EPS).to(tl.float64, bitcast=True).to(tl.float32)
+        low = tl.load(record + LOW).to(tl.float64, bitcast=True).to(ACC)
+        eps = tl.load(record + EPS).to(tl.float64, bitcast=True).to(ACC)
         total = total / (tl.maximum(tl.sum(n, 1), low) + eps)[:, None]
     return total
 

@@ -14,8 +14,9 @@ from torch import Tensor
 from . import embedding_bags_table as table
 from .embedding_bags_config import Config
 from .embedding_bags_layout import Layout, Term, parse_layout
+from .embedding_bags_operands import Operands, check_operands, rows_of
 from .embedding_bags_plan import make_plan, supports
-from .embedding_bags_torch import Operands, check_operands, embedding_bags_torch, rows_of
+from .embedding_bags_torch import embedding_bags_torch
 
 _Run = Callable[[Operands, int], Tensor]
 _plans: dict[tuple[Any, ...], _Run] = {}

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .embedding_bags_config import Config
 from .embedding_bags_layout import Layout, Term
-from .embedding_bags_torch import Operands, check_operands, result_dtype
+from .embedding_bags_operands import Operands, check_operands, result_dtype
 
 _NAMES = {
     torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.float64: "fp64", torch.int8: "int8",

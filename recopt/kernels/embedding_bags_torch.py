@@ -8,25 +8,14 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .embedding_bags_layout import EmbeddingBagsError, Layout, Term, parse_layout
+from .embedding_bags_layout import Layout, Term, parse_layout
+from .embedding_bags_operands import Operands, check_operands
 
 _MODES = {"sum": 0, "max": 2}
-
-
-class Operands(NamedTuple):
-    """The operator's lists of tensors."""
-
-    tables: Sequence[Tensor]
-    ids: Sequence[Tensor]
-    offsets: Sequence[Tensor]
-    weights: Sequence[Tensor]
-    dense: Sequence[Tensor]
-    scales: Sequence[Tensor]
 
 
 _Part = Callable[[Operands], Tensor]
@@ -46,64 +35,6 @@ def embedding_bags_torch(
         # Looked at only now: at batch 1 a look costs as much as a lookup.
         check_operands(parse_layout(layout), Operands(tables, ids, offsets, weights, dense, scales))
         raise
-
-
-def rows_of(layout: Layout, o: Operands) -> int:
-    """R, from the first operand that tells."""
-    for t in layout.terms:
-        if t.pool == "dense":
-            return o.dense[t.source].shape[0]
-        if t.offsets is None:
-            return o.ids[t.ids].shape[0]
-    t = layout.terms[0]
-    assert t.offsets is not None
-    return o.offsets[t.offsets].shape[0] - t.last
-
-
-def check_operands(layout: Layout, o: Operands) -> list[int]:
-    """The width of each piece. Raises EmbeddingBagsError unless the operands fit the layout."""
-    for name, least in layout.operands.items():
-        if len(getattr(o, name)) < least:
-            raise EmbeddingBagsError(f"the layout names {least} {name}, {len(getattr(o, name))} are given")
-    for t in layout.lookups:
-        if o.tables[t.source].dim() != 2 or o.ids[t.ids].dim() not in ((1,) if t.ragged else (1, 2)):
-            raise EmbeddingBagsError(f"{t}: a table is [rows, D], ids are [R, C] or flat")
-        if o.tables[t.source].dtype.is_floating_point == (t.bits > 0):
-            raise EmbeddingBagsError(f"{t}: a table of {o.tables[t.source].dtype} is not stored so")
-        if t.bits and o.scales[layout.quantised[t.source]].shape != (o.tables[t.source].shape[0], 2):
-            raise EmbeddingBagsError(f"{t}: scales are [rows, 2]")
-    r = rows_of(layout, o)
-    for t in layout.terms:
-        _check_rows(t, o, r)
-    return layout.widths([_columns(t) for t in o.tables], [_columns(d) for d in o.dense])
-
-
-def _columns(t: Tensor) -> int:
-    return t.shape[1] if t.dim() > 1 else 1
-
-
-def _check_rows(t: Term, o: Operands, r: int) -> None:
-    def fits(what: str, x: Tensor, rows: int, columns: int = 1) -> None:
-        if x.dim() not in (1, 2) or x.shape[0] != rows or _columns(x) < columns:
-            raise EmbeddingBagsError(f"{t}: {what} of shape {list(x.shape)}, need [{rows}, at least {columns}]")
-
-    if t.pool == "dense":
-        return fits("dense", o.dense[t.source], r)
-    if t.offsets is not None:
-        fits("offsets", o.offsets[t.offsets], r + t.last)
-    else:
-        fits("ids", o.ids[t.ids], r, t.first + t.count)
-    if t.lengths is not None:
-        fits("lengths", o.offsets[t.lengths], r)
-    if t.weights is not None:
-        rows = o.ids[t.ids].shape[0] if t.ragged else r
-        fits("weights", o.weights[t.weights], rows, 1 if t.ragged else t.weights_first + t.count)
-
-
-def result_dtype(layout: Layout, tables: Sequence[torch.dtype], dense: Sequence[torch.dtype]) -> torch.dtype:
-    """Torch's promotion over the tables, of which quantised ones hold float32, and the dense tensors."""
-    found = [torch.float32 if t.bits else (dense if t.pool == "dense" else tables)[t.source] for t in layout.terms]
-    return functools.reduce(torch.promote_types, found)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -267,7 +198,14 @@ def _bag(t: Term, scale: int) -> _Part:
     counted = t.div is not None and not plain_mean
     gathered = t.bits > 0 or (t.pool == "max" and t.weights is not None)
 
+    weighted = t.weights is not None or t.pad is not None
+    few = None
+    if weighted and t.pool == "sum" and t.count > 0 and t.lengths is None and not gathered:
+        few = _few_rows(t, counted)
+
     def bag(o: Operands) -> Tensor:
+        if few is not None and (small := few(o)) is not None:
+            return small
         i, w = flat(o), _flat_weights(t, o)
         bounds, last = _bounds(t, o, i)
         if t.lengths is not None:
@@ -289,7 +227,7 @@ def _bag(t: Term, scale: int) -> _Part:
         if over is not None:
             out = out.div_(over) if not out.requires_grad else out / over
         if counted:
-            out = out / _counts(t, i, w, bounds, last)[:, None]
+            out = out / _counts(t, i, w, bounds, last).unsqueeze(1)
         dtype = torch.float32 if t.bits else table.dtype
         return out if out.dtype == dtype else out.to(dtype)
 
@@ -308,10 +246,43 @@ def _bag(t: Term, scale: int) -> _Part:
     return plain if simple else bag
 
 
+# Values below which reading and adding rows one after the other is faster than embedding_bag with weights.
+_FEW = 1 << 14
+
+
+def _few_rows(t: Term, counted: bool) -> Callable[[Operands], Tensor | None]:
+    """The bags of a small request, of fixed numbers of ids; None where it is larger, or a pad's row not finite."""
+    transform = _transform((t,))
+
+    def rows(o: Operands) -> Tensor | None:
+        table, i = o.tables[t.source], o.ids[t.ids]
+        if i.size(0) * t.count * table.size(1) > _FEW or (t.pad is not None and not _is_finite(table, t.pad)):
+            return None
+        i = i.narrow(1, t.first, t.count) if i.dim() > 1 else i.unsqueeze(1)
+        i = i if transform is None else transform(i)
+        found = torch.embedding(table, i)
+        w = None
+        if t.weights is not None:
+            w = o.weights[t.weights]
+            w = w.narrow(1, t.weights_first, t.count) if w.dim() > 1 else w.unsqueeze(1)
+            w = w if w.is_floating_point() else w.float()
+        if t.pad is not None:
+            live = torch.ne(i, t.pad)
+            w = live.to(torch.float32) if w is None else torch.where(live, w, 0.0)
+        assert w is not None
+        out = (found * w.unsqueeze(2)).sum(1)
+        if counted and t.div is not None:
+            n = w.sum(1, keepdim=True).clamp(min=t.div[0])
+            out = out / (n + t.div[1] if t.div[1] else n)
+        return out if out.dtype == table.dtype else out.to(table.dtype)
+
+    return rows
+
+
 def _is_finite(table: Tensor, row: int) -> bool:
     """Whether a row of a table of at least float32 holds neither inf nor nan."""
     # A sum that is finite has no other terms; one that overflows only goes the slower way.
-    return table.dtype.itemsize >= 4 and row < table.shape[0] and math.isfinite(table.select(0, row).sum().item())
+    return table.dtype.itemsize >= 4 and row < table.size(0) and math.isfinite(table.select(0, row).sum().item())
 
 
 def _gathered_bag(rows: Tensor, w: Tensor | None, bounds: Tensor, last: bool, mode: int) -> Tensor:

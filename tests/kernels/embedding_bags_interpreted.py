@@ -25,10 +25,24 @@ def check(text: str, config: Config, rows: int, dim: int, ids: torch.dtype) -> N
     )
 
 
+def check_types_and_strides() -> None:
+    """Tables of double and bfloat16, at odd addresses, with padded rows; ids column by column."""
+    text = "sum t0[i0:0+5] * w0:3 pad 1 div 1e-09 0.0; row t0[i0:1+1]"
+    o = operands(text, 5, 16)
+    for dtype, tolerance in ((torch.float64, 1e-7), (torch.float32, 1e-5), (torch.bfloat16, 2e-2)):
+        held = o._replace(tables=[torch.randn(50, 40, dtype=dtype)[3:, 1:14]])
+        for ids in (held.ids[0], held.ids[0].t().contiguous().t()):
+            held = held._replace(ids=[ids])
+            out = embedding_bags_triton(held, text)
+            assert out.dtype == dtype
+            torch.testing.assert_close(out, reference(held, text), rtol=tolerance, atol=tolerance)
+
+
 if __name__ == "__main__":
     assert interpreter
     chosen = sys.argv[1:] or LAYOUTS
     for n, text in enumerate(chosen):
         for config in CONFIGS:
             check(text, config, 5, 7 if n % 2 else 16, torch.int64 if n % 3 else torch.int32)
+    check_types_and_strides()
     print(len(chosen), "layouts agree")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from recopt.kernels.embedding_bags_layout import Layout, Term, parse_layout
-from recopt.kernels.embedding_bags_torch import Operands, result_dtype, rows_of
+from recopt.kernels.embedding_bags_operands import Operands, result_dtype, rows_of
 
 
 def reference(o: Operands, text: str) -> Tensor:

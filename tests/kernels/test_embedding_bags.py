@@ -18,7 +18,8 @@ from recopt.kernels.embedding_bags import bytes_moved, embedding_bags, flops
 from recopt.kernels.embedding_bags_config import Config
 from recopt.kernels.embedding_bags_launch import choose_config, embedding_bags_triton
 from recopt.kernels.embedding_bags_layout import EmbeddingBagsError, parse_layout
-from recopt.kernels.embedding_bags_torch import Operands, embedding_bags_torch
+from recopt.kernels.embedding_bags_operands import Operands
+from recopt.kernels.embedding_bags_torch import embedding_bags_torch
 
 gpu = pytest.mark.gpu
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
