@@ -111,12 +111,17 @@ def _alone(spell: Spell) -> Spell:
     return spell
 
 
-# The TorchScript exporter has no inner, mT, sinh, cosh, expm1.
-DYNAMO_ONLY = {"inner", "einsum_channel_first", "transposed_twice", "tanh.sinh_over_cosh", "elu.elu_expm1"}
+# What torch's exporters have no symbol for.
+ROADS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("inner", "einsum_channel_first", "transposed_twice"), ("dynamo",)),
+    **dict.fromkeys(("tanh.sinh_over_cosh", "elu.elu_expm1", "asinh.asinh", "sinh.sinh", "cosh.cosh"), ("dynamo",)),
+    **dict.fromkeys(("exp2.exp2", "xlogy.xlogy"), ("dynamo",)),
+    **dict.fromkeys(("hypot.hypot", "fmax.fmax"), ()),
+}
 
 SPELLINGS: dict[str, Case] = {
-    **cases(PRODUCTS, _under(_relu), linear, DYNAMO_ONLY),
-    **cases(_activations(), _alone, linear, DYNAMO_ONLY),
+    **cases(PRODUCTS, _under(_relu), linear, ROADS),
+    **cases(_activations(), _alone, linear, ROADS),
     **cases(_pairs(), _alone, linear),
     **cases(EXTRAS, _alone, linear),
 }
