@@ -42,6 +42,7 @@ def _activations() -> dict[str, Spelling]:
 
 # An odd product under an odd activation: neither may hide the other.
 PAIRS = (
+    ("input_added", "silu", "times_sigmoid"),
     ("einsum_weight_first_3d", "silu", "over_one_plus_exp"),
     ("einsum_to_transposed", "gelu", "half_spread"),
     ("conv1d_over_time", "relu", "mean_with_abs"),
@@ -89,6 +90,15 @@ EXTRAS: dict[str, Spelling] = {
         ),
         lambda m, x: F.relu(linear(m, x)),
         note="one function of pieces that lie side by side",
+    ),
+    "function_of_both_signs": Spelling(
+        lambda m, x: torch.cat([F.relu(linear(m, x)), F.relu(-linear(m, x))], dim=-1),
+        lambda m, x: F.relu(F.linear(x, torch.cat([m.weight, -m.weight]), torch.cat([m.bias, -m.bias]))),
+        note="CReLU: one function of a product and of its negative, beside each other",
+    ),
+    "function_of_two_scales": Spelling(
+        lambda m, x: torch.cat([torch.sigmoid(linear(m, x)), torch.sigmoid(3 * linear(m, x))], dim=-1),
+        lambda m, x: torch.sigmoid(torch.cat([linear(m, x), 3 * linear(m, x)], dim=-1)),
     ),
     "second_user_of_the_product": Spelling(
         _second_user(lambda m, x: x @ m.weight.T),
