@@ -128,6 +128,7 @@ class Lifted:
         self.term: dict[Value, Tensor] = {}
         self.definition: dict[Value, Tensor] = {}
         self.opaque: dict[Node, str] = {}
+        self.items: dict[Value, Sequence[Tensor]] = {}  # of values that are sequences of tensors
         self.order: dict[Value, int] = {}
         self.notes: dict[Hashable, object] = {}  # what patterns found out about this graph, under keys of their own
         self._local: dict[Node, list[Tensor | None] | None] = {}
@@ -214,7 +215,9 @@ class Lifted:
         function = self.table.get(node.op)
         if function is None:
             raise Opaque(f"no lift for {node.op}")
-        args, kwargs = _mapped((node.args, dict(node.kwargs)), operand)
+        args, kwargs = _mapped(
+            (node.args, dict(node.kwargs)), lambda v: self.items[v] if v in self.items else operand(v)
+        )
         call = Call(node, self.host, self)
         try:
             _signature(function).bind(call, *args, **kwargs)
@@ -338,7 +341,7 @@ def closed(t: Tensor) -> tuple[Poly, tuple[Axis, ...]] | None:
     return substitute(t.body, renamed), tuple(order)
 
 
-def _mapped(tree: Any, operand: Callable[[Value], Tensor]) -> Any:
+def _mapped(tree: Any, operand: Callable[[Value], Tensor | Sequence[Tensor]]) -> Any:
     if isinstance(tree, Value):
         return operand(tree)
     if isinstance(tree, tuple):

@@ -9,5 +9,14 @@ from .onnx_lookups import LOOKUPS
 from .onnx_pointwise import POINTWISE
 from .onnx_products import PRODUCTS
 from .onnx_reductions import REDUCTIONS
+from .onnx_sequences import SEQUENCES
 
-TABLE: dict[str, Lift] = {**POINTWISE, **LAYOUT, **LOOKUPS, **PRODUCTS, **REDUCTIONS, **CONTRIB}
+TABLE: dict[str, Lift] = {
+    **POINTWISE,
+    **LAYOUT,
+    **SEQUENCES,
+    **LOOKUPS,
+    **PRODUCTS,
+    **REDUCTIONS,
+    **CONTRIB,
+}
