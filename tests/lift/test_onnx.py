@@ -21,6 +21,7 @@ from recopt.ir.evaluate import evaluate
 from recopt.ir.functions import FUNCTIONS
 from recopt.lift import lift
 from recopt.lift.onnx import TABLE
+from recopt.lift.onnx_sequences import SEQUENCES
 
 BATCH = 7  # a dimension of this size is declared as the symbol N
 RNG = np.random.default_rng(0)
@@ -495,7 +496,7 @@ def test_operator(case: Case) -> None:
 
 
 def test_every_operator_has_a_case() -> None:
-    assert set(TABLE) == {case.op for case in CASES}
+    assert set(TABLE) - set(SEQUENCES) == {case.op for case in CASES}
 
 
 REFUSED: list[tuple[str, Case]] = [
