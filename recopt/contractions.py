@@ -64,7 +64,7 @@ def _adds_parts(lifted: Lifted, mono: Mono) -> bool:
 
 def column(lifted: Lifted, atom: Atom, mono: Mono) -> Read | None:
     """`atom` where it is the data of a product of width one: x[b, 3] * W[n, 3], whose weight lies along an axis of its
-    own, or a column under a number, .3 * x[b, 3]."""
+    own, a column under a number, .3 * x[b, 3], or anything under an element of a matrix, x[b] * W[0, 3]."""
     if mono.axes or not isinstance(atom, Read) or not isinstance(atom.leaf, Value) or atom.dtype not in FLOATS:
         return None
     if constant_leaf(lifted, atom.leaf) or any(is_data(lifted, p) for p in atom.index):
@@ -77,7 +77,15 @@ def column(lifted: Lifted, atom: Atom, mono: Mono) -> Read | None:
     if len(weights) + 1 < len(mono.atoms):  # a column times other data is a gate
         return None
     fixed = atom.index and isinstance(atom.index[-1].number, int) and lifted.term[atom.leaf].shape[-1] != 1
-    return atom if fixed else None
+    return atom if fixed or any(_is_element(lifted, a) for a in weights) else None
+
+
+def _is_element(lifted: Lifted, atom: Atom) -> bool:
+    """Whether a factor is one element of a constant matrix: what is left of W[n, k] where n and k are one place each."""
+    if not isinstance(atom, Read) or len(atom.index) < 2 or not isinstance(atom.leaf, Value):
+        return False
+    one = all(isinstance(p.number, int) for p in atom.index)
+    return one and constant_leaf(lifted, atom.leaf) and any(e != 1 for e in lifted.term[atom.leaf].shape)
 
 
 def column_of(lifted: Lifted, mono: Mono) -> Read | None:
@@ -87,13 +95,15 @@ def column_of(lifted: Lifted, mono: Mono) -> Read | None:
 
 
 def weighs_columns(lifted: Lifted, parts: Sequence[tuple[Poly, Poly]]) -> bool:
-    """Whether these are several columns of data under numbers of which not all are alike: a*x[b, 0] + b*x[b, 1], alone
-    or in one place of a concat. Under one number they are pooled, not weighed."""
+    """Whether these are several columns of data under numbers of which not all are alike, a*x[b, 0] + b*x[b, 1], or under
+    elements of a matrix; alone or in one place of a concat. Under one number they are pooled, not weighed."""
     places: dict[tuple[Atom, ...], set[object]] = {}
     for x, weight in parts:
-        if len(x.monos) != 1 or column_of(lifted, x.monos[0]) is None or len(weight.monos) != 1:
+        if len(x.monos) != 1 or len(weight.monos) != 1:
             return False
         (w,) = weight.monos
+        if column_of(lifted, x.monos[0]) is None and not any(_is_element(lifted, a) for a in w.atoms):
+            return False
         guards = tuple(a for a in w.atoms if isinstance(a, Guard))
         size = abs(w.coef) if isinstance(w.coef, (int, float)) else w.coef
         places.setdefault(guards, set()).add((size, *(a for a in w.atoms if a not in guards)))
