@@ -81,7 +81,7 @@ def column(lifted: Lifted, atom: Atom, mono: Mono) -> Read | None:
 
 
 def _is_element(lifted: Lifted, atom: Atom) -> bool:
-    """Whether a factor is one element of a constant matrix: what is left of W[n, k] where n and k are one place each."""
+    """Whether a factor is one element of a constant matrix: W[n, k] where n and k are one place each."""
     if not isinstance(atom, Read) or len(atom.index) < 2 or not isinstance(atom.leaf, Value):
         return False
     one = all(isinstance(p.number, int) for p in atom.index)
@@ -95,8 +95,8 @@ def column_of(lifted: Lifted, mono: Mono) -> Read | None:
 
 
 def weighs_columns(lifted: Lifted, parts: Sequence[tuple[Poly, Poly]]) -> bool:
-    """Whether these are several columns of data under numbers of which not all are alike, a*x[b, 0] + b*x[b, 1], or under
-    elements of a matrix; alone or in one place of a concat. Under one number they are pooled, not weighed."""
+    """Whether these are several columns of data under numbers of which not all are alike, a*x[b, 0] + b*x[b, 1], or
+    under elements of a matrix; alone or in one place of a concat. Under one number they are pooled, not weighed."""
     places: dict[tuple[Atom, ...], set[object]] = {}
     for x, weight in parts:
         if len(x.monos) != 1 or len(weight.monos) != 1:
