@@ -111,7 +111,7 @@ def _inputs(lifted: Lifted, found: Product, rows: set[Axis], before: int) -> Ite
 
 
 def _held_better(lifted: Lifted, part: Contraction, rows: set[Axis], before: int, whole: _Input) -> bool:
-    """Whether the graph holds the only input in fewer steps than what it is read from: heads that are joined already."""
+    """Whether the graph holds the only input in fewer steps than what it is read from, as joined heads."""
     if not whole[0].steps:
         return False
     try:
