@@ -84,8 +84,8 @@ def test_ids_of_stacked_tables_leave_room_for_their_offsets() -> None:
 
 def test_rounding_is_no_farther_from_float64_than_the_original() -> None:
     exact = np.array([1.0, 2.0, 3.0])
-    half = (exact + [0.001, -0.001, 0.002]).astype(np.float32)
-    near, far = exact + [0.003, 0.0, 0.0], exact + [0.005, 0.0, 0.0]
+    half = np.array([1.001, 1.999, 3.002], np.float32)
+    near, far = np.array([1.003, 2.0, 3.0]), np.array([1.005, 2.0, 3.0])
     assert rounding(near, half, exact) is not None
     assert rounding(far, half, exact) is None
     assert rounding(np.array([np.nan, 2.0, 3.0]), half, exact) is None
