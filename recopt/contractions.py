@@ -64,7 +64,7 @@ def _adds_parts(lifted: Lifted, mono: Mono) -> bool:
 
 def column(lifted: Lifted, atom: Atom, mono: Mono) -> Read | None:
     """`atom` where it is the data of a product of width one: x[b, 3] * W[n, 3], whose weight lies along an axis of its
-    own, or a column under a number, .3 * x[b, 3]."""
+    own, a column under a number, .3 * x[b, 3], or anything under an element of a matrix, x[b] * W[0, 3]."""
     if mono.axes or not isinstance(atom, Read) or not isinstance(atom.leaf, Value) or atom.dtype not in FLOATS:
         return None
     if constant_leaf(lifted, atom.leaf) or any(is_data(lifted, p) for p in atom.index):
@@ -77,7 +77,15 @@ def column(lifted: Lifted, atom: Atom, mono: Mono) -> Read | None:
     if len(weights) + 1 < len(mono.atoms):  # a column times other data is a gate
         return None
     fixed = atom.index and isinstance(atom.index[-1].number, int) and lifted.term[atom.leaf].shape[-1] != 1
-    return atom if fixed else None
+    return atom if fixed or any(_is_element(lifted, a) for a in weights) else None
+
+
+def _is_element(lifted: Lifted, atom: Atom) -> bool:
+    """Whether a factor is one element of a constant matrix: W[n, k] where n and k are one place each."""
+    if not isinstance(atom, Read) or len(atom.index) < 2 or not isinstance(atom.leaf, Value):
+        return False
+    one = all(isinstance(p.number, int) for p in atom.index)
+    return one and constant_leaf(lifted, atom.leaf) and any(e != 1 for e in lifted.term[atom.leaf].shape)
 
 
 def column_of(lifted: Lifted, mono: Mono) -> Read | None:
@@ -87,13 +95,15 @@ def column_of(lifted: Lifted, mono: Mono) -> Read | None:
 
 
 def weighs_columns(lifted: Lifted, parts: Sequence[tuple[Poly, Poly]]) -> bool:
-    """Whether these are several columns of data under numbers of which not all are alike: a*x[b, 0] + b*x[b, 1], alone
-    or in one place of a concat. Under one number they are pooled, not weighed."""
+    """Whether these are several columns of data under numbers of which not all are alike, a*x[b, 0] + b*x[b, 1], or
+    under elements of a matrix; alone or in one place of a concat. Under one number they are pooled, not weighed."""
     places: dict[tuple[Atom, ...], set[object]] = {}
     for x, weight in parts:
-        if len(x.monos) != 1 or column_of(lifted, x.monos[0]) is None or len(weight.monos) != 1:
+        if len(x.monos) != 1 or len(weight.monos) != 1:
             return False
         (w,) = weight.monos
+        if column_of(lifted, x.monos[0]) is None and not any(_is_element(lifted, a) for a in w.atoms):
+            return False
         guards = tuple(a for a in w.atoms if isinstance(a, Guard))
         size = abs(w.coef) if isinstance(w.coef, (int, float)) else w.coef
         places.setdefault(guards, set()).add((size, *(a for a in w.atoms if a not in guards)))
@@ -119,10 +129,13 @@ def reach(lifted: Lifted, value: Value, known: Mapping[Leaf, Reach]) -> Reach | 
     if any(m.axes for m in t.body.monos):
         return None
     pieces: dict[tuple[Atom, ...], Reach] = {}
+    again = _added_again(lifted, t.body, known)
     for mono in t.body.monos:
         beside = tuple(a for a in mono.atoms if isinstance(a, Guard))
         piece = pieces.get(beside, Reach())
         for atom in mono.atoms:
+            if (mono, atom) in again:
+                continue
             found = _reach_of(lifted, atom, mono, known)
             if found is None or (found.bent and piece.bent and found.bent != piece.bent):
                 return None
@@ -136,10 +149,43 @@ def reach(lifted: Lifted, value: Value, known: Mapping[Leaf, Reach]) -> Reach | 
     return Reach(sources, sources if any(p.bent for p in pieces.values()) else frozenset())
 
 
+def _added_again(lifted: Lifted, term: Poly, known: Mapping[Leaf, Reach]) -> set[tuple[Mono, Atom]]:
+    """The inputs in a sum that its contractions read too: x @ W + x is x under W + I, also where a function multiplies
+    both. Narrow floats would lose what is small in W beside 1."""
+    if len(term.monos) < 2 or term.dtype not in ("float32", "float64"):
+        return set()
+    inputs: list[tuple[Mono, Read, frozenset[Atom]]] = []
+    reached: dict[frozenset[Atom], set[Value]] = {}  # what is contracted, by the other data of the monomial
+    for mono in term.monos:
+        data = [a for a in mono.atoms if is_data(lifted, a)]
+        for atom in data:
+            if mono.axes or not isinstance(atom, Read) or not isinstance(atom.leaf, Value):
+                continue
+            others = frozenset(a for a in data if a is not atom)
+            if atom.leaf in known:
+                reached.setdefault(others, set()).update(known[atom.leaf].sources)
+            if atom.dtype in FLOATS and not is_contraction(lifted, atom.leaf):
+                inputs.append((mono, atom, others))
+    return {
+        (mono, atom)
+        for mono, atom, others in inputs
+        if any(atom.leaf in contracted_by(lifted, v) for v in reached.get(others, ()))
+    }
+
+
+def contracted_by(lifted: Lifted, value: Value) -> frozenset[Value]:
+    """What a contraction reads that is no constant."""
+    t = lifted.definition.get(value)
+    return frozenset() if t is None or not is_contraction(lifted, value) else sources_of(lifted, t.body)
+
+
 def _reach_of(lifted: Lifted, atom: Atom, mono: Mono, known: Mapping[Leaf, Reach]) -> Reach | None:
     """What one factor of a monomial reads."""
     if isinstance(atom, Fn):
-        inner = [_reach_of(lifted, a, m, known) for arg in atom.args for m in arg.monos for a in m.atoms]
+        inner = []
+        for arg in atom.args:
+            again = _added_again(lifted, arg, known)
+            inner += [_reach_of(lifted, a, m, known) for m in arg.monos for a in m.atoms if (m, a) not in again]
     elif not is_data(lifted, atom):
         return Reach()
     elif (x := column(lifted, atom, mono)) is not None and (x.leaf not in known or column_of(lifted, mono) is x):
@@ -167,6 +213,7 @@ def expand(lifted: Lifted, term: Poly) -> Poly:
     """`term` over contractions, columns of data and constants: the definitions of everything between are put in."""
     monos = [m for p in walk(term) if isinstance(p, Poly) for m in p.monos]
     columns = {x.leaf for m in monos for a in m.atoms if (x := column(lifted, a, m)) is not None}
+    contracted = {leaf for v in sources_of(lifted, term) for leaf in contracted_by(lifted, v)}
 
     def inner(atom: Atom) -> Poly | None:
         if not isinstance(atom, Read) or not isinstance(atom.leaf, Value) or constant_leaf(lifted, atom.leaf):
@@ -174,7 +221,11 @@ def expand(lifted: Lifted, term: Poly) -> Poly:
         if is_contraction(lifted, atom.leaf) or atom.leaf in columns:
             return None
         t = lifted.definition.get(atom.leaf)
-        return None if t is None or t.body.atom is atom else expand(lifted, t.at(list(atom.index)))
+        if t is None or t.body.atom is atom:
+            return None
+        inside = expand(lifted, t.at(list(atom.index)))
+        bent = any(isinstance(a, Fn) and is_data(lifted, a) for m in inside.monos for a in m.atoms)
+        return None if bent and atom.leaf in contracted else inside
 
     return term if all(is_contraction(lifted, v) for v in sources_of(lifted, term)) else substitute(term, {}, inner)
 

@@ -57,21 +57,9 @@ _PLAIN = (
     "abs",
     "exp",
 )
-_OPERATORS = {"lt": "<", "le": "<=", "eq": "=="}
-_UNPRINTED = {
-    "floordiv",
-    "mod",
-    "cast",
-    "bitwise_and",
-    "bitwise_or",
-    "bitwise_xor",
-    "shift_left",
-    "shift_right",
-    "logical_xor",
-    "tan",
-    "atan",
-    "isinf",
-}
+_OPERATORS = {"lt": "<", "le": "<=", "eq": "==", "logical_xor": "!="}
+_DECIDED = ("where", "logical_and", "logical_or", "logical_not")
+_OF_INTEGERS = ("bitwise_and", "bitwise_or", "bitwise_xor", "shift_left", "shift_right")
 
 
 @dataclass
@@ -133,15 +121,30 @@ class Printer:
             raise No(
                 "dtype changes from {} to {} between the product and the activation", atom.args[0].dtype, atom.dtype
             )
-        if atom.name == "trunc":
-            x = self.poly(atom.args[0])
-            return f"where({x} < 0.0, ceil({x}), floor({x}))"
-        if atom.name in _UNPRINTED:
+        if atom.name == "isinf":
+            return f"(abs({self.poly(atom.args[0])}) == inf)"
+        if atom.name in _OF_INTEGERS:
             raise No("{} in the epilogue", atom.name)
+        if atom.name in _DECIDED and (decided := self.decided(atom)) is not None:
+            return decided
         if atom.name in _OPERATORS:
             return f"({self.poly(atom.args[0])} {_OPERATORS[atom.name]} {self.poly(atom.args[1])})"
         arguments = [self.poly(a) for a in atom.args] + [_literal(float(a)) for a in atom.attrs]  # type: ignore[arg-type]
         return f"{atom.name}({', '.join(arguments)})"
+
+    def decided(self, atom: Fn) -> str | None:
+        """The text of a choice that a uniform constant decides; None where every condition depends on something."""
+        conditions = atom.args[:1] if atom.name == "where" else atom.args
+        for n, condition in enumerate(conditions):
+            text = "" if reads_h(condition) else self.constant(condition)
+            if text not in ("0.0", "1.0"):
+                continue
+            if atom.name == "where":
+                return self.poly(atom.args[1 if text == "1.0" else 2])
+            if atom.name == "logical_not":
+                return _literal(text == "0.0")
+            return self.poly(atom.args[1 - n]) if (text == "1.0") == (atom.name == "logical_and") else text
+        return None
 
 
 def reads_h(term: Interned) -> bool:
@@ -157,8 +160,6 @@ def text_of(term: Poly, fold: Callable[[Poly], Array]) -> tuple[str, tuple[Array
     """The epilogue text of a term over H, and its per-channel parameters. Raises No."""
     printer = Printer(fold)
     text = printer.poly(term)
-    if "inf" in text or "nan" in text:
-        raise No("an infinite constant in the epilogue")
     if text == "h" or printer.params:
         return text, tuple(printer.params)
     return named(text) or text, ()
@@ -199,7 +200,8 @@ def _same(values: Array, candidate: Array) -> bool:
 
 def compute(text: str, h: Array, params: Sequence[Array]) -> Array:
     """The epilogue `text` in float64, by numpy: the reference for what is written into graphs."""
-    names: dict[str, object] = {**FUNCTIONS, "h": h, **{f"p{n}": p for n, p in enumerate(params)}}
+    names: dict[str, object] = {**FUNCTIONS, "inf": np.inf, "nan": np.nan, "h": h}
+    names |= {f"p{n}": p for n, p in enumerate(params)}
     with np.errstate(all="ignore"):
         # the text comes from this module alone; without builtins it can call nothing but the functions
         result: Array = eval(compile(text, "<epilogue>", "eval"), {"__builtins__": {}}, names)

@@ -97,9 +97,9 @@ class Bag:
 
     `ids` is [rows.., L]; pool "row" does not pool: the rows of the L ids lie side by side. `wraps` says that negative
     ids count from the end. `weights` is [rows.., L] too. The row that is read is id % modulus + shift. Where it
-    is `pad` the id does not count, nor do ids past `lengths` [rows..]. `div` LO, EPS divides a sum by max(n, LO) + EPS, n being the
-    sum of the weights or how many ids count. With `offsets` [R], or [R + 1] where `last`, ids are [N] and bag r begins
-    at offsets[r].
+    is `pad` the id does not count, nor do ids past `lengths` [rows..]. `div` LO, EPS divides a sum by max(n, LO) + EPS,
+    n being the sum of the weights or how many ids count. With `offsets` [R], or [R + 1] where `last`, ids are [N] and
+    bag r begins at offsets[r].
     """
 
     table: View

@@ -101,13 +101,24 @@ def _inputs(lifted: Lifted, found: Product, rows: set[Axis], before: int) -> Ite
     for leaf in dict.fromkeys(p.x.atom.leaf for p in left if isinstance(p.x.atom, Read)):
         mine = [p for p in left if isinstance(p.x.atom, Read) and p.x.atom.leaf is leaf]
         whole = _whole(lifted, mine, rows, found.columns)
-        if whole:
+        if whole and not (len(left) == 1 and _held_better(lifted, left[0], rows, before, whole[0])):
             left = [p for p in left if p not in mine]
             yield from whole
     row_dims: tuple[Dim, ...] | None = None
     for part in _shared_weights(left, found.columns):
         view, row_dims, order = _held(lifted, part, rows, before, row_dims)
         yield view, row_dims, _operand(lifted, Tensor((tuple(found.columns), order), part.weight))
+
+
+def _held_better(lifted: Lifted, part: Contraction, rows: set[Axis], before: int, whole: _Input) -> bool:
+    """Whether the graph holds the only input in fewer steps than what it is read from, as joined heads."""
+    if not whole[0].steps:
+        return False
+    try:
+        view, _, _ = _held(lifted, part, rows, before, None)
+    except No:
+        return False
+    return len(view.steps) < len(whole[0].steps)
 
 
 def _whole(

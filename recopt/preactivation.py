@@ -9,11 +9,12 @@ from .lift.base import Lifted
 from .match import is_data
 
 
-def pre_activations(lifted: Lifted, whole: Poly) -> list[tuple[Poly, Poly]]:
+def pre_activations(lifted: Lifted, whole: Poly, beside: bool = False) -> list[tuple[Poly, Poly]]:
     """The affine pre-activations h of a term, each with the term over H, simplest first.
 
     Every argument of a function that is affine in the contractions is tried, also without its per-channel factor, and
-    so is the whole: gelu(s + b) -> (s + b, gelu(H)).
+    so is the whole: gelu(s + b) -> (s + b, gelu(H)). Where `beside`, with its factor too, which the pieces beside it
+    need not share: relu(-s) -> (s, relu(-H)) and (-s, relu(H)).
     """
     if _is_affine(lifted, whole):
         return [(whole, _h(whole))]
@@ -22,6 +23,8 @@ def pre_activations(lifted: Lifted, whole: Poly) -> list[tuple[Poly, Poly]]:
         if isinstance(t, Fn):
             for arg in t.args:
                 if is_data(lifted, arg) and _is_affine(lifted, arg):
+                    if beside:
+                        candidates[arg] = None
                     for scaled in _normalised(lifted, arg):
                         candidates[scaled] = None
                 elif is_data(lifted, arg):
@@ -37,9 +40,8 @@ def pre_activations(lifted: Lifted, whole: Poly) -> list[tuple[Poly, Poly]]:
         outer = _over(lifted, whole, candidate)
         if outer is not None:
             found.append((len(outer.text), candidate, outer))
-    if not found:
-        return _beside(lifted, whole)
-    return [(c, o) for _, c, o in sorted(found, key=lambda f: (f[0], f[1].text))]
+    in_one = [(c, o) for _, c, o in sorted(found, key=lambda f: (f[0], f[1].text))]
+    return in_one if beside else [*in_one, *_beside(lifted, whole)]
 
 
 def _beside(lifted: Lifted, whole: Poly) -> list[tuple[Poly, Poly]]:
@@ -55,7 +57,7 @@ def _beside(lifted: Lifted, whole: Poly) -> list[tuple[Poly, Poly]]:
     joined: list[Poly] = []
     outers: list[dict[Poly, Poly]] = []
     for parts in pieces.values():
-        outers.append({o: c for c, o in pre_activations(lifted, add_all(parts, whole.dtype))})
+        outers.append({o: c for c, o in pre_activations(lifted, add_all(parts, whole.dtype), beside=True)})
     shared = next((o for o in outers[0] if all(o in others for others in outers)), None)
     if shared is None:
         return []

@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .contractions import unfold, weighs_columns
 from .cost import nominal
 from .hosts.base import Value
 from .ir import sizes
-from .ir.term import Axis, Mono, Poly, Read, add_all, axis, coord, monomial, normal_mono, substitute, sum_over
+from .ir.tensor import retyped
+from .ir.term import (
+    Axis,
+    Mono,
+    Poly,
+    Read,
+    add,
+    add_all,
+    axis,
+    coord,
+    guard,
+    monomial,
+    mul,
+    normal_mono,
+    scale,
+    substitute,
+    sum_over,
+)
 from .lift.base import Lifted
 from .match import No, is_data
 
@@ -35,7 +53,7 @@ class Product:
 def product_of(lifted: Lifted, product: Poly) -> Product | None:
     """A pre-activation as contractions with constant weights and a constant bias; None where it has no weights."""
     rows: set[Axis] = set()
-    split: list[tuple[Mono, Poly, list[Axis], Poly]] = []
+    split: list[_Part] = []
     bias: list[Mono] = []
     for mono in product.monos:
         inner = {a: axis(a.size) for a in mono.axes}
@@ -55,6 +73,7 @@ def product_of(lifted: Lifted, product: Poly) -> Product | None:
         if weighed or (weight.axes_read and weight.axes_read.isdisjoint(x.axes_read)):
             rows |= x.axes_read - set(summed)
         split.append((mono, x, summed, weight))
+    split = [_weighed_by_one(part, split, rows) for part in split]
     alone = not rows and not any(summed for _, _, summed, _ in split)
     if (alone or not any(weight.leaves for _, _, _, weight in split)) and not weighs_columns(
         lifted, [(x, weight) for _, x, _, weight in split]
@@ -82,6 +101,25 @@ def product_of(lifted: Lifted, product: Poly) -> Product | None:
         raise No("the bias varies along a batch axis (size {})", next(iter(constant.axes_read & rows)).size)
     parts = tuple(Contraction(x, tuple(summed), weight) for _, x, summed, weight in split)
     return Product(tuple(a for a in ordered(product) if a in rows), tuple(columns), parts, constant)
+
+
+_Part = tuple[Mono, Poly, list[Axis], Poly]
+
+
+def _weighed_by_one(part: _Part, parts: Sequence[_Part], rows: set[Axis]) -> _Part:
+    """x[r, n] beside sum_k x[r, k] * W[k, n] as sum_k x[r, k] * [k = n]; any other part as it is."""
+    mono, x, summed, weight = part
+    own = x.axes_read - rows
+    if summed or len(own) != 1 or not rows:
+        return part
+    (column,) = own
+    for _, theirs, inner, _ in parts:
+        if len(inner) == 1 and inner[0].size == column.size and substitute(x, {column: coord(inner[0])}) is theirs:
+            k = axis(column.size)
+            equal = retyped(guard(add(coord(k), scale(coord(column), -1)), 0, 1), x.dtype)
+            at_k = substitute(weight, {column: coord(k)})
+            return mono, substitute(x, {column: coord(k)}), [k], mul(at_k, equal)
+    return part
 
 
 def ordered(term: Poly) -> list[Axis]:

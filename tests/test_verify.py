@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from models import onnx_tower
 from onnx import TensorProto, helper, numpy_helper
+from torch import nn
 
+import recopt
+from recopt.hosts.fx import FxHost
 from recopt.load import host_of
-from recopt.verify import TOLERANCE, compare, feeds, index_limits, verify_model
+from recopt.verify import TOLERANCE, compare, feeds, index_limits, rounding, verify_model
 
 ONES = np.ones((2, 3), np.float32)
 
@@ -76,3 +80,40 @@ def test_ids_of_stacked_tables_leave_room_for_their_offsets() -> None:
     )
     host = host_of(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9))
     assert index_limits(host) == {host.inputs[0]: 20}
+
+
+def test_rounding_is_no_farther_from_float64_than_the_original() -> None:
+    exact = np.array([1.0, 2.0, 3.0])
+    half = np.array([1.001, 1.999, 3.002], np.float32)
+    near, far = np.array([1.003, 2.0, 3.0]), np.array([1.005, 2.0, 3.0])
+    assert rounding(near, half, exact) is not None
+    assert rounding(far, half, exact) is None
+    assert rounding(np.array([np.nan, 2.0, 3.0]), half, exact) is None
+    assert rounding(near[:2], half, exact) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_folding_in_a_narrow_type_is_judged_by_float64(dtype: torch.dtype) -> None:
+    """BatchNorm's constants round otherwise once they are in the weight, and no less exactly."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(24, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 64), nn.Linear(64, 40))
+    module[1].running_mean.normal_()
+    module[1].running_var.uniform_(0.5, 2)
+    result = recopt.optimize(module.eval().to(dtype), (torch.randn(4, 24, dtype=dtype),))
+    assert not result.report.undone
+    assert all(n.op == "recopt.linear.default" for n in result.host.nodes)
+
+
+def test_a_graph_of_several_float_types_is_not_widened() -> None:
+    """What it rounds to is part of what it means."""
+
+    class Rounds(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.half().float()
+
+    x = torch.randn(3, 4)
+    host = FxHost.capture(Rounds(), (x,))
+    assert host.run_in_float64([x.numpy()]) is None
+    plain = FxHost.capture(nn.Linear(4, 5), (x,))
+    (wide,) = plain.run_in_float64([x.numpy()]) or [np.zeros(0)]
+    assert wide.dtype == np.float64

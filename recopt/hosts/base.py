@@ -180,6 +180,10 @@ class Host(abc.ABC):
         """The outputs for the inputs `feeds` (in the order of `inputs`), in the host's own runtime on the CPU.
         Raises VerifyError, in one line, when the runtime refuses the graph."""
 
+    def run_in_float64(self, feeds: Sequence[Array]) -> list[Array] | None:
+        """What `run` computes, every float widened; None where this host or graph cannot."""
+        return None
+
     def probe(self, feeds: Sequence[Array]) -> None:
         """`run` for its errors alone, on inputs that nobody has vouched for: a runtime that ends the process on such
         must not end this one. Raises VerifyError."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -25,10 +25,12 @@ from torch.export.graph_signature import (
 
 from ..errors import GraphError, LoadError, VerifyError
 from ..ir import sizes
+from ..ir.rules import FLOATS
 from ..ir.sizes import Size
 from . import fx_capture, fx_module, fx_operators, fx_ops
 from .base import Array, Node, Value
 from .fx_graph import STORED, FxGraph
+from .fx_wide import Widened
 
 
 class FxHost(FxGraph):
@@ -273,6 +275,20 @@ class FxHost(FxGraph):
 
     def run(self, feeds: Sequence[Array]) -> list[Array]:
         """The outputs for `feeds` by torch's operators, on the device of the parameters. Nothing is written back."""
+        return self._run(feeds, lambda *args: self._gm.forward(*args))
+
+    def run_in_float64(self, feeds: Sequence[Array]) -> list[Array] | None:
+        """The same with every float widened; None where an operator insists on its own dtype, and where the graph has
+        several float types, since what it rounds to is then part of its meaning."""
+        values = [*self.inputs, *(v for node in self.nodes for v in node.outputs)]
+        if len({v.dtype for v in values if v.dtype in FLOATS}) > 1:
+            return None
+        try:
+            return self._run(feeds, lambda *args: Widened(self._gm).run_wide(args))
+        except VerifyError:
+            return None
+
+    def _run(self, feeds: Sequence[Array], forward: Callable[..., Any]) -> list[Array]:
         fed = self._fed()
         if len(feeds) != len(fed):
             raise VerifyError(f"the program takes {len(fed)} inputs, got {len(feeds)}")
@@ -292,7 +308,7 @@ class FxHost(FxGraph):
             self._compiled = True
         try:
             with torch.no_grad():
-                results = self._gm.forward(*args)
+                results = forward(*args)
         except Exception as error:  # operators raise anything
             raise VerifyError(f"torch cannot run the program: {fx_capture.one_line(error)}") from error
         kinds = zip(self._output_specs, self._output().args[0], results, strict=True)  # type: ignore[arg-type]

@@ -51,6 +51,7 @@ def _cast(x: Array, to: str) -> Array:
 
 
 def _pow(x: Array, y: Array) -> Array:
+    x = np.asarray(x)
     return np.power(x.astype(np.float64), y) if x.dtype.kind == "f" or np.any(np.asarray(y) < 0) else np.power(x, y)
 
 
@@ -66,6 +67,8 @@ FUNCTIONS: dict[str, Callable[..., Array]] = {
     "cos": np.cos,
     "tan": np.tan,
     "atan": np.arctan,
+    "atan2": np.arctan2,
+    "hypot": np.hypot,
     "asin": np.arcsin,
     "acos": np.arccos,
     "sinh": np.sinh,
@@ -119,4 +122,6 @@ FUNCTIONS: dict[str, Callable[..., Array]] = {
 }
 
 BOOLEAN = frozenset("eq ne lt le gt ge logical_and logical_or logical_not logical_xor isnan isinf".split())
-COMMUTATIVE = frozenset("max min eq logical_and logical_or logical_xor bitwise_and bitwise_or bitwise_xor".split())
+COMMUTATIVE = frozenset(
+    "max min hypot eq logical_and logical_or logical_xor bitwise_and bitwise_or bitwise_xor".split()
+)

@@ -250,6 +250,19 @@ def _power(args: list[Poly], dtype: str) -> Poly:
     return _fold("pow", args, dtype, ()) or raw_fn("pow", args, dtype)
 
 
+def _classified(name: str) -> Callable[[list[Poly], str, tuple[Hashable, ...]], Poly | None]:
+    """isnan and isinf of a float that is only widened -> of the float."""
+
+    def rule(args: list[Poly], dtype: str, attrs: tuple[Hashable, ...]) -> Poly | None:
+        atom = args[0].atom
+        if not isinstance(atom, Fn) or atom.name != "cast" or atom.args[0].dtype not in FLOATS:
+            return None
+        inner = atom.args[0]
+        return fn(name, [inner], dtype) if fn("cast", [args[0]], inner.dtype) is inner else None
+
+    return rule
+
+
 RULES: dict[str, Callable[[list[Poly], str, tuple[Hashable, ...]], Poly | None]] = {
     "cast": _cast,
     "reciprocal": _reciprocal,
@@ -257,6 +270,8 @@ RULES: dict[str, Callable[[list[Poly], str, tuple[Hashable, ...]], Poly | None]]
     "mod": _mod,
     "where": _where,
     "logical_not": _not,
+    "isnan": _classified("isnan"),
+    "isinf": _classified("isinf"),
     "max": _bounded(-float("inf")),
     "min": _bounded(float("inf")),
 }

@@ -48,6 +48,16 @@ def _logical(op: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Any, Any], Ten
     return apply
 
 
+def _of_tensors(op: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Any, Any], Tensor]:
+    """`op` where one of the operands may be a number."""
+
+    def apply(a: Any, b: Any) -> Tensor:
+        like = a if isinstance(a, Tensor) else b
+        return op(*(torch.as_tensor(v, dtype=like.dtype, device=like.device) for v in (a, b)))
+
+    return apply
+
+
 def _prelu(h: Tensor, w: Tensor) -> Tensor:
     # torch.prelu puts the channel at dimension 1; its kernel broadcasts as every other operator does.
     return torch._prelu_kernel(h, w.to(h.dtype))
@@ -71,9 +81,19 @@ FUNCTIONS: dict[str, Function] = {
     "erf": Function(torch.erf, torch.erf_, flops=16),
     "sin": Function(torch.sin, torch.sin_, flops=8),
     "cos": Function(torch.cos, torch.cos_, flops=8),
+    "tan": Function(torch.tan, torch.tan_, flops=20),
+    "asin": Function(torch.asin, torch.asin_, flops=24),
+    "acos": Function(torch.acos, torch.acos_, flops=24),
+    "atan": Function(torch.atan, torch.atan_, flops=24),
+    "sinh": Function(torch.sinh, torch.sinh_, flops=20),
+    "cosh": Function(torch.cosh, torch.cosh_, flops=16),
+    "asinh": Function(torch.asinh, torch.asinh_, flops=24),
+    "acosh": Function(torch.acosh, torch.acosh_, flops=24),
+    "atanh": Function(torch.atanh, torch.atanh_, flops=20),
     "floor": Function(torch.floor, torch.floor_),
     "ceil": Function(torch.ceil, torch.ceil_),
     "round": Function(torch.round, torch.round_),
+    "trunc": Function(torch.trunc, torch.trunc_, flops=3),
     "sign": Function(torch.sign, Tensor.sign_),
     "relu": Function(torch.relu, torch.relu_),
     "relu6": Function(F.relu6, lambda h: torch.clamp_(h, 0.0, 6.0), flops=2),
@@ -97,6 +117,10 @@ FUNCTIONS: dict[str, Function] = {
     "clip": Function(torch.clamp, torch.clamp_, 3, 2, (), 2),
     "prelu": Function(_prelu, None, 2, 0, (), 2),
     "pow": Function(torch.pow, None, 2, 0, (), 20),
+    "atan2": Function(_of_tensors(torch.atan2), None, 2, flops=30),
+    "hypot": Function(_of_tensors(torch.hypot), None, 2, flops=12),
+    "mod": Function(torch.remainder, None, 2, flops=12),
+    "floordiv": Function(_of_tensors(torch.floor_divide), None, 2, flops=16),
     "max": Function(_maximum, None, 2),
     "min": Function(_minimum, None, 2),
     "where": Function(torch.where, None, 3),

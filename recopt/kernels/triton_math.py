@@ -102,6 +102,132 @@ def f_cos(x):
 
 
 @triton.jit
+def f_tan(x):
+    return tl.sin(x) / tl.cos(x)
+
+
+@triton.jit
+def f_asin(x):
+    # asin(a) = pi/2 - 2 * asin(sqrt((1 - a) / 2)) above 1/2, a polynomial below
+    a = tl.abs(x)
+    s = tl.where(a > 0.5, 0.5 - 0.5 * a, a * a)
+    r = tl.where(a > 0.5, tl.sqrt_rn(s), a)
+    p = 0.04459804 + s * (0.03111609 + s * (0.01707811 + s * 0.03380539))
+    y = r + r * s * (0.16666666 + s * (0.07500099 + s * p))
+    y = tl.where(a > 0.5, 1.5707963267948966 - 2.0 * y, y)
+    return tl.where(x < 0.0, -y, y)
+
+
+@triton.jit
+def f_acos(x):
+    # near 1 from the root, which pi/2 - asin(x) would cancel away
+    near = 2.0 * f_asin(tl.sqrt_rn(0.5 - 0.5 * tl.abs(x)))
+    far = 1.5707963267948966 - f_asin(x)
+    return tl.where(tl.abs(x) > 0.5, tl.where(x < 0.0, 3.141592653589793 - near, near), far)
+
+
+@triton.jit
+def f_atan(x):
+    # atan(a) = pi/4 + atan((a - 1) / (a + 1)) in the middle, pi/2 - atan(1 / a) above
+    a = tl.abs(x)
+    high, middle = a > 2.414213562373095, a > 0.4142135623730951
+    r = tl.where(high, -1.0 / a, tl.where(middle, (a - 1.0) / (a + 1.0), a))
+    s = r * r
+    p = -0.14284176 + s * (0.11071767 + s * (-0.08627333 + s * 0.05054301))
+    y = r + r * s * (-0.33333333 + s * (0.19999978 + s * p))
+    y += tl.where(high, 1.5707963267948966, tl.where(middle, 0.7853981633974483, 0.0))
+    return tl.where(x < 0.0, -y, y)
+
+
+@triton.jit
+def negative(x):
+    # -0.0 is negative
+    return (x < 0.0) | ((x == 0.0) & (1.0 / x < 0.0))
+
+
+@triton.jit
+def f_atan2(y, x):
+    a, b = tl.abs(x), tl.abs(y)
+    low, high = f_min(a, b), f_max(a, b)
+    ratio = tl.where(low == float("inf"), 1.0, tl.where(high == 0.0, 0.0, low / high))
+    r = f_atan(ratio)
+    r = tl.where(b > a, 1.5707963267948966 - r, r)
+    r = tl.where(negative(x), 3.141592653589793 - r, r)
+    return tl.where(negative(y), -r, r)
+
+
+@triton.jit
+def f_hypot(a, b):
+    # scaled by the larger, so that no square overflows
+    low, high = tl.minimum(tl.abs(a), tl.abs(b)), tl.maximum(tl.abs(a), tl.abs(b))
+    r = low / high
+    y = tl.where(high == 0.0, 0.0, high * tl.sqrt_rn(1.0 + r * r))
+    unknown = (a != a) | (b != b)
+    return tl.where(high == float("inf"), high, tl.where(unknown, a + b, y))
+
+
+@triton.jit
+def f_sinh(x):
+    a = tl.abs(x)
+    e = f_expm1(f_min(a, 1.0))
+    half = f_exp(0.5 * a)  # exp(a) itself overflows before sinh does
+    y = tl.where(a < 1.0, 0.5 * (e + e / (e + 1.0)), (0.5 * half) * half - 0.5 / half / half)
+    return tl.where(x < 0.0, -y, y)
+
+
+@triton.jit
+def f_cosh(x):
+    half = f_exp(0.5 * tl.abs(x))
+    return (0.5 * half) * half + 0.5 / half / half
+
+
+@triton.jit
+def f_asinh(x):
+    a = tl.abs(x)
+    y = f_log1p(a + a * a / (1.0 + tl.sqrt_rn(a * a + 1.0)))
+    y = tl.where(a > 1e9, tl.log(a) + 0.6931471805599453, y)  # a * a may overflow there
+    return tl.where(x < 0.0, -y, y)
+
+
+@triton.jit
+def f_acosh(x):
+    t = x - 1.0
+    y = tl.where(x > 1e9, tl.log(x) + 0.6931471805599453, f_log1p(t + tl.sqrt_rn(t) * tl.sqrt_rn(t + 2.0)))
+    return tl.where(x < 1.0, float("nan"), y)
+
+
+@triton.jit
+def f_atanh(x):
+    a = tl.abs(x)
+    y = 0.5 * f_log1p(2.0 * a / (1.0 - a))
+    return tl.where(x < 0.0, -y, y)
+
+
+@triton.jit
+def f_mod(a, b):
+    # in float64 exact up to a quotient of 2^29, where float32 holds less than a remainder's worth of `a`
+    x, y = tl.abs(a), tl.abs(b)
+    wide, by = x.to(tl.float64), y.to(tl.float64)
+    r = (wide - tl.floor(wide / by) * by).to(tl.float32)
+    r = tl.where((y == float("inf")) & (x < y), x, r)
+    r = tl.where(a < 0.0, -r, r)
+    return tl.where((r != 0.0) & ((r < 0.0) != (b < 0.0)), r + b, r)
+
+
+@triton.jit
+def f_floordiv(a, b):
+    q = f_round((a - f_mod(a, b)) / b)
+    far = tl.where((a != 0.0) & ((a < 0.0) != (b < 0.0)), -1.0, 0.0)  # a / inf
+    q = tl.where((tl.abs(b) == float("inf")) & (tl.abs(a) < float("inf")), far, q)
+    return tl.where(b == 0.0, a / b, q)
+
+
+@triton.jit
+def f_trunc(x):
+    return tl.where(x < 0.0, tl.ceil(x), tl.floor(x))
+
+
+@triton.jit
 def f_floor(x):
     return tl.floor(x)
 
@@ -113,8 +239,10 @@ def f_ceil(x):
 
 @triton.jit
 def f_round(x):
-    # Adding 1.5 * 2^23 leaves no bits for the fraction, so the sum rounds half to even.
-    return tl.where(tl.abs(x) < 4194304.0, (x + 12582912.0) - 12582912.0, x)
+    # Adding 2^23 leaves no bits for the fraction, so the sum rounds half to even.
+    a = tl.abs(x)
+    y = (a + 8388608.0) - 8388608.0
+    return tl.where(a < 8388608.0, tl.where(x < 0.0, -y, y), x)
 
 
 @triton.jit

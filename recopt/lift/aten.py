@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from . import aten_layers, aten_layout, aten_pointwise, aten_sums
+from . import aten_layers, aten_layout, aten_pointwise, aten_special, aten_sums
 from .base import Table
 
-TABLE: Table = {**aten_pointwise.TABLE, **aten_layout.TABLE, **aten_sums.TABLE, **aten_layers.TABLE}
+TABLE: Table = {
+    **aten_pointwise.TABLE,
+    **aten_special.TABLE,
+    **aten_layout.TABLE,
+    **aten_sums.TABLE,
+    **aten_layers.TABLE,
+}

@@ -216,13 +216,6 @@ def _log_sigmoid(x: Tensor) -> Tensor:
     return ops.times(ops.pointwise("softplus", ops.times(x, -1)), -1)
 
 
-def _logit(c: Call, x: Tensor, eps: float | None = None) -> Tensor:
-    x = operand(x, c.dtype)
-    if eps is not None:
-        x = _clamp(c, x, eps, 1 - eps)
-    return ops.pointwise("log", ops.divide(x, ops.sub(operand(1, x.dtype), x)))
-
-
 def _glu(c: Call, x: Tensor, dim: int = -1) -> Tensor:
     half = c.shape[dim]
     dim %= len(x.dims)
@@ -264,40 +257,18 @@ def _unsigned_scale(factor: float) -> Callable[[Tensor], Tensor]:
     return lambda x: ops.times(ops.pointwise("log", x), factor)
 
 
-def _logaddexp(c: Call, a: Tensor, b: Tensor) -> Tensor:
-    """The larger plus what the smaller adds; equal operands apart, since they may be infinite."""
-
-    def function(x: Tensor, y: Tensor) -> Tensor:
-        apart = ops.times(ops.pointwise("abs", ops.sub(x, y)), -1)
-        added = ops.add(ops.pointwise("max", x, y), ops.pointwise("softplus", apart, attrs=(1.0, 20.0)))
-        double = ops.add(x, operand(math.log(2), x.dtype))
-        return ops.pointwise("where", ops.pointwise("eq", x, y), double, added)
-
-    return computed(c.dtype, function, a, b)
-
-
-def _heaviside(c: Call, x: Tensor, at_zero: Tensor) -> Tensor:
-    zero = operand(0, x.dtype)
-    above = ops.cast(ops.pointwise("lt", zero, x), c.dtype)
-    return ops.pointwise("where", ops.pointwise("eq", x, zero), at_zero, above)
-
-
 def _named(names: str, function: Lift) -> dict[str, Lift]:
     return {f"aten.{name}": function for name in names.split()}
 
 
 _FLOATS: dict[str, Callable[[Tensor], Tensor]] = {
-    **{n: _name(n) for n in "exp expm1 log log1p sqrt rsqrt reciprocal sin cos tan atan tanh sigmoid erf".split()},
+    **{n: _name(n) for n in "exp expm1 log log1p sqrt rsqrt reciprocal sigmoid erf".split()},
+    **{n: _name(n) for n in "sin cos tan asin acos atan sinh cosh tanh asinh acosh atanh".split()},
     **{n: _name(n) for n in "silu mish selu hardswish hardsigmoid".split()},
     "exp2": lambda x: ops.pointwise("exp", ops.times(x, math.log(2))),
     "log2": _unsigned_scale(1 / math.log(2)),
     "log10": _unsigned_scale(1 / math.log(10)),
     "erfc": lambda x: ops.sub(operand(1, x.dtype), ops.pointwise("erf", x)),
-    "special_ndtr": lambda x: ops.times(
-        ops.add(operand(1, x.dtype), ops.pointwise("erf", ops.times(x, math.sqrt(0.5)))), 0.5
-    ),
-    "sinh": lambda x: ops.times(ops.sub(ops.pointwise("exp", x), ops.pointwise("exp", ops.times(x, -1))), 0.5),
-    "cosh": lambda x: ops.times(ops.add(ops.pointwise("exp", x), ops.pointwise("exp", ops.times(x, -1))), 0.5),
     "frac": lambda x: ops.sub(x, ops.pointwise("trunc", x)),
     "log_sigmoid": _log_sigmoid,
     "deg2rad": lambda x: ops.times(x, math.pi / 180),
@@ -316,8 +287,6 @@ TABLE: dict[str, Lift] = {
     **_named("remainder.Tensor remainder.Scalar remainder.Scalar_Tensor", _of_two("mod")),
     **_named("fmod.Tensor fmod.Scalar", lambda c, a, b: computed(c.dtype, _fmod, a, b)),
     **_named("pow.Tensor_Tensor pow.Tensor_Scalar pow.Scalar", _of_two("pow")),
-    **_named("logaddexp.default", _logaddexp),
-    **_named("heaviside.default", _heaviside),
     **_named("maximum.default max.other", _of_two("max")),
     **_named("minimum.default min.other", _of_two("min")),
     **_named("eq.Tensor eq.Scalar", _compare("eq")),
@@ -369,7 +338,6 @@ TABLE: dict[str, Lift] = {
     **_named("softplus.default", _parametric("softplus", 1.0, 20.0)),
     **_named("rrelu.default", _rrelu),
     **_named("log_sigmoid_forward.default", lambda c, x: [_log_sigmoid(x), None]),
-    **_named("logit.default", _logit),
     **_named("glu.default", _glu),
     **_named("lerp.Scalar lerp.Tensor", _lerp),
     **_named("addcmul.default", _addcmul),

@@ -226,7 +226,9 @@ class Lifted:
         function = self.table.get(node.op)
         if function is None:
             raise Opaque(f"no lift for {node.op}")
-        args, kwargs = _mapped((node.args, dict(node.kwargs)), operand)
+        args, kwargs = _mapped(
+            (node.args, dict(node.kwargs)), lambda v: self.items[v] if v in self.items else operand(v)
+        )
         call = Call(node, self.host, self)
         try:
             _signature(function).bind(call, *args, **kwargs)

@@ -10,5 +10,15 @@ from .onnx_loops import LOOPS
 from .onnx_pointwise import POINTWISE
 from .onnx_products import PRODUCTS
 from .onnx_reductions import REDUCTIONS
+from .onnx_sequences import SEQUENCES
 
-TABLE: dict[str, Lift] = {**POINTWISE, **LAYOUT, **LOOKUPS, **PRODUCTS, **REDUCTIONS, **LOOPS, **CONTRIB}
+TABLE: dict[str, Lift] = {
+    **POINTWISE,
+    **LAYOUT,
+    **SEQUENCES,
+    **LOOKUPS,
+    **PRODUCTS,
+    **REDUCTIONS,
+    **LOOPS,
+    **CONTRIB,
+}

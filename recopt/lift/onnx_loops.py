@@ -22,7 +22,7 @@ from ..ir.tensor import ShapeError, Tensor
 from ..ir.term import Axis, Coord, Fn, Poly, TooLarge, axis, coord, number, scale, unguarded, value_range
 from ..ir.term import add as add_terms
 from .base import Call, Items, Opaque
-from .onnx_common import Lift, axis_of
+from .onnx_common import Lift
 
 Seen = Tensor | Items
 
@@ -262,52 +262,4 @@ def _constant(node: Node) -> Tensor:
     raise Opaque("a constant inside of a loop")
 
 
-# --- sequences
-
-
-def empty(c: Call, dtype: int = 1) -> Items:
-    return Items()
-
-
-def construct(c: Call, *items: Tensor) -> Items:
-    return Items(tuple((None, t) for t in items))
-
-
-def insert(c: Call, items: Items, item: Tensor, position: Tensor | None = None) -> Items:
-    if position is not None:
-        raise Opaque("an insertion that is no append")
-    return Items((*items.parts, (None, item)))
-
-
-def element(c: Call, items: Items, position: Tensor) -> Tensor:
-    n = c.size(position)
-    if not isinstance(n, int) or any(along is not None for along, _ in items.parts):
-        raise Opaque("an element that is not known")
-    if not -len(items.parts) <= n < len(items.parts):
-        raise Opaque("an element outside of its sequence")
-    return items.parts[n][1]
-
-
-def joined(c: Call, items: Items, axis: int, new_axis: int = 0) -> Tensor:
-    """The tensors one after the other; what a loop appended is one dimension longer, and joined in front."""
-    parts = []
-    for along, t in items.parts:
-        d = axis % (len(t.dims) + 1) if new_axis else axis_of(t, axis)
-        if new_axis:
-            t = tensor.unsqueeze(t, d)
-        if along is not None:
-            t = t.with_dims([(along, *dim) if n == d else dim for n, dim in enumerate(t.dims)])
-        parts.append(t)
-    if not parts:
-        raise Opaque("nothing is joined")
-    return tensor.concat(parts, axis % len(parts[0].dims))
-
-
-LOOPS: Mapping[str, Lift] = {
-    "Loop": loop,
-    "SequenceEmpty": empty,
-    "SequenceConstruct": construct,
-    "SequenceInsert": insert,
-    "SequenceAt": element,
-    "ConcatFromSequence": joined,
-}
+LOOPS: Mapping[str, Lift] = {"Loop": loop}

@@ -69,6 +69,7 @@ EXPANSIONS: dict[str, tuple[str, tuple[float, ...]]] = {  # name -> (text over h
     "log1p": ("log(h + 1.0)", ()),
     "expm1": ("exp(h) - 1.0", ()),
     "rsqrt": ("reciprocal(sqrt(h))", ()),
+    "trunc": ("where(h < 0.0, ceil(h), floor(h))", ()),
     "logsigmoid": ("-softplus(-h)", ()),
     "tanhshrink": ("h - tanh(h)", ()),
     "celu": ("a * elu(h / a, 1.0)", (1.0,)),
@@ -247,6 +248,26 @@ def _clip(e: Emitter, h: Operand, low: Operand, high: Operand) -> Operand:
     )
 
 
+def _mod(e: Emitter, h: Operand, a: Operand) -> Operand:
+    """The remainder with the divisor's sign; ONNX has that of C, with the dividend's."""
+    if e.host.opset < 10:
+        return e.sub("h - a * floor(h / a)", h=h, a=a)
+    r = e.op("Mod", e.tensor(h), e.tensor(a), fmod=1)
+    return e.sub("where(logical_and(r != 0.0, (r < 0.0) != (a < 0.0)), r + a, r)", r=r, a=a)
+
+
+# the larger may be zero or infinite; squares of what it scales cannot overflow
+_HYPOT = "where(logical_or(m == 0.0, m == inf), m, m * sqrt(h / m * (h / m) + a / m * (a / m)))"
+_ATAN2 = (
+    f"where(h == 0.0, where(a < 0.0, {math.pi}, 0.0 * a), "
+    f"atan(h / a) + where(a < 0.0, where(h < 0.0, -{math.pi}, {math.pi}), 0.0))"
+)
+
+
+def _hypot(e: Emitter, h: Operand, a: Operand) -> Operand:
+    return e.sub(_HYPOT, h=h, a=a, m=e.sub("max(abs(h), abs(a))", h=h, a=a), inf=math.inf)
+
+
 SPECIAL: dict[str, tuple[int, int, Callable[..., Operand]]] = {  # name -> (fewest arguments, most, how)
     "elu": (1, 2, _elu),
     "leaky_relu": (1, 2, _leaky_relu),
@@ -254,6 +275,10 @@ SPECIAL: dict[str, tuple[int, int, Callable[..., Operand]]] = {  # name -> (fewe
     "clip": (3, 3, _clip),
     "prelu": (2, 2, lambda e, h, p: e.op("PRelu", e.tensor(h), e.tensor(p))),
     "pow": (2, 2, lambda e, a, b: e.op("Pow", e.tensor(a), e.tensor(b))),
+    "atan2": (2, 2, lambda e, h, a: e.sub(_ATAN2, h=h, a=a)),
+    "hypot": (2, 2, _hypot),
+    "mod": (2, 2, _mod),
+    "floordiv": (2, 2, lambda e, h, a: e.sub("round((h - r) / a)", h=h, a=a, r=_mod(e, h, a))),
     "max": (2, 2, lambda e, a, b: e.op("Max", e.tensor(a), e.tensor(b))),
     "min": (2, 2, lambda e, a, b: e.op("Min", e.tensor(a), e.tensor(b))),
     "where": (3, 3, lambda e, c, a, b: e.op("Where", e.condition(c), e.tensor(a), e.tensor(b))),

@@ -49,8 +49,8 @@ class _Exporter:
 
 def onnx_translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     """What `torch.onnx.export(module, args, dynamo=True, custom_translation_table=...)` needs to export an optimized
-    module: `recopt::linear` as MatMul, Add (or Conv) and the operators of its epilogue, `recopt::embedding_bags` as Gathers
-    and reductions. Needs onnxscript."""
+    module: `recopt::linear` as MatMul, Add (or Conv) and the operators of its epilogue, `recopt::embedding_bags` as
+    Gathers and reductions. Needs onnxscript."""
     from onnxscript import opset18
 
     def linear(x: Any, w: Any, b: Any, epilogue: str, params: Sequence[Any]) -> Any:
@@ -65,9 +65,7 @@ def onnx_translations() -> dict[Callable[..., Any], Callable[..., Any]]:
             emit(exporter, epilogue, exporter.value(h, dtype), [exporter.value(p, dtype) for p in params or ()], "y")  # type: ignore[arg-type]
         ]
 
-    def bags(
-        tables: Any, ids: Any, offsets: Any, weights: Any, dense: Any, scales: Any, layout: str
-    ) -> Any:
+    def bags(tables: Any, ids: Any, offsets: Any, weights: Any, dense: Any, scales: Any, layout: str) -> Any:
         return embedding_bags(opset18, (tables, ids, offsets, weights, dense, scales), layout)
 
     return {LINEAR_OPERATOR: linear, EMBEDDING_BAGS_OPERATOR: bags}

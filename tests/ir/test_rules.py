@@ -50,6 +50,7 @@ FIRES: dict[str, tuple[Poly, Poly]] = {
     "cast of a number to bool": (cast(c(2.7), "bool"), c(1, "bool")),
     "widened and narrowed back": (cast(cast(x, "float64"), "float32"), x),
     "wider integers on the way": (cast(cast(cast(ids, "int32"), "int64"), "float32"), cast(INT32, "float32")),
+    "isnan of a widened float": (f("isnan", cast(x, "float64"), dtype="bool"), f("isnan", x, dtype="bool")),
     "1/(2x)": (f("reciprocal", scale(x, 2)), scale(f("reciprocal", x), 0.5)),
     "1/(xy)": (f("reciprocal", mul(x, y)), mul(f("reciprocal", x), f("reciprocal", y))),
     "1/(1/x)": (f("reciprocal", f("reciprocal", x)), x),
@@ -93,6 +94,7 @@ FIRES: dict[str, tuple[Poly, Poly]] = {
 }  # fmt: skip
 DIFFER: dict[str, tuple[Poly, Poly]] = {
     "through a narrower type": (cast(cast(x, "float16"), "float32"), x),
+    "isinf of a narrowed float": (f("isinf", HALF, dtype="bool"), f("isinf", x, dtype="bool")),
     "through an integer": (cast(cast(x, "int64"), "float32"), x),
     "through a bool": (cast(cast(ids, "bool"), "int64"), ids),
     "half to bfloat and back": (cast(cast(HALF, "bfloat16"), "float32"), cast(HALF, "float32")),

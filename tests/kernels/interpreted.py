@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import each_function
 import torch
 import triton.runtime.interpreter as interpreter
 
@@ -30,12 +31,12 @@ CASES: list[tuple[int, int, int, Config, str, str, torch.dtype, bool]] = [
     (1, 45, 64, Reduce(1, 4, 64), DICE, "kn", torch.bfloat16, True),
     (4, 1, 7, Reduce(4, 1, 16), "sigmoid", "nk", torch.float32, True),
 ]
-FUNCTIONS = """exp(h)
+TEXTS = """exp(h)
 log1p(abs(h))|expm1(h)|tanh(h)|gelu_tanh|mish|softplus(h, 2.0, 3.0)|round(h)|selu|elu(h, 0.5)|sign(h)
 celu(h, 0.5)|logsigmoid|hardswish|clip(h, -0.5, 0.5)|pow(h, 3.0)|softsign|where(logical_or(h > 1.0, isnan(h)), p0, -h)
 softshrink|hardshrink|(h > 0.0) * h|prelu(h, p1) + p0|where(h > 0, 0.1, 0.3)|relu6|tanhshrink|min(h, p0)"""
 CASES += [
-    (9, 16, 8, Reduce(4, 16, 16), text, "nk", torch.float32, True) for text in FUNCTIONS.replace("\n", "|").split("|")
+    (9, 16, 8, Reduce(4, 16, 16), text, "nk", torch.float32, True) for text in TEXTS.replace("\n", "|").split("|")
 ]
 
 
@@ -69,4 +70,5 @@ if __name__ == "__main__":
     for case in CASES:
         check(*case)
     check_special()
+    each_function.check("cpu")
     print(len(CASES) + 1, "cases agree")

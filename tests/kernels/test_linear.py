@@ -136,6 +136,15 @@ def test_kernels_in_the_interpreter() -> None:
     assert "cases agree" in done.stdout
 
 
+@gpu
+@needs_gpu
+def test_gpu_functions_agree_with_float64() -> None:
+    script = Path(__file__).parent / "each_function.py"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])}
+    done = subprocess.run([sys.executable, str(script), "cuda"], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 GPU_CONFIGS = [
     None, Tile(128, 128, 32, 8), Tile(64, 64, 32), Tile(64, 64, 32, split=4), Tile(16, 64, 32, 4, 3, 2, True),
     Tile(32, 32, 64),

@@ -47,16 +47,30 @@ def case(ops: str, *args: Any, **kwargs: Any) -> None:
 
 INF, NAN = math.inf, math.nan
 ODD = torch.tensor([[INF, -INF, NAN, 0.0, -0.0, 1.5, -2.5]])
+SIGNED = torch.tensor([[INF, -INF, NAN, 0.0, 1.5, -2.5]])  # terms do not tell -0.0 from 0.0
 
 # --- functions of one element
-for (
-    name
-) in "exp expm1 sin cos tan atan tanh sigmoid erf silu mish selu hardswish hardsigmoid exp2 erfc sinh cosh".split():
+for name in "exp expm1 sigmoid erf silu mish selu hardswish hardsigmoid exp2 erfc sinc special_ndtr".split():
+    case(f"{name}.default", 3 * x(B, 7))
+for name in "sin cos tan atan sinh cosh tanh asinh".split():
     case(f"{name}.default", 3 * x(B, 7))
 for name in "frac log_sigmoid deg2rad rad2deg reciprocal square relu relu6 neg negative abs absolute sign sgn".split():
     case(f"{name}.default", 3 * x(B, 7))
 for name in "log log1p sqrt rsqrt log2 log10".split():
     case(f"{name}.default", pos(B, 7))
+for name in "asin acos atanh".split():
+    case(f"{name}.default", torch.tanh(x(B, 7)))
+case("acosh.default", 1 + pos(B, 7))
+case("sinc.default", ODD[:, 2:])
+for name in "atan2 hypot fmax fmin copysign logaddexp2".split():
+    overload = "Tensor" if name == "copysign" else "default"
+    case(f"{name}.{overload}", 3 * x(B, 7), x(7))
+    case(f"{name}.{overload}", SIGNED, SIGNED.T)
+case("copysign.Scalar", 3 * x(B, 7), -2.0)
+case("xlogy.Tensor special_xlog1py.default", ODD, pos(7, 1))
+case("xlogy.Tensor", x(B, 7), ODD)
+case("xlogy.Scalar_Self special_xlog1py.self_scalar", 0.0, ODD)
+case("xlogy.Scalar_Other special_xlog1py.other_scalar", ODD, 2.0)
 for name in "exp sqrt sigmoid log2 reciprocal".split():
     case(f"{name}.default", ids(9, B, 7, low=1))
 for name in "floor ceil trunc fix round".split():

@@ -76,3 +76,42 @@ def test_a_file_that_is_no_archive_is_one_error_and_nothing_is_logged(
     with pytest.raises(LoadError, match="not a program"):
         recopt.optimize(tmp_path / "m.pt2")
     assert capfd.readouterr() == ("", "")
+
+
+class Wide(torch.nn.Module):
+    """Features of one number each, under one row of weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(3, 1)
+
+    def forward(self, a: torch.Tensor, b: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+        return torch.sigmoid(self.linear(torch.cat([a[:, None], b[:, None], c], dim=1)))
+
+
+def test_features_of_one_number_are_the_columns_of_a_linear() -> None:
+    args = (torch.randn(4), torch.randn(4), torch.randn(4, 1))
+    wide = Wide().eval()
+    optimized = recopt.optimize(wide, args)
+    assert optimized.report.counts() == {"linear": 1}
+    torch.testing.assert_close(optimized(*args), wide(*args))
+
+
+class Heads(torch.nn.Module):
+    """What attention ends with: heads that are joined by a copy, and a projection."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = torch.nn.Linear(8, 8, bias=False)
+
+    def forward(self, weights: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        heads = torch.einsum("bhts,bhsd->bhtd", weights, v)
+        return self.out(heads.permute(0, 2, 1, 3).reshape(v.shape[0], -1, 8))
+
+
+def test_a_projection_reads_joined_heads_as_the_graph_joins_them() -> None:
+    args = (torch.randn(4, 2, 3, 3), torch.randn(4, 2, 3, 4))
+    optimized = recopt.optimize(Heads().eval(), args)
+    ops = [n.op for n in optimized.host.nodes if not n.op.startswith("aten.sym_size")]
+    joined = ["aten.einsum.default", "aten.permute.default", "aten.reshape.default", "recopt.linear.default"]
+    assert ops == joined

@@ -210,6 +210,28 @@ ACTIVATIONS: dict[str, dict[str, Any]] = {
         "rsqrt": lambda m, h: torch.rsqrt(h * h + 1.0),
         "one_over_sqrt": lambda m, h: 1 / torch.sqrt(1 + h**2),
     },
+    "atan": {
+        "atan": lambda m, h: torch.atan(h),
+        "atan2_of_one": lambda m, h: torch.atan2(h, torch.ones_like(h)),
+        "asin_over_hypot": lambda m, h: torch.asin(h / torch.sqrt(h * h + 1)),
+    },
+    "atan2": {"atan2": lambda m, h: torch.atan2(h, m.shift)},
+    "asinh": {"asinh": lambda m, h: torch.asinh(h), "log_of_sum": lambda m, h: torch.log(h + torch.sqrt(h * h + 1))},
+    "hypot": {"hypot": lambda m, h: torch.hypot(h, m.scale), "norm": lambda m, h: torch.sqrt(h * h + m.scale**2)},
+    "sinh": {"sinh": lambda m, h: torch.sinh(h), "by_exp": lambda m, h: (torch.exp(h) - torch.exp(-h)) / 2},
+    "cosh": {"cosh": lambda m, h: torch.cosh(h), "by_exp": lambda m, h: (torch.exp(h) + torch.exp(-h)) / 2},
+    "exp2": {"exp2": lambda m, h: torch.exp2(h), "power_of_two": lambda m, h: torch.pow(2.0, h)},
+    "xlogy": {"xlogy": lambda m, h: torch.xlogy(h, m.scale), "times_log": lambda m, h: h * torch.log(m.scale)},
+    "fmax": {"fmax": lambda m, h: torch.fmax(h, m.shift), "maximum": lambda m, h: torch.maximum(h, m.shift)},
+    "without_nan": {
+        "nan_to_num": lambda m, h: torch.nan_to_num(h, 0.0, 9.0, -9.0),
+        "where": lambda m, h: torch.where(h.isnan(), 0.0, torch.where(h.isinf(), 9.0 * h.sign(), h)),
+        "where_finite": lambda m, h: torch.where(h.isfinite(), h, torch.where(h.isnan(), 0.0, h.sign() * 9)),
+    },
+    "signed_root": {
+        "signed_root": lambda m, h: h.sign() * h.abs().sqrt(),
+        "where_root": lambda m, h: torch.where(h > 0, h.abs().sqrt(), -h.abs().sqrt()),
+    },
     "scaled_relu": {
         "relu_then_affine": lambda m, h: F.relu(h) * m.gamma + m.beta,
         "relu_then_addcmul": lambda m, h: torch.addcmul(m.beta, torch.clamp(h, min=0), m.gamma),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -225,9 +225,13 @@ def build(spell: Spell, rank: int, count: int = 1) -> nn.Module:
 
 
 def cases(
-    table: dict[str, Spelling], wrap: Callable[[Spell], Spell], default: Spell, dynamo_only: Collection[str] = ()
+    table: dict[str, Spelling],
+    wrap: Callable[[Spell], Spell],
+    default: Spell,
+    exporters: Mapping[str, tuple[str, ...]] | None = None,
 ) -> dict[str, Case]:
-    """Spell out a table: "name_2d", "name_3d"; `wrap` adds what surrounds a row, `default` is a missing reference."""
+    """Spell out a table: "name_2d", "name_3d"; `wrap` adds what surrounds a row, `default` is a missing reference,
+    `exporters` has those rows that not every exporter can carry."""
     out: dict[str, Case] = {}
     for name, row in table.items():
         for rank in row.ranks:
@@ -238,6 +242,6 @@ def cases(
                 reference=functools.partial(build, wrap(row.reference or default), rank, row.inputs),
                 note=row.note,
                 linears=row.linears,
-                exporters=("dynamo",) if name in dynamo_only else ("dynamo", "torchscript"),
+                exporters=(exporters or {}).get(name, ("dynamo", "torchscript")),
             )
     return out

@@ -42,6 +42,7 @@ def _activations() -> dict[str, Spelling]:
 
 # An odd product under an odd activation: neither may hide the other.
 PAIRS = (
+    ("input_added", "silu", "times_sigmoid"),
     ("einsum_weight_first_3d", "silu", "over_one_plus_exp"),
     ("einsum_to_transposed", "gelu", "half_spread"),
     ("conv1d_over_time", "relu", "mean_with_abs"),
@@ -90,6 +91,15 @@ EXTRAS: dict[str, Spelling] = {
         lambda m, x: F.relu(linear(m, x)),
         note="one function of pieces that lie side by side",
     ),
+    "function_of_both_signs": Spelling(
+        lambda m, x: torch.cat([F.relu(linear(m, x)), F.relu(-linear(m, x))], dim=-1),
+        lambda m, x: F.relu(F.linear(x, torch.cat([m.weight, -m.weight]), torch.cat([m.bias, -m.bias]))),
+        note="CReLU: one function of a product and of its negative, beside each other",
+    ),
+    "function_of_two_scales": Spelling(
+        lambda m, x: torch.cat([torch.sigmoid(linear(m, x)), torch.sigmoid(3 * linear(m, x))], dim=-1),
+        lambda m, x: torch.sigmoid(torch.cat([linear(m, x), 3 * linear(m, x)], dim=-1)),
+    ),
     "second_user_of_the_product": Spelling(
         _second_user(lambda m, x: x @ m.weight.T),
         _second_user(lambda m, x: F.linear(x, m.weight)),
@@ -111,12 +121,17 @@ def _alone(spell: Spell) -> Spell:
     return spell
 
 
-# The TorchScript exporter has no inner, mT, sinh, cosh, expm1.
-DYNAMO_ONLY = {"inner", "einsum_channel_first", "transposed_twice", "tanh.sinh_over_cosh", "elu.elu_expm1"}
+# What torch's exporters have no symbol for.
+ROADS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("inner", "einsum_channel_first", "transposed_twice"), ("dynamo",)),
+    **dict.fromkeys(("tanh.sinh_over_cosh", "elu.elu_expm1", "asinh.asinh", "sinh.sinh", "cosh.cosh"), ("dynamo",)),
+    **dict.fromkeys(("exp2.exp2", "xlogy.xlogy"), ("dynamo",)),
+    **dict.fromkeys(("hypot.hypot", "fmax.fmax"), ()),
+}
 
 SPELLINGS: dict[str, Case] = {
-    **cases(PRODUCTS, _under(_relu), linear, DYNAMO_ONLY),
-    **cases(_activations(), _alone, linear, DYNAMO_ONLY),
+    **cases(PRODUCTS, _under(_relu), linear, ROADS),
+    **cases(_activations(), _alone, linear, ROADS),
     **cases(_pairs(), _alone, linear),
     **cases(EXTRAS, _alone, linear),
 }

@@ -120,6 +120,10 @@ NEAR_MISSES: dict[str, NearMiss] = {
     "bias_along_square_rows": _near(
         lambda m, x: x @ m.square + m.square_bias[:, None], rank=3, inputs=_normal((K, K)), note="[K,1] on [B,K,K]"
     ),
+    "input_added_after": _near(lambda m, x: x + F.relu(x @ m.square), note="the residual stands outside the function"),
+    "input_added_backwards": _near(lambda m, x: x @ m.square + x.flip(-1)),
+    "input_gated": _near(lambda m, x: x * torch.sigmoid(x @ m.square) + x),
+    "half_input_added": _near(lambda m, x: (x.half() @ m.square.half() + x.half()).float(), note="1 + W rounds W off"),
     # a sum that is written out, or looks like one
     "columns_left_out": _near(_every_other_column, inputs=_extremes, note="NaN there must not reach the sum"),
     "columns_pooled": _near(lambda m, x: torch.sigmoid((x[..., 0] + x[..., 1]) / 2), note="no weights"),

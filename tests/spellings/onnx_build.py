@@ -103,6 +103,7 @@ def pool() -> dict[str, Numbers]:
     }
     out = {name: np.asarray(value, np.float32) for name, value in floats.items()}
     out |= {name: np.asarray(value, np.int64) for name, value in integers.items()}
+    out["i_scalar_0"] = np.asarray(0, np.int64)
     out["i_scalar_1"] = np.asarray(1, np.int64)
     out["q_w"] = g.integers(-128, 128, (N, K)).astype(np.int8)
     out["q_wt"] = out["q_w"].T.copy()

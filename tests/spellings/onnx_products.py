@@ -242,6 +242,21 @@ PRODUCTS: dict[str, Row] = {
     "split_columns": Row(
         "p = MatMul (x, top)  q = MatMul (x, bottom)  h = Concat <axis = -1> (p, q)  z = Add (h, b)  y = Relu (z)"
     ),
+    "joined_sequence": Row(
+        "p = MatMul (x, top)  q = MatMul (x, bottom)  l = SequenceConstruct (p, q)"
+        "  h = ConcatFromSequence <axis = -1> (l)  z = Add (h, b)  y = Relu (z)",
+        opsets=ALL,
+    ),
+    "sequence_grown": Row(
+        "p = MatMul (x, top)  q = MatMul (x, bottom)  e = SequenceEmpty ()  f = SequenceInsert (e, q)"
+        "  g = SequenceInsert (f, p, i_scalar_0)  i = SequenceInsert (g, x)  l = SequenceErase (i)"
+        "  h = ConcatFromSequence <axis = 1> (l)  z = Add (h, b)  y = Relu (z)",
+    ),
+    "sequence_taken_apart": Row(
+        "l = SplitToSequence <axis = 0> (wt, i_split)  v = SequenceAt (l, i_scalar_0)  u = SequenceAt (l, i_scalar_1)"
+        "  k = SplitToSequence <axis = 1> (x, i_split)  p = SequenceAt (k, i_scalar_0)  q = SequenceAt (k, i_scalar_1)"
+        "  r = MatMul (p, v)  s = MatMul (q, u)  h = Add (r, s)  z = Add (h, b)  y = Relu (z)",
+    ),
     "split_k": Row(
         "p, q = Split <axis = 1> (x, i_split)  v, u = Split <axis = 0> (wt, i_split)  r = MatMul (p, v)"
         "  s = MatMul (q, u)  h = Add (r, s)  z = Add (h, b)  y = Relu (z)",

@@ -309,6 +309,14 @@ PRODUCTS: dict[str, Spelling] = {
         lambda m, x: F.linear(x, m.back @ m.wide, m.bias + m.back @ m.wide_bias),
         note="no activation between, and the middle is wider: one product is cheaper",
     ),
+    "input_added": S(
+        lambda m, x: x @ m.square + m.square_bias + x,
+        lambda m, x: F.linear(x, m.square.T + torch.eye(K, dtype=x.dtype), m.square_bias),
+    ),
+    "input_subtracted_scaled": S(
+        lambda m, x: (x @ m.square - x * m.in_scale) * 0.5,
+        lambda m, x: F.linear(x, 0.5 * (m.square.T - torch.diag(m.in_scale))),
+    ),
     "low_rank_weight": S(
         lambda m, x: F.linear(x, m.up @ m.down, m.bias), lambda m, x: F.linear(F.linear(x, m.down), m.up, m.bias)
     ),
