@@ -12,6 +12,10 @@ TARGETS = {"aten": ("cpu", "cuda"), "onnx": ("portable", "ort-cpu", "ort-cuda", 
 
 def write(host: Host, spec: Spec, target: str) -> Value:
     """Append the nodes of a fused operator at the host's insertion point and return its value. Raises LowerError."""
+    return _write(host, spec, target)
+
+
+def _write(host: Host, spec: Spec, target: str) -> Value:
     if host.dialect == "aten":
         from . import torch, torch_bags
 
@@ -52,7 +56,7 @@ def nodes_written(host: Host, spec: Spec, target: str) -> int:
     from .onnx_writer import Counter
 
     counter = Counter(host)  # type: ignore[arg-type]  # the dialect says which host it is
-    write(counter, spec, target)  # type: ignore[arg-type]
+    _write(counter, spec, target)  # type: ignore[arg-type]
     return counter.nodes
 
 
