@@ -163,7 +163,7 @@ def _added_again(lifted: Lifted, term: Poly, known: Mapping[Leaf, Reach]) -> set
                 continue
             others = frozenset(a for a in data if a is not atom)
             if atom.leaf in known:
-                reached.setdefault(others, set()).update(known[atom.leaf].sources)
+                reached.setdefault(others, set()).update(known[atom.leaf].sources - known[atom.leaf].bent)
             if atom.dtype in FLOATS and not is_contraction(lifted, atom.leaf):
                 inputs.append((mono, atom, others))
     return {
