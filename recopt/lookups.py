@@ -40,8 +40,15 @@ def looks_up(lifted: Lifted, value: Value) -> bool:
         t = lifted.definition.get(value)
         if t is not None and not lifted.host.is_constant(value):
             body = picked(lifted, t.body)
-            lifted.notes[key] = any(_looks_up(lifted, a) for m in body.monos for a in m.atoms)
+            made = any(_looks_up(lifted, a) for m in body.monos for a in m.atoms)
+            lifted.notes[key] = made and not any(_weighs(lifted, m) for m in body.monos)
     return lifted.notes[key] is True
+
+
+def _weighs(lifted: Lifted, mono: Mono) -> bool:
+    """Whether a sum is one against weights of the model: a linear of what was looked up is no lookup."""
+    reads = [a for a in mono.atoms if isinstance(a, Read) and constant_leaf(lifted, a.leaf)]
+    return any(not is_lookup(lifted, a) and not a.axes_read.isdisjoint(mono.axes) for a in reads)
 
 
 def _looks_up(lifted: Lifted, atom: Atom) -> bool:
@@ -63,7 +70,7 @@ def expand(lifted: Lifted, term: Poly, opened: bool) -> Poly:
         if not isinstance(atom, Read) or not isinstance(atom.leaf, Value) or constant_leaf(lifted, atom.leaf):
             return None
         leaf = atom.leaf
-        if not looks_up(lifted, leaf) and not _hashes(lifted, leaf) and not (opened and _masks(lifted, leaf)):
+        if not looks_up(lifted, leaf) and not _hashes(lifted, leaf) and not (opened and masks(lifted, leaf)):
             return None
         t = lifted.definition[leaf]
         return expand(lifted, t.with_body(picked(lifted, t.body)).at(list(atom.index)), opened)
@@ -71,15 +78,17 @@ def expand(lifted: Lifted, term: Poly, opened: bool) -> Poly:
     return substitute(term, {}, inner)
 
 
-def _masks(lifted: Lifted, value: Value) -> bool:
-    """Whether a value is a condition on integers, or a float that is made of such alone: a mask, how many ids count."""
+def masks(lifted: Lifted, value: Value) -> bool:
+    """Whether a value is a condition on integers, or a float that is made of such alone: a mask, how many ids count.
+    What reads a table or a weight of the model is none, or all that is computed from ids would be."""
     key = ("masks", value)
     if key not in lifted.notes:
         t = lifted.definition.get(value)
-        read = [] if t is None else [v for v in t.body.leaves if isinstance(v, Value) and not constant_leaf(lifted, v)]
+        leaves = [] if t is None else [v for v in t.body.leaves if isinstance(v, Value)]
+        read = [] if any(constant_leaf(lifted, v) for v in leaves) else leaves
         made = t is not None and value not in t.body.leaves and (t.dtype in FLOATS or t.dtype == "bool" or bool(read))
         whole = [v for v in read if v.dtype not in FLOATS and v.dtype != "bool"]
-        lifted.notes[key] = made and bool(read) and all(v in whole or _masks(lifted, v) for v in read)
+        lifted.notes[key] = made and bool(read) and all(v in whole or masks(lifted, v) for v in read)
     return lifted.notes[key] is True
 
 

@@ -13,7 +13,11 @@ from spellings.export import BATCH, run_onnx, to_onnx, to_program
 from spellings.lookups import LOOKUPS, NEAR_MISSES, Lookup
 
 import recopt
+from recopt import lookups
 from recopt.hosts.base import Node
+from recopt.lift import lift
+from recopt.load import host_of
+from recopt.patterns import embedding_bags
 
 BATCHES = (1, 3, 7)
 LAYOUT = {
@@ -140,3 +144,23 @@ def test_ragged_bags(last: bool) -> None:
         given = args(offsets, count)
         with torch.no_grad():
             torch.testing.assert_close(result(*given), module(*given))
+
+
+def test_what_is_computed_from_ids_is_no_mask() -> None:
+    """Else the terms of whole models would be put into each other: every value of one is made of ids and weights."""
+    table, linear = torch.nn.Embedding(20, 6), torch.nn.Linear(6, 6)
+
+    class Pooled(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.linear = table, linear
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            rows = self.table(ids)
+            return (rows * self.linear(rows).relu()).sum(1)
+
+    host = host_of(to_program(Pooled().eval(), (torch.randint(0, 20, (BATCH, 5)),)))
+    lifted = lift(host)
+    roots = embedding_bags.roots(lifted)
+    assert not any(lookups.masks(lifted, v) for node in host.nodes for v in node.outputs if v.dtype == "float32")
+    assert not any("linear" in v.name or "relu" in v.name for v in roots)
