@@ -155,8 +155,8 @@ def test_what_is_computed_from_ids_is_no_mask() -> None:
             super().__init__()
             self.table, self.linear = table, linear
 
-        def forward(self, ids: torch.Tensor) -> torch.Tensor:
-            rows = self.table(ids)
+        def forward(self, *args: torch.Tensor) -> torch.Tensor:
+            rows: torch.Tensor = self.table(args[0])
             return (rows * self.linear(rows).relu()).sum(1)
 
     host = host_of(to_program(Pooled().eval(), (torch.randint(0, 20, (BATCH, 5)),)))
