@@ -126,7 +126,7 @@ def eager(w: Workload, tables: Sequence[Tensor], ids: Tensor) -> Tensor:
 def fbgemm(w: Workload, weights: str = "fp32") -> Callable[[Tensor], Callable[[], Tensor]] | None:
     """FBGEMM's inference TBE on random tables: ids -> the call on them; None where it cannot be imported."""
     try:
-        import fbgemm_gpu  # noqa: F401
+        import fbgemm_gpu  # noqa: F401 - registers its operators
         from fbgemm_gpu.split_embedding_configs import SparseType
         from fbgemm_gpu.split_table_batched_embeddings_ops_common import (
             BoundsCheckMode,

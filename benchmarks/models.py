@@ -22,7 +22,7 @@ import torch
 import recopt
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
-from common import compare, ort_session, run_ort, to_onnx  # type: ignore[import-not-found]
+from common import compare, ort_session, run_ort, to_onnx  # type: ignore[import-not-found]  # examples/ is put on the path above
 
 MODELS = ("wdl", "din", "dien", "dlrm")
 TARGETS = ("cpu", "portable", "ort-cpu", "recopt")

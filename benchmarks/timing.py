@@ -30,7 +30,7 @@ def copies(nbytes: int, most: int = 64, target: int = 128 << 20) -> int:
 
 
 def _event() -> torch.cuda.Event:
-    event: torch.cuda.Event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    event: torch.cuda.Event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]  # torch types no constructor of events
     return event
 
 

@@ -246,9 +246,13 @@ def _bag(place: _Place, mono: Mono, columns: Sequence[Axis]) -> Bag:
         raise No("bags side by side in one dimension")
     ids, wraps = unwrapped(index, lifted.term[read.leaf].shape[0])
     plain = lifted.host.dialect == "onnx"  # there the ids are as they stand, and every factor is a weight
+    if wraps and not plain:
+        raise No("negative ids of {} count from the end: to the operator they are an error", read.leaf.name)
     others = [substitute(p, names) for p in others]
     found = Factors(weights=others) if plain or pool == "max" else factors(others, ids, inner)
     ids, modulus, shift = (ids, 0, 0) if plain else hashed(ids)
+    if found.pad is not None or found.lengths is not None:
+        _check_finite(lifted, read.leaf, found)
     table = View(read.leaf, lifted.term[read.leaf].shape)
     bag = Bag(table, table, pool, wraps, None, modulus, shift, found.pad, found.div)
     if found.starts is not None:
@@ -270,6 +274,15 @@ def _bag(place: _Place, mono: Mono, columns: Sequence[Axis]) -> Bag:
     return replace(bag, ids=view, weights=weights, lengths=lengths, pool=_scaled(mono, pool, count if uniform else 0))
 
 
+def _check_finite(lifted: Lifted, table: Value, found: Factors) -> None:
+    """Refuse a table whose rows are no numbers where the operator does not read them: 0 * inf is not 0."""
+    rows = lifted.host.constant(table)
+    if found.lengths is None and found.pad is not None:
+        rows = rows[found.pad : found.pad + 1]
+    if not math.isfinite(rows.sum(dtype="float64")):  # a sum needs no second table in memory
+        raise No("{} holds values that are not finite, which a mask does not hide", table.name)
+
+
 def _ragged(place: _Place, bag: Bag, found: Factors, ids: Poly, inner: Sequence[Axis]) -> Bag:
     """Bags that lie one after the other in flat ids."""
     (along,) = inner
@@ -285,6 +298,8 @@ def _ragged(place: _Place, bag: Bag, found: Factors, ids: Poly, inner: Sequence[
         assert isinstance(found.starts.atom, Read) and isinstance(found.starts.atom.leaf, Value)
         whole = found.starts.atom.leaf
         offsets = View(whole, place.lifted.term[whole].shape)
+        if offsets.shape != (sizes.add(rows[0].size, 1),):
+            raise No("offsets of more bags than the result has rows")
     flat = [place.flat(p, along, what) for p, what in ((ids, "the ids"), *((w, "weights") for w in found.weights))]
     if len(flat) > 2:
         raise No("several weights of flat ids")

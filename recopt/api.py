@@ -77,7 +77,7 @@ class Optimized:
         """The rewritten ONNX model as an onnx.ModelProto. Raises OptionError for a torch model."""
         if self.host.dialect != "onnx":
             raise OptionError("to_proto is for ONNX models; a torch model has .model and .save")
-        return self.host.to_proto()  # type: ignore[attr-defined]
+        return self.host.to_proto()  # type: ignore[attr-defined]  # only an ONNX host comes here
 
     @property
     def report(self) -> Report:
@@ -102,7 +102,7 @@ class Optimized:
 
     def diff(self) -> str:
         """What was removed, added and rewired, as text, grouped by rewrite."""
-        self.host  # noqa: B018
+        self.host  # noqa: B018 - captures the model
         assert self._before is not None
         return text.diff(self._before, self.host, self.report)
 

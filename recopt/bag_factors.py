@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from .ir import sizes
 from .ir.rules import fn
-from .ir.term import Axis, Coord, Fn, Poly, Read, add, coord, guard, mul, number, scale, substitute, sum_over
+from .ir.term import Axis, Fn, Poly, Read, add, coord, guard, mul, number, scale, substitute, sum_over
 from .match import No
 
 
@@ -38,10 +38,10 @@ def factors(others: Sequence[Poly], ids: Poly, inner: Sequence[Axis]) -> Factors
         atom = p.atom
         if isinstance(atom, Fn) and atom.name == "reciprocal":
             below.append(atom.args[0])
-        elif not _member(found, p, ids, inner):
+            continue
+        counted.append(p)
+        if not _member(found, p, ids, inner):
             found.weights.append(p)
-        if not (isinstance(atom, Fn) and atom.name == "reciprocal"):
-            counted.append(p)
     if found.starts is None and found.ends is not None:
         found.lengths, found.ends = found.ends, None
     if len(below) > 1:
@@ -122,7 +122,7 @@ def ends_of(starts: Poly, ends: Poly, row: Axis, count: sizes.Size) -> bool | No
     False where that is the number of ids; None where neither is so."""
     following = substitute(starts, {row: add(coord(row), number(1))})
     read = starts.atom
-    if isinstance(read, Read) and len(read.index) == 1 and isinstance(read.index[0].atom, Coord) and ends is following:
+    if isinstance(read, Read) and read.index == (coord(row),) and ends is following:
         return True
     last = sizes.size(row.size - 1)
     place = coord(row)

@@ -129,7 +129,7 @@ class Printer:
             return decided
         if atom.name in _OPERATORS:
             return f"({self.poly(atom.args[0])} {_OPERATORS[atom.name]} {self.poly(atom.args[1])})"
-        arguments = [self.poly(a) for a in atom.args] + [_literal(float(a)) for a in atom.attrs]  # type: ignore[arg-type]
+        arguments = [self.poly(a) for a in atom.args] + [_literal(float(a)) for a in atom.attrs]  # type: ignore[arg-type]  # the attributes of a term's function are numbers
         return f"{atom.name}({', '.join(arguments)})"
 
     def decided(self, atom: Fn) -> str | None:

@@ -163,6 +163,6 @@ def reading(spec: Spec, current: Callable[[View], View]) -> Spec:
         if isinstance(item, View):
             return current(item)
         named = {"ids": item.ids, "weights": item.weights, "offsets": item.offsets, "lengths": item.lengths}
-        return replace(item, **{name: v and current(v) for name, v in named.items()})  # type: ignore[arg-type]
+        return replace(item, **{name: v and current(v) for name, v in named.items()})  # type: ignore[arg-type]  # names and types are those of Bag
 
     return replace(spec, pieces=tuple(tuple(map(term, piece)) for piece in spec.pieces))

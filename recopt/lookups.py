@@ -86,9 +86,8 @@ def masks(lifted: Lifted, value: Value) -> bool:
         t = lifted.definition.get(value)
         leaves = [] if t is None else [v for v in t.body.leaves if isinstance(v, Value)]
         read = [] if any(constant_leaf(lifted, v) for v in leaves) else leaves
-        made = t is not None and value not in t.body.leaves and (t.dtype in FLOATS or t.dtype == "bool" or bool(read))
-        whole = [v for v in read if v.dtype not in FLOATS and v.dtype != "bool"]
-        lifted.notes[key] = made and bool(read) and all(v in whole or masks(lifted, v) for v in read)
+        whole = {v for v in read if v.dtype not in FLOATS and v.dtype != "bool"}
+        lifted.notes[key] = bool(read) and value not in read and all(v in whole or masks(lifted, v) for v in read)
     return lifted.notes[key] is True
 
 
@@ -121,8 +120,7 @@ def _one_hot(lifted: Lifted, read: Read) -> Poly | None:
     if t is None or not isinstance(atom, Fn) or atom.name != "cast":
         return None
     seen = t.at(list(read.index)).atom
-    assert isinstance(seen, Fn)
-    inner = seen.args[0].atom
+    inner = seen.args[0].atom if isinstance(seen, Fn) else None
     if isinstance(inner, Read):
         return _one_hot(lifted, inner)
     if ("one-hot", value) not in lifted.notes or not isinstance(inner, Fn) or inner.name != "eq":

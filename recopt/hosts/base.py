@@ -10,6 +10,7 @@ import abc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -65,6 +66,11 @@ class Region:
     inputs: tuple[Value, ...]
     nodes: tuple[Node, ...]
     outputs: tuple[Value, ...]
+
+    @cached_property
+    def own(self) -> frozenset[Node]:
+        """Its nodes, to ask whether one is among them."""
+        return frozenset(self.nodes)
 
 
 def values_in(tree: object) -> Iterator[Value]:

@@ -311,7 +311,7 @@ class FxHost(FxGraph):
                 results = forward(*args)
         except Exception as error:  # operators raise anything
             raise VerifyError(f"torch cannot run the program: {fx_capture.one_line(error)}") from error
-        kinds = zip(self._output_specs, self._output().args[0], results, strict=True)  # type: ignore[arg-type]
+        kinds = zip(self._output_specs, self._output().args[0], results, strict=True)  # type: ignore[arg-type]  # an output node's argument is a tuple
         wanted = [r for spec, n, r in kinds if spec.kind is OutputKind.USER_OUTPUT and isinstance(n, fx.Node)]
         return [fx_ops.to_numpy(torch.as_tensor(result)) for result in wanted]
 

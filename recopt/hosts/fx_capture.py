@@ -106,7 +106,7 @@ def _batch_size(args: object, kwargs: object) -> int | None:
 
 def _batched(args: Any, kwargs: Any, batch: int, copies: int) -> tuple[Any, Any, ShapesCollection]:
     """The examples with the batch repeated `copies` times, and the declaration that dimension 0 of them is dynamic."""
-    shapes = ShapesCollection()  # type: ignore[no-untyped-call]
+    shapes = ShapesCollection()  # type: ignore[no-untyped-call]  # torch's own class is untyped
 
     def widen(leaf: object) -> object:
         if not isinstance(leaf, torch.Tensor) or not leaf.dim() or leaf.shape[0] != batch:

@@ -109,7 +109,7 @@ class FxGraph(Host):
         """Make the handles of one call; a getitem of a known tuple becomes that tuple's element."""
         source = node.args[0] if node.target is operator.getitem else None
         if isinstance(source, fx.Node) and source not in self._values and source in self._nodes:
-            value = self._nodes[source].outputs[node.args[1]]  # type: ignore[index]
+            value = self._nodes[source].outputs[node.args[1]]  # type: ignore[index]  # getitem's argument is an int
             first = self._source[value]
             if first is None:
                 return self._own(value, node)
@@ -193,7 +193,7 @@ class FxGraph(Host):
 
     @property
     def outputs(self) -> Sequence[Value]:
-        results = zip(self._output_specs, self._output().args[0], strict=True)  # type: ignore[arg-type]
+        results = zip(self._output_specs, self._output().args[0], strict=True)  # type: ignore[arg-type]  # an output node's argument is a tuple
         users = (node for spec, node in results if spec.kind is OutputKind.USER_OUTPUT)
         return [self._values[node] for node in users if isinstance(node, fx.Node)]
 
@@ -254,7 +254,7 @@ class FxGraph(Host):
             else:
                 args, kwargs = fx.map_arg((node.args, node.kwargs), self._evaluated.__getitem__)
                 with torch.no_grad():
-                    self._evaluated[node] = node.target(*args, **kwargs)  # type: ignore[operator]
+                    self._evaluated[node] = node.target(*args, **kwargs)  # type: ignore[operator]  # a call_function's target is callable
         return self._evaluated[root]
 
     def _changed(self) -> None:
@@ -276,7 +276,7 @@ class FxGraph(Host):
     def _results(self) -> list[OutputSpec]:
         """The output specs, naming the nodes that the outputs are now."""
         specs = []
-        for spec, node in zip(self._output_specs, self._output().args[0], strict=True):  # type: ignore[arg-type]
+        for spec, node in zip(self._output_specs, self._output().args[0], strict=True):  # type: ignore[arg-type]  # an output node's argument is a tuple
             kind = SymIntArgument if isinstance(spec.arg, SymIntArgument) else TensorArgument
             specs.append(OutputSpec(spec.kind, kind(node.name), spec.target) if isinstance(node, fx.Node) else spec)
         return specs

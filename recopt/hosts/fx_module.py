@@ -62,7 +62,7 @@ class Program(fx.GraphModule):
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Program:
         """Move tensors as nn.Module does, and with them the devices that the graph names (of arange, zeros, ...)."""
         before = _device(self)
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's method is untyped
         after = _device(self)
         if before is None or after is None or before == after:
             return self

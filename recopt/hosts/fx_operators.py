@@ -86,7 +86,7 @@ def linear_call(
     On the CPU the kernel's checks of its operands, made when the node was written, are not made again.
     """
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
-        return torch.ops.recopt.linear.default(x, w, b, epilogue, params)  # type: ignore[no-any-return]
+        return torch.ops.recopt.linear.default(x, w, b, epilogue, params)  # type: ignore[no-any-return]  # torch.ops is untyped
     if x.is_cuda:
         return linear_kernel(x, w, b, epilogue, params)
     h = torch._C._nn.linear(x, w, b) if w.dim() == 2 else _POINTWISE[w.dim()](x, w, b)
@@ -139,7 +139,7 @@ def embedding_bags_call(
 ) -> torch.Tensor:
     """`recopt::embedding_bags` without the dispatcher, as `linear_call`."""
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
-        return torch.ops.recopt.embedding_bags.default(  # type: ignore[no-any-return]
+        return torch.ops.recopt.embedding_bags.default(  # type: ignore[no-any-return]  # torch.ops is untyped
             tables, ids, offsets, weights, dense, scales, layout
         )
     if (tables or dense)[0].is_cuda:

@@ -189,10 +189,10 @@ class _Evaluation:
         if None not in plain and len(set(plain)) == len(plain) and all(
             self.extent(a) == source.shape[n] for n, a in enumerate(plain) if a is not None
         ):  # a transpose: no gather  # fmt: skip
-            order = sorted(range(len(plain)), key=lambda n: list(axes).index(plain[n]))  # type: ignore[arg-type]
+            order = sorted(range(len(plain)), key=lambda n: list(axes).index(plain[n]))  # type: ignore[arg-type]  # only axes are left here
             shape = [1] * len(axes)
             for n in order:
-                shape[list(axes).index(plain[n])] = source.shape[n]  # type: ignore[arg-type]
+                shape[list(axes).index(plain[n])] = source.shape[n]  # type: ignore[arg-type]  # only axes are left here
             return source.transpose(order).reshape(shape)
         index = [self.poly(p, axes) for p in atom.index]
         for n, position in enumerate(index):

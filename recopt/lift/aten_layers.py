@@ -44,10 +44,10 @@ def _variance(with_mean: bool, root: bool) -> Lift:
         else:
             correction = int(bool(named.get("unbiased", flags[0] if flags else True)))
             keepdim = named.get("keepdim", flags[1] if len(flags) > 1 else False)
-        if correction != int(correction):  # type: ignore[call-overload]
+        if correction != int(correction):  # type: ignore[call-overload]  # a number, by ATen's schema
             raise Opaque("a fractional correction")
-        dims = dims_of(x, dim)  # type: ignore[arg-type]
-        mean, spread = _moments(x, dims, correction)  # type: ignore[arg-type]
+        dims = dims_of(x, dim)  # type: ignore[arg-type]  # as ATen's schema says
+        mean, spread = _moments(x, dims, correction)  # type: ignore[arg-type]  # as ATen's schema says
         results = [ops.pointwise("sqrt", spread) if root else spread, *([mean] if with_mean else [])]
         shaped = (
             results if keepdim else [r.with_dims([d for n, d in enumerate(r.dims) if n not in dims]) for r in results]
@@ -83,12 +83,12 @@ def _batch_norm(
     training, eps = (rest[0], rest[2]) if len(rest) > 2 else (False, rest[1])
     if training or mean is None or var is None:
         raise Opaque("batch normalisation by the batch's own statistics")
-    y = ops.multiply(ops.sub(x, _per_channel(mean, x)), _inverse_root(_per_channel(var, x), float(eps)))  # type: ignore[arg-type]
+    y = ops.multiply(ops.sub(x, _per_channel(mean, x)), _inverse_root(_per_channel(var, x), float(eps)))  # type: ignore[arg-type]  # as ATen's schema says
     return _scaled(y, *(None if p is None else _per_channel(p, x) for p in (weight, bias)))
 
 
 def _batch_norm_and_statistics(c: Call, *args: object, **kwargs: object) -> list[Tensor | None]:
-    return [_batch_norm(c, *args, **kwargs), None, None]  # type: ignore[arg-type]
+    return [_batch_norm(c, *args, **kwargs), None, None]  # type: ignore[arg-type]  # as ATen's schema says
 
 
 def _layer_norm(

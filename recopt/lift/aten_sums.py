@@ -100,7 +100,7 @@ def _conv_transpose(
 
 def _conv(c: Call, x: Tensor, weight: Tensor, bias: Tensor | None = None, *rest: object, **named: object) -> Tensor:
     names = dict(zip(("stride", "padding", "dilation", "groups"), rest, strict=False))
-    return _convolution(c, x, weight, bias, **{**names, **named})  # type: ignore[arg-type]
+    return _convolution(c, x, weight, bias, **{**names, **named})  # type: ignore[arg-type]  # as ATen's schema says
 
 
 def _each(values: Sequence[int], rank: int) -> list[int]:

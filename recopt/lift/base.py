@@ -226,9 +226,7 @@ class Lifted:
         function = self.table.get(node.op)
         if function is None:
             raise Opaque(f"no lift for {node.op}")
-        args, kwargs = _mapped(
-            (node.args, dict(node.kwargs)), lambda v: self.items[v] if v in self.items else operand(v)
-        )
+        args, kwargs = _mapped((node.args, dict(node.kwargs)), operand)
         call = Call(node, self.host, self)
         try:
             _signature(function).bind(call, *args, **kwargs)
@@ -304,7 +302,7 @@ class Lifted:
             index = [p.number for p in atom.index]
             if not all(isinstance(n, int) for n in index):
                 return None
-            return number(self.host.constant(atom.leaf)[tuple(index)].item(), atom.dtype)  # type: ignore[arg-type]
+            return number(self.host.constant(atom.leaf)[tuple(index)].item(), atom.dtype)  # type: ignore[arg-type]  # a tuple of ints, as was checked
 
         value = term.number
         if value is None:

@@ -71,7 +71,7 @@ def fused_conv(
     c: Call, x: Tensor, w: Tensor, bias: Tensor | None = None, z: Tensor | None = None, *, activation: str = "",
     activation_params: tuple[float, ...] = (), **attributes: object,
 ) -> Tensor:  # fmt: skip
-    y = convolution(c, x, w, bias, **attributes)  # type: ignore[arg-type]
+    y = convolution(c, x, w, bias, **attributes)  # type: ignore[arg-type]  # attributes by ONNX's names
     return activated(y if z is None else ops.add(y, z), activation, *activation_params)
 
 

@@ -52,19 +52,15 @@ def loop(c: Call, trips: Tensor | None, going: Tensor | None, *carried: Seen, **
     found: list[Seen | None] = []
     for n, value in enumerate(results):
         if n >= len(carried):
-            found.append(_side_by_side(region.tensor(value), along))
+            t = region.tensor(value)
+            found.append(Tensor(((along,), *t.dims), t.body))
         elif isinstance(carried[n], Items):
             found.append(_appended(region, handed[n], value, along, carried[n]))
         elif steps[n] is not None:
-            last = operand(handed[n], number(turns))
-            found.append(last)
+            found.append(operand(handed[n], number(turns)))
         else:
             found.append(None)
     return found
-
-
-def _side_by_side(t: Tensor, along: Axis) -> Tensor:
-    return Tensor(((along,), *t.dims), t.body)
 
 
 def _appended(region: _Turn, before: Value, after: Value, along: Axis, start: Seen) -> Items:
@@ -121,14 +117,12 @@ def _turns(
         # The loop goes on after a turn while counter + 1 < stop, and began with the same question.
         passed = add_terms(condition.args[0], scale(counters[value].body, -1)).number
         stop, first = condition.args[1].number, start.body.number
-        begun = None if going is None else going.body
         asked = ops.pointwise("lt", start, Tensor((), condition.args[1])).body
-        if (
-            passed == 1
-            and isinstance(first, int)
-            and isinstance(stop, (int, sympy.Expr))
-            and (begun is asked or begun == number(1))
-        ):
+        if passed != 1 or going is None or going.body is not asked or not isinstance(first, int):
+            continue
+        if isinstance(stop, int):
+            return max(stop - first, 0)
+        if isinstance(stop, sympy.Expr):
             return sizes.size(stop - first)
     raise Opaque("a loop that does not end at a size")
 
@@ -171,7 +165,7 @@ class _Turn:
 
     def _computed(self, value: Value) -> Seen:
         node = value.node
-        if node is not None and node in self.region.nodes:
+        if node is not None and node in self.region.own:
             found: Seen | None = self._results(node)[value.index]
             if found is None:
                 raise Opaque(f"{value.name} is not understood")
@@ -197,36 +191,30 @@ class _Turn:
         condition = self.tensor(node.args[0]).body
         known = self.call.lifted.known(condition)
         if known is not None:
-            return self._inside(node.kwargs["then_branch" if known else "else_branch"], self.at).of(n)
+            return self._inside(node, "then_branch" if known else "else_branch", self.at, n)
         only = _one_turn(condition, self.at)
         if only is None:
             raise Opaque("a branch that data decides")
-        otherwise = self._inside(node.kwargs["else_branch"], self.at).of(n)
+        otherwise = self._inside(node, "else_branch", self.at, n)
         if only == "none":
             return otherwise
         assert isinstance(only, Poly)
-        taken, passed = (self._inside(node.kwargs[b], only).of(n) for b in ("then_branch", "else_branch"))
+        taken, passed = (self._inside(node, branch, only, n) for branch in ("then_branch", "else_branch"))
         same = isinstance(taken, Tensor) and isinstance(passed, Tensor) and taken.canonical() == passed.canonical()
         if not same:
             raise Opaque("a branch that one turn alone takes")
         return otherwise
 
-    def _inside(self, region: Region, at: Poly) -> _Branch:
+    def _inside(self, node: Node, branch: str, at: Poly, n: int) -> Seen:
+        """A result of a branch in a turn."""
+        region = node.kwargs[branch]
         around = self if at is self.at else self._moved(at)
-        return _Branch(_Turn(self.call, region, at, lambda v, _: None, around))
+        return _Turn(self.call, region, at, lambda v, _: None, around).of(region.outputs[n])
 
     def _moved(self, at: Poly) -> _Turn:
         """The same values in another turn."""
         around = None if self.around is None else self.around._moved(at)
         return _Turn(self.call, self.region, at, self.given, around)
-
-
-@dataclass
-class _Branch:
-    turn: _Turn
-
-    def of(self, n: int) -> Seen:
-        return self.turn.of(self.turn.region.outputs[n])
 
 
 def _plain(seen: Seen | None) -> Seen | None:

@@ -249,11 +249,11 @@ def attention(
 
 
 def average_pool(c: Call, x: Tensor, **attributes: object) -> Tensor:
-    return pooled(c, x, True, **attributes)  # type: ignore[arg-type]
+    return pooled(c, x, True, **attributes)  # type: ignore[arg-type]  # attributes by ONNX's names
 
 
 def max_pool(c: Call, x: Tensor, **attributes: object) -> Tensor:
-    return pooled(c, x, False, **attributes)  # type: ignore[arg-type]
+    return pooled(c, x, False, **attributes)  # type: ignore[arg-type]  # attributes by ONNX's names
 
 
 PRODUCTS: dict[str, Lift] = {

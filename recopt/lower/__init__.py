@@ -21,12 +21,12 @@ def _write(host: Host, spec: Spec, target: str) -> Value:
 
         if isinstance(spec, Linear):
             return torch.linear(host, spec, target)  # type: ignore[arg-type]  # the dialect says which host it is
-        return torch_bags.embedding_bags(host, spec, target)  # type: ignore[arg-type]
+        return torch_bags.embedding_bags(host, spec, target)  # type: ignore[arg-type]  # the dialect says which host it is
     from . import onnx, onnx_bags
 
     if isinstance(spec, Linear):
-        return onnx.linear(host, spec, target)  # type: ignore[arg-type]
-    return onnx_bags.embedding_bags(host, spec, target)  # type: ignore[arg-type]
+        return onnx.linear(host, spec, target)  # type: ignore[arg-type]  # the dialect says which host it is
+    return onnx_bags.embedding_bags(host, spec, target)  # type: ignore[arg-type]  # the dialect says which host it is
 
 
 def view(host: Host, item: View, name: str) -> Value:
@@ -34,10 +34,10 @@ def view(host: Host, item: View, name: str) -> Value:
     if host.dialect == "aten":
         from .torch import layout
 
-        return layout(host, item.value, item.steps, name)  # type: ignore[arg-type]
+        return layout(host, item.value, item.steps, name)  # type: ignore[arg-type]  # the dialect says which host it is
     from .onnx_layout import view as onnx_view
 
-    return onnx_view(host, item, name)  # type: ignore[arg-type]
+    return onnx_view(host, item, name)  # type: ignore[arg-type]  # the dialect says which host it is
 
 
 def in_place(host: Host, spec: Linear) -> bool:
@@ -56,7 +56,7 @@ def nodes_written(host: Host, spec: Spec, target: str) -> int:
     from .onnx_writer import Counter
 
     counter = Counter(host)  # type: ignore[arg-type]  # the dialect says which host it is
-    _write(counter, spec, target)  # type: ignore[arg-type]
+    _write(counter, spec, target)  # type: ignore[arg-type]  # the dialect says which host it is
     return counter.nodes
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -24,22 +24,34 @@ def embedding_bags(host: Writer, spec: EmbeddingBags, target: str) -> Value:
 
 
 def _nodes(host: Writer, spec: EmbeddingBags) -> Value:
-    operands = [view(host, _operand(spec, item), spec.name) for item in spec.views]
-    return _side_by_side(host, spec, operands)
+    return _side_by_side(host, spec, _operands(host, spec))
 
 
 def _function(host: Writer, spec: EmbeddingBags) -> Value:
-    """One node `recopt::EmbeddingBags_*`; its function is shared by all that pool alike."""
-    operands = [view(host, _operand(spec, item), spec.name) for item in spec.views]
-    text = repr([[(_kind(t), t.pool, t.count) if isinstance(t, Bag) else "dense" for t in p] for p in spec.pieces])
+    """One node `recopt::EmbeddingBags_*`; its function is shared by all that read and pool alike."""
+    operands = _operands(host, spec)
+    numbers = {v: n for n, v in enumerate(operands)}
+
+    def told(term: Bag | View) -> object:
+        if isinstance(term, View):
+            return numbers[term]
+        read = (term.table, term.ids, term.weights)
+        return term.pool, term.count, term.table.shape[1], len(term.ids.shape), [v and numbers[v] for v in read]
+
+    types = [v.dtype or spec.dtype for v in operands.values()]
+    text = repr((types, [[told(term) for term in piece] for piece in spec.pieces]))
     name = f"EmbeddingBags_{hashlib.sha1(text.encode()).hexdigest()[:8]}"
-    types = [v.dtype or spec.dtype for v in operands]
-    op = host.define(name, types, lambda inner, values: _side_by_side(inner, spec, values))
-    return host.call(op, operands, name=spec.name, shape=spec.shape, dtype=spec.dtype)
+
+    def body(inner: OnnxHost, values: list[Value]) -> Value:
+        return _side_by_side(inner, spec, dict(zip(operands, values, strict=True)))
+
+    op = host.define(name, types, body)
+    return host.call(op, list(operands.values()), name=spec.name, shape=spec.shape, dtype=spec.dtype)
 
 
-def _kind(bag: Bag) -> tuple[int, bool]:
-    return len(bag.ids.shape), bag.weights is not None
+def _operands(host: Writer, spec: EmbeddingBags) -> dict[View, Value]:
+    """What is read, each view once."""
+    return {item: view(host, _operand(spec, item), spec.name) for item in dict.fromkeys(spec.views)}
 
 
 def _operand(spec: EmbeddingBags, item: View) -> View:
@@ -52,8 +64,7 @@ def _operand(spec: EmbeddingBags, item: View) -> View:
     return View(item.value, rows, (*kept, Reshape(rows)))
 
 
-def _side_by_side(host: Writer | OnnxHost, spec: EmbeddingBags, operands: Sequence[Value]) -> Value:
-    values = dict(zip(spec.views, operands, strict=True))
+def _side_by_side(host: Writer | OnnxHost, spec: EmbeddingBags, values: Mapping[View, Value]) -> Value:
     pieces = []
     for piece in spec.pieces:
         terms = [_bag(host, spec, t, values) if isinstance(t, Bag) else values[t] for t in piece]
@@ -67,7 +78,7 @@ def _side_by_side(host: Writer | OnnxHost, spec: EmbeddingBags, operands: Sequen
     return host.call("Concat", pieces, axis, name=spec.name, shape=spec.shape, dtype=spec.dtype)
 
 
-def _bag(host: Writer | OnnxHost, spec: EmbeddingBags, bag: Bag, values: dict[View, Value]) -> Value:
+def _bag(host: Writer | OnnxHost, spec: EmbeddingBags, bag: Bag, values: Mapping[View, Value]) -> Value:
     rows, width = bag.ids.shape[:-1], bag.table.shape[1]
     shape: tuple[Size, ...] = (*bag.ids.shape, width) if bag.pool != "row" or bag.count > 1 else (*rows, width)
     operands = [values[bag.table], values[bag.ids]]

@@ -62,7 +62,7 @@ def onnx_translations() -> dict[Callable[..., Any], Callable[..., Any]]:
             h = h if b is None else opset18.Add(h, b)
         exporter = _Exporter(opset18)
         return exporter.made[
-            emit(exporter, epilogue, exporter.value(h, dtype), [exporter.value(p, dtype) for p in params or ()], "y")  # type: ignore[arg-type]
+            emit(exporter, epilogue, exporter.value(h, dtype), [exporter.value(p, dtype) for p in params or ()], "y")  # type: ignore[arg-type]  # the part of a host that emit calls
         ]
 
     def bags(tables: Any, ids: Any, offsets: Any, weights: Any, dense: Any, scales: Any, layout: str) -> Any:

@@ -53,7 +53,7 @@ def check_numbers(case: Lookup, run: Callable[..., Any]) -> None:
             expected, found = module(*args), run(*args)
         expected, found = ((v if isinstance(v, (tuple, list)) else (v,)) for v in (expected, found))
         for e, f in zip(expected, found, strict=True):
-            torch.testing.assert_close(torch.as_tensor(np.asarray(f)), e)
+            torch.testing.assert_close(torch.as_tensor(np.asarray(f)), e, equal_nan=True)
 
 
 def check_one(result: recopt.Optimized, layout: set[str]) -> None:
@@ -164,3 +164,32 @@ def test_what_is_computed_from_ids_is_no_mask() -> None:
     roots = embedding_bags.roots(lifted)
     assert not any(lookups.masks(lifted, v) for node in host.nodes for v in node.outputs if v.dtype == "float32")
     assert not any("linear" in v.name or "relu" in v.name for v in roots)
+
+
+class TwoConcats(torch.nn.Module):
+    """One table in both places of the first concat, one in each of the second, and wider tables in the third."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.narrow = torch.nn.ModuleList(torch.nn.Embedding(20, 6) for _ in range(3))
+        self.wide = torch.nn.ModuleList(torch.nn.Embedding(20, 9) for _ in range(2))
+
+    def forward(self, *args: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        ids, others = args
+        pairs = ((self.narrow[0], self.narrow[0]), (self.narrow[1], self.narrow[2]), (self.wide[0], self.wide[1]))
+        joined = [torch.cat([a(ids).flatten(1), b(others).flatten(1)], 1) for a, b in pairs]
+        return (*joined, torch.cat([self.narrow[1](ids).flatten(1), self.narrow[2](ids).flatten(1)], 1))
+
+
+def test_functions_are_shared_by_those_alone_that_read_alike() -> None:
+    module = TwoConcats().eval()
+
+    def args(batch: int) -> tuple[torch.Tensor, ...]:
+        return tuple(torch.randint(0, 20, (batch, 2)) for _ in range(2))
+
+    result = recopt.optimize(onnx.load_from_string(to_onnx(module, args(BATCH), dynamo=False)), target="recopt")
+    assert sum(map(is_fused, result.host.nodes)) == 4 and not result.report.undone, result.report.undone
+    file = result.to_proto().SerializeToString()
+    given = args(3)
+    for found, expected in zip(run_onnx(file, given), module(*given), strict=True):
+        torch.testing.assert_close(torch.from_numpy(found), expected)

@@ -26,6 +26,8 @@ class Tables(nn.Module):
         self.weights = nn.ParameterList(table(ROWS + n, DIM) for n in range(FIELDS))
         self.mixed = nn.ParameterList(table(ROWS, dim) for dim in (4, 8, 16, 2, 3))
         self.wide = nn.ParameterList(table(ROWS, 1) for _ in range(FIELDS))
+        self.holed = table(ROWS, DIM)
+        self.holed.data[0] = torch.inf
         self.bags = nn.ModuleDict()
         for mode in ("sum", "mean", "max"):
             self.bags[mode] = nn.EmbeddingBag(ROWS, DIM, mode=mode)
@@ -59,6 +61,7 @@ class Lookup:
         """Ids [batch, FIELDS] in range of every table, and floats."""
         g = torch.Generator().manual_seed(batch)
         ids = torch.randint(0, ROWS, (batch, FIELDS), generator=g)
+        ids[0, 1] = 0
         if self.inputs == 1:
             return (ids,)
         return ids, torch.randn(batch, 3 if self.inputs == 2 else FIELDS, generator=g)
@@ -86,7 +89,6 @@ LOOKUPS: dict[str, Lookup] = {
     "columns_unbound": Lookup(
         lambda m, ids: torch.cat([F.embedding(i, w) for i, w in zip(ids.unbind(1), m.weights, strict=True)], 1)
     ),
-    "columns_indexed": Lookup(lambda m, ids: torch.cat([w[ids[:, k]] for k, w in enumerate(m.weights)], 1)),
     "columns_selected": Lookup(
         lambda m, ids: torch.cat([torch.index_select(w, 0, ids[:, k]) for k, w in enumerate(m.weights)], 1)
     ),
@@ -176,6 +178,17 @@ LOOKUPS: dict[str, Lookup] = {
 }
 
 NEAR_MISSES: dict[str, Lookup] = {
+    "columns_indexed": Lookup(
+        lambda m, ids: torch.cat([w[ids[:, k] - 9] for k, w in enumerate(m.weights)], 1), reason="from the end"
+    ),
+    "padding_of_no_number": Lookup(
+        lambda m, ids: (F.embedding(ids, m.holed) * (ids != 0)[..., None]).sum(1), reason="not finite"
+    ),
+    "lengths_of_no_number": Lookup(
+        lambda m, ids: (F.embedding(ids, m.holed) * (torch.arange(FIELDS)[None] < ids[:, :1]).float()[..., None]).sum(
+            1
+        ),
+    ),
     "equal_to_a_place": Lookup(
         lambda m, ids: (ids[:, :1] + 7 == torch.arange(ROWS)).float() @ m.weights[0]  # no row of its own above ROWS
     ),

@@ -212,7 +212,7 @@ def element_type(array: Array) -> int:
 
 
 def remove_unused_functions(model: ir.Model) -> None:
-    common.RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
+    common.RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]  # onnx_ir's pass is untyped
 
 
 def evaluate(model: ir.Model, nodes: Sequence[ir.Node], feeds: Mapping[str, Array], output: str) -> Array:
@@ -228,7 +228,7 @@ def evaluate(model: ir.Model, nodes: Sequence[ir.Node], feeds: Mapping[str, Arra
     )
     try:
         if any(element_type(a) == onnx.TensorProto.BFLOAT16 for a in feeds.values()):  # ORT takes none from numpy
-            return cast(Array, ReferenceEvaluator(proto).run(None, dict(feeds))[0])  # type: ignore[index]
+            return cast(Array, ReferenceEvaluator(proto).run(None, dict(feeds))[0])  # type: ignore[index]  # one output was asked for
         return np.asarray(session(proto, optimise=False).run([output], dict(feeds))[0])
     except Exception as error:  # onnx and ONNX Runtime raise errors of many unrelated classes
         raise GraphError(f"the constant {output!r} cannot be computed: {line(error)}") from error
