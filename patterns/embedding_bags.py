@@ -121,7 +121,8 @@ def match(lifted: Lifted, root: Value) -> Match | None:
 def _match(lifted: Lifted, root: Value, opened: bool) -> Match | None:
     """The match with what masks are made of `opened`, so that the operator makes them, or as values of the graph."""
     term = lifted.definition[root]
-    whole = expand(lifted, picked(lifted, term.body), opened)
+    inside: set[Value] = set()
+    whole = expand(lifted, picked(lifted, term.body), opened, inside)
     place = _Place(lifted, root)
     columns, pieces = _pieces(place, term, whole)
     assert place.dims is not None
@@ -143,6 +144,7 @@ def _match(lifted: Lifted, root: Value, opened: bool) -> Match | None:
         dead,
         frozenset(),
         flops=nominal(sizes.product(shape[:-1])) * pooled,
+        again=frozenset(v for v in inside if looks_up(lifted, v) and v.node not in dead),
     )
 
 

@@ -63,8 +63,9 @@ def is_lookup(lifted: Lifted, read: Read) -> bool:
     return constant_leaf(lifted, read.leaf) and any(is_data(lifted, p) for p in read.index)
 
 
-def expand(lifted: Lifted, term: Poly, opened: bool) -> Poly:
-    """`term` over tables, ids and dense values: the definitions of what joins, adds or pools lookups are put in."""
+def expand(lifted: Lifted, term: Poly, opened: bool, seen: set[Value]) -> Poly:
+    """`term` over tables, ids and dense values: the definitions of what joins, adds or pools lookups are put in. Where
+    that is done is added to `seen`."""
 
     def inner(atom: Atom) -> Poly | None:
         if not isinstance(atom, Read) or not isinstance(atom.leaf, Value) or constant_leaf(lifted, atom.leaf):
@@ -72,8 +73,9 @@ def expand(lifted: Lifted, term: Poly, opened: bool) -> Poly:
         leaf = atom.leaf
         if not looks_up(lifted, leaf) and not _hashes(lifted, leaf) and not (opened and masks(lifted, leaf)):
             return None
+        seen.add(leaf)
         t = lifted.definition[leaf]
-        return expand(lifted, t.with_body(picked(lifted, t.body)).at(list(atom.index)), opened)
+        return expand(lifted, t.with_body(picked(lifted, t.body)).at(list(atom.index)), opened, seen)
 
     return substitute(term, {}, inner)
 

@@ -40,6 +40,7 @@ class Match:
     dead: tuple[Node, ...]  # host nodes that nothing needs once root is replaced
     products: frozenset[Value]  # the contractions inside
     flops: float = 0.0
+    again: frozenset[Value] = frozenset()  # what is computed inside, and by the graph for others too
 
     @cached_property
     def meaning(self) -> Tensor:
