@@ -167,18 +167,19 @@ def test_what_is_computed_from_ids_is_no_mask() -> None:
 
 
 class TwoConcats(torch.nn.Module):
-    """One table in both places of the first concat, one in each of the second, and wider tables in the third."""
+    """One table in both places of the first concat, one in each of the second, wider ones in the third, and the same
+    ids in both places of the fourth."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.narrow = torch.nn.ModuleList(torch.nn.Embedding(20, 6) for _ in range(3))
+        self.narrow = torch.nn.ModuleList(torch.nn.Embedding(20, 6) for _ in range(4))
         self.wide = torch.nn.ModuleList(torch.nn.Embedding(20, 9) for _ in range(2))
 
     def forward(self, *args: torch.Tensor) -> tuple[torch.Tensor, ...]:
         ids, others = args
         pairs = ((self.narrow[0], self.narrow[0]), (self.narrow[1], self.narrow[2]), (self.wide[0], self.wide[1]))
         joined = [torch.cat([a(ids).flatten(1), b(others).flatten(1)], 1) for a, b in pairs]
-        return (*joined, torch.cat([self.narrow[1](ids).flatten(1), self.narrow[2](ids).flatten(1)], 1))
+        return (*joined, torch.cat([self.narrow[2](ids).flatten(1), self.narrow[3](ids).flatten(1)], 1))
 
 
 def test_functions_are_shared_by_those_alone_that_read_alike() -> None:
@@ -193,3 +194,16 @@ def test_functions_are_shared_by_those_alone_that_read_alike() -> None:
     given = args(3)
     for found, expected in zip(run_onnx(file, given), module(*given), strict=True):
         torch.testing.assert_close(torch.from_numpy(found), expected)
+
+
+def test_rows_that_others_need_too_are_not_looked_up_again() -> None:
+    def both(m: Any, ids: torch.Tensor, w: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        rows = torch.nn.functional.embedding(ids, m.weights[0])
+        return rows, (rows * w[:, :, None]).sum(1)
+
+    case = Lookup(both, 3)
+    module, args = case.module(), case.args(BATCH)
+    for given, target in ((to_program(module, args), "cpu"), (to_onnx(module, args, dynamo=False), "recopt")):
+        model = onnx.load_from_string(given) if isinstance(given, bytes) else given
+        result = recopt.optimize(model, target=target)
+        assert any("which others need too" in r.reason for r in result.report.refusals), result.report.refusals
