@@ -12,7 +12,7 @@ from functools import lru_cache
 
 import sympy
 
-from .fused import Concat, EmbeddingBags, Linear, View
+from .fused import Attention, Concat, EmbeddingBags, Linear, View
 from .hosts.base import Host, Node, Value
 from .ir import sizes
 from .ir.rules import WIDTH
@@ -134,6 +134,13 @@ def bags_cost(spec: EmbeddingBags, flops: float) -> Cost:
     gathered = sum(min(table, read) * columns for table, read, columns in sizes_of)
     moved = width * (gathered + rows * nominal(spec.shape[-1])) + 8 * rows * sum(bag.count for bag in spec.bags)
     return Cost(moved, flops, 1.0 + sum(type(s).__name__ == "Permute" for s in spec.steps))
+
+
+def attention_cost(spec: Attention, flops: float) -> Cost:
+    """A fused attention: queries, keys, values and masks are read, the result is written; the scores stay inside."""
+    width = WIDTH.get(spec.dtype, 32) / 8
+    read = sum(nominal(sizes.product(item.shape)) for item in (spec.q, spec.k, spec.v, *spec.params))
+    return Cost(width * (read + nominal(sizes.product(spec.shape))), flops, 1.0)
 
 
 def _copies(view: View) -> int:

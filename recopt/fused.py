@@ -150,7 +150,34 @@ class EmbeddingBags:
         return (*dense, *read)
 
 
-Spec: TypeAlias = Linear | EmbeddingBags
+@dataclass(frozen=True)
+class Attention:
+    """`recopt::attention`: y[rows.., s, e] = sum_t softmax_t(score(h)) v[rows.., t, e], h = sum_d q[rows.., s, d] *
+    k[rows.., t, d], then `steps` on y.
+
+    q is [rows.., S, D], k [rows.., T, D], v [rows.., T, E], size 1 along the rows that they do not vary with. `score` is
+    an expression over `h` and `p0..`, the `params`, which broadcast to [rows.., S, T] (grammar: kernels/epilogue.py).
+    Where every score of a query is -inf the result is 0 if `zero`, else NaN.
+    """
+
+    q: View
+    k: View
+    v: View
+    score: str
+    params: tuple[Array | View, ...]
+    zero: bool
+    shape: tuple[Size, ...]  # of y before `steps`
+    dtype: str
+    steps: tuple[Step, ...] = ()
+    name: str = "attention"
+
+    @property
+    def views(self) -> tuple[View, ...]:
+        """Every value of the graph that it reads."""
+        return (self.q, self.k, self.v, *(p for p in self.params if isinstance(p, View)))
+
+
+Spec: TypeAlias = Linear | EmbeddingBags | Attention
 
 
 def reading(spec: Spec, current: Callable[[View], View]) -> Spec:
@@ -158,6 +185,10 @@ def reading(spec: Spec, current: Callable[[View], View]) -> Spec:
     if isinstance(spec, Linear):
         x = replace(spec.x, views=tuple(map(current, spec.x.views))) if isinstance(spec.x, Concat) else current(spec.x)
         return replace(spec, x=x, w=current(spec.w) if isinstance(spec.w, View) else spec.w)
+
+    if isinstance(spec, Attention):
+        params = tuple(current(p) if isinstance(p, View) else p for p in spec.params)
+        return replace(spec, q=current(spec.q), k=current(spec.k), v=current(spec.v), params=params)
 
     def term(item: Bag | View) -> Bag | View:
         if isinstance(item, View):

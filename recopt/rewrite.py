@@ -6,8 +6,8 @@ from dataclasses import dataclass, field, replace
 from types import ModuleType
 
 from . import lower, merge
-from .cost import CPU, MACHINES, Cost, bags_cost, linear_cost, nodes_cost, product_flops
-from .fused import EmbeddingBags, Linear, Step, View, reading
+from .cost import CPU, MACHINES, Cost, attention_cost, bags_cost, linear_cost, nodes_cost, product_flops
+from .fused import Attention, EmbeddingBags, Linear, Step, View, reading
 from .hosts.base import Host, Node, Value
 from .lift import lift
 from .lift.base import Lifted
@@ -92,7 +92,9 @@ def saving(lifted: Lifted, found: Match, target: str) -> Cost:
     gone = [v for node in found.dead for v in node.outputs if v in found.products]
     before = nodes_cost(lifted.host, found.dead) + Cost(flops=sum(product_flops(lifted.definition[v]) for v in gone))
     spec = found.spec
-    if not isinstance(spec, Linear):
+    if isinstance(spec, Attention):
+        return before - attention_cost(spec, found.flops)
+    if isinstance(spec, EmbeddingBags):
         return before - bags_cost(spec, found.flops)
     return before - linear_cost(spec, found.flops, target != "portable", lower.in_place(lifted.host, spec))
 
@@ -103,6 +105,8 @@ def declines(host: Host, found: Match, saved: Cost, target: str) -> str | None:
     if saved.seconds(machine) < -0.5 * machine.launch:
         amounts = f"{saved.launches:+.0f} launches, {saved.bytes:+.2g} bytes, {saved.flops:+.2g} FLOPs"
         return f"does not pay on {target}: {amounts} saved"
+    if isinstance(found.spec, Attention) and nodes_cost(host, found.dead).launches <= 1:
+        return "is one operator already"
     if target == "cpu" and isinstance(found.spec, EmbeddingBags) and nodes_cost(host, found.dead).launches <= 1:
         return "is one lookup already, which the operator would only wrap"
     if found.again and isinstance(found.spec, EmbeddingBags) and (machine is CPU or host.dialect == "onnx"):

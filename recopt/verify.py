@@ -10,7 +10,7 @@ import numpy as np
 
 from . import epilogue
 from .errors import VerifyError
-from .fused import Bag, Concat, EmbeddingBags, Permute, Reshape, Slice, Step, View
+from .fused import Attention, Bag, Concat, EmbeddingBags, Permute, Reshape, Slice, Step, View
 from .hosts.base import Array, Host, Node, Value
 from .ir import sizes
 from .ir.evaluate import evaluate
@@ -158,6 +158,9 @@ def _run(lifted: Lifted, match: Match, leaf: Callable[[Leaf], Array], symbols: M
         pieces = [sum((_bag(t, value) if isinstance(t, Bag) else value(t)) for t in piece) for piece in spec.pieces]
         return apply_steps(np.concatenate(pieces, axis=-1), spec.steps, symbols)
 
+    if isinstance(spec, Attention):
+        return apply_steps(_attention(spec, value), spec.steps, symbols)
+
     views = spec.x.views if isinstance(spec.x, Concat) else (spec.x,)
     x = np.concatenate([value(v) for v in views], axis=-1)
     w = value(spec.w) if isinstance(spec.w, View) else spec.w.astype(np.float64)
@@ -166,6 +169,20 @@ def _run(lifted: Lifted, match: Match, leaf: Callable[[Leaf], Array], symbols: M
         h = h + (value(spec.b) if isinstance(spec.b, View) else spec.b.astype(np.float64))
     params = [value(p) if isinstance(p, View) else p.astype(np.float64) for p in spec.params]
     return apply_steps(epilogue.compute(spec.epilogue, h, params), spec.steps, symbols)
+
+
+def _attention(spec: Attention, value: Callable[[View], Array]) -> Array:
+    """[rows.., S, E]."""
+    q, k, v = value(spec.q), value(spec.k), value(spec.v)
+    params = [value(p) if isinstance(p, View) else p.astype(np.float64) for p in spec.params]
+    scores = epilogue.compute(spec.score, q @ k.swapaxes(-1, -2), params)
+    with np.errstate(all="ignore"):
+        top = scores.max(axis=-1, keepdims=True)
+        weights = np.exp(scores - np.where(np.isfinite(top), top, 0.0))
+        weights /= weights.sum(axis=-1, keepdims=True)
+    if spec.zero:
+        weights = np.where(top == -np.inf, 0.0, weights)
+    return np.asarray(weights @ v)
 
 
 def _bag(bag: Bag, value: Callable[[View], Array]) -> Array:

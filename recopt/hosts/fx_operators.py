@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from ..kernels.attention import attention, attention_torch
+from ..kernels.attention import check_operands as check_attention
 from ..kernels.embedding_bags import (
     Operands,
     check_operands,
@@ -147,4 +149,48 @@ def embedding_bags_call(
     return embedding_bags_torch(tables, ids, offsets, weights, dense, scales, layout)
 
 
-CALLS: dict[str, Callable[..., Any]] = {LINEAR: linear_call, EMBEDDING_BAGS: embedding_bags_call}
+ATTENTION = "recopt.attention.default"
+
+torch.library.define(
+    "recopt::attention",
+    "(Tensor q, Tensor k, Tensor v, str score, Tensor[] params, bool zero) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+ATTENTION_OPERATOR = torch.ops.recopt.attention.default
+
+
+def _attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, score: str, params: Tensors | None, zero: bool
+) -> torch.Tensor:
+    return attention(q, k, v, score, params or (), zero)
+
+
+torch.library.impl("recopt::attention", ("cpu", "cuda"), _attention)
+
+
+def _attention_fake(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, score: str, params: Tensors, zero: bool
+) -> torch.Tensor:
+    """Shape and dtype of the result; AttentionError for operands that do not fit each other."""
+    compile_epilogue(score)
+    return q.new_empty(check_attention(q, k, v, params))
+
+
+torch.library.register_fake("recopt::attention", _attention_fake)
+
+
+def attention_call(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, score: str, params: Tensors, zero: bool
+) -> torch.Tensor:
+    """`recopt::attention` without the dispatcher, as `linear_call`; its operands were checked when the node was made."""
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
+        return torch.ops.recopt.attention.default(q, k, v, score, params, zero)  # type: ignore[no-any-return]  # torch.ops is untyped
+    return attention_torch(q, k, v, score, params, zero)
+
+
+CALLS: dict[str, Callable[..., Any]] = {
+    LINEAR: linear_call,
+    EMBEDDING_BAGS: embedding_bags_call,
+    ATTENTION: attention_call,
+}
