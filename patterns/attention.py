@@ -2,21 +2,20 @@
 
     y[r.., s, e] = sum_t softmax_t( f( sum_d q[r.., s, d] * k[r.., t, d] ) ) * v[r.., t, e]
 
-with any batch axes r.. and any pointwise score f: scales, masks, biases, soft caps. What decides is the term: however the
-softmax is spelled and wherever heads, scales and transposes stand, this is what is left. One query a row, as target
+with any batch axes r.. and any pointwise score f: scales, masks, biases, soft caps. What decides is the term: however
+the softmax is spelled and wherever heads, scales and transposes stand, this is what is left. One query a row, as target
 attention has, is S = 1; grouped heads are keys that do not vary along an axis of the queries.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from recopt.cost import nominal
 from recopt.epilogue import H, Printer
-from recopt.fused import Attention, View
+from recopt.fused import Attention, Heads, View
 from recopt.hosts.base import Array, Value
 from recopt.ir import sizes
 from recopt.ir.tensor import Dim, Tensor
@@ -53,7 +52,7 @@ operator = "recopt::attention"
 def roots(lifted: Lifted) -> list[Value]:
     """The values that average data under a softmax, last first, and what an operator that is not understood makes of
     the weights, to be refused."""
-    found = []
+    found: list[Value] = []
     for node in lifted.host.nodes:
         if node in lifted.opaque:
             found += node.outputs[:1] if any(weighs(lifted, v) for v in node.inputs) else []
@@ -88,6 +87,8 @@ def _match(lifted: Lifted, root: Value, term: Tensor, found: Average) -> Match |
     scores = scores_of(lifted, found)
     if scores is None:
         return None
+    if found.coef != 1 and any(averages(lifted, value) for value in found.opened):
+        return None  # the average itself is what is fused
     if found.coef != 1:
         raise No("the average is scaled by {}", found.coef)
     place = _Place.of(lifted, root, term, found, scores)
@@ -99,13 +100,13 @@ def _match(lifted: Lifted, root: Value, term: Tensor, found: Average) -> Match |
     dims = (*place.rows, place.queries, place.columns)
     shape = tuple(sizes.product(a.size for a in d) for d in dims)
     spec = Attention(q, k, v, text, tuple(printer.operands), found.zero, shape, term.dtype,
-                     regroup(dims, term.dims), root.name)  # fmt: skip
+                     regroup(dims, term.dims), root.name, place.heads(scores, term))  # fmt: skip
     dead = dead_after(lifted, root, [view.value for view in spec.views])
     shared = [value.name for value in found.opened if value.node not in dead]
+    if shared and any(averages(lifted, value) and value.node not in dead for value in found.opened):
+        return None  # part of an average that others read whole
     if shared:
         raise No("the weights have another user: {}", ", ".join(sorted(shared)))
-    pairs = nominal(sizes.product(shape[:-1])) * nominal(sizes.product(a.size for a in found.along))
-    depth = nominal(sizes.product(a.size for a in scores.inner))
     return Match(
         name,
         root,
@@ -113,7 +114,6 @@ def _match(lifted: Lifted, root: Value, term: Tensor, found: Average) -> Match |
         lambda: term.with_body(_meaning(found, scores, place.v)),
         dead,
         frozenset((root, *scores.products, *(v for v in found.opened if averages(lifted, v)))),
-        flops=2.0 * pairs * (depth + nominal(shape[-1])),
     )
 
 
@@ -174,6 +174,28 @@ class _Place:
             raise No("no value of the graph holds {}: {}", what, term.text)
         _, _, value, steps = min(options, key=lambda o: o[:2])
         return View(value, tuple(sizes.product(a.size for a in d) for d in target), steps)
+
+    def heads(self, scores: Scores, term: Tensor) -> Heads | None:
+        """The operands with the heads of a batch side by side, where the graph holds them with fewer steps so."""
+        if len(self.rows) != 2 or len(self.queries) > 1:
+            return None
+        found = []
+        for batch, head in (self.rows, self.rows[::-1]):
+            count = sizes.product(a.size for a in head)
+            if not isinstance(count, int):
+                continue
+            whole = replace(self, rows=(batch,))
+            try:
+                q = whole.view(scores.q, [self.queries, (*head, *scores.inner)], "the queries")
+                k = whole.view(scores.k, [self.along, (*head, *scores.inner)], "the keys")
+                v = whole.view(self.v, [self.along, (*head, *self.columns)], "the values")
+                steps = regroup((batch, self.queries, (*head, *self.columns)), term.dims)
+            except No:
+                continue
+            widths = [sizes.product(a.size for a in (*head, *last)) for last in (scores.inner, self.columns)]
+            if [q.shape[-1], k.shape[-1], v.shape[-1]] == [widths[0], widths[0], widths[1]]:
+                found.append(Heads(count, q, k, v, steps))
+        return min(found, key=lambda h: sum(len(s) for s in (h.q.steps, h.k.steps, h.v.steps, h.steps)), default=None)
 
     def _follows(self, value: Value) -> bool:
         """Whether a value is computed from the product that the scores are made of."""

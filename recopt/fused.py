@@ -151,13 +151,25 @@ class EmbeddingBags:
 
 
 @dataclass(frozen=True)
+class Heads:
+    """The operands of an attention with their heads side by side: q [B, S, H * D], k [B, T, H * D], v [B, T, H * E];
+    then `steps` on y [B, S, H * E]."""
+
+    count: int
+    q: View
+    k: View
+    v: View
+    steps: tuple[Step, ...]
+
+
+@dataclass(frozen=True)
 class Attention:
     """`recopt::attention`: y[rows.., s, e] = sum_t softmax_t(score(h)) v[rows.., t, e], h = sum_d q[rows.., s, d] *
     k[rows.., t, d], then `steps` on y.
 
-    q is [rows.., S, D], k [rows.., T, D], v [rows.., T, E], size 1 along the rows that they do not vary with. `score` is
-    an expression over `h` and `p0..`, the `params`, which broadcast to [rows.., S, T] (grammar: kernels/epilogue.py).
-    Where every score of a query is -inf the result is 0 if `zero`, else NaN.
+    q is [rows.., S, D], k [rows.., T, D], v [rows.., T, E], size 1 along the rows that they do not vary with. `score`
+    is an expression over `h` and `p0..`, the `params`, which broadcast to [rows.., S, T] (grammar:
+    kernels/epilogue.py). Where every score of a query is -inf the result is 0 if `zero`, else NaN.
     """
 
     q: View
@@ -170,6 +182,7 @@ class Attention:
     dtype: str
     steps: tuple[Step, ...] = ()
     name: str = "attention"
+    heads: Heads | None = None  # the same operands, where the graph holds them so
 
     @property
     def views(self) -> tuple[View, ...]:
@@ -188,7 +201,11 @@ def reading(spec: Spec, current: Callable[[View], View]) -> Spec:
 
     if isinstance(spec, Attention):
         params = tuple(current(p) if isinstance(p, View) else p for p in spec.params)
-        return replace(spec, q=current(spec.q), k=current(spec.k), v=current(spec.v), params=params)
+        heads = spec.heads
+        if heads is not None:
+            heads = replace(heads, q=current(heads.q), k=current(heads.k), v=current(heads.v))
+        q, k, v = current(spec.q), current(spec.k), current(spec.v)
+        return replace(spec, q=q, k=k, v=v, params=params, heads=heads)
 
     def term(item: Bag | View) -> Bag | View:
         if isinstance(item, View):

@@ -90,10 +90,11 @@ def choose(lifted: Lifted, pattern: ModuleType, context: Context) -> list[Chosen
 def saving(lifted: Lifted, found: Match, target: str) -> Cost:
     """What a match saves at the nominal batch. A product that other nodes need too is computed twice from then on."""
     gone = [v for node in found.dead for v in node.outputs if v in found.products]
-    before = nodes_cost(lifted.host, found.dead) + Cost(flops=sum(product_flops(lifted.definition[v]) for v in gone))
     spec = found.spec
-    if isinstance(spec, Attention):
-        return before - attention_cost(spec, found.flops)
+    if isinstance(spec, Attention):  # its own products are those that are gone; scores that stay are computed twice
+        twice = sum(product_flops(lifted.definition[v]) for v in found.products if v not in gone)
+        return nodes_cost(lifted.host, found.dead) - attention_cost(spec, twice)
+    before = nodes_cost(lifted.host, found.dead) + Cost(flops=sum(product_flops(lifted.definition[v]) for v in gone))
     if isinstance(spec, EmbeddingBags):
         return before - bags_cost(spec, found.flops)
     return before - linear_cost(spec, found.flops, target != "portable", lower.in_place(lifted.host, spec))
@@ -102,11 +103,11 @@ def saving(lifted: Lifted, found: Match, target: str) -> Cost:
 def declines(host: Host, found: Match, saved: Cost, target: str) -> str | None:
     """Why a match is not worth making; None where it is."""
     machine = MACHINES[target]
+    if isinstance(found.spec, Attention) and nodes_cost(host, found.dead).launches <= 1:
+        return "is one operator already"
     if saved.seconds(machine) < -0.5 * machine.launch:
         amounts = f"{saved.launches:+.0f} launches, {saved.bytes:+.2g} bytes, {saved.flops:+.2g} FLOPs"
         return f"does not pay on {target}: {amounts} saved"
-    if isinstance(found.spec, Attention) and nodes_cost(host, found.dead).launches <= 1:
-        return "is one operator already"
     if target == "cpu" and isinstance(found.spec, EmbeddingBags) and nodes_cost(host, found.dead).launches <= 1:
         return "is one lookup already, which the operator would only wrap"
     if found.again and isinstance(found.spec, EmbeddingBags) and (machine is CPU or host.dialect == "onnx"):

@@ -105,7 +105,7 @@ class _Products:
 
 
 def _open(lifted: Lifted, term: Poly, seen: set[Value]) -> Poly:
-    """`term` with what functions make of a product put in, and the product itself; widening to compute them left out."""
+    """`term` with what functions make of a product put in, and the product; widening to compute them is left out."""
 
     def inner(atom: Atom) -> Poly | None:
         if isinstance(atom, Fn) and atom.name == "cast" and is_wider(atom) and is_data(lifted, atom):

@@ -18,10 +18,12 @@ from .ir.tensor import retyped
 from .ir.term import (
     Atom,
     Axis,
+    Coef,
     Fn,
     Mono,
     Poly,
     Read,
+    add,
     add_all,
     axis,
     coord,
@@ -40,7 +42,7 @@ from .match import No, is_data
 
 
 def weighs(lifted: Lifted, value: Value) -> bool:
-    """Whether a value is exponentials, their sums, or the one over the other: weights of a softmax, or parts of such."""
+    """Whether a value is exponentials, their sums, or the one over the other: weights of a softmax or parts of them."""
     return _kind(lifted, value) == "weights"
 
 
@@ -142,7 +144,8 @@ def average(lifted: Lifted, term: Poly) -> Average | None:
     # what does not vary along t cancels: the maximum that is subtracted, above all
     if _along(score, along) is not _along(below, along):
         raise No("the softmax runs over another axis than the sum, or over other scores")
-    whole_score = _along(score, along)
+    # a number among them stays: with it the graph holds -10000 + 10000*m, without it nobody does
+    whole_score = add(_along(score, along), number(_number(score), score.dtype))
     for hidden in parts.hidden:
         if not _is_nothing(hidden, (score, below, whole_score), along):
             raise No("weights are set to 0 by {}", hidden.text)
@@ -164,8 +167,8 @@ class _Parts:
             x, total = _without_log(atom.args[0])
             self.exponents.append(x)
             self.totals += total
-        elif isinstance(atom, Fn) and atom.name == "reciprocal" and (total := _sum_of_exps(atom.args[0])) is not None:
-            self.totals.append(total)
+        elif isinstance(atom, Fn) and atom.name == "reciprocal" and (sums := _sum_of_exps(atom.args[0])) is not None:
+            self.totals.append(sums)
         elif isinstance(atom, Fn) and atom.name == "where" and atom.args[1].number == 0 and _is_weight(atom.args[2]):
             self.hidden.append(atom.args[0])
             for inner in atom.args[2].monos[0].atoms:
@@ -200,11 +203,14 @@ def _along(score: Poly, along: Sequence[Axis]) -> Poly:
     return add_all(kept, score.dtype) if kept else number(0, score.dtype)
 
 
+def _number(score: Poly) -> Coef:
+    """The number that a score adds."""
+    return next((m.coef for m in score.monos if not m.atoms and not m.axes), 0)
+
+
 def _is_nothing(condition: Poly, scores: Sequence[Poly], along: Sequence[Axis]) -> bool:
     """Whether a condition says that every score is -inf."""
-    return any(
-        condition is reduce("all", along, fn("eq", [s, number(-math.inf, s.dtype)], "bool")) for s in scores
-    )
+    return any(condition is reduce("all", along, fn("eq", [s, number(-math.inf, s.dtype)], "bool")) for s in scores)
 
 
 def _only(term: Poly) -> Atom:
@@ -233,8 +239,8 @@ def _open(lifted: Lifted, term: Poly, seen: set[Value]) -> Poly:
             return retyped(atom.args[0], atom.dtype)  # weights are rounded once, in the type of what they weigh
         if not isinstance(atom, Read) or not isinstance(atom.leaf, Value):
             return None
-        kind = _kind_of_atom(lifted, atom)
-        if kind == "weights" or (kind == "average" and divided):
+        kind = "weights" if _is_logarithm(lifted, atom.leaf) else _kind_of_atom(lifted, atom)
+        if kind == "weights" or (kind == "average" and moved):
             seen.add(atom.leaf)
             t = lifted.definition[atom.leaf]
             if kind == "average" and len(t.body.monos) > 1:  # of a sum: as its own node computes it
@@ -242,8 +248,17 @@ def _open(lifted: Lifted, term: Poly, seen: set[Value]) -> Poly:
             return _open(lifted, t.at(list(atom.index)), seen)
         return None
 
-    divided = any(_kind_of_atom(lifted, a) == "divisor" for m in term.monos for a in m.atoms)
+    # an average of what was averaged is one of data; one that is divided, or laid out anew, is the same average
+    moved = not any(_kind_of_atom(lifted, a) in ("", "weights") for m in term.monos for a in m.atoms)
     return substitute(term, {}, inner)
+
+
+def _is_logarithm(lifted: Lifted, value: Value) -> bool:
+    """Whether a value is the logarithm of weights: x - log(sum(exp(x)))."""
+    t = lifted.definition.get(value)
+    lines = [] if t is None else [m.atoms[0] for m in t.body.monos if len(m.atoms) == 1 and m.coef == -1 and not m.axes]
+    logs = [a.args[0] for a in lines if isinstance(a, Fn) and a.name == "log"]
+    return any({_kind_of_mono(lifted, m) for m in x.monos} == {"weights"} for x in logs)
 
 
 def is_wider(cast: Fn) -> bool:

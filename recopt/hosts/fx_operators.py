@@ -183,7 +183,7 @@ torch.library.register_fake("recopt::attention", _attention_fake)
 def attention_call(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, score: str, params: Tensors, zero: bool
 ) -> torch.Tensor:
-    """`recopt::attention` without the dispatcher, as `linear_call`; its operands were checked when the node was made."""
+    """`recopt::attention` without the dispatcher, as `linear_call`; its operands were checked with the node."""
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
         return torch.ops.recopt.attention.default(q, k, v, score, params, zero)  # type: ignore[no-any-return]  # torch.ops is untyped
     return attention_torch(q, k, v, score, params, zero)

@@ -7,16 +7,14 @@ own ``scaled_dot_product_attention``; any other is computed as it is written.
 
 from __future__ import annotations
 
-import ast
-import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .attention_score import Affine, affine
 from .epilogue import compile_epilogue
 
 
@@ -34,81 +32,33 @@ def check_operands(q: Tensor, k: Tensor, v: Tensor, params: Sequence[Tensor]) ->
         raise AttentionError(f"queries, keys and values of {q.dtype}, {k.dtype}, {v.dtype}")
     if bool(q.shape[-1] != k.shape[-1]) or bool(k.shape[-2] != v.shape[-2]):
         raise AttentionError(f"queries {_shape(q)}, keys {_shape(k)} and values {_shape(v)} do not fit each other")
-    lead = torch.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
+    lead = _lead(q, k, v)
     return (*lead, q.shape[-2], v.shape[-1])
+
+
+def _lead(q: Tensor, k: Tensor, v: Tensor) -> torch.Size:
+    """The rows of the result."""
+    if q.shape[:-2] == k.shape[:-2] == v.shape[:-2]:
+        return q.shape[:-2]
+    return torch.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])  # type: ignore[no-any-return,no-untyped-call]  # torch gives it no types
 
 
 def _shape(t: Tensor) -> tuple[int, ...]:
     return tuple(t.shape)
 
 
-# --- what a score asks for
-
-
-@dataclass(frozen=True)
-class Affine:
-    """A score that is scale * h + the sum of `added` parameters, or -inf where `hidden` holds."""
-
-    scale: float
-    added: tuple[int, ...] = ()
-    hidden: int | None = None  # a parameter: -inf where it is not 0
-    shown: bool = False  # the other way about: -inf where it is 0
-
-
-@functools.lru_cache(maxsize=1024)
-def affine(score: str) -> Affine | None:
-    """A score as what `scaled_dot_product_attention` computes; None for any other function."""
-    tree = ast.parse(score.strip() or "h", mode="eval").body
-    match tree:
-        case ast.Call(func=ast.Name(id="where"), args=[ast.Name(id=p), a, b]) if p != "h":
-            for hidden, inner, shown in ((a, b, False), (b, a, True)):
-                found = _sum(inner)
-                if _number(hidden) == -math.inf and found is not None:
-                    return Affine(found.scale, found.added, int(p[1:]), shown)
-            return None
-    return _sum(tree)
-
-
-def _sum(tree: ast.expr) -> Affine | None:
-    match tree:
-        case ast.Name(id="h"):
-            return Affine(1.0)
-        case ast.Name(id=name) if name[0] == "p":
-            return Affine(0.0, (int(name[1:]),))
-        case ast.BinOp(left=left, op=ast.Mult(), right=ast.Name(id="h")) if (scale := _number(left)) is not None:
-            return Affine(scale)
-        case ast.BinOp(left=left, op=ast.Add(), right=right):
-            a, b = _sum(left), _sum(right)
-            if a is not None and b is not None and 0.0 in (a.scale, b.scale):
-                return Affine(a.scale + b.scale, a.added + b.added)
-    return None
-
-
-def _number(tree: ast.expr) -> float | None:
-    match tree:
-        case ast.Constant(value=int() | float() as number):
-            return float(number)
-        case ast.Name(id="inf"):
-            return math.inf
-        case ast.UnaryOp(op=ast.USub(), operand=operand):
-            inner = _number(operand)
-            return None if inner is None else -inner
-    return None
-
-
 # --- plain torch
 
 
 def attention_torch(q: Tensor, k: Tensor, v: Tensor, score: str, params: Sequence[Tensor], zero: bool) -> Tensor:
-    """`recopt::attention` in torch's operators: shapes as in the module's text; where every score of a query is -inf the
-    result is 0 if `zero`, else NaN, as a softmax gives."""
+    """`recopt::attention` in torch's operators: shapes as in the module's text; where every score of a query is -inf
+    the result is 0 if `zero`, else NaN, as a softmax gives."""
     plan = affine(score)
-    lead, (s, t) = q.shape[:-2], (q.shape[-2], k.shape[-2])
+    lead, (s, t) = _lead(q, k, v), (q.shape[-2], k.shape[-2])
     if plan is None or plan.scale == 0.0 or (not q.is_cuda and not _pays(math.prod(lead), s, t)):
         return _as_written(q, k, v, score, params, zero)
     mask = _mask(plan, params, q.dtype)
     rank = q.dim()
-    lead = torch.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
     x, y, z = (_four(o, lead) for o in (q, k, v))
     bias = None if mask is None else _four(mask, lead)
     out = F.scaled_dot_product_attention(x, y, z, attn_mask=bias, scale=plan.scale)
@@ -119,8 +69,8 @@ def attention_torch(q: Tensor, k: Tensor, v: Tensor, score: str, params: Sequenc
 
 
 # On one core of a CPU, heads of 16 to 64: 256 rows of 1 x 50 to 1 x 100 take 1.2 to 3 times as long in torch's operator
-# as in three of its own, 256 x 4 of 20 x 20 1.4 times; 50 x 50 takes 0.8, 128 x 128 0.7, 200 x 200 0.35 of the time, and
-# a few rows of any length 0.4 to 0.6.
+# as in three of its own, 256 x 4 of 20 x 20 1.4 times; 50 x 50 takes 0.8, 128 x 128 0.7, 200 x 200 0.35 of the time,
+# and a few rows of any length 0.4 to 0.6.
 _FEW_ROWS, _LONG = 8, 1600
 
 
@@ -164,7 +114,7 @@ def _four(t: Tensor, lead: Sequence[int]) -> Tensor:
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, score: str, params: Sequence[Tensor], zero: bool) -> Tensor:
-    """y[.., s, e] = sum_t softmax_t(score(h)) v[.., t, e] with h = sum_d q[.., s, d] k[.., t, d]; see the module's text.
+    """y[.., s, e] = sum_t softmax_t(score(h)) v[.., t, e] with h = sum_d q[.., s, d] k[.., t, d]: the module's text.
 
     Raises AttentionError for operands that do not fit, EpilogueError for a text outside the language.
     """

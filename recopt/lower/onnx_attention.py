@@ -1,11 +1,130 @@
-"""Fused attention as ONNX nodes."""
+"""Fused attention as ONNX nodes: the standard operator where the opset has it, MultiHeadAttention on CUDA, else MatMul,
+Softmax, MatMul; for `recopt` one node around these."""
 
 from __future__ import annotations
 
-from ..fused import Attention
-from ..hosts.base import Value
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..fused import Attention, Heads, Permute, View
+from ..hosts.base import Array, Value
+from ..hosts.onnx import OnnxHost
+from ..hosts.types.onnx import numpy_dtype
+from ..ir.sizes import Size
+from ..kernels.attention_score import Affine, affine
+from .onnx_epilogue import emit
+from .onnx_layout import apply, view
 from .onnx_writer import Writer
+
+FLOATS = {"float32", "float16"}
+STANDARD = 23  # the first opset with Attention
 
 
 def attention(host: Writer, spec: Attention, target: str) -> Value:
-    raise NotImplementedError
+    """Append the nodes of `spec` at the host's insertion point and return its value. Raises LowerError."""
+    params = [_operand(host, p, f"{spec.name}_p{n}", spec.dtype) for n, p in enumerate(spec.params)]
+    if target == "recopt":
+        return apply(host, _function(host, spec, params), spec.steps, spec.name)
+    plan = affine(spec.score)
+    if plan is not None and plan.hidden is None and len(plan.added) <= 1 and spec.dtype in FLOATS and not spec.zero:
+        bias = params[plan.added[0]] if plan.added else None
+        if host.opset >= STANDARD and (made := _standard(host, spec, plan, bias)) is not None:
+            return made
+        if target == "ort-cuda" and (made := _multi_head(host, spec, plan, bias)) is not None:
+            return made
+    operands = [view(host, spec.q, spec.name), _keys(host, spec), view(host, spec.v, spec.name)]
+    return apply(host, _plain(host, spec, operands, params), spec.steps, spec.name)
+
+
+# --- one operator
+
+
+# On one core with ONNX Runtime's own operators, against MatMul, Softmax, MatMul and the layout around them: with heads
+# side by side 0.55 to 0.95 of the time at 1 to 256 rows, lengths 20 to 128; with heads apart 0.93 to 1.13.
+def _standard(host: Writer, spec: Attention, plan: Affine, bias: Value | None) -> Value | None:
+    """`Attention` over heads that lie side by side. None where there are none, or the bias would have to be widened."""
+    heads = spec.heads
+    if heads is None or plan.scale <= 0 or (bias is not None and not _covers(bias.shape, spec)):
+        return None
+    attributes: dict[str, object] = {"scale": plan.scale, "q_num_heads": heads.count, "kv_num_heads": heads.count}
+    operands = [view(host, v, spec.name) for v in (heads.q, heads.k, heads.v)]
+    return _call(host, spec, heads, "Attention", [*operands, *([] if bias is None else [bias])], attributes)
+
+
+def _multi_head(host: Writer, spec: Attention, plan: Affine, bias: Value | None) -> Value | None:
+    """ONNX Runtime's `MultiHeadAttention` over heads that lie side by side."""
+    heads = spec.heads
+    if heads is None or (bias is not None and not _covers(bias.shape, spec)):
+        return None
+    operands: list[Value | None] = [view(host, v, spec.name) for v in (heads.q, heads.k, heads.v)]
+    operands += [] if bias is None else [None, None, bias]
+    attributes: dict[str, object] = {"num_heads": heads.count, "scale": plan.scale}
+    return _call(host, spec, heads, "com.microsoft::MultiHeadAttention", operands, attributes)
+
+
+def _covers(shape: Sequence[Size] | None, spec: Attention) -> bool:
+    """Whether a bias has a row for every query, as ONNX Runtime wants it."""
+    return shape is not None and len(shape) == 4 and shape[-2] == spec.q.shape[-2] and shape[-1] == spec.k.shape[-2]
+
+
+def _call(
+    host: Writer, spec: Attention, heads: Heads, op: str, operands: Sequence[object], attributes: dict[str, object]
+) -> Value:
+    shape = (*heads.q.shape[:2], heads.v.shape[-1])
+    y = host.call(op, operands, attributes, name=spec.name, shape=shape, dtype=spec.dtype)
+    return apply(host, y, heads.steps, spec.name)
+
+
+# --- standard operators of old
+
+
+def _plain(host: Writer | OnnxHost, spec: Attention, operands: Sequence[Value], params: Sequence[Value]) -> Value:
+    """softmax(score(q kt)) v of operands [rows.., S, D], [rows.., D, T], [rows.., T, E]."""
+    q, kt, v = operands
+    shape = (*spec.shape[:-1], spec.k.shape[-2])
+    h = host.call("MatMul", [q, kt], name=f"{spec.name}_scores", shape=shape, dtype=spec.dtype)
+    scores = emit(host, spec.score, h, params, f"{spec.name}_scores")
+    weights = host.call("Softmax", [scores], {"axis": -1}, name=f"{spec.name}_weights", shape=shape, dtype=spec.dtype)
+    if spec.zero:
+        nothing = host.share_constant(np.asarray(-np.inf, numpy_dtype(spec.dtype)), name=f"{spec.name}_nothing")
+        nought = host.share_constant(np.asarray(0, numpy_dtype(spec.dtype)), name=f"{spec.name}_nought")
+        hidden = host.call("Equal", [scores, nothing], name=f"{spec.name}_hidden", shape=shape, dtype="bool")
+        weights = host.call("Where", [hidden, nought, weights], name=f"{spec.name}_weights", shape=shape,
+                            dtype=spec.dtype)  # fmt: skip
+    return host.call("MatMul", [weights, v], name=spec.name, shape=spec.shape, dtype=spec.dtype)
+
+
+def _keys(host: Writer, spec: Attention) -> Value:
+    """The keys as [rows.., D, T]: one Transpose with what their heads need."""
+    rank = len(spec.k.shape)
+    turn = (*range(rank - 2), rank - 1, rank - 2)
+    steps = spec.k.steps
+    if steps and isinstance(steps[-1], Permute):
+        perm = steps[-1].perm
+        return apply(host, spec.k.value, (*steps[:-1], Permute(tuple(perm[n] for n in turn))), spec.name)
+    return apply(host, spec.k.value, (*steps, Permute(turn)), spec.name)
+
+
+def _operand(host: Writer, item: View | Array, name: str, dtype: str) -> Value:
+    if isinstance(item, View):
+        return view(host, item, name)
+    return host.share_constant(np.asarray(item, numpy_dtype(dtype)), name=name)
+
+
+def _function(host: Writer, spec: Attention, params: Sequence[Value]) -> Value:
+    """One node `recopt::Attention_*`; its function is shared by all of its score, rank and dtype."""
+    operands = [view(host, spec.q, spec.name), view(host, spec.k, spec.name), view(host, spec.v, spec.name), *params]
+    rank = len(spec.shape)
+    text = repr((spec.score, rank, spec.zero, [v.dtype for v in operands]))
+    name = f"Attention_{hashlib.sha1(text.encode()).hexdigest()[:8]}"
+
+    def body(inner: OnnxHost, values: list[Value]) -> Value:
+        q, k, v, *rest = values
+        turn = [*range(rank - 2), rank - 1, rank - 2]
+        kt = inner.call("Transpose", [k], {"perm": turn}, name="kt", dtype=spec.dtype)
+        return _plain(inner, spec, [q, kt, v], rest)
+
+    op = host.define(name, [v.dtype or spec.dtype for v in operands], body, ["score"])
+    return host.call(op, operands, {"score": spec.score}, name=spec.name, shape=spec.shape, dtype=spec.dtype)

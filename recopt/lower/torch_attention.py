@@ -19,7 +19,9 @@ def attention(host: FxHost, spec: Attention, target: str) -> Value:
 
     def operand(item: View | Array, part: str) -> Value:
         name = f"{spec.name}_{part}"
-        return layout(host, item.value, item.steps, name) if isinstance(item, View) else host.add_constant(item, name=name)
+        return (
+            layout(host, item.value, item.steps, name) if isinstance(item, View) else host.add_constant(item, name=name)
+        )
 
     try:
         q, k, v = operand(spec.q, "q"), operand(spec.k, "k"), operand(spec.v, "v")
