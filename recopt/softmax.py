@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from .hosts.base import Value
 from .ir.rules import FLOATS, WIDTH, fn
-from .ir.tensor import retyped
+from .ir.tensor import Tensor, retyped
 from .ir.term import (
     Atom,
     Axis,
@@ -57,9 +57,15 @@ def _kind(lifted: Lifted, value: Value) -> str:
         lifted.notes[key] = ""
         t = lifted.definition.get(value)
         if t is not None and t.dtype in FLOATS and not lifted.host.is_constant(value):
-            kinds = {_kind_of_mono(lifted, m) for m in t.body.monos}
-            lifted.notes[key] = "" if "" in kinds else "average" if "average" in kinds else "".join(kinds)
+            lifted.notes[key] = _kind_of(lifted, t)
+            if not lifted.notes[key] and len(t.body.monos) > 1 and (own := lifted.local(value)) is not None:
+                lifted.notes[key] = _kind_of(lifted, own)  # an average of a sum, which is distributed
     return str(lifted.notes[key])
+
+
+def _kind_of(lifted: Lifted, t: Tensor) -> str:
+    kinds = {_kind_of_mono(lifted, m) for m in t.body.monos}
+    return "" if "" in kinds else "average" if "average" in kinds else "".join(kinds)
 
 
 def _kind_of_mono(lifted: Lifted, mono: Mono) -> str:
