@@ -9,7 +9,7 @@ attention has, is S = 1; grouped heads are keys that do not vary along an axis o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,6 +20,7 @@ from recopt.hosts.base import Array, Value
 from recopt.ir import sizes
 from recopt.ir.tensor import Dim, Tensor
 from recopt.ir.term import (
+    Atom,
     Axis,
     Fn,
     Guard,
@@ -40,7 +41,7 @@ from recopt.match import Match, No, dead_after, fold, is_data
 from recopt.operands import stored_as
 from recopt.scores import Scores, scores_of
 from recopt.softmax import Average, average, averages, softmax, weighs
-from recopt.views import held_by, regroup
+from recopt.views import Held, held_by, joined, regroup
 
 name = "attention"
 operator = "recopt::attention"
@@ -54,7 +55,7 @@ def roots(lifted: Lifted) -> list[Value]:
     the weights, to be refused."""
     found: list[Value] = []
     for node in lifted.host.nodes:
-        if node in lifted.opaque:
+        if node in lifted.opaque:  # a dropout in training, say
             found += node.outputs[:1] if any(weighs(lifted, v) for v in node.inputs) else []
         else:
             found += [v for v in node.outputs if averages(lifted, v)]
@@ -92,15 +93,18 @@ def _match(lifted: Lifted, root: Value, term: Tensor, found: Average) -> Match |
     if found.coef != 1:
         raise No("the average is scaled by {}", found.coef)
     place = _Place.of(lifted, root, term, found, scores)
-    q = place.view(scores.q, [place.queries, scores.inner], "the queries")
-    k = place.view(scores.k, [found.along, scores.inner], "the keys")
-    v = place.view(place.v, [found.along, place.columns], "the values")
+    # in torch layout is a view, which costs nothing: there they are read as they are
+    head, heads = place.heads(scores, term) if lifted.host.dialect == "onnx" else ((), None)
+    sources = (None, None, None) if heads is None else (heads.q.value, heads.k.value, heads.v.value)
+    q = place.view(scores.q, [place.queries, scores.inner], "the queries", sources[0], head)
+    k = place.view(scores.k, [found.along, scores.inner], "the keys", sources[1], head)
+    v = place.view(place.v, [found.along, place.columns], "the values", sources[2], head)
     printer = _Score(place)
     text = printer.poly(scores.outer)
     dims = (*place.rows, place.queries, place.columns)
     shape = tuple(sizes.product(a.size for a in d) for d in dims)
     spec = Attention(q, k, v, text, tuple(printer.operands), found.zero, shape, term.dtype,
-                     regroup(dims, term.dims), root.name, place.heads(scores, term))  # fmt: skip
+                     regroup(dims, term.dims), root.name, heads)  # fmt: skip
     dead = dead_after(lifted, root, [view.value for view in spec.views])
     shared = [value.name for value in found.opened if value.node not in dead]
     if shared and any(averages(lifted, value) and value.node not in dead for value in found.opened):
@@ -157,15 +161,17 @@ class _Place:
         return cls(lifted, root, scores.products, v, tuple(d for dim in rows for d in _joint(dim, operands)), queries,
                    found.along, columns)  # fmt: skip
 
-    def view(self, term: Poly, last: Sequence[Dim], what: str) -> View:
-        """A host value that holds a term as [rows.., *last], size 1 where it does not vary, with the fewest steps."""
+    def view(self, term: Poly, last: Sequence[Dim], what: str, source: Value | None = None, head: Dim = ()) -> View:
+        """A host value, or `source`, that holds a term as [rows.., *last], size 1 where it does not vary, with the
+        fewest steps; or with the axes of a head before the last ones."""
         own = term.axes_read
         target = [tuple(a for a in dim if a in own) for dim in (*self.rows, *last)]
-        axes = [a for dim in target for a in dim]
-        if own != set(axes):
+        if own != {a for dim in target for a in dim}:
             raise No("{} vary along another axis too", what)
         options = []
-        for held in held_by(self.lifted, term, axes, self.lifted.order[self.root]):
+        for held in self._held(term, [*target, (*head, *target[-1])]):
+            if source not in (None, held.value):
+                continue
             if self._follows(held.value):
                 raise No("{} depend on the scores", what)
             steps = (*held.steps, *regroup(held.dims, target))
@@ -175,10 +181,10 @@ class _Place:
         _, _, value, steps = min(options, key=lambda o: o[:2])
         return View(value, tuple(sizes.product(a.size for a in d) for d in target), steps)
 
-    def heads(self, scores: Scores, term: Tensor) -> Heads | None:
-        """The operands with the heads of a batch side by side, where the graph holds them with fewer steps so."""
+    def heads(self, scores: Scores, term: Tensor) -> tuple[Dim, Heads | None]:
+        """The operands with the heads of a batch side by side, where the graph holds them so, and the axes of heads."""
         if len(self.rows) != 2 or len(self.queries) > 1:
-            return None
+            return (), None
         found = []
         for batch, head in (self.rows, self.rows[::-1]):
             count = sizes.product(a.size for a in head)
@@ -194,8 +200,29 @@ class _Place:
                 continue
             widths = [sizes.product(a.size for a in (*head, *last)) for last in (scores.inner, self.columns)]
             if [q.shape[-1], k.shape[-1], v.shape[-1]] == [widths[0], widths[0], widths[1]]:
-                found.append(Heads(count, q, k, v, steps))
-        return min(found, key=lambda h: sum(len(s) for s in (h.q.steps, h.k.steps, h.v.steps, h.steps)), default=None)
+                found.append((head, Heads(count, q, k, v, steps)))
+        return min(found, key=lambda f: f[1].layouts, default=((), None))
+
+    def _held(self, term: Poly, target: Sequence[Dim]) -> Iterator[Held]:
+        """The values that hold a term, as it is read and as users see what it reads; those too whose dimensions are as
+        `target` joins them."""
+        before = self.lifted.order[self.root]
+        for body in dict.fromkeys((term, self._seen(term))):
+            yield from held_by(self.lifted, body, list(dict.fromkeys(a for dim in target for a in dim)), before)
+            joint, apart = joined(body, target)
+            if apart:
+                for held in held_by(self.lifted, joint, [a for a in joint.axes_read], before):
+                    dims = tuple(tuple(b for a in dim for b in apart.get(a, (a,))) for dim in held.dims)
+                    yield replace(held, dims=dims)
+
+    def _seen(self, term: Poly) -> Poly:
+        """A term with what it reads as users see that, so that other values of the graph may hold it too."""
+
+        def inner(atom: Atom) -> Poly | None:
+            known = self.lifted.term.get(atom.leaf) if isinstance(atom, Read) and isinstance(atom.leaf, Value) else None
+            return None if known is None or not isinstance(atom, Read) else known.at(list(atom.index))
+
+        return substitute(term, {}, inner)
 
     def _follows(self, value: Value) -> bool:
         """Whether a value is computed from the product that the scores are made of."""

@@ -161,6 +161,11 @@ class Heads:
     v: View
     steps: tuple[Step, ...]
 
+    @property
+    def layouts(self) -> int:
+        """How many layout steps there are."""
+        return sum(len(s) for s in (self.q.steps, self.k.steps, self.v.steps, self.steps))
+
 
 @dataclass(frozen=True)
 class Attention:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from .epilogue import H
@@ -142,22 +143,32 @@ def _multiplies(lifted: Lifted, mono: Mono) -> bool:
 
 
 def _by_operands(lifted: Lifted, value: Value) -> Tensor | None:
-    """The product over the operands of its own node, or of the multiplication that the node sums."""
+    """The product over the operands of its own node, or of the multiplication that the node sums; numbers that scale an
+    operand are seen."""
     t = lifted.local(value)
     if t is None or len(t.body.monos) != 1:
         return None
     data = [a for a in t.body.monos[0].atoms if is_data(lifted, a)]
-    if len(data) == 1 and isinstance(data[0], Read) and isinstance(data[0].leaf, Value):
-        factors = lifted.local(data[0].leaf)
-        if factors is None or len(factors.body.monos) != 1:
+    body = _spelled_once(lifted, t.body, lambda own: len(data) == 1)
+    return t.with_body(_spelled_once(lifted, body, _is_scaled))
+
+
+def _spelled_once(lifted: Lifted, term: Poly, wanted: Callable[[Mono], bool]) -> Poly:
+    """`term` with the data that it reads as the nodes of that make it, where these are one wanted monomial each."""
+
+    def inner(atom: Atom) -> Poly | None:
+        own = lifted.local(atom.leaf) if isinstance(atom, Read) and isinstance(atom.leaf, Value) else None
+        if own is None or len(own.body.monos) != 1 or not wanted(own.body.monos[0]):
             return None
-        leaf = data[0].leaf
-        return t.with_body(
-            substitute(
-                t.body, {}, lambda a: factors.at(list(a.index)) if isinstance(a, Read) and a.leaf is leaf else None
-            )
-        )
-    return t
+        assert isinstance(atom, Read)
+        return own.at(list(atom.index))
+
+    return substitute(term, {}, inner)
+
+
+def _is_scaled(mono: Mono) -> bool:
+    """Whether a monomial is one read times a number."""
+    return not mono.axes and len(mono.atoms) == 1 and isinstance(mono.atoms[0], Read) and mono.coef != 1
 
 
 def _carries(lifted: Lifted, value: Value) -> bool:

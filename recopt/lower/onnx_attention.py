@@ -12,7 +12,6 @@ from ..fused import Attention, Heads, Permute, View
 from ..hosts.base import Array, Value
 from ..hosts.onnx import OnnxHost
 from ..hosts.types.onnx import numpy_dtype
-from ..ir.sizes import Size
 from ..kernels.attention_score import Affine, affine
 from .onnx_epilogue import emit
 from .onnx_layout import apply, view
@@ -44,29 +43,46 @@ def attention(host: Writer, spec: Attention, target: str) -> Value:
 # On one core with ONNX Runtime's own operators, against MatMul, Softmax, MatMul and the layout around them: with heads
 # side by side 0.55 to 0.95 of the time at 1 to 256 rows, lengths 20 to 128; with heads apart 0.93 to 1.13.
 def _standard(host: Writer, spec: Attention, plan: Affine, bias: Value | None) -> Value | None:
-    """`Attention` over heads that lie side by side. None where there are none, or the bias would have to be widened."""
+    """`Attention` over heads that lie side by side. None where there are none, or a bias that cannot be widened."""
     heads = spec.heads
-    if heads is None or plan.scale <= 0 or (bias is not None and not _covers(bias.shape, spec)):
+    if heads is None or plan.scale <= 0 or not _fits(bias, spec):
         return None
     attributes: dict[str, object] = {"scale": plan.scale, "q_num_heads": heads.count, "kv_num_heads": heads.count}
     operands = [view(host, v, spec.name) for v in (heads.q, heads.k, heads.v)]
-    return _call(host, spec, heads, "Attention", [*operands, *([] if bias is None else [bias])], attributes)
+    operands += [] if bias is None else [_widened(host, bias, spec)]
+    return _call(host, spec, heads, "Attention", operands, attributes)
 
 
 def _multi_head(host: Writer, spec: Attention, plan: Affine, bias: Value | None) -> Value | None:
     """ONNX Runtime's `MultiHeadAttention` over heads that lie side by side."""
     heads = spec.heads
-    if heads is None or (bias is not None and not _covers(bias.shape, spec)):
+    if heads is None or not _fits(bias, spec):
         return None
     operands: list[Value | None] = [view(host, v, spec.name) for v in (heads.q, heads.k, heads.v)]
-    operands += [] if bias is None else [None, None, bias]
+    operands += [] if bias is None else [None, None, _widened(host, bias, spec)]
     attributes: dict[str, object] = {"num_heads": heads.count, "scale": plan.scale}
     return _call(host, spec, heads, "com.microsoft::MultiHeadAttention", operands, attributes)
 
 
-def _covers(shape: Sequence[Size] | None, spec: Attention) -> bool:
-    """Whether a bias has a row for every query, as ONNX Runtime wants it."""
-    return shape is not None and len(shape) == 4 and shape[-2] == spec.q.shape[-2] and shape[-1] == spec.k.shape[-2]
+def _fits(bias: Value | None, spec: Attention) -> bool:
+    """Whether a bias has a row for every query, as ONNX Runtime wants it, or can be given one."""
+    if bias is None:
+        return True
+    if bias.shape is None or len(bias.shape) != 4 or bias.shape[-1] != spec.k.shape[-2] or bias.dtype != spec.dtype:
+        return False
+    return bias.shape[-2] == spec.q.shape[-2] or isinstance(spec.q.shape[-2], int)
+
+
+def _widened(host: Writer, bias: Value, spec: Attention) -> Value:
+    """A bias with a row for every query."""
+    assert bias.shape is not None
+    rows = spec.q.shape[-2]
+    if bias.shape[-2] == rows:
+        return bias
+    assert isinstance(rows, int)
+    shape = host.share_constant(np.array([1, 1, rows, 1], np.int64), name=f"{spec.name}_rows")
+    wide = (*bias.shape[:-2], rows, bias.shape[-1])
+    return host.call("Expand", [bias, shape], name=f"{spec.name}_bias", shape=wide, dtype=bias.dtype)
 
 
 def _call(

@@ -28,8 +28,8 @@ class Spelled(nn.Module):
 
 @dataclass(frozen=True)
 class Case:
-    """A spelling of one attention over inputs of these shapes a row; "mask" has bools, "kept" floats of 0 and 1,
-    "length" a number of keys, each beside its shape."""
+    """A spelling of one attention over inputs of these shapes a row; "mask" has bools, "hidden" their opposite,
+    "kept" floats of 0 and 1, "length" a number of keys, each beside its shape."""
 
     spell: Callable[..., Any] | nn.Module
     shapes: tuple[tuple[Any, ...], ...] = PLAIN
@@ -53,7 +53,7 @@ class Case:
                 return torch.randn(batch, *sizes, generator=g)
             seen = torch.rand(batch, *sizes, generator=g) > 0.4
             seen[..., 0] = True
-            return seen if kind == "mask" else seen.float()
+            return seen if kind == "mask" else ~seen if kind == "hidden" else seen.float()
 
         return tuple(map(one, self.shapes))
 
@@ -119,6 +119,47 @@ def interacting(x: Tensor) -> Tensor:
     return torch.cat(torch.unbind(y, 0), -1)
 
 
+def both(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    weights = softmax(q @ turned(k))
+    return weights @ v, weights
+
+
+def only_the_highest(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    s = q @ turned(k)
+    return softmax(torch.where(s < s.topk(3).values[..., -1:], -1e9, s)) @ v
+
+
+class SelfAttention(nn.Module):
+    """torch's own multi-head attention, of x by itself."""
+
+    def __init__(self, weights: bool = False, causal: bool = False) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(32, H, batch_first=True)
+        self.weights, self.causal = weights, causal
+
+    def forward(self, x: Tensor, hidden: Tensor | None = None) -> Tensor:
+        ahead = torch.triu(torch.ones(S, S, dtype=torch.bool), 1) if self.causal else None
+        y: Tensor = self.attention(x, x, x, hidden, self.weights, ahead)[0]
+        return y
+
+
+class Encoder(nn.Module):
+    """A block of BERT, as its authors write it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.out = (nn.Linear(32, 32) for _ in range(4))
+        self.norm = nn.LayerNorm(32)
+
+    def forward(self, x: Tensor, seen: Tensor) -> Tensor:
+        added = (1.0 - seen[:, None, None, :].to(x.dtype)) * -10000.0
+        q, k, v = (f(x).view(x.size(0), -1, H, 8).permute(0, 2, 1, 3) for f in (self.q, self.k, self.v))
+        weights = F.dropout(softmax(torch.matmul(q, turned(k)) / math.sqrt(8) + added), 0.1, self.training)
+        y = torch.matmul(weights, v).permute(0, 2, 1, 3).contiguous().view(x.size(0), -1, 32)
+        normal: Tensor = self.norm(self.out(y) + x)
+        return normal
+
+
 SLOPES = torch.tensor([0.5, 0.25, 0.1, 0.05])[:, None, None]
 LOWER = torch.tril(torch.ones(S, T))
 GENERAL = torch.randn(D, D, generator=torch.Generator().manual_seed(5)) * 0.3
@@ -130,12 +171,15 @@ SPELLINGS: dict[str, Case] = {
     "scale_on_both": Case(lambda q, k, v: softmax((q * D**-0.25) @ turned(k * D**-0.25)) @ v),
     "no_scale": Case(lambda q, k, v: softmax(q @ turned(k)) @ v),
     "softmax_axis_3": Case(lambda q, k, v: torch.softmax(q @ turned(k) / 3, 3) @ v),
-    "masked_fill": Case(lambda q, k, v, m: softmax((q @ turned(k) / 3).masked_fill(~m, -1e9)) @ v, (*PLAIN, ("mask", 1, 1, T))),
+    "masked_fill": Case(
+        lambda q, k, v, m: softmax((q @ turned(k) / 3).masked_fill(~m, -1e9)) @ v, (*PLAIN, ("mask", 1, 1, T))
+    ),
     "masked_fill_inf": Case(
         lambda q, k, v, m: softmax((q @ turned(k) / 3).masked_fill(~m, -math.inf)) @ v, (*PLAIN, ("mask", 1, 1, T))
     ),
     "where_scalar": Case(
-        lambda q, k, v, m: softmax(torch.where(m, q @ turned(k) / 3, torch.tensor(-1e4))) @ v, (*PLAIN, ("mask", 1, S, T))
+        lambda q, k, v, m: softmax(torch.where(m, q @ turned(k) / 3, torch.tensor(-1e4))) @ v,
+        (*PLAIN, ("mask", 1, S, T)),
     ),
     "mask_added": Case(lambda q, k, v, m: softmax((1 - m) * -1e4 + q @ turned(k) / 3) @ v, (*PLAIN, ("kept", 1, 1, T))),
     "mask_of_rows": Case(
@@ -174,21 +218,28 @@ SPELLINGS: dict[str, Case] = {
     "interacting": Case(interacting, ((S, H * D),)),
 }
 
+MODELS: dict[str, Case] = {
+    "self_attention": Case(SelfAttention(), ((S, 32),)),
+    "averaged_weights_unused": Case(SelfAttention(weights=True), ((S, 32),)),
+    "causal": Case(SelfAttention(causal=True), ((S, 32),)),
+    "hidden_keys": Case(SelfAttention(), ((S, 32), ("hidden", S))),
+    "encoder_layer": Case(nn.TransformerEncoderLayer(32, H, 48, batch_first=True), ((S, 32),)),
+    "encoder": Case(Encoder(), ((S, 32), ("kept", S))),
+}
+
 NEAR_MISSES: dict[str, Case] = {
-    "weights_returned": Case(lambda q, k, v: (softmax(q @ turned(k)) @ v, softmax(q @ turned(k))), reason="another user"),
+    "weights_returned": Case(both, reason="another user"),
     "another_axis": Case(
         lambda q, k, v: torch.softmax(q @ turned(k) / 3, -2) @ v, ((H, S, D), (H, S, D), (H, S, D)), "another axis"
     ),
     "epsilon": Case(lambda q, k, v: exps(q @ turned(k)) / (exps(q @ turned(k)).sum(-1, keepdim=True) + 1e-3) @ v),
-    "mask_of_the_scores": Case(
-        lambda q, k, v: softmax(torch.where(q @ turned(k) < (q @ turned(k)).topk(3).values[..., -1:], -1e9, q @ turned(k))) @ v,
-        reason="depend on the scores",
-    ),
+    "mask_of_the_scores": Case(only_the_highest, reason="depend on the scores"),
     "two_products": Case(
         lambda q, k, v, r: softmax(q @ turned(k) + q @ turned(r)) @ v, (*PLAIN, (H, T, D)), "several products"
     ),
     "sigmoid": Case(lambda q, k, v: torch.sigmoid(q @ turned(k)) @ v),
     "other_scores_below": Case(
-        lambda q, k, v: torch.exp(q @ turned(k)) / torch.exp(q @ turned(k) / 2).sum(-1, keepdim=True) @ v, reason="other scores"
+        lambda q, k, v: torch.exp(q @ turned(k)) / torch.exp(q @ turned(k) / 2).sum(-1, keepdim=True) @ v,
+        reason="other scores",
     ),
 }
