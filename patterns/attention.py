@@ -9,39 +9,20 @@ attention has, is S = 1; grouped heads are keys that do not vary along an axis o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
-from recopt.epilogue import H, Printer
-from recopt.fused import Attention, Heads, View
-from recopt.hosts.base import Array, Value
+from recopt.epilogue import H
+from recopt.fused import Attention, Heads
+from recopt.hosts.base import Value
 from recopt.ir import sizes
 from recopt.ir.tensor import Dim, Tensor
-from recopt.ir.term import (
-    Atom,
-    Axis,
-    Fn,
-    Guard,
-    Interned,
-    Poly,
-    Read,
-    TooLarge,
-    mul,
-    normal_mono,
-    number,
-    single,
-    substitute,
-    sum_over,
-    walk,
-)
+from recopt.ir.term import Guard, Poly, Read, TooLarge, mul, normal_mono, substitute, sum_over, walk
 from recopt.lift.base import Lifted
-from recopt.match import Match, No, dead_after, fold, is_data
-from recopt.operands import stored_as
+from recopt.match import Match, No, dead_after
+from recopt.places import Place, ScoreText, together
 from recopt.scores import Scores, scores_of
 from recopt.softmax import Average, average, averages, softmax, weighs
-from recopt.views import Held, held_by, joined, regroup
+from recopt.views import regroup
 
 name = "attention"
 operator = "recopt::attention"
@@ -92,16 +73,17 @@ def _match(lifted: Lifted, root: Value, term: Tensor, found: Average) -> Match |
         return None  # the average itself is what is fused
     if found.coef != 1:
         raise No("the average is scaled by {}", found.coef)
-    place = _Place.of(lifted, root, term, found, scores)
+    axes = _Axes.of(lifted, root, term, found, scores)
+    place = axes.place
     # in torch layout is a view, which costs nothing: there they are read as they are
-    head, heads = place.heads(scores, term) if lifted.host.dialect == "onnx" else ((), None)
+    head, heads = axes.heads(scores, term) if lifted.host.dialect == "onnx" else ((), None)
     sources = (None, None, None) if heads is None else (heads.q.value, heads.k.value, heads.v.value)
-    q = place.view(scores.q, [place.queries, scores.inner], "the queries", sources[0], head)
+    q = place.view(scores.q, [axes.queries, scores.inner], "the queries", sources[0], head)
     k = place.view(scores.k, [found.along, scores.inner], "the keys", sources[1], head)
-    v = place.view(place.v, [found.along, place.columns], "the values", sources[2], head)
-    printer = _Score(place)
+    v = place.view(axes.v, [found.along, axes.columns], "the values", sources[2], head)
+    printer = ScoreText(place, (axes.queries, axes.along))
     text = printer.poly(scores.outer)
-    dims = (*place.rows, place.queries, place.columns)
+    dims = (*place.rows, axes.queries, axes.columns)
     shape = tuple(sizes.product(a.size for a in d) for d in dims)
     spec = Attention(q, k, v, text, tuple(printer.operands), found.zero, shape, term.dtype,
                      regroup(dims, term.dims), root.name, heads)  # fmt: skip
@@ -115,7 +97,7 @@ def _match(lifted: Lifted, root: Value, term: Tensor, found: Average) -> Match |
         name,
         root,
         spec,
-        lambda: term.with_body(_meaning(found, scores, place.v)),
+        lambda: term.with_body(_meaning(found, scores, axes.v)),
         dead,
         frozenset((root, *scores.products, *(v for v in found.opened if averages(lifted, v)))),
     )
@@ -131,20 +113,17 @@ def _meaning(found: Average, scores: Scores, v: Poly) -> Poly:
 
 
 @dataclass(frozen=True)
-class _Place:
-    """Where the operands lie: the root, what the softmax reads, the axes of the result."""
+class _Axes:
+    """Where the operands lie, what is averaged, and the axes of the result."""
 
-    lifted: Lifted
-    root: Value
-    products: frozenset[Value]
+    place: Place
     v: Poly
-    rows: tuple[Dim, ...]
     queries: Dim
     along: Dim
     columns: Dim
 
     @classmethod
-    def of(cls, lifted: Lifted, root: Value, term: Tensor, found: Average, scores: Scores) -> _Place:
+    def of(cls, lifted: Lifted, root: Value, term: Tensor, found: Average, scores: Scores) -> _Axes:
         """Row axes, those of queries and those of columns, by which operands read them. Raises No."""
         v = normal_mono(1, found.rest, term.dtype)
         if v.axes_read.isdisjoint(found.along):
@@ -158,39 +137,19 @@ class _Place:
         known = scores.q.axes_read | scores.k.axes_read | v.axes_read
         if any(a not in known for dim in rows for a in dim):
             raise No("the mask varies along an axis that queries, keys and values do not have")
-        return cls(lifted, root, scores.products, v, tuple(d for dim in rows for d in _joint(dim, operands)), queries,
-                   found.along, columns)  # fmt: skip
-
-    def view(self, term: Poly, last: Sequence[Dim], what: str, source: Value | None = None, head: Dim = ()) -> View:
-        """A host value, or `source`, that holds a term as [rows.., *last], size 1 where it does not vary, with the
-        fewest steps; or with the axes of a head before the last ones."""
-        own = term.axes_read
-        target = [tuple(a for a in dim if a in own) for dim in (*self.rows, *last)]
-        if own != {a for dim in target for a in dim}:
-            raise No("{} vary along another axis too", what)
-        options = []
-        for held in self._held(term, [*target, (*head, *target[-1])]):
-            if source not in (None, held.value):
-                continue
-            if self._follows(held.value):
-                raise No("{} depend on the scores", what)
-            steps = (*held.steps, *regroup(held.dims, target))
-            options.append((len(steps), self.lifted.order.get(held.value, 0), held.value, steps))
-        if not options:
-            raise No("no value of the graph holds {}: {}", what, term.text)
-        _, _, value, steps = min(options, key=lambda o: o[:2])
-        return View(value, tuple(sizes.product(a.size for a in d) for d in target), steps)
+        dims = tuple(d for dim in rows for d in together(dim, operands))
+        return cls(Place(lifted, root, scores.products, dims), v, queries, found.along, columns)
 
     def heads(self, scores: Scores, term: Tensor) -> tuple[Dim, Heads | None]:
         """The operands with the heads of a batch side by side, where the graph holds them so, and the axes of heads."""
-        if len(self.rows) != 2 or len(self.queries) > 1:
+        if len(self.place.rows) != 2 or len(self.queries) > 1:
             return (), None
         found = []
-        for batch, head in (self.rows, self.rows[::-1]):
+        for batch, head in (self.place.rows, self.place.rows[::-1]):
             count = sizes.product(a.size for a in head)
             if not isinstance(count, int):
                 continue
-            whole = replace(self, rows=(batch,))
+            whole = replace(self.place, rows=(batch,))
             try:
                 q = whole.view(scores.q, [self.queries, (*head, *scores.inner)], "the queries")
                 k = whole.view(scores.k, [self.along, (*head, *scores.inner)], "the keys")
@@ -202,94 +161,3 @@ class _Place:
             if [q.shape[-1], k.shape[-1], v.shape[-1]] == [widths[0], widths[0], widths[1]]:
                 found.append((head, Heads(count, q, k, v, steps)))
         return min(found, key=lambda f: f[1].layouts, default=((), None))
-
-    def _held(self, term: Poly, target: Sequence[Dim]) -> Iterator[Held]:
-        """The values that hold a term, as it is read and as users see what it reads; those too whose dimensions are as
-        `target` joins them."""
-        before = self.lifted.order[self.root]
-        for body in dict.fromkeys((term, self._seen(term))):
-            yield from held_by(self.lifted, body, list(dict.fromkeys(a for dim in target for a in dim)), before)
-            joint, apart = joined(body, target)
-            if apart:
-                for held in held_by(self.lifted, joint, [a for a in joint.axes_read], before):
-                    dims = tuple(tuple(b for a in dim for b in apart.get(a, (a,))) for dim in held.dims)
-                    yield replace(held, dims=dims)
-
-    def _seen(self, term: Poly) -> Poly:
-        """A term with what it reads as users see that, so that other values of the graph may hold it too."""
-
-        def inner(atom: Atom) -> Poly | None:
-            known = self.lifted.term.get(atom.leaf) if isinstance(atom, Read) and isinstance(atom.leaf, Value) else None
-            return None if known is None or not isinstance(atom, Read) else known.at(list(atom.index))
-
-        return substitute(term, {}, inner)
-
-    def _follows(self, value: Value) -> bool:
-        """Whether a value is computed from the product that the scores are made of."""
-        first = min((self.lifted.order[p] for p in self.products), default=0)
-        pending, seen = [value], {value}
-        while pending:
-            v = pending.pop()
-            if v in self.products:
-                return True
-            if v.node is not None and self.lifted.order.get(v, 0) > first:
-                fresh = [u for u in v.node.inputs if u not in seen]
-                seen.update(fresh)
-                pending += fresh
-        return False
-
-
-def _joint(dim: Sequence[Axis], operands: Sequence[Interned]) -> list[Dim]:
-    """The axes of a dimension, together where every operand reads all or none of them."""
-    joint: list[Dim] = []
-    for a in dim:
-        if joint and all((a in t.axes_read) == (joint[-1][-1] in t.axes_read) for t in operands):
-            joint[-1] = (*joint[-1], a)
-        else:
-            joint.append((a,))
-    return joint
-
-
-# --- the score
-
-
-class _Score(Printer):
-    """Prints a score; what is no number becomes an operand that broadcasts to [rows.., S, T]."""
-
-    def __init__(self, place: _Place) -> None:
-        super().__init__(lambda term: np.zeros(0))
-        self.place = place
-        self.operands: list[Array | View] = []
-
-    def constant(self, term: Poly) -> str:
-        """A literal, or an operand that holds the whole term, or an expression of such."""
-        if isinstance(term.number, (int, float)):
-            return repr(float(term.number))
-        if term not in self.known:
-            try:
-                self.operands.append(self._operand(term))
-                self.known[term] = f"p{len(self.operands) - 1}"
-            except No as why:
-                self.known[term] = self._parts(term, why)
-        return self.known[term]
-
-    def _operand(self, term: Poly) -> Array | View:
-        place, last = self.place, (self.place.queries, self.place.along)
-        if is_data(place.lifted, term):
-            return place.view(term, last, "the mask or bias")
-        target = tuple(tuple(a for a in dim if a in term.axes_read) for dim in (*place.rows, *last))
-        return stored_as(fold(place.lifted, Tensor(target, term)), "float32")
-
-    def _parts(self, term: Poly, why: No) -> str:
-        """A term that no value holds, of terms that some do."""
-        if term.atom is not None and not isinstance(term.atom, Fn):
-            raise why
-        texts = []
-        for mono in term.monos:
-            if mono.axes:
-                raise why
-            factors = [self.atom(a) if isinstance(a, Fn) else self.constant(single(a, a.dtype)) for a in mono.atoms]
-            if mono.coef != 1 or not factors:
-                factors.insert(0, self.constant(number(mono.coef, term.dtype)))
-            texts.append(" * ".join(factors))
-        return f"({' + '.join(texts)})"
