@@ -195,7 +195,35 @@ class Attention:
         return (self.q, self.k, self.v, *(p for p in self.params if isinstance(p, View)))
 
 
-Spec: TypeAlias = Linear | EmbeddingBags | Attention
+@dataclass(frozen=True)
+class TargetAttention:
+    """`recopt::target_attention`: y[rows.., e] = sum_t g(s)[t] v[rows.., t, e], then `steps`; s[rows.., t] is what a
+    network gives q[rows.., D] and k[rows.., T, D]: Wq q + Wk k + Wp (q * k) + b1, then layers one after the other.
+
+    `weights` are Wq, Wk, Wp [N, D] (of no elements where absent), b1 [N], W2, b2, ..; `text` the functions after each
+    layer and g, separated by `;`, in the grammar of kernels/epilogue.py; `params` those of all functions in order, g's
+    broadcast to [rows.., T]. Where `softmax`, the weights are that of g(s).
+    """
+
+    q: View
+    k: View
+    v: View
+    weights: tuple[Array | View, ...]
+    text: str
+    params: tuple[Array | View, ...]
+    softmax: bool
+    shape: tuple[Size, ...]  # of y before `steps`
+    dtype: str
+    steps: tuple[Step, ...] = ()
+    name: str = "target_attention"
+
+    @property
+    def views(self) -> tuple[View, ...]:
+        """Every value of the graph that it reads."""
+        return (self.q, self.k, self.v, *(p for p in (*self.weights, *self.params) if isinstance(p, View)))
+
+
+Spec: TypeAlias = Linear | EmbeddingBags | Attention | TargetAttention
 
 
 def reading(spec: Spec, current: Callable[[View], View]) -> Spec:
@@ -211,6 +239,14 @@ def reading(spec: Spec, current: Callable[[View], View]) -> Spec:
             heads = replace(heads, q=current(heads.q), k=current(heads.k), v=current(heads.v))
         q, k, v = current(spec.q), current(spec.k), current(spec.v)
         return replace(spec, q=q, k=k, v=v, params=params, heads=heads)
+
+    if isinstance(spec, TargetAttention):
+        weights, params = (
+            tuple(current(p) if isinstance(p, View) else p for p in items) for items in (spec.weights, spec.params)
+        )
+        return replace(
+            spec, q=current(spec.q), k=current(spec.k), v=current(spec.v), weights=weights, params=params
+        )
 
     def term(item: Bag | View) -> Bag | View:
         if isinstance(item, View):

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field, replace
 from types import ModuleType
 
 from . import lower, merge
-from .cost import CPU, MACHINES, Cost, attention_cost, bags_cost, linear_cost, nodes_cost, product_flops
-from .fused import Attention, EmbeddingBags, Linear, Step, View, reading
+from .cost import CPU, MACHINES, Cost, attention_cost, bags_cost, linear_cost, nodes_cost, product_flops, target_cost
+from .fused import Attention, EmbeddingBags, Linear, Step, TargetAttention, View, reading
 from .hosts.base import Host, Node, Value
 from .lift import lift
 from .lift.base import Lifted
@@ -94,7 +94,11 @@ def saving(lifted: Lifted, found: Match, target: str) -> Cost:
     if isinstance(spec, Attention):  # its own products are those that are gone; scores that stay are computed twice
         twice = sum(product_flops(lifted.definition[v]) for v in found.products if v not in gone)
         return nodes_cost(lifted.host, found.dead) - attention_cost(spec, twice)
+    if isinstance(spec, TargetAttention):
+        gone = [v for node in found.dead for v in node.outputs if v in lifted.definition]
     before = nodes_cost(lifted.host, found.dead) + Cost(flops=sum(product_flops(lifted.definition[v]) for v in gone))
+    if isinstance(spec, TargetAttention):
+        return before - target_cost(spec)
     if isinstance(spec, EmbeddingBags):
         return before - bags_cost(spec, found.flops)
     return before - linear_cost(spec, found.flops, target != "portable", lower.in_place(lifted.host, spec))
@@ -113,6 +117,8 @@ def declines(host: Host, found: Match, saved: Cost, target: str) -> str | None:
     if found.again and isinstance(found.spec, EmbeddingBags) and (machine is CPU or host.dialect == "onnx"):
         # No kernel gathers and pools there, and rows that lie in memory are read faster than they are gathered.
         return f"looks {', '.join(sorted(v.name for v in found.again))} up again, which others need too"
+    if isinstance(found.spec, TargetAttention):
+        return None  # it is there for the work that it saves, not for its length
     if host.dialect == "onnx" and target != "recopt":  # there the operator is the point, whatever it replaces
         replaced = sum(not all(host.is_constant(v) for v in n.outputs) for n in found.dead)
         if replaced <= lower.nodes_written(host, found.spec, target):
