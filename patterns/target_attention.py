@@ -44,6 +44,7 @@ from recopt.match import Match, No, dead_after, is_data
 from recopt.operands import stored_as
 from recopt.patterns import linear
 from recopt.places import Place, ScoreText
+from recopt.scores import by_operands
 from recopt.softmax import average
 from recopt.views import regroup
 
@@ -63,10 +64,14 @@ def roots(lifted: Lifted) -> list[Value]:
         if node in lifted.opaque:
             continue
         for value in node.outputs:
-            terms = [t for t in (lifted.definition.get(value), lifted.local(value)) if t is not None]
-            if value.dtype in FLOATS and any(_sums_products(lifted, t) for t in terms):
+            if value.dtype in FLOATS and any(_sums_products(lifted, t) for t in _terms(lifted, value)):
                 found.append(value)
     return found[::-1]
+
+
+def _terms(lifted: Lifted, value: Value) -> list[Tensor]:
+    """A value seen through layout, as its node has it, and as the multiplication that its node sums has it."""
+    return [t for t in (lifted.definition.get(value), lifted.local(value), by_operands(lifted, value)) if t is not None]
 
 
 def _sums_products(lifted: Lifted, t: Tensor) -> bool:
@@ -82,11 +87,11 @@ def _sums_products(lifted: Lifted, t: Tensor) -> bool:
 
 def match(lifted: Lifted, root: Value) -> Match | None:
     """`root` as a fused target attention. None where it is nothing like one; raises No where it nearly is."""
-    for term in (lifted.definition[root], lifted.local(root)):
-        for weights, values, along, softmax in _weighted(lifted, term) if term is not None else ():
+    for term in _terms(lifted, root):
+        for weights, values, along, softmax in _weighted(lifted, term):
             try:
                 found = _network(lifted, weights, along)
-                if term is not None and found is not None:
+                if found is not None:
                     return _match(lifted, root, term, found, values, along, softmax)
             except TooLarge:
                 continue
@@ -108,10 +113,10 @@ def _weighted(lifted: Lifted, term: Tensor) -> Iterator[tuple[Poly, Poly, Axis, 
     mono = term.body.monos[0]
     along = axis(mono.axes[0].size)
     atoms = [substitute(single(a, a.dtype), {mono.axes[0]: coord(along)}).atom for a in mono.atoms]
-    for n, weight in enumerate(atoms):
-        rest = [a for m, a in enumerate(atoms) if m != n and a is not None]
-        if weight is not None and along in weight.axes_read and isinstance(weight, Read) and len(rest) == len(atoms) - 1:
-            yield single(weight, weight.dtype), normal_mono(mono.coef, rest, term.dtype), along, False
+    for values in atoms:
+        rest = [a for a in atoms if a is not values and a is not None]
+        if isinstance(values, Read) and along in values.axes_read and len(rest) == len(atoms) - 1:
+            yield normal_mono(mono.coef, rest, term.dtype), single(values, values.dtype), along, False
 
 
 @dataclass(frozen=True)
@@ -143,9 +148,7 @@ def _match(
     texts = [layer.epilogue for layer in found.layers] + [printer.poly(found.outer)]
     params = [p for layer in found.layers for p in layer.params] + printer.operands
     dtype = term.dtype
-    weights: list[Array | View] = [
-        np.zeros(0, dtype) if w is None else stored_as(w, dtype) for w in found.first
-    ]
+    weights: list[Array | View] = [np.zeros(0, dtype) if w is None else stored_as(w, dtype) for w in found.first]
     for n, layer in enumerate(found.layers):
         bias = np.zeros(int(layer.shape[-1]), dtype) if layer.b is None else layer.b
         weights += [bias] if n == 0 else [layer.w, bias]
@@ -177,7 +180,7 @@ def _network(lifted: Lifted, weights: Poly, along: Axis) -> _Network | None:
         return None
     layers: list[Linear] = []
     value = score.leaf
-    while len(layers) < MAX_LAYERS:
+    while len(layers) < MAX_LAYERS and value in lifted.definition:
         try:
             found = linear.match(lifted, value)
         except No:
@@ -276,10 +279,10 @@ def _weights(lifted: Lifted, layer: Linear) -> Array | None:
     return stored if not layer.w.steps else None
 
 
-def _piece(lifted: Lifted, mono: Mono, column: Axis) -> tuple[int, int, float, list[Atom]] | None:
+def _piece(lifted: Lifted, mono: Mono, column: Axis) -> tuple[int, int, float, list[Read]] | None:
     """The columns [low, high) that a monomial fills, its number and what it reads there."""
     low, high = 0, column.size
-    atoms = []
+    atoms: list[Read] = []
     for atom in mono.atoms:
         if isinstance(atom, Guard):
             if atom.index is not coord(column):

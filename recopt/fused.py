@@ -244,9 +244,7 @@ def reading(spec: Spec, current: Callable[[View], View]) -> Spec:
         weights, params = (
             tuple(current(p) if isinstance(p, View) else p for p in items) for items in (spec.weights, spec.params)
         )
-        return replace(
-            spec, q=current(spec.q), k=current(spec.k), v=current(spec.v), weights=weights, params=params
-        )
+        return replace(spec, q=current(spec.q), k=current(spec.k), v=current(spec.v), weights=weights, params=params)
 
     def term(item: Bag | View) -> Bag | View:
         if isinstance(item, View):

@@ -130,7 +130,7 @@ def _product(lifted: Lifted, value: Value) -> Tensor | None:
     if key not in lifted.notes:
         lifted.notes[key] = None
         if (t := lifted.definition.get(value)) is not None and any(_multiplies(lifted, m) for m in t.body.monos):
-            lifted.notes[key] = t if len(t.body.monos) == 1 else _by_operands(lifted, value) or t
+            lifted.notes[key] = t if len(t.body.monos) == 1 else by_operands(lifted, value) or t
     found = lifted.notes[key]
     assert found is None or isinstance(found, Tensor)
     return found
@@ -142,7 +142,7 @@ def _multiplies(lifted: Lifted, mono: Mono) -> bool:
     return any(sum(ax in a.axes_read for a in data) > 1 for ax in mono.axes)
 
 
-def _by_operands(lifted: Lifted, value: Value) -> Tensor | None:
+def by_operands(lifted: Lifted, value: Value) -> Tensor | None:
     """The product over the operands of its own node, or of the multiplication that the node sums; numbers that scale an
     operand are seen."""
     t = lifted.local(value)

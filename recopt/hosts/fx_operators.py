@@ -203,7 +203,13 @@ TARGET_ATTENTION_OPERATOR = torch.ops.recopt.target_attention.default
 
 
 def _target_attention(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, weights: Tensors, params: Tensors | None, text: str, softmax: bool
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    weights: Tensors,
+    params: Tensors | None,
+    text: str,
+    softmax: bool,
 ) -> torch.Tensor:
     return target_attention(q, k, v, weights, params or (), text, softmax)
 
