@@ -26,6 +26,13 @@ class Context:
     limit: int | None = None  # rewrites that may still be made
     banned: frozenset[str] = field(default=frozenset())  # roots whose rewrite was found to be wrong
     only: str | None = None  # the one root that may be rewritten
+    lifted: Lifted | None = None  # of the host as it is, where a pass that changed nothing left it
+
+    def terms_of(self, host: Host) -> Lifted:
+        """The terms of `host`."""
+        if self.lifted is None or self.lifted.host is not host:
+            self.lifted = lift(host)
+        return self.lifted
 
     def allows(self, found: Match) -> bool:
         """Whether this match may be made; counts it if so."""
@@ -47,8 +54,10 @@ class Chosen:
 
 def apply(host: Host, pattern: ModuleType, context: Context) -> bool:
     """Rewrite every place of `host` that `pattern` recognises, that pays on the target and that agrees on numbers."""
-    chosen = choose(lift(host), pattern, context)
-    write(host, chosen, pattern, context)
+    chosen = choose(context.terms_of(host), pattern, context)
+    if chosen:
+        context.lifted = None
+        write(host, chosen, pattern, context)
     return bool(chosen)
 
 
