@@ -105,7 +105,7 @@ def _weighted(lifted: Lifted, term: Tensor) -> Iterator[tuple[Poly, Poly, Axis, 
     except (No, TooLarge):
         softmax = None
     if softmax is not None:
-        if len(softmax.along) == 1 and softmax.coef == 1 and not softmax.zero:
+        if len(softmax.along) == 1 and softmax.coef == 1 and softmax.unseen == "nan":
             yield softmax.score, normal_mono(1, softmax.rest, term.dtype), softmax.along[0], True
         return
     if len(term.body.monos) != 1 or len(term.body.monos[0].axes) != 1:
