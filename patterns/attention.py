@@ -88,6 +88,8 @@ def _match(lifted: Lifted, root: Value, term: Tensor, found: Average) -> Match |
     shape = tuple(sizes.product(a.size for a in d) for d in dims)
     if any(isinstance(p, View) and _is_other_float(p, term.dtype) for p in printer.operands):
         raise No("a mask of another float type than the queries'")
+    if {q.value.dtype, k.value.dtype, v.value.dtype} != {term.dtype}:
+        raise No("queries, keys and values of several float types")
     spec = Attention(q, k, v, text, tuple(printer.operands), found.unseen, shape, term.dtype,
                      regroup(dims, term.dims), root.name, heads)  # fmt: skip
     dead = dead_after(lifted, root, [view.value for view in spec.views])

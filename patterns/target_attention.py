@@ -144,6 +144,8 @@ def _match(
     values = place.view(v, [(along,), columns], "the values")
     if any(a not in found.q.axes_read for dim in rows for a in dim):
         raise No("the target is shared along an axis")
+    if {q.value.dtype, k.value.dtype, values.value.dtype} != {term.dtype}:
+        raise No("target, history and values of several float types")
     printer = ScoreText(place, [(along,)])
     texts = [layer.epilogue for layer in found.layers] + [printer.poly(found.outer)]
     params = [p for layer in found.layers for p in layer.params] + printer.operands

@@ -240,6 +240,9 @@ NEAR_MISSES: dict[str, Case] = {
     "two_products": Case(
         lambda q, k, v, r: softmax(q @ turned(k) + q @ turned(r)) @ v, (*PLAIN, (H, T, D)), "several products"
     ),
+    "wide_scores": Case(
+        lambda q, k, v: softmax(q.double() @ turned(k.double())).float() @ v, reason="several float types"
+    ),
     "sigmoid": Case(lambda q, k, v: torch.sigmoid(q @ turned(k)) @ v),
     "other_scores_below": Case(
         lambda q, k, v: torch.exp(q @ turned(k)) / torch.exp(q @ turned(k) / 2).sum(-1, keepdim=True) @ v,
