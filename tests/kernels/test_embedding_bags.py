@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recopt.hosts import fx_operators
+from recopt.kernels import embedding_bags_staged
 from recopt.kernels.embedding_bags import bytes_moved, embedding_bags, flops, hinted
 from recopt.kernels.embedding_bags_config import Config, Staged
 from recopt.kernels.embedding_bags_launch import choose_config, embedding_bags_triton
@@ -479,6 +480,28 @@ def test_layouts_that_the_kernel_of_staged_ids_knows(text: str, known: bool) -> 
     bounds = [torch.zeros(4, dtype=torch.int64)]
     o = Operands(tables, ids, bounds, [torch.ones(4, 6)], [torch.ones(4, 8)], [])
     assert eligible(parse_layout(text), o) == known
+
+
+def test_records_of_staged_ids(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slices of wide rows, narrow rows whole; columns, ids, counts and what is read ahead; None without a compiler."""
+    options: list[str] = []
+    monkeypatch.setattr(embedding_bags_staged, "_compile", lambda device, given: options.extend(given) or len)
+    tables, ids = [torch.ones(9, 128), torch.ones(7, 48)[:, :32]], torch.zeros(4, 240, dtype=torch.int64)
+    layout = parse_layout("sum t0[i0:5+150]; mean t1[i0:155+80]")
+    o = Operands(tables, [ids[:, 3:]], [], [], [], [])
+    launch = staged(layout, o, Staged(4, 2, 256, 8, True))
+    assert launch is not None
+    assert launch.units == 3
+    one, mean = torch.tensor([1.0, 1 / 80]).view(torch.int32).tolist()
+    first = 240 << 32
+    assert launch.records.tolist() == [
+        [tables[0].data_ptr(), 9, 32, 16, 0, 0, first | 5, 150, 0, one, 640],
+        [tables[0].data_ptr(), 9, 32, 16, 1, 0, first | 5, 150, 0, one, 0],
+        [tables[1].data_ptr(), 7, 12, 8, 0, 0, first | 155, 80, 128, mean, 0],
+    ]
+    assert {"-DWAYS=24", "-DCHUNKS=5", "-DDIRECT=1", "-DIDS=i64", "-DTYPE=0", "-DOUT=0"} <= set(options)
+    monkeypatch.setattr(embedding_bags_staged, "_compile", lambda device, given: None)
+    assert staged(layout, o, Staged()) is None
 
 
 @gpu
