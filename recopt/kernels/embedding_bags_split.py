@@ -31,18 +31,19 @@ def in_parts(text: str, o: Operands, rows: int, run: Callable[[Operands, str], T
     layout = parse_layout(text)
     if not 0 < rows <= MOST_ROWS or not layout.lookups:
         return None
-    if result_dtype(layout, [t.dtype for t in o.tables], [d.dtype for d in o.dense]).itemsize < 4:
-        return None
+    # Small requests come here each time: what costs little is asked first.
     if layout.flat:
-        longest = max(o.ids[t.ids].shape[0] for t in layout.lookups) // rows
-        if longest < _LONG or not all(len(p) == 1 and _ragged(p[0]) for p in layout.pieces):
+        longest = max(o.ids[n].shape[0] for n in layout.flat.values()) // rows
+        if longest < _LONG or not _wide(layout, o) or not all(len(p) == 1 and _ragged(p[0]) for p in layout.pieces):
             return None
         parts = min(longest // _PART, -(-_PROGRAMS // (rows * len(layout.pieces))))
         return _flat(layout, o, rows, parts, run) if parts > 1 else None
     cut = _cut(text, rows)
-    if cut is None:
-        return None
-    return _join(layout, o, run(o, cut[0]), cut[1])
+    return _join(layout, o, run(o, cut[0]), cut[1]) if cut is not None and _wide(layout, o) else None
+
+
+def _wide(layout: Layout, o: Operands) -> bool:
+    return result_dtype(layout, [t.dtype for t in o.tables], [d.dtype for d in o.dense]).itemsize >= 4
 
 
 def _ragged(t: Term) -> bool:
