@@ -56,7 +56,8 @@ def session(peer: str, tables: list[np.ndarray[Any, Any]], hots: int) -> Any:
             steps = [
                 ("Less", ["ids", "none"], "negative"), ("Where", ["negative", "end", "start"], "shift"),
                 ("Add", ["ids", "shift"], "sum"), ("Max", ["sum", "start"], "above"),
-                ("Min", ["above", "last"], "inside"), ("Equal", ["inside", "sum"], "fits"), ("Where", ["fits", "sum", "outside"], "place"),
+                ("Min", ["above", "last"], "inside"), ("Equal", ["inside", "sum"], "fits"),
+                ("Where", ["fits", "sum", "outside"], "place"),
             ]  # fmt: skip
         nodes += [(op, operands, [output], {}) for op, operands, output in steps]
         nodes.append(("Reshape", ["place", "bags"], ["places"], {}))
