@@ -14,11 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recopt.hosts import fx_operators
-from recopt.kernels.embedding_bags import bytes_moved, embedding_bags, flops
+from recopt.kernels import embedding_bags_staged
+from recopt.kernels.embedding_bags import bytes_moved, embedding_bags, flops, hinted
 from recopt.kernels.embedding_bags_config import Config, Staged
 from recopt.kernels.embedding_bags_launch import choose_config, embedding_bags_triton
 from recopt.kernels.embedding_bags_layout import EmbeddingBagsError, parse_layout
 from recopt.kernels.embedding_bags_operands import Operands
+from recopt.kernels.embedding_bags_split import in_parts
 from recopt.kernels.embedding_bags_staged import eligible, staged
 from recopt.kernels.embedding_bags_torch import embedding_bags_torch
 
@@ -31,6 +33,7 @@ row t0[i0:3+4]
 row t0[i0:0+1]; row t0[i0:1+1 + 3]; row t0[i0:2+2]; row t1[i0:4+1]
 row t0[i0:0+1 % 5]; row t0[i0:1+1 % 7 + 2]; row t0[i0:2+1 + 1]
 row t0[i0:0+3] * w0:2
+sum t0[i0:0+3] div 1.0 0.0 hot; row t1[i0:3+1] cold
 row t0[i0:0+3] pad 4; x0
 sum t1[i0:4+5]
 sum t0[i0:2+6] * w0:1 pad 3
@@ -230,6 +233,17 @@ def test_cost_counts_what_is_read() -> None:
     assert bytes_moved("sum t0[i0:0+3]", [table], [ids], unique=True) == read - 4 * 16
 
 
+def test_hints_say_whether_ids_repeat() -> None:
+    ids = torch.arange(300).reshape(2, 150).repeat(1, 2)
+    ids[:, 150:] %= 3
+    text = "sum t0[i0:0+150]; mean t0[i0:150+150]; sum t0[i0:0+63]; sum t0[i1@o0]; x0"
+    assert hinted(text, [ids, ids[0]]) == (
+        "sum t0[i0:0+150] cold; sum t0[i0:150+150] div 1.0 0.0 hot; sum t0[i0:0+63]; sum t0[i1@o0]; x0"
+    )
+    assert parse_layout("sum t0[i0:0+9] hot; sum t0[i0:0+9] hot; x0; sum t0[i0:0+9]").hint == "hot"
+    assert parse_layout("sum t0[i0:0+9] hot; sum t0[i0:0+9] cold").hint == ""
+
+
 @st.composite
 def layouts(draw: st.DrawFn) -> str:
     """A layout of one to four pieces."""
@@ -284,6 +298,81 @@ def test_every_shape_has_a_choice(dim: int, count: int, rows: int) -> None:
 def _to(o: Operands, device: str) -> Operands:
     # Clones of columns would lose the strides that the layouts are about.
     return Operands(*([t.to(device) for t in ts] for ts in o))
+
+
+LONG = [
+    "sum t0[i0:0+5000]",
+    "sum t0[i0:0+5000 % 7] * w0:3 pad 2; row t1[i0:9+2]; mean t1[i0:0+5000]; x0",
+    "max t0[i0:2+4000]; sum t1[i0:0+3000] div 1.0 1e-08",
+    "sum t0[i0@o0]",
+    "sum t0[i0@o0+1] * w0 pad 2; mean t1[i1@o1]",
+]
+
+
+def long_operands(text: str, rows: int) -> Operands:
+    """Operands for long bags: tables of 11 rows and more, flat ids of one long bag and short ones."""
+    o = operands(text, rows, 16)
+    if "@" not in text:
+        return o._replace(tables=[t.float() for t in o.tables])
+    count = 5000 * rows
+    ids = [torch.randint(0, 11, (count,)) for _ in o.ids]
+    cuts = [torch.arange(len(b)) * 3 for b in o.offsets]
+    if rows > 1:
+        cuts = [c.index_fill(0, torch.tensor([len(c) - 1]), count) if "+1" in text and n == 0 else c
+                for n, c in enumerate(cuts)]  # fmt: skip
+    else:
+        cuts = [torch.tensor([0, count])[: len(c)] for c in cuts]
+    return o._replace(ids=ids, offsets=cuts, weights=[torch.rand(count) for _ in o.weights])
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("text", LONG)
+def test_long_bags_in_parts_agree_with_float64(text: str, rows: int) -> None:
+    o = long_operands(text, rows)
+    ran: list[str] = []
+
+    def run(o: Operands, text: str) -> torch.Tensor:
+        ran.append(text)
+        return embedding_bags_torch(*o, text)
+
+    out = in_parts(text, o, rows, run)
+    assert out is not None
+    assert ran
+    # Sums of up to 15000 values near 1, added in float32: partial sums near 120.
+    torch.testing.assert_close(out, reference(o, text), rtol=1e-5, atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("text", "rows"),
+    [
+        ("sum t0[i0:0+2000]", 1),
+        ("sum t0[i0:0+5000]", 65),
+        ("mean t0[i0:0+5000] pad 1", 1),
+        ("max t0[i0:0+5000] pad 1", 1),
+        ("sum t0[i0:0+5000<o0]", 1),
+        ("sum t0[i0:0+5000] * w0:0 div 1.0 0.0", 1),
+        ("sum t0[i0:0+5000] + x0", 1),
+        ("mean t0[i0@o0] pad 1", 1),
+        ("max t0[i0@o0]", 1),
+        ("sum t0[i0@o0]; x0", 1),
+        ("sum t2[i0:0+5000]", 1),  # of half precision
+    ],
+)
+def test_bags_that_stay_whole(text: str, rows: int) -> None:
+    o = operands(text, rows, 16)
+    if "@" in text:
+        o = o._replace(ids=[torch.zeros(5000, dtype=torch.int64)], offsets=[torch.zeros(1, dtype=torch.int64)])
+    assert in_parts(text, o, rows, lambda o, text: torch.zeros(0)) is None
+
+
+@gpu
+@needs_gpu
+@pytest.mark.parametrize("text", LONG)
+def test_gpu_long_bags_agree_with_float64(text: str) -> None:
+    for rows in (1, 3):
+        o = long_operands(text, rows)
+        out = embedding_bags(*_to(o, "cuda"), text).cpu()
+        torch.testing.assert_close(out, reference(o, text), rtol=1e-5, atol=2e-3)
 
 
 GPU_CONFIGS = [None, Config(1, 8, 4, 8, 4), Config(4, 16, 16, 128, 32, stages=2)]
@@ -391,6 +480,28 @@ def test_layouts_that_the_kernel_of_staged_ids_knows(text: str, known: bool) -> 
     bounds = [torch.zeros(4, dtype=torch.int64)]
     o = Operands(tables, ids, bounds, [torch.ones(4, 6)], [torch.ones(4, 8)], [])
     assert eligible(parse_layout(text), o) == known
+
+
+def test_records_of_staged_ids(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slices of wide rows, narrow rows whole; columns, ids, counts and what is read ahead; None without a compiler."""
+    options: list[str] = []
+    monkeypatch.setattr(embedding_bags_staged, "_compile", lambda device, given: options.extend(given) or len)
+    tables, ids = [torch.ones(9, 128), torch.ones(7, 48)[:, :32]], torch.zeros(4, 240, dtype=torch.int64)
+    layout = parse_layout("sum t0[i0:5+150]; mean t1[i0:155+80]")
+    o = Operands(tables, [ids[:, 3:]], [], [], [], [])
+    launch = staged(layout, o, Staged(4, 2, 256, 8, True))
+    assert launch is not None
+    assert launch.units == 3
+    one, mean = torch.tensor([1.0, 1 / 80]).view(torch.int32).tolist()
+    first = 240 << 32
+    assert launch.records.tolist() == [
+        [tables[0].data_ptr(), 9, 32, 16, 0, 0, first | 5, 150, 0, one, 640],
+        [tables[0].data_ptr(), 9, 32, 16, 1, 0, first | 5, 150, 0, one, 0],
+        [tables[1].data_ptr(), 7, 12, 8, 0, 0, first | 155, 80, 128, mean, 0],
+    ]
+    assert {"-DWAYS=24", "-DCHUNKS=5", "-DDIRECT=1", "-DIDS=i64", "-DTYPE=0", "-DOUT=0"} <= set(options)
+    monkeypatch.setattr(embedding_bags_staged, "_compile", lambda device, given: None)
+    assert staged(layout, o, Staged()) is None
 
 
 @gpu
