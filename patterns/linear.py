@@ -128,7 +128,7 @@ def _assemble(lifted: Lifted, root: Value, term: Tensor, found: Operands, outer:
         root,
         spec,
         lambda: term.with_body(_meaning(outer, product)),
-        dead_after(lifted, root, kept),
+        dead_after(lifted.host, root, kept, lifted.opaque),
         found.sources,
         flops=2.0 * nominal(sizes.product(shape)) * nominal(found.w.shape[1]),
     )

@@ -18,7 +18,7 @@ FLOORS = (
     ("epilogue", "preactivation", "contractions", "lookups", "cost"),
     ("product", "operands", "bag_factors"),
     ("patterns",),
-    ("rewrite", "merge", "lower", "verify"),
+    ("rewrite", "merge", "lower", "verify", "tables"),
     ("passes",),
     ("pipeline",),
     ("api",),

@@ -1,0 +1,51 @@
+"""Each row is read once a batch, however many of its ids name it (optional).
+
+before:  rows of the ids of a batch, many of them the same
+after:   u, where = distinct ids and the place of each id among them; rows of u, then of those the places'
+
+It pays where a row costs more than to find out whether it was read already: where it is dequantised. To sort 12 800 ids
+took 384 us on a CPU, to read and add up that many rows of 64 float32 32 us.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from recopt.fused import Bag
+from recopt.hosts.base import Host
+from recopt.report import Refusal
+from recopt.rewrite import Context
+from recopt.tables import Change, find, rewrite, with_bags
+
+
+@dataclass(frozen=True)
+class DedupeIds:
+    """Bags of dequantised rows; with `always` those of plain rows too."""
+
+    always: int = 0
+    name: ClassVar[str] = "dedupe-ids"
+
+    def run(self, host: Host, context: Context) -> bool:
+        """Whether any rows are read once now."""
+        changes = []
+        for place in find(host, context, self.name):
+            once = [bag for bag in place.spec.bags if not self._refuses(bag)]
+            refused = {bag.table.value.name: why for bag in place.spec.bags if (why := self._refuses(bag))}
+            for table, why in refused.items():
+                context.report.refusals.append(Refusal(self.name, table, why))
+            if once:
+
+                def new(bag: Bag) -> Bag:
+                    return bag if self._refuses(bag) else replace(bag, once=True)
+
+                detail = f"rows of {', '.join(dict.fromkeys(b.table.value.name for b in once))} once a batch"
+                changes.append(Change(place, with_bags(place.spec, new), detail))
+        return rewrite(host, context, self.name, changes)
+
+    def _refuses(self, bag: Bag) -> str:
+        if bag.once:
+            return "is read once already"
+        if bag.stored is None and not self.always:
+            return "rows that lie in memory as they are are read faster than ids are sorted"
+        return ""

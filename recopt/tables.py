@@ -1,0 +1,188 @@
+"""What optional passes over embedding tables share: which tables they may change, and how places of the graph are
+rewritten and proved, by running them before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from . import lower
+from .cost import bags_cost
+from .errors import VerifyError
+from .fused import Bag, EmbeddingBags, Reshape, Spec, View, reading
+from .hosts.base import Array, Host, Value
+from .ir.rules import FLOATS
+from .lift import lift
+from .lift.base import reads
+from .match import Match, No, dead_after, is_data
+from .patterns import embedding_bags
+from .report import Refusal, Rewrite
+from .rewrite import Context, Place, places
+from .verify import Verdict, compare, shapes_of
+
+BLOCK = 1 << 22  # elements of a table that are looked at at once: a whole one is never copied
+
+
+def find(host: Host, context: Context, name: str) -> list[Place]:
+    """The embedding bags of the graph, in its order. What only looks like a table is refused, under the pass's name."""
+    lifted = lift(host)
+    if context.places is None:
+        found: list[tuple[Match, Value]] = []
+        for root in embedding_bags.roots(lifted):
+            try:
+                match = embedding_bags.match(lifted, root)
+            except No:
+                continue
+            found += [] if match is None else [(match, root)]
+        context.places = places(host, found)
+    for table in {
+        r.leaf: None
+        for t in lifted.definition.values()
+        for r in reads(t.body)
+        if len(r.index) == 2 and isinstance(r.leaf, Value) and r.leaf.dtype in FLOATS
+        if not host.is_constant(r.leaf) and is_data(lifted, r.index[0]) and not is_data(lifted, r.index[1])
+    }:
+        why = "computed when the model runs" if table.node else "written or fed when the model runs"
+        context.report.refusals.append(Refusal(name, table.name, f"the table is {why}"))
+    order = {node: n for n, node in enumerate(host.nodes)}
+    return sorted(context.places, key=lambda place: order[place.value.node] if place.value.node else -1)
+
+
+def bags_of(found: Iterable[Place]) -> dict[Value, list[Bag]]:
+    """The bags that read each table."""
+    tables: dict[Value, list[Bag]] = {}
+    for place in found:
+        for bag in place.spec.bags:
+            tables.setdefault(bag.table.value, []).append(bag)
+    return tables
+
+
+def unfit(host: Host, found: Sequence[Place], bags: Sequence[Bag]) -> str:
+    """Why the table of `bags` cannot be stored in another way, "" where it can."""
+    view = bags[0].table
+    table, inside = view.value, {node for place in found for node in place.nodes}
+    if view.steps:
+        return "the table is a part of another tensor"
+    if not host.is_constant(table):
+        return "the table is written or fed when the model runs"
+    if table.node is not None:
+        return "the table is computed"
+    others = [node.name for node in host.users(table) if node not in inside]
+    if others or host.is_output(table):
+        return f"{', '.join(others) or 'the caller'} needs the table too"
+    if any(bag.stored or bag.parts or bag.remap for bag in bags):
+        return "another pass stores the table already"
+    if table.dtype != "float32":
+        return f"the table is of {table.dtype}"
+    array = host.constant(table)
+    stored = {v for node in host.nodes for v in node.inputs if v.node is None and v is not table}
+    tied = [v.name for v in stored if host.is_constant(v) and np.may_share_memory(array, host.constant(v))]
+    return f"{', '.join(sorted(tied))} shares the table's memory" if tied else ""
+
+
+def blocks(table: Array) -> Iterable[tuple[int, Array]]:
+    """The rows of a table by blocks, with the first row's number."""
+    rows = max(BLOCK // max(table.shape[1], 1), 1)
+    for start in range(0, table.shape[0], rows):
+        yield start, table[start : start + rows]
+
+
+def with_bags(spec: EmbeddingBags, new: Callable[[Bag], Bag]) -> EmbeddingBags:
+    """`spec` with `new` of each bag."""
+    pieces = tuple(tuple(new(t) if isinstance(t, Bag) else t for t in piece) for piece in spec.pieces)
+    return replace(spec, pieces=pieces)
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a place becomes. `bound` is the largest absolute error of each column, None where the numbers stay."""
+
+    place: Place
+    spec: EmbeddingBags
+    detail: str
+    bound: Array | None = None
+
+
+def rewrite(host: Host, context: Context, name: str, changes: Sequence[Change]) -> bool:
+    """Write the changes, run all that changed before and after, and take back what disagrees. True where any stays."""
+    changes = [c for c in changes if context.allows(name, c.place.value.name)]
+    proves = context.verify and bool(context.inputs) and bool(changes)
+    before = host.tap([c.place.value for c in changes]) if proves else None
+    roots = [c.place.value.name for c in changes]
+    moved: dict[Value, Value] = {}
+
+    def current(view: View) -> View:
+        return replace(view, value=moved.get(view.value, view.value))
+
+    for change in changes:
+        old = change.place.value
+        assert old.node is not None
+        with host.at(old.node):
+            new = lower.write(host, reading(change.spec, current), context.target)
+        host.replace(old, new)
+        moved[old] = new
+    verdicts: Sequence[Verdict | None] = [None] * len(changes)
+    if before is not None:
+        after = host.tap([moved[c.place.value] for c in changes])
+        verdicts = _verdicts(before, after, changes, context.inputs)
+    kept: dict[Value, Change] = {}
+    for change, root, verdict in zip(changes, roots, verdicts, strict=True):
+        old = change.place.value
+        if verdict is None or verdict.ok:
+            kept[old] = change
+            context.report.rewrites.append(_account(name, change, root, moved[old], verdict))
+        else:
+            host.replace(moved.pop(old), old)
+            why = f"disagrees with what it replaces: {verdict.reproducer}"
+            context.report.undone.append(Refusal(name, root, why))
+    host.erase_dead()
+    for place in context.places or ():
+        made = kept.get(place.value)
+        place.spec = _bags(reading(made.spec if made else place.spec, current))
+        if made:
+            place.value = moved[place.value]
+            place.nodes = dead_after(host, place.value, [view.value for view in place.spec.views])
+    return bool(kept)
+
+
+def _bags(spec: Spec) -> EmbeddingBags:
+    assert isinstance(spec, EmbeddingBags)
+    return spec
+
+
+def _account(name: str, change: Change, root: str, value: Value, verdict: Verdict | None) -> Rewrite:
+    saved = bags_cost(change.place.spec, 0) - bags_cost(change.spec, 0)
+    before = tuple(node.name for node in change.place.nodes)
+    after = (value.node.name if value.node else value.name,)
+    error = None if verdict is None else verdict.error
+    bound = None if change.bound is None else float(change.bound.max(initial=0.0))
+    amounts = saved.bytes, saved.flops, saved.launches
+    return Rewrite(name, embedding_bags.operator, root, before, after, *amounts, error, change.detail, bound)
+
+
+def _verdicts(
+    before: Host, after: Host, changes: Sequence[Change], inputs: Sequence[Sequence[Array]]
+) -> Sequence[Verdict]:
+    worst = [Verdict(0.0, 0.0)] * len(changes)
+    for feed in inputs:
+        expected = before.run(feed)
+        try:
+            actual = after.run(feed)
+        except VerifyError as why:
+            return [Verdict(float("inf"), float("inf"), f"does not run: {why}")] * len(changes)
+        for n, change in enumerate(changes):
+            found = compare(actual[n], expected[n], None, allowed=_allowed(change, expected[n].shape))
+            where = f"inputs {shapes_of(feed)}: relative error {found.error:.1e}"
+            worst[n] = max(worst[n], replace(found, reproducer=where), key=lambda verdict: verdict.excess)
+    return worst
+
+
+def _allowed(change: Change, shape: Sequence[int]) -> Array | float:
+    """The bound of each element of a place's value."""
+    if change.bound is None:
+        return 0.0
+    if not all(isinstance(step, Reshape) for step in change.spec.steps):
+        return float(change.bound.max(initial=0.0))
+    return np.resize(change.bound, shape)  # repeated row after row
