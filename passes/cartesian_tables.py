@@ -24,9 +24,9 @@ from recopt.tables import Change, bags_of, find, rewrite, unfit
 
 @dataclass(frozen=True)
 class CartesianTables:
-    """Neighbours in a concat are joined while all product tables of the model together take at most `budget` bytes.
+    """Optional. Small tables side by side become one of all pairs of their rows, within budget=1048576 bytes.
 
-    Raises OptionError for a budget below 0.
+    The budget is that of all product tables of the model. Raises OptionError for a budget below 0.
     """
 
     budget: int = 1 << 20

@@ -21,7 +21,7 @@ from recopt.tables import Change, find, rewrite, with_bags
 
 @dataclass(frozen=True)
 class DedupeIds:
-    """Bags of dequantised rows; with `always` those of plain rows too."""
+    """Optional. Dequantised rows are made once a batch for all ids that name them; with always=1 plain rows too."""
 
     always: int = 0
     name: ClassVar[str] = "dedupe-ids"

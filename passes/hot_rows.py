@@ -27,9 +27,10 @@ from recopt.tables import Change, bags_of, find, rewrite, unfit, with_bags
 
 @dataclass(frozen=True)
 class HotRows:
-    """`counts` maps a table's name to how often each row is read, or is the path of an .npz or .json that does.
+    """Optional. Rows that are read most come first in their tables: counts=FILE says how often each row is read.
 
-    Raises OptionError for a file that does not hold that.
+    `counts` maps a table's name to a number a row, or is the path of an .npz or .json that does. Raises OptionError
+    for a file that does not hold that.
     """
 
     counts: Any = field(default="")

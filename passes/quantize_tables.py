@@ -24,13 +24,14 @@ from recopt.tables import Change, bags_of, blocks, find, rewrite, unfit, with_ba
 LINE = 128  # bytes
 EPS = float(np.finfo(np.float32).eps)
 HALF = 2.0**-11  # relative error of a number rounded to float16
+LARGEST = 60_000.0  # which float16 holds, whatever the rounding
 
 
 @dataclass(frozen=True)
 class QuantizeTables:
-    """Rows of `bits` a number (16, 8 or 4), where no column is off by more than `error` (absolute).
+    """Optional. Embedding tables in fewer bits a number: bits=8, or 16 or 4; no column is off by more than error=0.01.
 
-    Raises OptionError for other bits, and for an error that is not positive.
+    The error is absolute.     Raises OptionError for other bits, and for an error that is not positive.
     """
 
     bits: int = 8
@@ -218,17 +219,18 @@ def _bound_of(piece: tuple[Bag | View, ...], stored: dict[Value, _Table]) -> Arr
     """The largest error of each column of a piece."""
     first = piece[0]
     bound = np.zeros(first.width if isinstance(first, Bag) else int(first.shape[-1]))
+    halves = 0.0  # the largest magnitude of what is added up in float16
     for bag in piece:
         table = stored.get(bag.table.value) if isinstance(bag, Bag) else None
         if not isinstance(bag, Bag) or table is None:
             continue
-        factor = _factor(bag)
-        errors = factor * table.errors
-        if table.scales is None:  # pooled rows are rounded to float16 once more, and divided in it
-            largest = factor * table.largest
-            errors = errors + 2 * HALF * largest if largest < 60_000 else np.full_like(errors, np.inf)
-        bound = bound + np.tile(errors, len(bound) // len(errors))
-    return bound
+        bound = bound + np.tile(_factor(bag) * table.errors, len(bound) // len(table.errors))
+        if table.scales is None and (bag.pool == "sum" or bag.pool == "mean" or len(piece) > 1):
+            halves += _factor(bag) * table.largest
+            if max(bag.count, 1) * table.largest > LARGEST:  # a mean is a sum first
+                halves = np.inf
+    # What is pooled is rounded to float16, divided in it, and added to other terms in it.
+    return bound + 2 * HALF * halves * (1 + (len(piece) > 1)) if halves < LARGEST else np.full_like(bound, np.inf)
 
 
 def _columns(spec: EmbeddingBags, bounds: list[Array]) -> str:

@@ -38,6 +38,7 @@ class Context:
     only: Key | None = None  # the one rewrite that may be made
     inputs: Sequence[Sequence[Array]] = ()  # of the model, on which it runs
     places: list[Place] | None = None  # embedding bags, once a pass has looked for them
+    no_tables: list[tuple[str, str]] | None = None  # what data reads rows of and is no table, and why
 
     def allows(self, pattern: str, root: str) -> bool:
         """Whether this rewrite may be made; counts it if so."""

@@ -15,7 +15,7 @@ from .fused import Bag, EmbeddingBags, Reshape, Spec, View, reading
 from .hosts.base import Array, Host, Value
 from .ir.rules import FLOATS
 from .lift import lift
-from .lift.base import reads
+from .lift.base import Lifted, reads
 from .match import Match, No, dead_after, is_data
 from .patterns import embedding_bags
 from .report import Refusal, Rewrite
@@ -27,27 +27,38 @@ BLOCK = 1 << 22  # elements of a table that are looked at at once: a whole one i
 
 def find(host: Host, context: Context, name: str) -> list[Place]:
     """The embedding bags of the graph, in its order. What only looks like a table is refused, under the pass's name."""
-    lifted = lift(host)
-    if context.places is None:
-        found: list[tuple[Match, Value]] = []
-        for root in embedding_bags.roots(lifted):
-            try:
-                match = embedding_bags.match(lifted, root)
-            except No:
-                continue
-            found += [] if match is None else [(match, root)]
-        context.places = places(host, found)
-    for table in {
-        r.leaf: None
-        for t in lifted.definition.values()
-        for r in reads(t.body)
-        if len(r.index) == 2 and isinstance(r.leaf, Value) and r.leaf.dtype in FLOATS
-        if not host.is_constant(r.leaf) and is_data(lifted, r.index[0]) and not is_data(lifted, r.index[1])
-    }:
-        why = "computed when the model runs" if table.node else "written or fed when the model runs"
-        context.report.refusals.append(Refusal(name, table.name, f"the table is {why}"))
+    if context.places is None or context.no_tables is None:
+        lifted = lift(host)
+        context.no_tables = _no_tables(lifted)
+        if context.places is None:
+            context.places = places(host, _matches(lifted))
+    context.report.refusals += [Refusal(name, where, why) for where, why in context.no_tables]
     order = {node: n for n, node in enumerate(host.nodes)}
     return sorted(context.places, key=lambda place: order[place.value.node] if place.value.node else -1)
+
+
+def _matches(lifted: Lifted) -> list[tuple[Match, Value]]:
+    found: list[tuple[Match, Value]] = []
+    for root in embedding_bags.roots(lifted):
+        try:
+            match = embedding_bags.match(lifted, root)
+        except No:
+            continue
+        found += [] if match is None else [(match, root)]
+    return found
+
+
+def _no_tables(lifted: Lifted) -> list[tuple[str, str]]:
+    """The matrices that data names rows of, and that are no constants."""
+    found: dict[Value, str] = {}
+    for t in lifted.definition.values():
+        for read in reads(t.body):
+            table = read.leaf
+            if not isinstance(table, Value) or table.dtype not in FLOATS or lifted.host.is_constant(table):
+                continue
+            if len(read.index) == 2 and is_data(lifted, read.index[0]) and not is_data(lifted, read.index[1]):
+                found[table] = "computed" if table.node else "written or fed"
+    return [(table.name, f"the table is {why} when the model runs") for table, why in found.items()]
 
 
 def bags_of(found: Iterable[Place]) -> dict[Value, list[Bag]]:
