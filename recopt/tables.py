@@ -22,6 +22,7 @@ from .report import Refusal, Rewrite
 from .rewrite import Context, Place, places
 from .verify import Verdict, compare, shapes_of
 
+NO_CONSTANT = "the table is no constant of the model"
 BLOCK = 1 << 22  # elements of a table that are looked at at once: a whole one is never copied
 
 
@@ -50,15 +51,15 @@ def _matches(lifted: Lifted) -> list[tuple[Match, Value]]:
 
 def _no_tables(lifted: Lifted) -> list[tuple[str, str]]:
     """The matrices that data names rows of, and that are no constants."""
-    found: dict[Value, str] = {}
+    found: dict[Value, None] = {}
     for t in lifted.definition.values():
         for read in reads(t.body):
             table = read.leaf
             if not isinstance(table, Value) or table.dtype not in FLOATS or lifted.host.is_constant(table):
                 continue
             if len(read.index) == 2 and is_data(lifted, read.index[0]) and not is_data(lifted, read.index[1]):
-                found[table] = "computed" if table.node else "written or fed"
-    return [(table.name, f"the table is {why} when the model runs") for table, why in found.items()]
+                found[table] = None
+    return [(table.name, NO_CONSTANT) for table in found]
 
 
 def bags_of(found: Iterable[Place]) -> dict[Value, list[Bag]]:
@@ -77,7 +78,7 @@ def unfit(host: Host, found: Sequence[Place], bags: Sequence[Bag]) -> str:
     if view.steps:
         return "the table is a part of another tensor"
     if not host.is_constant(table):
-        return "the table is written or fed when the model runs"
+        return NO_CONSTANT
     if table.node is not None:
         return "the table is computed"
     others = [node.name for node in host.users(table) if node not in inside]

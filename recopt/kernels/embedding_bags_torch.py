@@ -257,7 +257,7 @@ def _weighted_rows(t: Term, scale: int) -> _Part:
             found = found * w[:, None]
         if t.pad is not None:
             found = found.masked_fill((i == t.pad)[:, None], 0)
-        return found.to(dtype).view(i.shape[0] // t.count, -1)
+        return found.to(dtype).view(i.shape[0] // t.count, t.count * found.shape[1])
 
     return rows
 

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import roads
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from passes import roads
 from spellings.export import to_onnx
 
 import recopt
@@ -32,8 +32,7 @@ def bounds(result: recopt.Optimized) -> list[float]:
 
 
 @pytest.mark.parametrize("bits", PASSES)
-@pytest.mark.parametrize("road", roads.ROADS)
-@pytest.mark.parametrize("name", roads.MODELS)
+@pytest.mark.parametrize(("name", "road"), roads.CASES)
 @settings(max_examples=12, deadline=None)
 @given(drawn=roads.inputs())
 def test_within_the_bound(name: str, road: str, bits: int, drawn: Any) -> None:
@@ -51,8 +50,7 @@ def test_within_the_bound(name: str, road: str, bits: int, drawn: Any) -> None:
     assert bool(((found - expected).abs() <= bound + slack).all())
 
 
-@pytest.mark.parametrize("road", ["cpu", "portable"])
-@pytest.mark.parametrize("name", ["columns", "sum", "padded"])
+@pytest.mark.parametrize(("name", "road"), [c for c in roads.CASES if c[1] in ("cpu", "portable")])
 @settings(max_examples=15, deadline=None)
 @given(drawn=roads.inputs(bad=True))
 def test_bad_ids_stay_errors(name: str, road: str, drawn: Any) -> None:
@@ -64,7 +62,7 @@ def test_bad_ids_stay_errors(name: str, road: str, drawn: Any) -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(
-    rows=st.lists(st.lists(st.floats(-1e30, 1e30, width=32), min_size=3, max_size=3), min_size=1, max_size=5),
+    rows=st.lists(st.lists(st.floats(-(2.0**99), 2.0**99, width=32), min_size=3, max_size=3), min_size=1, max_size=5),
     bits=st.sampled_from([8, 4]),
 )
 def test_rows_are_off_by_half_a_step(rows: list[list[float]], bits: int) -> None:
@@ -77,13 +75,13 @@ def test_rows_are_off_by_half_a_step(rows: list[list[float]], bits: int) -> None
 
 
 def test_a_column_is_told_its_own_bound() -> None:
-    result = roads.optimize(roads.module("columns"), "cpu", [QuantizeTables(8)])
+    result = roads.optimize(roads.module("columns"), "cpu", [QuantizeTables(8, error=0.02)])
     (made,) = [r for r in result.report.rewrites if r.pattern == NAME]
     assert "4 tables of 8 bits" in made.detail and "0:12 within" in made.detail and "12:25 within" in made.detail
-    assert made.bound is not None and made.bound < 1e-2
+    assert made.bound is not None and made.bound < 0.02
     again = Report.from_json(result.report.to_json())
     assert again == result.report and json.loads(result.report.to_json())["rewrites"][-1]["bound"] == made.bound
-    text = str(result.report)
+    text = " ".join(str(result.report).split())
     assert "1 places within the bounds stated below, in place of the tolerance" in text and "off by at most" in text
 
 
@@ -93,7 +91,7 @@ def test_the_bound_grows_with_what_is_added_up() -> None:
     )
     assert whole == pytest.approx(roads.COUNT * one)
     both = bounds(roads.optimize(roads.module("added"), "cpu", [QuantizeTables(8, error=5.0)]))[0]
-    assert one < both <= 2.2 * one
+    assert one < both <= 2.4 * one
 
 
 @pytest.mark.parametrize("road", ["cpu", "portable"])
@@ -111,11 +109,9 @@ def test_tables_that_others_need_are_refused(how: str, road: str) -> None:
         pytest.skip("a file has no buffers")
     result = roads.optimize(roads.Shared(how).eval(), road, [QuantizeTables(8, error=1.0)])
     found = roads.reasons(result, NAME)
-    wanted = "the table is computed" if how == "computed" else roads.SHARED[how]
-    if not (how == "computed" and road != "cpu"):  # an exporter folds that constant
-        assert any(wanted in reason for reason in found), found
+    assert any(roads.SHARED[how] in reason for reason in found), found
     (made,) = [r for r in result.report.rewrites if r.pattern == NAME]
-    assert made.detail.startswith("1 tables" if how != "computed" or road == "cpu" else "2 tables")
+    assert made.detail.startswith("1 tables")
 
 
 def test_tied_memory_is_refused() -> None:
@@ -218,13 +214,14 @@ def test_a_wrong_dequantisation_is_caught_in_onnx(monkeypatch: pytest.MonkeyPatc
 
 def test_the_rest_of_the_model_is_verified_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """A head behind the tables is compared to the tolerance, not to what the tables make of it."""
+
     class Deep(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.table, self.head = torch.nn.Embedding(50, 16), torch.nn.Linear(16, 3)
 
-        def forward(self, ids: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-            found: torch.Tensor = self.head(100 * self.table(ids).sum(1)).relu()
+        def forward(self, *args: torch.Tensor) -> torch.Tensor:
+            found: torch.Tensor = self.head(self.table(args[0]).sum(1)).relu()
             return found
 
     result = roads.optimize(Deep().eval(), "cpu", [QuantizeTables(8, error=0.1)])

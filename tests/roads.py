@@ -1,4 +1,4 @@
-"""Models with embedding tables, through both hosts, before and after passes; ids that are usual, and ids that are not."""
+"""Models with embedding tables, through both hosts, before and after passes; usual ids, and unusual ones."""
 
 from __future__ import annotations
 
@@ -58,6 +58,9 @@ MODELS: dict[str, Callable[..., Any]] = {
     ),
     "added": lambda m, ids, w: F.embedding(ids[:, 0], m.tables[0]) + F.embedding(ids[:, 1], m.bag.weight),
 }
+
+
+CASES = [(name, road) for name in MODELS for road in ROADS if name != "padded" or road == "cpu"]  # no exporter has it
 
 
 def module(name: str) -> nn.Module:
@@ -140,7 +143,7 @@ def reasons(result: recopt.Optimized, name: str) -> list[str]:
 
 
 class Shared(nn.Module):
-    """A table that something else needs too."""
+    """A table that something else needs too, or that is none, beside one that is."""
 
     def __init__(self, how: str) -> None:
         super().__init__()
@@ -150,11 +153,19 @@ class Shared(nn.Module):
         self.register_buffer("written", torch.randn(ROWS, DIM, generator=g))
         self.how = how
 
-    def forward(self, ids: Tensor, w: Tensor) -> Any:
-        table = {"computed": self.table * 2, "written": self.written, "data": w.repeat(1, 4)}.get(self.how, self.table)
-        rows = torch.cat([F.embedding(ids[:, 0] * (self.how != "data"), table), F.embedding(ids[:, 1], self.other)], 1)
+    def forward(self, *args: Tensor) -> Any:
+        ids, w = args
+        table: Tensor = self.table
+        if self.how == "computed":
+            table = self.table.tanh()
+        elif self.how == "written":
+            table = self.written
+        elif self.how == "data":
+            table = w.repeat(1, 3)[:, :DIM]
+        first = ids[:, 0].clamp(max=0) if self.how == "data" else ids[:, 0]
+        rows = torch.cat([F.embedding(first, table), F.embedding(ids[:, 1], self.other)], 1)
         if self.how == "linear":
-            return rows, torch.tanh(w.repeat(1, 3)[:, :DIM]) @ self.table.T
+            return rows, torch.tanh(w.repeat(1, 5)[:, :ROWS]) @ self.table
         if self.how == "output":
             return rows, self.table
         if self.how == "written":
@@ -166,6 +177,6 @@ SHARED = {
     "linear": "needs the table too",
     "output": "needs the table too",
     "computed": "the table is computed",
-    "written": "the table is written or fed when the model runs",
-    "data": "the table is computed when the model runs",
+    "written": "the table is no constant of the model",
+    "data": "the table is no constant of the model",
 }

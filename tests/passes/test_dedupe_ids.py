@@ -1,0 +1,86 @@
+"""Each row once a batch: the same numbers, pads, weights and errors alike; only where rows cost to read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import roads
+import torch
+from hypothesis import given, settings
+
+from recopt.kernels import embedding_bags_torch
+from recopt.passes import DedupeIds, QuantizeTables
+
+NAME = "dedupe-ids"
+SMALL = QuantizeTables(8, error=5.0)
+
+
+@pytest.mark.parametrize("bits", [32, 16, 8, 4])
+@pytest.mark.parametrize(("name", "road"), roads.CASES)
+@settings(max_examples=6, deadline=None)
+@given(drawn=roads.inputs())
+def test_nothing_changes(name: str, road: str, bits: int, drawn: Any) -> None:
+    ids, weights, dtype = drawn
+    first = () if bits == 32 else (QuantizeTables(bits, error=5.0),)
+    result, run = roads.prepared(name, road, (*first, DedupeIds(always=1)), dtype)
+    assert result.report.counts()[NAME] == 1
+    plain = roads.prepared(name, road, first, dtype)[1]
+    torch.testing.assert_close(run(ids, weights), plain(ids, weights))
+
+
+@pytest.mark.parametrize(("name", "road"), roads.CASES)
+@settings(max_examples=8, deadline=None)
+@given(drawn=roads.inputs(bad=True))
+def test_bad_ids_are_what_they_were(name: str, road: str, drawn: Any) -> None:
+    ids, weights, dtype = drawn
+    first = () if name == "weighted" else (SMALL,)
+    run, plain = (roads.prepared(name, road, passes, dtype)[1] for passes in ((*first, DedupeIds(always=1)), first))
+    expected, found = (roads.outcome(r, (ids, weights)) for r in (plain, run))
+    assert (expected is None) == (found is None)
+    if expected is not None and found is not None:
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("road", ["cpu", "portable"])
+def test_plain_rows_are_left(road: str) -> None:
+    result = roads.optimize(roads.module("sum"), road, [DedupeIds()])
+    assert not result.report.counts().get(NAME)
+    assert any("read faster than ids are sorted" in r for r in roads.reasons(result, NAME))
+    assert roads.optimize(roads.module("sum"), road, [SMALL, "dedupe_ids"]).report.counts()[NAME] == 1
+
+
+def test_each_row_is_dequantised_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers, read = embedding_bags_torch._numbers, []
+
+    def counted(t: Any, scale: int, o: Any, i: Any) -> Any:
+        read.append(i.tolist())
+        return numbers(t, scale, o, i)
+
+    result = roads.optimize(roads.module("sum"), "cpu", [SMALL, DedupeIds()])
+    monkeypatch.setattr(embedding_bags_torch, "_numbers", counted)
+    result(torch.tensor([[3, 3, 3, 7, 7], [7, 7, 3, 3, 3]]), torch.zeros(2, 5))
+    assert read == [[3, 7]]
+
+
+def test_ids_are_sorted_once_for_bags_that_share_them() -> None:
+    result = roads.optimize(roads.module("side_by_side"), "portable", [SMALL, DedupeIds()])
+    ops = [node.op for node in result.host.nodes]
+    assert ops.count("Unique") == 2  # ids, and ids[:, :2]
+    both = roads.Model(lambda m, ids, w: torch.cat(
+        [torch.nn.functional.embedding(ids, m.tables[0]).sum(1), torch.nn.functional.embedding(ids, m.bag.weight).sum(1)], 1
+    )).eval()  # fmt: skip
+    ops = [node.op for node in roads.optimize(both, "portable", [SMALL, DedupeIds()]).host.nodes]
+    assert ops.count("Unique") == 1 and ops.count("DequantizeLinear") == 2
+
+
+def test_wrong_places_are_undone(monkeypatch: pytest.MonkeyPatch) -> None:
+    distinct = embedding_bags_torch._distinct
+
+    def wrong(t: Any, scale: int, o: Any, i: Any) -> Any:
+        rows, places = distinct(t, scale, o, i)
+        return rows, places.flip(0)
+
+    monkeypatch.setattr(embedding_bags_torch, "_distinct", wrong)
+    result = roads.optimize(roads.module("sum"), "cpu", [SMALL, DedupeIds()])
+    assert not result.report.counts().get(NAME) and [r.pattern for r in result.report.undone] == [NAME]
