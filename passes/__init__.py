@@ -14,7 +14,7 @@ from recopt.errors import OptionError
 from recopt.hosts.base import Host
 from recopt.rewrite import Context
 
-from . import clean_up, fuse_embedding_bags, fuse_linear
+from . import clean_up, fuse_attention, fuse_embedding_bags, fuse_linear, fuse_target_attention
 from .cartesian_tables import CartesianTables
 from .dedupe_ids import DedupeIds
 from .hot_rows import HotRows
@@ -44,6 +44,8 @@ PIPELINE: tuple[Pass, ...] = (
     HotRows(),
     QuantizeTables(),
     DedupeIds(),
+    fuse_target_attention,
+    fuse_attention,
     fuse_linear,
 )
 

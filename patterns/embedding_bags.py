@@ -134,7 +134,7 @@ def _match(lifted: Lifted, root: Value, opened: bool) -> Match | None:
     spec = EmbeddingBags(tuple(pieces), shape, term.dtype, steps, root.name)
     if not spec.bags:
         return None
-    dead = dead_after(lifted.host, root, [v.value for v in spec.views], lifted.opaque)
+    dead = dead_after(lifted, root, [v.value for v in spec.views])
     pooled = sum((bag.count - 1) * int(bag.table.shape[1]) for bag in spec.bags if bag.pool != "row")
     return Match(
         name,

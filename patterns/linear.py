@@ -45,7 +45,8 @@ def roots(lifted: Lifted) -> list[Value]:
             known[value] = mine
             if mine.sources and value.dtype in FLOATS:
                 found.append(value)
-        if node in lifted.opaque and any(v in known and known[v].sources for v in node.inputs):
+        fused = node.op.startswith("recopt")  # written by an earlier pass
+        if node in lifted.opaque and not fused and any(v in known and known[v].sources for v in node.inputs):
             found += node.outputs[:1]
     return found[::-1]
 
@@ -128,7 +129,7 @@ def _assemble(lifted: Lifted, root: Value, term: Tensor, found: Operands, outer:
         root,
         spec,
         lambda: term.with_body(_meaning(outer, product)),
-        dead_after(lifted.host, root, kept, lifted.opaque),
+        dead_after(lifted, root, kept),
         found.sources,
         flops=2.0 * nominal(sizes.product(shape)) * nominal(found.w.shape[1]),
     )

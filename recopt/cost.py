@@ -12,7 +12,7 @@ from functools import lru_cache
 
 import sympy
 
-from .fused import Bag, Concat, EmbeddingBags, Linear, View
+from .fused import Attention, Bag, Concat, EmbeddingBags, Linear, TargetAttention, View
 from .hosts.base import Host, Node, Value
 from .ir import sizes
 from .ir.rules import WIDTH
@@ -140,6 +140,24 @@ def row_bytes(bag: Bag, width: float) -> float:
     if bag.stored is None:
         return width * bag.columns
     return -(-bag.stored.bits * bag.columns // 8) + (8 if bag.stored.scales else 0)
+
+
+def attention_cost(spec: Attention, flops: float) -> Cost:
+    """A fused attention: queries, keys, values and masks are read, the result is written; the scores stay inside."""
+    width = WIDTH.get(spec.dtype, 32) / 8
+    read = sum(nominal(sizes.product(item.shape)) for item in (spec.q, spec.k, spec.v, *spec.params))
+    return Cost(width * (read + nominal(sizes.product(spec.shape))), flops, 1.0)
+
+
+def target_cost(spec: TargetAttention) -> Cost:
+    """A fused target attention: target, history and masks are read, the result is written; products with a quarter of
+    the concat's width."""
+    width = WIDTH.get(spec.dtype, 32) / 8
+    read = sum(nominal(sizes.product(item.shape)) for item in (spec.q, spec.k, spec.v, *spec.params))
+    items = nominal(sizes.product(spec.k.shape[:-1]))
+    matrices = [nominal(sizes.product(w.shape)) for w in (*spec.weights[1:2], *spec.weights[4::2])]
+    flops = 2.0 * items * (sum(matrices) + nominal(spec.shape[-1]))
+    return Cost(width * (read + nominal(sizes.product(spec.shape))), flops, 1.0)
 
 
 def _copies(view: View) -> int:

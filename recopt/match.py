@@ -40,6 +40,7 @@ class Match:
     dead: tuple[Node, ...]  # host nodes that nothing needs once root is replaced
     products: frozenset[Value]  # the contractions inside
     flops: float = 0.0
+    inside: frozenset[Value] = frozenset()  # leaves of the meaning that the operator computes by itself
     again: frozenset[Value] = frozenset()  # what is computed inside, and by the graph for others too
 
     @cached_property
@@ -88,11 +89,15 @@ def fold(lifted: Lifted, t: Tensor) -> Array:
         raise No("a constant is read where only a guard allows it: {}", outside) from outside
 
 
-def dead_after(
+def dead_after(lifted: Lifted, root: Value, kept: Sequence[Value]) -> tuple[Node, ...]:
+    """The nodes that nothing needs once every use of `root` reads something else, `kept` values apart; root's last."""
+    return needless(lifted.host, root, kept, lifted.opaque)
+
+
+def needless(
     host: Host, root: Value, kept: Sequence[Value], opaque: Collection[Node] | None = None
 ) -> tuple[Node, ...]:
-    """The nodes that nothing needs once every use of `root` reads something else, `kept` values apart; root's last.
-    `opaque` are the nodes with effects that must stay (default: all that the host says)."""
+    """`dead_after` of a graph as it is; `opaque` are the nodes that must stay (default: all that the host says)."""
     if root.node is None:
         return ()
     dead: dict[Node, None] = {}

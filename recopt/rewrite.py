@@ -7,12 +7,12 @@ from dataclasses import dataclass, field, replace
 from types import ModuleType
 
 from . import lower, merge
-from .cost import CPU, MACHINES, Cost, bags_cost, linear_cost, nodes_cost, product_flops
-from .fused import EmbeddingBags, Linear, Step, View, reading
+from .cost import CPU, MACHINES, Cost, attention_cost, bags_cost, linear_cost, nodes_cost, product_flops, target_cost
+from .fused import Attention, EmbeddingBags, Linear, Step, TargetAttention, View, reading
 from .hosts.base import Array, Host, Node, Value
 from .lift import lift
 from .lift.base import Lifted
-from .match import Match, No, dead_after
+from .match import Match, No, needless
 from .report import Key, Refusal, Report, Rewrite
 from .verify import Verdict, verify_match
 
@@ -39,6 +39,13 @@ class Context:
     inputs: Sequence[Sequence[Array]] = ()  # of the model, on which it runs
     places: list[Place] | None = None  # embedding bags, once a pass has looked for them
     no_tables: list[tuple[str, str]] | None = None  # what data reads rows of and is no table, and why
+    lifted: Lifted | None = None  # of the host as it is, where a pass that changed nothing left it
+
+    def terms_of(self, host: Host) -> Lifted:
+        """The terms of `host`."""
+        if self.lifted is None or self.lifted.host is not host:
+            self.lifted = lift(host)
+        return self.lifted
 
     def allows(self, pattern: str, root: str) -> bool:
         """Whether this rewrite may be made; counts it if so."""
@@ -60,8 +67,11 @@ class Chosen:
 
 def apply(host: Host, pattern: ModuleType, context: Context) -> bool:
     """Rewrite every place of `host` that `pattern` recognises, that pays on the target and that agrees on numbers."""
-    chosen, declined = choose(lift(host), pattern, context)
-    written = write(host, chosen, pattern, context)
+    chosen, declined = choose(context.terms_of(host), pattern, context)
+    written: list[tuple[Match, Value]] = []
+    if chosen:
+        context.lifted = None
+        written = write(host, chosen, pattern, context)
     if pattern.operator == "recopt::embedding_bags":
         context.places = places(host, [*written, *declined])
     return bool(chosen)
@@ -76,7 +86,7 @@ def places(host: Host, found: Sequence[tuple[Match, Value]]) -> list[Place]:
         spec = match.spec
         if not isinstance(spec, EmbeddingBags) or any(v.node and v.node not in there for v in (value, *_read(spec))):
             continue
-        nodes = match.dead if value is match.root else dead_after(host, value, _read(spec))
+        nodes = match.dead if value is match.root else needless(host, value, _read(spec))
         if taken.isdisjoint(nodes):
             kept.append(Place(spec, value, nodes))
             taken.update(nodes)
@@ -129,9 +139,16 @@ def choose(lifted: Lifted, pattern: ModuleType, context: Context) -> tuple[list[
 def saving(lifted: Lifted, found: Match, target: str) -> Cost:
     """What a match saves at the nominal batch. A product that other nodes need too is computed twice from then on."""
     gone = [v for node in found.dead for v in node.outputs if v in found.products]
-    before = nodes_cost(lifted.host, found.dead) + Cost(flops=sum(product_flops(lifted.definition[v]) for v in gone))
     spec = found.spec
-    if not isinstance(spec, Linear):
+    if isinstance(spec, Attention):  # its own products are those that are gone; scores that stay are computed twice
+        twice = sum(product_flops(lifted.definition[v]) for v in found.products if v not in gone)
+        return nodes_cost(lifted.host, found.dead) - attention_cost(spec, twice)
+    if isinstance(spec, TargetAttention):
+        gone = [v for node in found.dead for v in node.outputs if v in lifted.definition]
+    before = nodes_cost(lifted.host, found.dead) + Cost(flops=sum(product_flops(lifted.definition[v]) for v in gone))
+    if isinstance(spec, TargetAttention):
+        return before - target_cost(spec)
+    if isinstance(spec, EmbeddingBags):
         return before - bags_cost(spec, found.flops)
     return before - linear_cost(spec, found.flops, target != "portable", lower.in_place(lifted.host, spec))
 
@@ -139,6 +156,8 @@ def saving(lifted: Lifted, found: Match, target: str) -> Cost:
 def declines(host: Host, found: Match, saved: Cost, target: str) -> str | None:
     """Why a match is not worth making; None where it is."""
     machine = MACHINES[target]
+    if isinstance(found.spec, Attention) and nodes_cost(host, found.dead).launches <= 1:
+        return "is one operator already"
     if saved.seconds(machine) < -0.5 * machine.launch:
         amounts = f"{saved.launches:+.0f} launches, {saved.bytes:+.2g} bytes, {saved.flops:+.2g} FLOPs"
         return f"does not pay on {target}: {amounts} saved"
@@ -147,6 +166,8 @@ def declines(host: Host, found: Match, saved: Cost, target: str) -> str | None:
     if found.again and isinstance(found.spec, EmbeddingBags) and (machine is CPU or host.dialect == "onnx"):
         # No kernel gathers and pools there, and rows that lie in memory are read faster than they are gathered.
         return f"looks {', '.join(sorted(v.name for v in found.again))} up again, which others need too"
+    if isinstance(found.spec, TargetAttention):
+        return None  # it is there for the work that it saves, not for its length
     if host.dialect == "onnx" and target != "recopt":  # there the operator is the point, whatever it replaces
         replaced = sum(not all(host.is_constant(v) for v in n.outputs) for n in found.dead)
         if replaced <= lower.nodes_written(host, found.spec, target):

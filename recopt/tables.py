@@ -14,9 +14,8 @@ from .errors import VerifyError
 from .fused import Bag, EmbeddingBags, Reshape, Spec, View, reading
 from .hosts.base import Array, Host, Value
 from .ir.rules import FLOATS
-from .lift import lift
 from .lift.base import Lifted, reads
-from .match import Match, No, dead_after, is_data
+from .match import Match, No, is_data, needless
 from .patterns import embedding_bags
 from .report import Refusal, Rewrite
 from .rewrite import Context, Place, places
@@ -29,7 +28,7 @@ BLOCK = 1 << 22  # elements of a table that are looked at at once: a whole one i
 def find(host: Host, context: Context, name: str) -> list[Place]:
     """The embedding bags of the graph, in its order. What only looks like a table is refused, under the pass's name."""
     if context.places is None or context.no_tables is None:
-        lifted = lift(host)
+        lifted = context.terms_of(host)
         context.no_tables = _no_tables(lifted)
         if context.places is None:
             context.places = places(host, _matches(lifted))
@@ -120,6 +119,7 @@ class Change:
 def rewrite(host: Host, context: Context, name: str, changes: Sequence[Change]) -> bool:
     """Write the changes, run all that changed before and after, and take back what disagrees. True where any stays."""
     changes = [c for c in changes if context.allows(name, c.place.value.name)]
+    context.lifted = None if changes else context.lifted
     proves = context.verify and bool(context.inputs) and bool(changes)
     before = host.tap([c.place.value for c in changes]) if proves else None
     roots = [c.place.value.name for c in changes]
@@ -155,7 +155,7 @@ def rewrite(host: Host, context: Context, name: str, changes: Sequence[Change]) 
         place.spec = _bags(reading(made.spec if made else place.spec, current))
         if made:
             place.value = moved[place.value]
-            place.nodes = dead_after(host, place.value, [view.value for view in place.spec.views])
+            place.nodes = needless(host, place.value, [view.value for view in place.spec.views])
     return bool(kept)
 
 
