@@ -45,9 +45,7 @@ def ragged(kind: str) -> tuple[torch.nn.Module, recopt.Optimized]:
 
 @pytest.mark.parametrize("kind", ["quantize", "hot", "dedupe"])
 @settings(max_examples=25, deadline=None)
-@given(
-    lengths=st.lists(st.integers(0, 4), min_size=2, max_size=6).filter(lambda n: sum(n) > 1), seed=st.integers(0, 99)
-)
+@given(lengths=st.lists(st.integers(0, 4), min_size=2, max_size=6).filter(any), seed=st.integers(0, 99))
 def test_bags_one_after_the_other(kind: str, lengths: list[int], seed: int) -> None:
     model, result = ragged(kind)
     ids = torch.from_numpy(np.random.default_rng(seed).integers(0, 20, sum(lengths)))
@@ -105,7 +103,7 @@ def test_a_whole_model(road: str) -> None:
     args = torch.randint(0, 200, (4, 3)), torch.randint(0, 500, (4, 9))
     given_model: Any = onnx.load_from_string(to_onnx(model, args, dynamo=False)) if road != "cpu" else model
     result = recopt.optimize(given_model, args, target=road, passes=["default", QuantizeTables(8, error=0.02)])
-    assert result.report.counts()["quantize-tables"] >= 1 and result.report.counts()["linear"] >= 2
+    assert result.report.counts()["quantize-tables"] >= 1 and result.report.counts()["linear"] >= 1
     assert result.report.model_error is not None and result.report.model_error <= 1 and not result.report.undone
     run = result if road == "cpu" else lambda *a: torch.as_tensor(run_onnx(result.to_proto().SerializeToString(), a)[0])
     assert float((run(*args) - model(*args)).abs().max()) < 0.05
