@@ -1,6 +1,6 @@
 """Optional passes over embedding tables on a CPU: bytes of the tables, and seconds after over seconds before.
 
-Each line is a model with and without the pass in one process, interleaved, the ratio of the medians (below 1 is faster).
+Each line is a model with and without the pass in one process, interleaved: the ratio of the medians, below 1 faster.
 Usage: python benchmarks/optional_passes.py [--rounds 61] [--only quantize]
 """
 
@@ -82,16 +82,11 @@ def cases() -> list[Case]:
         found.append(Case(f"dedupe of float32, x{dim}, Zipf 1.2", model, skewed, (256,), DedupeIds(always=1)))
     for dim in (4, 16):
         single = Bags(26, 50, dim, 1)
-        join = CartesianTables(1 << 26)
-        found.append(
-            Case(
-                f"cartesian, 26x50 x{dim}",
-                single,
-                lambda b: torch.from_numpy(rng.integers(0, 50, (b, 26))),
-                (1, 256),
-                join,
-            )
-        )
+
+        def few(batch: int) -> Tensor:
+            return torch.from_numpy(rng.integers(0, 50, (batch, 26)))
+
+        found.append(Case(f"cartesian, 26x50 x{dim}", single, few, (1, 256), CartesianTables(1 << 23)))
     rows = 2_000_000
     hot = Bags(1, rows, 32, 20)
     weights = np.empty(rows)

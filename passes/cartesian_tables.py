@@ -131,7 +131,6 @@ def _product(host: Host, bags: tuple[Bag, ...]) -> tuple[View, tuple[View, ...]]
     steps = []
     for n, count in enumerate(rows):
         step = np.arange(count, dtype=np.int64) * int(np.prod(rows[n + 1 :], dtype=np.int64))
-        step = step[:, None] if host.dialect == "aten" else step
         value = host.add_constant(step, name=f"{bags[n].table.value.name}_steps")
         steps.append(View(value, step.shape))
     return View(host.add_constant(flat, name=names), flat.shape), tuple(steps)

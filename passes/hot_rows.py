@@ -66,7 +66,6 @@ class HotRows:
             key = bag.table.value, bag.modulus, bag.shift
             if key not in remaps:
                 array = place[bag.shift : bag.shift + bag.modulus if bag.modulus else None]
-                array = array[:, None] if host.dialect == "aten" else array
                 value = host.add_constant(np.ascontiguousarray(array), name=f"{bag.table.value.name}_remap")
                 remaps[key] = View(value, array.shape)
             pad = None if bag.pad is None else int(place[bag.pad])

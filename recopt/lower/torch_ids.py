@@ -7,6 +7,7 @@ from dataclasses import replace
 from ..fused import Bag, Reshape, View
 from ..hosts.base import Value
 from ..hosts.fx import FxHost
+from ..ir.sizes import product
 from .torch import layout as apply
 
 
@@ -39,6 +40,8 @@ def _rows(host: FxHost, bag: Bag, name: str) -> Value:
 
 
 def _looked_up(host: FxHost, table: View, bag: Bag, ids: Value, name: str) -> Value:
-    """table[ids] of a column [rows, 1] of integers. `aten.index` would take a negative id from the end."""
-    found = host.call("aten.embedding.default", (table.value, ids), name=f"{name}_ids", like=ids)
-    return apply(host, found, (Reshape(bag.ids.shape),), f"{name}_ids")
+    """table[ids] of a table [rows] of integers. `aten.index` would take a negative id from the end, and be slower."""
+    flat = (product(bag.ids.shape),)
+    ids = ids if ids.shape == flat else apply(host, ids, (Reshape(flat),), f"{name}_ids")
+    found = host.call("aten.index_select.default", (table.value, 0, ids), name=f"{name}_ids", like=ids)
+    return found if found.shape == bag.ids.shape else apply(host, found, (Reshape(bag.ids.shape),), f"{name}_ids")

@@ -66,7 +66,7 @@ def test_lookups_become_one() -> None:
     (node,) = [n for n in result.host.nodes if n.op == "recopt.embedding_bags.default"]
     assert len(node.args[0]) == 1  # tables
     left = [t for n, t in result.model.state_dict().items() if n.startswith("tables") and "_x_" not in n]
-    assert all(t.shape[1] == 1 for t in left)  # the steps
+    assert all(t.dim() == 1 for t in left)  # the steps
 
 
 class Apart(torch.nn.Module):
