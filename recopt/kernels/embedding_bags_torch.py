@@ -217,13 +217,10 @@ def _numbers(t: Term, scale: int, o: Operands, i: Tensor) -> Tensor:
     rows = torch.index_select(o.tables[t.source], 0, i)
     if not t.bits:
         return rows
+    if t.bits == 4:
+        rows = torch.stack((rows & 15, rows >> 4), -1).flatten(1)[:, : t.values or None]
     s = torch.index_select(o.scales[scale], 0, i)
-    return _unpacked(t, rows).float().mul_(s[:, :1]).add_(s[:, 1:])
-
-
-def _unpacked(t: Term, rows: Tensor) -> Tensor:
-    """A code an element."""
-    return rows if t.bits == 8 else torch.stack((rows & 15, rows >> 4), -1).flatten(1)[:, : t.values or None]
+    return rows.float().mul_(s[:, :1]).add_(s[:, 1:])
 
 
 def _flat_ids(t: Term) -> _Part:
@@ -298,9 +295,7 @@ def _bag(t: Term, scale: int) -> _Part:
             table, i = _distinct(t, scale, o, i)
             bounds = bounds.long()
         # Weights that the table's type does not hold are multiplied in their own.
-        if gathered and t.bits and mode == 0:
-            out = _quantised_sum(t, scale, o, i, w, bounds, last)
-        elif gathered or (w is not None and w.dtype != table.dtype and table.dtype.itemsize < 4):
+        if gathered or (w is not None and w.dtype != table.dtype and table.dtype.itemsize < 4):
             out = _gathered_bag(table[i] if t.once and not gathered else _gather(t, scale, o, i), w, bounds, last, mode)
         else:
             if w is not None and w.dtype != table.dtype:
@@ -372,19 +367,9 @@ def _gathered_bag(rows: Tensor, w: Tensor | None, bounds: Tensor, last: bool, mo
     """Bags of rows that lie one after the other."""
     if w is not None:
         wide = torch.promote_types(rows.dtype, torch.float32)
-        rows, w = rows.to(wide), w.to(wide)
-        if mode != 0:
-            rows, w = rows * w[:, None], None
+        rows = rows.to(wide) * w[:, None].to(wide)
     i = torch.arange(rows.shape[0], device=rows.device, dtype=bounds.dtype)
-    return torch.embedding_bag(rows, i, bounds, False, mode, False, None if w is None else w.contiguous(), last)[0]
-
-
-def _quantised_sum(t: Term, scale: int, o: Operands, i: Tensor, w: Tensor | None, bounds: Tensor, last: bool) -> Tensor:
-    """Bags of q * scale + bias under weights: q under scale * w, and the biases summed: half the time."""
-    s = torch.index_select(o.scales[scale], 0, i)
-    scaled, biases = (s if w is None else s * w[:, None]).unbind(1)
-    q = _unpacked(t, torch.index_select(o.tables[t.source], 0, i)).float()
-    return _gathered_bag(q, scaled, bounds, last, 0) + _segment_sums(biases.contiguous(), bounds, last)[:, None]
+    return torch.embedding_bag(rows, i, bounds, False, mode, False, None, last)[0]
 
 
 def _without_pad(
