@@ -19,7 +19,7 @@ from recopt.fused import Bag, View
 from recopt.hosts.base import Array, Host, Value
 from recopt.report import Refusal
 from recopt.rewrite import Context, Place
-from recopt.tables import Change, bags_of, find, rewrite, unfit
+from recopt.tables import Change, Fitness, bags_of, find, rewrite
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,8 @@ class CartesianTables:
     def run(self, host: Host, context: Context) -> bool:
         """Whether any tables were joined."""
         places = find(host, context, self.name)
-        reasons = {table: unfit(host, places, bags) for table, bags in bags_of(places).items()}
+        fitness = Fitness(host, places)
+        reasons = {table: fitness.why_not(bags) for table, bags in bags_of(places).items()}
         for table, why in reasons.items():
             if why:
                 context.report.refusals.append(Refusal(self.name, table.name, why))

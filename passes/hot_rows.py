@@ -22,7 +22,7 @@ from recopt.fused import Bag, View
 from recopt.hosts.base import Array, Host, Value
 from recopt.report import Refusal
 from recopt.rewrite import Context
-from recopt.tables import Change, bags_of, find, rewrite, unfit, with_bags
+from recopt.tables import Change, Fitness, bags_of, find, rewrite, with_bags
 
 
 @dataclass(frozen=True)
@@ -41,14 +41,14 @@ class HotRows:
         counts = self._counts()
         places = find(host, context, self.name)
         made: dict[Value, tuple[View, Array]] = {}
-        found = bags_of(places)
+        found, fitness = bags_of(places), Fitness(host, places)
         unknown = sorted(set(counts) - {table.name for table in found})
         for name in unknown:
             context.report.refusals.append(Refusal(self.name, name, "no embedding bags read a table of this name"))
         for table, bags in found.items():
             if table.name not in counts:
                 continue
-            why = unfit(host, places, bags) or self._refuses(counts[table.name], bags, table)
+            why = fitness.why_not(bags) or self._refuses(counts[table.name], bags, table)
             if why:
                 context.report.refusals.append(Refusal(self.name, table.name, why))
                 continue

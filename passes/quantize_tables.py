@@ -19,7 +19,7 @@ from recopt.fused import Bag, EmbeddingBags, Stored, View
 from recopt.hosts.base import Array, Host, Value
 from recopt.report import Refusal
 from recopt.rewrite import Context, Place
-from recopt.tables import Change, bags_of, blocks, find, rewrite, unfit, with_bags
+from recopt.tables import Change, Fitness, bags_of, blocks, find, rewrite, with_bags
 
 LINE = 128  # bytes
 EPS = float(np.finfo(np.float32).eps)
@@ -49,8 +49,9 @@ class QuantizeTables:
         """Whether any table was stored anew."""
         places = find(host, context, self.name)
         stored: dict[Value, _Table] = {}
+        fitness = Fitness(host, places)
         for table, bags in bags_of(places).items():
-            why = self._refuses(host, places, table, bags)
+            why = self._refuses(host, fitness, places, table, bags)
             if not why:
                 found = _table(host.constant(table), self.bits, host.dialect == "aten")
                 stored[table] = found
@@ -62,8 +63,8 @@ class QuantizeTables:
         made = {table: self._add(host, table, found) for table, found in stored.items()}
         return rewrite(host, context, self.name, [c for p in places if (c := self._change(p, stored, made))])
 
-    def _refuses(self, host: Host, places: list[Place], table: Value, bags: list[Bag]) -> str:
-        why = unfit(host, places, bags)
+    def _refuses(self, host: Host, fitness: Fitness, places: list[Place], table: Value, bags: list[Bag]) -> str:
+        why = fitness.why_not(bags)
         if why:
             return why
         if any(p.spec.dtype != "float32" for p in places if table in {b.table.value for b in p.spec.bags}):

@@ -70,27 +70,45 @@ def bags_of(found: Iterable[Place]) -> dict[Value, list[Bag]]:
     return tables
 
 
-def unfit(host: Host, found: Sequence[Place], bags: Sequence[Bag]) -> str:
-    """Why the table of `bags` cannot be stored in another way, "" where it can."""
-    view = bags[0].table
-    table, inside = view.value, {node for place in found for node in place.nodes}
-    if view.steps:
-        return "the table is a part of another tensor"
-    if not host.is_constant(table):
-        return NO_CONSTANT
-    if table.node is not None:
-        return "the table is computed"
-    others = [node.name for node in host.users(table) if node not in inside]
-    if others or host.is_output(table):
-        return f"{', '.join(others) or 'the caller'} needs the table too"
-    if any(bag.stored or bag.parts or bag.remap for bag in bags):
-        return "another pass stores the table already"
-    if table.dtype != "float32":
-        return f"the table is of {table.dtype}"
-    array = host.constant(table)
-    stored = {v for node in host.nodes for v in node.inputs if v.node is None and v is not table}
-    tied = [v.name for v in stored if host.is_constant(v) and np.may_share_memory(array, host.constant(v))]
-    return f"{', '.join(sorted(tied))} shares the table's memory" if tied else ""
+class Fitness:
+    """Says of each table of `found` whether it can be stored in another way."""
+
+    def __init__(self, host: Host, found: Sequence[Place]) -> None:
+        self.host = host
+        self.inside = {node for place in found for node in place.nodes}
+        stored = dict.fromkeys(v for node in host.nodes for v in node.inputs if v.node is None and host.is_constant(v))
+        # On another device an array is a copy, whose place in memory says nothing.
+        self.stored = [v for v in stored if v.dtype != "string"] if host.device in ("", "cpu") else []
+        self.spans = np.array([_span(host.constant(v)) for v in self.stored]).reshape(-1, 2)
+
+    def why_not(self, bags: Sequence[Bag]) -> str:
+        """Why the table of these bags, all that read it, must stay as it is, "" where it need not."""
+        host, view = self.host, bags[0].table
+        table = view.value
+        if view.steps:
+            return "the table is a part of another tensor"
+        if not host.is_constant(table):
+            return NO_CONSTANT
+        if table.node is not None:
+            return "the table is computed"
+        others = [node.name for node in host.users(table) if node not in self.inside]
+        if others or host.is_output(table):
+            return f"{', '.join(others) or 'the caller'} needs the table too"
+        if any(bag.stored or bag.parts or bag.remap for bag in bags):
+            return "another pass stores the table already"
+        if table.dtype != "float32":
+            return f"the table is of {table.dtype}"
+        start, stop = _span(host.constant(table))
+        over = (self.spans[:, 0] < stop) & (self.spans[:, 1] > start)
+        tied = sorted(self.stored[n].name for n in np.flatnonzero(over) if self.stored[n] is not table)
+        return f"{', '.join(tied)} shares the table's memory" if tied else ""
+
+
+def _span(array: Array) -> tuple[int, int]:
+    """The addresses at which an array begins and ends."""
+    start = array.ctypes.data
+    reach = sum((size - 1) * stride for size, stride in zip(array.shape, array.strides, strict=True))
+    return (start, start + reach + array.itemsize) if array.size else (start, start)
 
 
 def blocks(table: Array) -> Iterable[tuple[int, Array]]:

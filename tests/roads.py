@@ -60,7 +60,8 @@ MODELS: dict[str, Callable[..., Any]] = {
 }
 
 
-CASES = [(name, road) for name in MODELS for road in ROADS if name != "padded" or road == "cpu"]  # no exporter has it
+# For ort-cpu bags are written as for portable; no exporter has embedding_bag with pads.
+CASES = [(name, road) for name in MODELS for road in ROADS if road != "ort-cpu" and (name != "padded" or road == "cpu")]
 
 
 def module(name: str) -> nn.Module:

@@ -17,7 +17,7 @@ NAME = "dedupe-ids"
 SMALL = QuantizeTables(8, error=5.0)
 
 
-@pytest.mark.parametrize("bits", [32, 16, 8, 4])
+@pytest.mark.parametrize("bits", [32, 16, 8])
 @pytest.mark.parametrize(("name", "road"), roads.CASES)
 @settings(max_examples=6, deadline=None)
 @given(drawn=roads.inputs())
