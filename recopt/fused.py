@@ -200,7 +200,8 @@ class Attention:
 
     q is [rows.., S, D], k [rows.., T, D], v [rows.., T, E], size 1 along the rows that they do not vary with. `score`
     is an expression over `h` and `p0..`, the `params`, which broadcast to [rows.., S, T] (grammar:
-    kernels/epilogue.py). Where every score of a query is -inf the result is 0 if `zero`, else NaN.
+    kernels/epilogue.py). `unseen` is what becomes of a query whose scores are all -inf: "nan", as a softmax gives,
+    "zero", or "clean" where every weight that is NaN, for whatever reason, counts 0.
     """
 
     q: View
@@ -208,7 +209,7 @@ class Attention:
     v: View
     score: str
     params: tuple[Array | View, ...]
-    zero: bool
+    unseen: str
     shape: tuple[Size, ...]  # of y before `steps`
     dtype: str
     steps: tuple[Step, ...] = ()
