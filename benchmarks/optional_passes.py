@@ -78,7 +78,7 @@ def cases() -> list[Case]:
             small = QuantizeTables(bits, error=100.0)
             found.append(Case(f"quantize {bits}, 8x100k x{dim}, 20 ids", model, uniform, (1, 256), small))
         small = QuantizeTables(8, error=100.0)
-        found.append(Case(f"dedupe of 8 bits, x{dim}, Zipf 1.2", model, skewed, (1, 256), DedupeIds(), [small]))
+        found.append(Case(f"dedupe of 8 bits, x{dim}, Zipf 1.2", model, skewed, (1, 256), DedupeIds(always=1), [small]))
         found.append(Case(f"dedupe of float32, x{dim}, Zipf 1.2", model, skewed, (256,), DedupeIds(always=1)))
     for dim in (4, 16):
         single = Bags(26, 50, dim, 1)

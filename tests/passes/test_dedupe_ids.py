@@ -44,11 +44,21 @@ def test_bad_ids_are_what_they_were(name: str, road: str, drawn: Any) -> None:
 
 
 @pytest.mark.parametrize("road", ["cpu", "portable"])
-def test_plain_rows_are_left(road: str) -> None:
-    result = roads.optimize(roads.module("sum"), road, [DedupeIds()])
-    assert not result.report.counts().get(NAME)
-    assert any("read faster than ids are sorted" in r for r in roads.reasons(result, NAME))
-    assert roads.optimize(roads.module("sum"), road, [SMALL, "dedupe_ids"]).report.counts()[NAME] == 1
+def test_rows_that_cost_little_are_left(road: str) -> None:
+    half = QuantizeTables(16, error=5.0)
+    for first, why in (([], "read faster"), ([half], "read faster"), ([SMALL], "dequantised faster than ids")):
+        result = roads.optimize(roads.module("sum"), road, [*first, DedupeIds()])
+        assert not result.report.counts().get(NAME)
+        assert any(why in r for r in roads.reasons(result, NAME))
+
+
+@pytest.mark.parametrize(("width", "made"), [(127, 0), (128, 1)])
+def test_wide_rows_that_are_dequantised_are_read_once(width: int, made: int) -> None:
+    model = roads.Model(lambda m, ids, w: m.bag(ids)).eval()
+    model.bag = torch.nn.EmbeddingBag(roads.ROWS, width, mode="sum")
+    result = roads.optimize(model, "cpu", [SMALL, "dedupe_ids"])
+    assert result.report.counts().get(NAME, 0) == made
+    assert "quantize-tables" in result.report.counts()
 
 
 def test_each_row_is_dequantised_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,14 +68,14 @@ def test_each_row_is_dequantised_once(monkeypatch: pytest.MonkeyPatch) -> None:
         read.append(i.tolist())
         return numbers(t, scale, o, i)
 
-    result = roads.optimize(roads.module("sum"), "cpu", [SMALL, DedupeIds()])
+    result = roads.optimize(roads.module("sum"), "cpu", [SMALL, DedupeIds(always=1)])
     monkeypatch.setattr(embedding_bags_torch, "_numbers", counted)
     result(torch.tensor([[3, 3, 3, 7, 7], [7, 7, 3, 3, 3]]), torch.zeros(2, 5))
     assert read == [[3, 7]]
 
 
 def test_ids_are_sorted_once_for_bags_that_share_them() -> None:
-    result = roads.optimize(roads.module("side_by_side"), "portable", [SMALL, DedupeIds()])
+    result = roads.optimize(roads.module("side_by_side"), "portable", [SMALL, DedupeIds(always=1)])
     ops = [node.op for node in result.host.nodes]
     assert ops.count("Unique") == 2  # ids, and ids[:, :2]
 
@@ -73,7 +83,7 @@ def test_ids_are_sorted_once_for_bags_that_share_them() -> None:
         return torch.cat([F.embedding(ids, table).sum(1) for table in (m.tables[0], m.bag.weight)], 1)
 
     both = roads.Model(two).eval()
-    ops = [node.op for node in roads.optimize(both, "portable", [SMALL, DedupeIds()]).host.nodes]
+    ops = [node.op for node in roads.optimize(both, "portable", [SMALL, DedupeIds(always=1)]).host.nodes]
     assert ops.count("Unique") == 1 and ops.count("DequantizeLinear") == 2
 
 
@@ -85,5 +95,5 @@ def test_wrong_places_are_undone(monkeypatch: pytest.MonkeyPatch) -> None:
         return rows, places.flip(0)
 
     monkeypatch.setattr(embedding_bags_torch, "_distinct", wrong)
-    result = roads.optimize(roads.module("sum"), "cpu", [SMALL, DedupeIds()])
+    result = roads.optimize(roads.module("sum"), "cpu", [SMALL, DedupeIds(always=1)])
     assert not result.report.counts().get(NAME) and [r.pattern for r in result.report.undone] == [NAME]
