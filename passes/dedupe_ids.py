@@ -18,9 +18,8 @@ from recopt.report import Refusal
 from recopt.rewrite import Context
 from recopt.tables import Change, find, rewrite, with_bags
 
-WIDE = (
-    128  # numbers of a row from which it was faster: 0.67 to 0.77 of the time at batch 256, Zipf 1.2; 64: 0.97 to 1.2
-)
+# Numbers of a row from which it was faster: 0.67 to 0.77 of the time at batch 256, Zipf 1.2; of 64 0.97 to 1.2.
+WIDE = 128
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from .model.onnx import (
     has_recurrence,
     inner_graphs,
     inner_nodes,
+    is_external,
     is_sorted,
     line,
     modernise,
@@ -62,6 +63,7 @@ class OnnxHost(Host):
         self.model = model
         self.revision = 0  # grows with every change
         self.strict = True  # whether onnx's own checks accept the model as it came, so that a rewrite must please them
+        self.external = False  # whether the weights came in a file of their own
         self._values: dict[ir.Value, Value] = {}
         self._nodes: dict[ir.Node, Node] = {}
         self._ir_values: dict[Value, ir.Value] = {}
@@ -133,12 +135,13 @@ class OnnxHost(Host):
             raise LoadError(str(error)) from error
         host = cls(model)
         host.strict = strict
+        host.external = is_external(model)
         return host
 
     def clone(self) -> Self:
         types = {value.name: (value.shape, value.dtype) for value in self._values.values()}
         copy = type(self)(self.model.clone(), types)
-        copy.strict = self.strict
+        copy.strict, copy.external = self.strict, self.external
         return copy
 
     def to_proto(self) -> onnx.ModelProto:
@@ -146,7 +149,7 @@ class OnnxHost(Host):
         return ir.to_proto(self.model)
 
     def save(self, path: Path) -> None:
-        save(self.model, Path(path))
+        save(self.model, Path(path), self.external)
 
     # Reading
 

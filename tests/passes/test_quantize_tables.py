@@ -227,3 +227,14 @@ def test_the_rest_of_the_model_is_verified_without_it(monkeypatch: pytest.Monkey
     result = roads.optimize(Deep().eval(), "cpu", [QuantizeTables(8, error=0.1)])
     assert result.report.model_error is not None and result.report.model_error <= 1 and bounds(result)
     assert result.report.counts() == {"embedding-bags": 1, NAME: 1, "linear": 1}
+
+
+def test_external_data_stays_external(tmp_path: Path) -> None:
+    args = roads.example()
+    proto = onnx.load_from_string(to_onnx(roads.module("columns"), args, dynamo=False))
+    onnx.save(proto, tmp_path / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=0)
+    result = recopt.optimize(tmp_path / "m.onnx", passes=["default", QuantizeTables(8, error=1.0)])
+    result.save(tmp_path / "small.onnx")
+    assert (tmp_path / "small.onnx.data").stat().st_size < 0.6 * (tmp_path / "m.data").stat().st_size
+    again = recopt.load(tmp_path / "small.onnx").run([a.numpy() for a in args])
+    torch.testing.assert_close(torch.as_tensor(again[0]), roads.runs(result)(*args), rtol=0, atol=0)
