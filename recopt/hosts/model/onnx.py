@@ -236,8 +236,8 @@ def evaluate(model: ir.Model, nodes: Sequence[ir.Node], feeds: Mapping[str, Arra
 
 def save(model: ir.Model, path: Path, external: bool = False) -> None:
     """Write `model` to `path`, its weights to `path` + ".data" beside it where `external` says so, where they are
-    external data, and where they are too big for one file. Both are written to a folder beside `path` and renamed at the end: an error (OSError) leaves nothing
-    behind. Tables are streamed from their mapping."""
+    external data, and where they are too big for one file. Both are written to a folder beside `path` and renamed
+    at the end: an error (OSError) leaves nothing behind. Tables are streamed from their mapping."""
     data = f"{path.name}.data" if external or is_external(model) else None
     folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
