@@ -14,7 +14,7 @@ from recopt.errors import OptionError
 from recopt.hosts.base import Host
 from recopt.rewrite import Context
 
-from . import clean_up, fuse_attention, fuse_embedding_bags, fuse_linear, fuse_target_attention
+from . import clean_up, fuse_attention, fuse_embedding_bags, fuse_layer_norm, fuse_linear, fuse_target_attention
 from .cartesian_tables import CartesianTables
 from .dedupe_ids import DedupeIds
 from .hot_rows import HotRows
@@ -46,6 +46,7 @@ PIPELINE: tuple[Pass, ...] = (
     DedupeIds(),
     fuse_target_attention,
     fuse_attention,
+    fuse_layer_norm,
     fuse_linear,
 )
 

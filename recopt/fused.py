@@ -250,7 +250,22 @@ class TargetAttention:
         return (self.q, self.k, self.v, *(p for p in (*self.weights, *self.params) if isinstance(p, View)))
 
 
-Spec: TypeAlias = Linear | EmbeddingBags | Attention | TargetAttention
+@dataclass(frozen=True)
+class LayerNorm:
+    """The target's own layer normalisation of x [rows.., D]: (x - mean) / sqrt(variance + eps) * g [D] + b [D], then
+    `steps`."""
+
+    x: View
+    g: Array
+    b: Array
+    eps: float
+    shape: tuple[Size, ...]  # of y before `steps`
+    dtype: str
+    steps: tuple[Step, ...] = ()
+    name: str = "layer_norm"
+
+
+Spec: TypeAlias = Linear | EmbeddingBags | Attention | TargetAttention | LayerNorm
 
 
 def reading(spec: Spec, current: Callable[[View], View]) -> Spec:
@@ -267,6 +282,8 @@ def reading(spec: Spec, current: Callable[[View], View]) -> Spec:
         q, k, v = current(spec.q), current(spec.k), current(spec.v)
         return replace(spec, q=q, k=k, v=v, params=params, heads=heads)
 
+    if isinstance(spec, LayerNorm):
+        return replace(spec, x=current(spec.x))
     if isinstance(spec, TargetAttention):
         weights, params = (
             tuple(current(p) if isinstance(p, View) else p for p in items) for items in (spec.weights, spec.params)

@@ -11,7 +11,19 @@ import numpy as np
 
 from . import epilogue
 from .errors import VerifyError
-from .fused import Attention, Bag, Concat, EmbeddingBags, Permute, Reshape, Slice, Step, TargetAttention, View
+from .fused import (
+    Attention,
+    Bag,
+    Concat,
+    EmbeddingBags,
+    LayerNorm,
+    Permute,
+    Reshape,
+    Slice,
+    Step,
+    TargetAttention,
+    View,
+)
 from .hosts.base import Array, Host, Node, Value
 from .ir import sizes
 from .ir.evaluate import evaluate
@@ -169,6 +181,10 @@ def _run(lifted: Lifted, match: Match, leaf: Callable[[Leaf], Array], symbols: M
 
     if isinstance(spec, Attention):
         return apply_steps(_attention(spec, value), spec.steps, symbols)
+    if isinstance(spec, LayerNorm):
+        x = value(spec.x)
+        x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + spec.eps)
+        return apply_steps(x * spec.g + spec.b, spec.steps, symbols)
     if isinstance(spec, TargetAttention):
         return apply_steps(_target_attention(spec, value), spec.steps, symbols)
 
