@@ -1,12 +1,105 @@
-"""The passes, in the order in which they run: read `PIPELINE` from top to bottom."""
+"""The passes, in the order in which they run: read `PIPELINE` from top to bottom.
+
+Those that are optional run where they are asked for: by name, by name with parameters ("quantize_tables:bits=4"), or as
+an object that holds them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Protocol, TypeAlias
+
+from recopt.errors import OptionError
+from recopt.hosts.base import Host
+from recopt.rewrite import Context
 
 from . import clean_up, fuse_attention, fuse_embedding_bags, fuse_layer_norm, fuse_linear, fuse_target_attention
+from .cartesian_tables import CartesianTables
+from .dedupe_ids import DedupeIds
+from .hot_rows import HotRows
+from .quantize_tables import QuantizeTables
 
-PIPELINE = (
+
+class Pass(Protocol):
+    """What a pass is: a module, or an object of a dataclass whose fields are its parameters."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def run(self) -> Run: ...
+
+
+class Run(Protocol):
+    def __call__(self, host: Host, context: Context) -> bool: ...
+
+
+Asked: TypeAlias = str | Pass
+DEFAULT = "default"  # stands for all passes that are not optional
+
+PIPELINE: tuple[Pass, ...] = (
     clean_up,
     fuse_embedding_bags,
+    CartesianTables(),
+    HotRows(),
+    QuantizeTables(),
+    DedupeIds(),
     fuse_target_attention,
     fuse_attention,
     fuse_layer_norm,
     fuse_linear,
 )
+
+
+def is_optional(item: Pass) -> bool:
+    """Whether a pass runs only where it is asked for."""
+    return dataclasses.is_dataclass(item)
+
+
+def is_lossy(item: Pass) -> bool:
+    """Whether what a pass makes computes the same within a bound alone."""
+    return bool(getattr(item, "lossy", False))
+
+
+def asked(passes: Sequence[Asked] | None) -> list[Pass]:
+    """The passes asked for, in the pipeline's order. Raises OptionError for one that does not exist, for parameters
+    that it does not have."""
+    chosen: dict[str, Pass] = {}
+    for item in (DEFAULT,) if passes is None else passes:
+        if item == DEFAULT:
+            chosen |= {p.name: p for p in PIPELINE if not is_optional(p)}
+        else:
+            found = _named(item) if isinstance(item, str) else item
+            chosen[found.name] = found
+    order = [p.name for p in PIPELINE]
+    unknown = [name for name in chosen if name not in order]
+    if unknown:
+        raise OptionError(f"no pass is called {unknown[0]!r}; there are: {', '.join(order)}")
+    return sorted(chosen.values(), key=lambda p: order.index(p.name))
+
+
+def _named(text: str) -> Pass:
+    """ "quantize_tables:bits=4,error=0.01" """
+    name, _, rest = text.partition(":")
+    found = next((p for p in PIPELINE if p.name == name.replace("_", "-")), None)
+    if found is None:
+        raise OptionError(f"no pass is called {name!r}; there are: {', '.join(p.name for p in PIPELINE)}")
+    if not rest:
+        return found
+    fields: dict[str, Any] = {}
+    if is_optional(found):
+        fields = {f.name: getattr(found, f.name) for f in dataclasses.fields(found)}  # type: ignore[arg-type]  # a dataclass
+    given: dict[str, Any] = {}
+    for part in rest.split(","):
+        key, _, value = part.partition("=")
+        if key not in fields:
+            known = ", ".join(fields) or "none"
+            raise OptionError(f"pass {found.name} has no parameter {key!r}; there are: {known}")
+        try:
+            given[key] = type(fields[key])(value)
+        except ValueError:
+            raise OptionError(f"pass {found.name}: {key} is a {type(fields[key]).__name__}, not {value!r}") from None
+    return dataclasses.replace(found, **given)  # type: ignore[type-var]  # a dataclass
+
+
+__all__ = ["PIPELINE", "CartesianTables", "DedupeIds", "HotRows", "Pass", "QuantizeTables", "asked"]

@@ -17,6 +17,7 @@ from .hosts.base import Array, Host
 from .lift import lift
 from .load import host_of, is_module
 from .match import No
+from .passes import Asked
 from .patterns import ALL
 from .pipeline import Options, run
 from .report import Report
@@ -121,7 +122,7 @@ def optimize(
     *,
     dynamic_shapes: Any = None,
     target: str | None = None,
-    passes: Sequence[str] | None = None,
+    passes: Sequence[Asked] | None = None,
     verify: str = "model",
     measure: bool = False,
     tolerance: float | None = None,
@@ -132,7 +133,9 @@ def optimize(
     onnx_ir.Model. `example_inputs` is a tuple of positional or a dict of keyword arguments; a module without any is
     captured at its first call. `dynamic_shapes` is torch.export's; without it dimension 0 is symbolic wherever it is
     the batch. `target`: "cpu" (default) or "cuda" for torch; "portable" (default), "ort-cpu", "ort-cuda" or "recopt"
-    for ONNX. `passes` names the passes to run (default: all). `verify`: "none", "shapes", "rewrites" (each rewrite
+    for ONNX. `passes` names the passes to run: "default"
+    for all that are not optional, "quantize_tables" or "quantize_tables:bits=4", or `recopt.passes.QuantizeTables(4)`.
+    `verify`: "none", "shapes", "rewrites" (each rewrite
     against the float64 evaluator) or "model" (also the whole model before and after, to `tolerance`, relative and
     absolute; default torch.testing.assert_close's). `measure=True` times each rewrite and leaves out the slower ones.
 

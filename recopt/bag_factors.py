@@ -76,11 +76,16 @@ def _pad(test: Fn, ids: Poly) -> int | None:
     if test.name == "logical_not" and isinstance(test.args[0].atom, Fn) and test.args[0].atom.name == "eq":
         a, b = test.args[0].atom.args
         for one, other in ((a, b), (b, a)):
-            if one is ids and isinstance(other.number, int) and other.number >= 0:
+            if _same(one, ids) and isinstance(other.number, int) and other.number >= 0:
                 return other.number
-    if test.name == "lt" and test.args[0].number == 0 and test.args[1] is ids:
+    if test.name == "lt" and test.args[0].number == 0 and _same(test.args[1], ids):
         return 0
     return None
+
+
+def _same(a: Poly, b: Poly) -> bool:
+    """Whether two terms are the same ids, of the same type or of another: an index is int64, whatever is read."""
+    return a is b or (a.atom is not None and a.atom is b.atom)
 
 
 def _denominator(q: Poly, counted: Sequence[Poly], inner: Sequence[Axis]) -> tuple[float, float]:

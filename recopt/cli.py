@@ -59,6 +59,10 @@ Target = Annotated[
     str | None, typer.Option(metavar="T", help="What runs the result: portable, ort-cpu, ort-cuda, recopt.")
 ]
 Only = Annotated[list[str] | None, typer.Option(metavar="PASS", help="Run this pass alone; may be repeated.")]
+Also = Annotated[
+    list[str] | None,
+    typer.Option(metavar="PASS[:K=V,..]", help="Run this optional pass too; may be repeated."),
+]
 Skip = Annotated[list[str] | None, typer.Option(metavar="PASS", help="Leave this pass out; may be repeated.")]
 Tolerance = Annotated[float | None, typer.Option(min=0.0, help="Largest relative error; default: from the dtype.")]
 Force = Annotated[bool, typer.Option("--force", "-f", help="Overwrite files that exist.")]
@@ -107,6 +111,7 @@ def optimize(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="Where the rewritten model goes.")],
     target: Target = None,
     only: Only = None,
+    also: Also = None,
     skip: Skip = None,
     verify: Annotated[
         Level, typer.Option(help="How much is checked, each level including the ones before.")
@@ -126,7 +131,7 @@ def optimize(
     files = [output] if report is None else [output, report]
     for i, path in enumerate(files):
         _check_output(path, [model, *files[:i]], force)
-    passes = _passes(only or [], skip or [])
+    passes = _passes(only or [], also or [], skip or [])
     with _progress(f"optimizing {model.name}"):
         result = recopt.optimize(model, target=target, passes=passes, verify=verify.value, tolerance=tolerance)
     with _progress(f"writing {output.name}"), _staged(files, force, result.files) as places:
@@ -234,13 +239,11 @@ def _limit(rewrites: int | None) -> Iterator[None]:
             os.environ["RECOPT_LIMIT"] = before
 
 
-def _passes(only: list[str], skip: list[str]) -> list[str] | None:
-    """The names of the passes to run, in the pipeline's order; None for all."""
-    names = [module.name for module in recopt.passes.PIPELINE]
-    for name in (*only, *skip):
-        if name not in names:
-            raise OptionError(f"no pass is called {name!r}; there are: {', '.join(names)}")
-    return [name for name in names if (not only or name in only) and name not in skip] if only or skip else None
+def _passes(only: list[str], also: list[str], skip: list[str]) -> list[recopt.passes.Pass] | None:
+    """The passes to run, in the pipeline's order; None for all that are not optional."""
+    left_out = {found.name for found in recopt.passes.asked(skip)}
+    chosen = recopt.passes.asked([*(only or [recopt.passes.DEFAULT]), *also])
+    return [found for found in chosen if found.name not in left_out] if only or also or skip else None
 
 
 def _check_input(path: Path) -> None:

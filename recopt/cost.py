@@ -12,7 +12,7 @@ from functools import lru_cache
 
 import sympy
 
-from .fused import Attention, Concat, EmbeddingBags, LayerNorm, Linear, TargetAttention, View
+from .fused import Attention, Bag, Concat, EmbeddingBags, LayerNorm, Linear, TargetAttention, View
 from .hosts.base import Host, Node, Value
 from .ir import sizes
 from .ir.rules import WIDTH
@@ -130,10 +130,16 @@ def bags_cost(spec: EmbeddingBags, flops: float) -> Cost:
     """Fused embedding bags: ids, the rows that they name, dense columns and weights are read, the result is written."""
     rows = nominal(sizes.product(spec.shape[:-1]))
     width = WIDTH.get(spec.dtype, 32) / 8
-    sizes_of = [(nominal(bag.table.shape[0]), rows * bag.count, nominal(bag.table.shape[1])) for bag in spec.bags]
-    gathered = sum(min(table, read) * columns for table, read, columns in sizes_of)
-    moved = width * (gathered + rows * nominal(spec.shape[-1])) + 8 * rows * sum(bag.count for bag in spec.bags)
+    gathered = sum(min(nominal(b.table.shape[0]), rows * b.count) * row_bytes(b, width) for b in spec.bags)
+    moved = gathered + width * rows * nominal(spec.shape[-1]) + 8 * rows * sum(bag.count for bag in spec.bags)
     return Cost(moved, flops, 1.0 + sum(type(s).__name__ == "Permute" for s in spec.steps))
+
+
+def row_bytes(bag: Bag, width: float) -> float:
+    """Bytes of a row of a bag's table, whose numbers take `width` where nothing else is said."""
+    if bag.stored is None:
+        return width * bag.columns
+    return -(-bag.stored.bits * bag.columns // 8) + (8 if bag.stored.scales else 0)
 
 
 def attention_cost(spec: Attention, flops: float) -> Cost:

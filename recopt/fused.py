@@ -92,6 +92,16 @@ class Linear:
 
 
 @dataclass(frozen=True)
+class Stored:
+    """How rows of `width` numbers are stored: in `bits` each, 16 as float16, 8 and 4 as q * scale + bias, a scale and a
+    bias a row in `scales` [rows, 2]. Two numbers of 4 bits share a byte."""
+
+    bits: int
+    width: int
+    scales: View | None = None
+
+
+@dataclass(frozen=True)
 class Bag:
     """Rows of a table, pooled: y[.., d] = sum_l weights[.., l] * table[ids[.., l], d], or the mean, or the maximum.
 
@@ -100,6 +110,10 @@ class Bag:
     is `pad` the id does not count, nor do ids past `lengths` [rows..]. `div` LO, EPS divides a sum by max(n, LO) + EPS,
     n being the sum of the weights or how many ids count. With `offsets` [R], or [R + 1] where `last`, ids are [N] and
     bag r begins at offsets[r].
+
+    What optional passes add: `stored`, a table of fewer bits; `remap` [modulus or rows], the row that is read is
+    remap[id % modulus] instead; `parts`, bags of single rows in whose place this one reads one row of a product table,
+    at the sum of steps[n][row that part n reads]; `once`, each row is read once, however many ids name it.
     """
 
     table: View
@@ -114,6 +128,16 @@ class Bag:
     offsets: View | None = None
     last: bool = False
     lengths: View | None = None
+    stored: Stored | None = None
+    remap: View | None = None
+    parts: tuple[Bag, ...] = ()
+    steps: tuple[View, ...] = ()
+    once: bool = False
+
+    @property
+    def columns(self) -> int:
+        """Numbers of a row of the table."""
+        return int(self.table.shape[1]) if self.stored is None else self.stored.width
 
     @property
     def count(self) -> int:
@@ -123,7 +147,7 @@ class Bag:
     @property
     def width(self) -> int:
         """Columns of the result."""
-        return int(self.table.shape[1]) * (self.count if self.pool == "row" else 1)
+        return self.columns * (self.count if self.pool == "row" else 1)
 
 
 @dataclass(frozen=True)
@@ -147,6 +171,8 @@ class EmbeddingBags:
         dense = [term for piece in self.pieces for term in piece if isinstance(term, View)]
         parts = [(bag.table, bag.ids, bag.weights, bag.offsets, bag.lengths) for bag in self.bags]
         read = [v for part in parts for v in part if v is not None]
+        read += [bag.stored.scales for bag in self.bags if bag.stored and bag.stored.scales]
+        read += [part.ids for bag in self.bags for part in bag.parts]
         return (*dense, *read)
 
 
@@ -268,6 +294,7 @@ def reading(spec: Spec, current: Callable[[View], View]) -> Spec:
         if isinstance(item, View):
             return current(item)
         named = {"ids": item.ids, "weights": item.weights, "offsets": item.offsets, "lengths": item.lengths}
-        return replace(item, **{name: v and current(v) for name, v in named.items()})  # type: ignore[arg-type]  # names and types are those of Bag
+        moved = replace(item, **{name: v and current(v) for name, v in named.items()})  # type: ignore[arg-type]  # names and types are those of Bag
+        return replace(moved, parts=tuple(bag for part in item.parts if isinstance(bag := term(part), Bag)))
 
     return replace(spec, pieces=tuple(tuple(map(term, piece)) for piece in spec.pieces))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
 from .fused import Spec
-from .hosts.base import Array, Node, Value
+from .hosts.base import Array, Host, Node, Value
 from .ir.evaluate import evaluate
 from .ir.show import show
 from .ir.tensor import Tensor
@@ -91,7 +91,13 @@ def fold(lifted: Lifted, t: Tensor) -> Array:
 
 def dead_after(lifted: Lifted, root: Value, kept: Sequence[Value]) -> tuple[Node, ...]:
     """The nodes that nothing needs once every use of `root` reads something else, `kept` values apart; root's last."""
-    host = lifted.host
+    return needless(lifted.host, root, kept, lifted.opaque)
+
+
+def needless(
+    host: Host, root: Value, kept: Sequence[Value], opaque: Collection[Node] | None = None
+) -> tuple[Node, ...]:
+    """`dead_after` of a graph as it is; `opaque` are the nodes that must stay (default: all that the host says)."""
     if root.node is None:
         return ()
     dead: dict[Node, None] = {}
@@ -99,7 +105,7 @@ def dead_after(lifted: Lifted, root: Value, kept: Sequence[Value]) -> tuple[Node
     needed = set(kept)
     while pending:
         node = pending.pop()
-        if node in dead or (node.opaque and node in lifted.opaque):
+        if node in dead or (node.opaque and (opaque is None or node in opaque)):
             continue
         for v in node.outputs:
             if v is root:

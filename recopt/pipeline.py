@@ -15,15 +15,15 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from types import ModuleType
 
 from .errors import OptionError, VerifyError
 from .hosts.base import Array, Host
 from .ir.term import sweep
 from .lower import check_target
-from .passes import PIPELINE
-from .report import Refusal, Report
+from .passes import Asked, Pass, asked, is_lossy, is_optional
+from .report import Key, Refusal, Report
 from .rewrite import Context
 from .verify import Span, Verdict, feeds, index_limits, shapes_of, verify_model
 from .view import text
@@ -39,7 +39,7 @@ class Options:
     """How to optimize: see `recopt.optimize`. Raises OptionError for a value that does not exist."""
 
     target: str | None = None
-    passes: Sequence[str] | None = None
+    passes: Sequence[Asked] | None = None
     verify: str = "model"
     measure: bool = False
     tolerance: float | None = None
@@ -49,15 +49,12 @@ class Options:
             raise OptionError(f"no verification level {self.verify!r}; there are: {', '.join(LEVELS)}")
         if self.tolerance is not None and not self.tolerance >= 0:
             raise OptionError(f"a tolerance must be at least 0, not {self.tolerance}")
-        names = [p.name for p in PIPELINE]
-        for name in self.passes or ():
-            if name not in names:
-                raise OptionError(f"no pass is called {name!r}; there are: {', '.join(names)}")
+        self.modules  # noqa: B018  # raises where there is no such pass
 
-    @property
-    def modules(self) -> list[ModuleType]:
+    @cached_property
+    def modules(self) -> list[Pass]:
         """The passes to run, in the pipeline's order."""
-        return [p for p in PIPELINE if self.passes is None or p.name in self.passes]
+        return asked(self.passes)
 
     def proves(self, level: str) -> bool:
         """Whether verification goes as deep as `level`."""
@@ -72,12 +69,15 @@ class _Run:
     options: Options
     target: str
     limit: int | None
-    banned: set[str] = field(default_factory=set)
+    inputs: list[list[Array]] = field(default_factory=list)  # on which the model runs
+    banned: set[Key] = field(default_factory=set)
     undone: list[Refusal] = field(default_factory=list)
     timings: dict[str, float] = field(default_factory=dict)
 
-    def passes(self, *, limit: int | None = None, only: str | None = None, quiet: bool = True) -> tuple[Host, Report]:
-        """The passes on a copy of the model."""
+    def passes(
+        self, *, limit: int | None = None, only: Key | None = None, quiet: bool = True, exact: bool = True
+    ) -> tuple[Host, Report]:
+        """The passes on a copy of the model; `exact` leaves out those that do not compute the same."""
         host = self.before.clone()
         report = Report(host.dialect, self.target, nodes_before=host.count_nodes())
         context = Context(
@@ -87,8 +87,11 @@ class _Run:
             limit,
             frozenset(self.banned),
             only,
+            self.inputs,
         )
         for n, module in enumerate(self.options.modules):
+            if exact and is_lossy(module):
+                continue
             with self.timed(module.name), _uncollected():
                 module.run(host, context)
             if not quiet:
@@ -122,11 +125,11 @@ class _Run:
         while bad - good > 1:
             middle = (good + bad) // 2
             good, bad = (middle, bad) if self.agree(self.passes(limit=middle)[0], inputs).ok else (good, middle)
-        before = {r.root for r in self.passes(limit=good)[1].rewrites}
-        culprit = next(r for r in self.passes(limit=bad)[1].rewrites if r.root not in before)
-        if culprit.root in self.banned:
+        before = {r.key for r in self.passes(limit=good)[1].rewrites}
+        culprit = next(r for r in self.passes(limit=bad)[1].rewrites if r.key not in before)
+        if culprit.key in self.banned:
             return False
-        self.banned.add(culprit.root)
+        self.banned.add(culprit.key)
         reason = f"the model disagrees: {verdict.reproducer}; RECOPT_LIMIT={bad} shows it"
         self.undone.append(Refusal(culprit.pattern, culprit.root, reason))
         return True
@@ -139,27 +142,32 @@ def run(
     state = _Run(host, options, check_target(host, options.target), _limit())
     state.timings["capture"] = capture_seconds
     _dump(host, "00-captured")
-    inputs: list[list[Array]] = []
     unverified = ""
-    if options.proves("model") or options.measure:
+    compares = options.proves("rewrites") and any(map(is_optional, options.modules))
+    if options.proves("model") or options.measure or compares:
         with state.timed("verify"):
-            inputs, refused = _runnable(host, examples)
-            unverified = "" if inputs else refused
+            state.inputs, refused = _runnable(host, examples)
+            unverified = "" if state.inputs else refused
+    inputs = state.inputs
     if options.measure:
         if not inputs:
             raise VerifyError(f"cannot measure: {unverified}")
         _ban_slow(state, inputs)
-    after, report = state.passes(limit=state.limit, quiet=False)
+    lossy = any(map(is_lossy, options.modules))
+    after, report = state.passes(limit=state.limit, quiet=lossy)
     if options.proves("model") and inputs:
         verdict = state.agree(after, inputs)
         while not verdict.ok and state.undo_wrong(report, verdict, inputs):
-            after, report = state.passes(limit=state.limit, quiet=False)
+            after, report = state.passes(limit=state.limit, quiet=lossy)
             verdict = state.agree(after, inputs)
         report.model_error = verdict.excess if len(verdict.random) < len(host.outputs) else None
         if verdict.random:
             unverified = f"the original gives other values of {', '.join(verdict.random)} each time it runs"
         if not verdict.ok:
             raise VerifyError(f"the model disagrees with itself even without any rewrite: {verdict.reproducer}")
+    if lossy:  # proved without them; what they do is held against their bounds where they do it
+        proved, (after, report) = report, state.passes(limit=state.limit, quiet=False, exact=False)
+        report.model_error = proved.model_error
     report.undone += state.undone
     report.unverified = unverified
     report.timings = {stage: round(seconds, 4) for stage, seconds in state.timings.items()}
@@ -206,19 +214,19 @@ def _inputs(host: Host, examples: Sequence[Array] | None, span: Span = SPANS[0])
 def _ban_slow(state: _Run, inputs: Sequence[Sequence[Array]]) -> None:
     """measure=True: each rewrite alone against the original, interleaved; the ones that are slower are not made, and
     what takes their place is measured likewise."""
-    measured: set[str] = set()
+    measured: set[Key] = set()
     while True:
-        roots = [r.root for r in state.passes()[1].rewrites if r.root not in measured]
-        if not roots:
+        keys = [r.key for r in state.passes()[1].rewrites if r.key not in measured]
+        if not keys:
             return
-        for root in roots:
-            measured.add(root)
-            alone, made = state.passes(only=root)
+        for key in keys:
+            measured.add(key)
+            alone, made = state.passes(only=key)
             ratio = _ratio(state.before, alone, inputs[0]) if made.rewrites else 1.0
             if ratio > SLOWER:
-                state.banned.add(root)
+                state.banned.add(key)
                 reason = f"measured {ratio:.2f} times the original's time"
-                state.undone.append(Refusal(made.rewrites[0].pattern, root, reason))
+                state.undone.append(Refusal(*key, reason))
 
 
 def _ratio(before: Host, after: Host, feed: Sequence[Array], rounds: int = 15) -> float:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from .errors import LoadError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+
+
+Key: TypeAlias = tuple[str, str]  # which rewrite: its pattern and its root
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,11 @@ class Rewrite:
     launches_saved: float
     error: float | None  # largest relative error against the float64 evaluator; None when not verified
     detail: str = ""  # the meaning, in index notation
+    bound: float | None = None  # largest absolute error that it may make; None: it computes the same
+
+    @property
+    def key(self) -> Key:
+        return self.pattern, self.root
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from types import ModuleType
 
@@ -19,12 +20,21 @@ from .cost import (
     target_cost,
 )
 from .fused import Attention, EmbeddingBags, LayerNorm, Linear, Step, TargetAttention, View, reading
-from .hosts.base import Host, Node, Value
+from .hosts.base import Array, Host, Node, Value
 from .lift import lift
 from .lift.base import Lifted
-from .match import Match, No
-from .report import Refusal, Report, Rewrite
+from .match import Match, No, needless
+from .report import Key, Refusal, Report, Rewrite
 from .verify import Verdict, verify_match
+
+
+@dataclass
+class Place:
+    """Embedding bags of the graph: `value` is computed by `spec`, and by `nodes`, which nothing else needs."""
+
+    spec: EmbeddingBags
+    value: Value
+    nodes: tuple[Node, ...]
 
 
 @dataclass
@@ -35,8 +45,11 @@ class Context:
     report: Report
     verify: bool = True
     limit: int | None = None  # rewrites that may still be made
-    banned: frozenset[str] = field(default=frozenset())  # roots whose rewrite was found to be wrong
-    only: str | None = None  # the one root that may be rewritten
+    banned: frozenset[Key] = field(default=frozenset())  # rewrites that were found to be wrong
+    only: Key | None = None  # the one rewrite that may be made
+    inputs: Sequence[Sequence[Array]] = ()  # of the model, on which it runs
+    places: list[Place] | None = None  # embedding bags, once a pass has looked for them
+    no_tables: list[tuple[str, str]] | None = None  # what data reads rows of and is no table, and why
     lifted: Lifted | None = None  # of the host as it is, where a pass that changed nothing left it
 
     def terms_of(self, host: Host) -> Lifted:
@@ -45,9 +58,9 @@ class Context:
             self.lifted = lift(host)
         return self.lifted
 
-    def allows(self, found: Match) -> bool:
-        """Whether this match may be made; counts it if so."""
-        if found.root.name in self.banned or self.limit == 0 or self.only not in (None, found.root.name):
+    def allows(self, pattern: str, root: str) -> bool:
+        """Whether this rewrite may be made; counts it if so."""
+        if (pattern, root) in self.banned or self.limit == 0 or self.only not in (None, (pattern, root)):
             return False
         if self.limit is not None:
             self.limit -= 1
@@ -65,18 +78,43 @@ class Chosen:
 
 def apply(host: Host, pattern: ModuleType, context: Context) -> bool:
     """Rewrite every place of `host` that `pattern` recognises, that pays on the target and that agrees on numbers."""
-    chosen = choose(context.terms_of(host), pattern, context)
+    chosen, declined = choose(context.terms_of(host), pattern, context)
+    written: list[tuple[Match, Value]] = []
     if chosen:
         context.lifted = None
-        write(host, chosen, pattern, context)
+        written = write(host, chosen, pattern, context)
+    if pattern.operator == "recopt::embedding_bags":
+        context.places = places(host, [*written, *declined])
     return bool(chosen)
 
 
-def choose(lifted: Lifted, pattern: ModuleType, context: Context) -> list[Chosen]:
-    """The matches to write: later roots first, none inside another, each worth it on the target and proved."""
+def places(host: Host, found: Sequence[tuple[Match, Value]]) -> list[Place]:
+    """The embedding bags of `found`, with the values that they are now: of two that share nodes the earlier one."""
+    taken: set[Node] = set()
+    there = set(host.nodes)
+    kept = []
+    for match, value in found:
+        spec = match.spec
+        if not isinstance(spec, EmbeddingBags) or any(v.node and v.node not in there for v in (value, *_read(spec))):
+            continue
+        nodes = match.dead if value is match.root else needless(host, value, _read(spec))
+        if taken.isdisjoint(nodes):
+            kept.append(Place(spec, value, nodes))
+            taken.update(nodes)
+    return kept
+
+
+def _read(spec: EmbeddingBags) -> list[Value]:
+    return [view.value for view in spec.views]
+
+
+def choose(lifted: Lifted, pattern: ModuleType, context: Context) -> tuple[list[Chosen], list[tuple[Match, Value]]]:
+    """The matches to write: later roots first, none inside another, each worth it on the target and proved; and those
+    that are not worth it, with their roots."""
     host, report = lifted.host, context.report
     taken: set[Node] = set()
     chosen: list[Chosen] = []
+    declined: list[tuple[Match, Value]] = []
     refused: dict[Value, str] = {}
     for root in pattern.roots(lifted):
         if root.node in taken:
@@ -95,8 +133,10 @@ def choose(lifted: Lifted, pattern: ModuleType, context: Context) -> list[Chosen
         reason = declines(host, found, saved, context.target)
         if reason:
             report.refusals.append(Refusal(pattern.name, root.name, reason))
+            declined.append((found, root))
             continue
-        if not context.allows(found):
+        if not context.allows(pattern.name, root.name):
+            declined.append((found, root))
             continue
         verdict = verify_match(lifted, found) if context.verify else None
         if verdict is not None and not verdict.ok:
@@ -104,7 +144,7 @@ def choose(lifted: Lifted, pattern: ModuleType, context: Context) -> list[Chosen
             continue
         taken.update(found.dead)
         chosen.append(Chosen(found, saved, verdict))
-    return chosen
+    return chosen, declined
 
 
 def saving(lifted: Lifted, found: Match, target: str) -> Cost:
@@ -151,8 +191,10 @@ def declines(host: Host, found: Match, saved: Cost, target: str) -> str | None:
     return None
 
 
-def write(host: Host, chosen: list[Chosen], pattern: ModuleType, context: Context) -> None:
-    """Put the fused operators in, in topological order, so that a later one reads an earlier one's result."""
+def write(host: Host, chosen: list[Chosen], pattern: ModuleType, context: Context) -> list[tuple[Match, Value]]:
+    """Put the fused operators in, in topological order, so that a later one reads an earlier one's result. Returns
+    what was written, over the values that it reads now, and its value."""
+    written: list[tuple[Match, Value]] = []
     moved: dict[Value, Value] = {}
 
     def current(view: View) -> View:
@@ -175,7 +217,9 @@ def write(host: Host, chosen: list[Chosen], pattern: ModuleType, context: Contex
             context.report.rewrites.append(_account(item, pattern, tuple(after)))
             host.replace(item.match.root, value)
             moved[item.match.root] = value
+            written.append((replace(item.match, spec=reading(item.match.spec, current)), value))
     host.erase_dead()
+    return written
 
 
 def _groups(host: Host, chosen: list[Chosen], target: str) -> list[list[Chosen]]:

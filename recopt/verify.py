@@ -58,10 +58,13 @@ class Verdict:
         return self.excess <= 1.0
 
 
-def compare(actual: Any, expected: Any, dtype: str | None, tolerance: float | None = None) -> Verdict:
+def compare(
+    actual: Any, expected: Any, dtype: str | None, tolerance: float | None = None, allowed: Array | float = 0.0
+) -> Verdict:
     """`actual` against `expected`: the largest relative error (to the largest magnitude) and the excess over
     assert_close's defaults, or over `tolerance` (relative and absolute) where it is given. NaN agrees with NaN.
-    A list is compared item by item; `dtype` is the expected array's own where it is None."""
+    A list is compared item by item; `dtype` is the expected array's own where it is None. `allowed` is an absolute
+    error on top, of each element."""
     if isinstance(expected, list) and isinstance(actual, list) and len(actual) == len(expected):
         items = [compare(a, e, dtype, tolerance) for a, e in zip(actual, expected, strict=True)]
         return max(items, key=lambda item: item.excess, default=Verdict(0.0, 0.0))
@@ -79,7 +82,7 @@ def compare(actual: Any, expected: Any, dtype: str | None, tolerance: float | No
     with np.errstate(all="ignore"):
         difference = np.abs(a - e)
         agree = (a == e) | (np.isnan(a) & np.isnan(e))
-        excess = np.where(agree, 0.0, difference / (atol + rtol * np.abs(e)))
+        excess = np.where(agree, 0.0, difference / (atol + rtol * np.abs(e) + allowed))
         excess = np.where(np.isnan(excess), np.inf, excess)
         finite = np.abs(e[np.isfinite(e)])
         scale = max(float(finite.max()) if finite.size else 0.0, 1e-30)

@@ -101,7 +101,7 @@ def test_options_reach_the_engine(engine: Engine, folder: Path) -> None:
     options = ["--target", "ort-cpu", "--verify", "rewrites", "--tolerance", "0.01"]
     assert cli.main(["optimize", "in.onnx", "-o", "out.onnx", *options, "--skip", "tidy", "--skip", "normalise"]) == 0
     call = engine.calls[0]
-    assert (call["target"], call["verify"], call["tolerance"], call["passes"]) == (
+    assert (call["target"], call["verify"], call["tolerance"], [p.name for p in call["passes"]]) == (
         "ort-cpu",
         "rewrites",
         0.01,
@@ -111,7 +111,7 @@ def test_options_reach_the_engine(engine: Engine, folder: Path) -> None:
 
 def test_only_keeps_the_pipelines_order(engine: Engine, folder: Path) -> None:
     assert cli.main(["optimize", "in.onnx", "-o", "out.onnx", "--only", "tidy", "--only", "normalise"]) == 0
-    assert engine.calls[0]["passes"] == ["normalise", "tidy"]
+    assert [p.name for p in engine.calls[0]["passes"]] == ["normalise", "tidy"]
 
 
 @pytest.mark.parametrize(
@@ -355,3 +355,33 @@ def test_a_stdout_that_takes_nothing(target: str, code: int, words: str) -> None
     os.close(out)
     assert done.returncode == code
     assert done.stderr.count("\n") == (1 if words else 0) and words in done.stderr
+
+
+def test_optional_passes_are_asked_for_with_parameters(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = Engine()
+    monkeypatch.setattr(cli.recopt, "optimize", fake)
+    command = ["optimize", "in.onnx", "-o", "out.onnx", "--also", "quantize_tables:bits=4,error=0.5"]
+    assert cli.main([*command, "--also", "dedupe-ids", "--skip", "fuse-linear"]) == 0
+    names = [p.name for p in fake.calls[0]["passes"]]
+    wanted = [p.name for p in cli.recopt.passes.PIPELINE if p.name not in ("cartesian-tables", "hot-rows")]
+    assert [*names, "fuse-linear"] == wanted
+    assert fake.calls[0]["passes"][2] == cli.recopt.passes.QuantizeTables(4, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ("quantize-table", "no pass is called 'quantize-table'; there are: clean-up"),
+        ("quantize-tables:bit=4", "pass quantize-tables has no parameter 'bit'; there are: bits, error"),
+        ("quantize-tables:bits=few", "pass quantize-tables: bits is a int, not 'few'"),
+        ("quantize-tables:bits=5", "tables of 16, 8 or 4 bits, not 5"),
+        ("quantize-tables:error=0", "an error above 0"),
+        ("cartesian-tables:budget=-1", "at least 0 bytes"),
+        ("clean-up:fast=1", "pass clean-up has no parameter 'fast'; there are: none"),
+    ],
+)
+def test_passes_that_do_not_exist_are_named(
+    asked: str, message: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["optimize", "in.onnx", "-o", "out.onnx", "--also", asked]) == cli.ERROR
+    assert message in capsys.readouterr().err

@@ -18,7 +18,7 @@ FLOORS = (
     ("epilogue", "preactivation", "contractions", "lookups", "softmax", "cost"),
     ("product", "operands", "bag_factors", "scores", "places"),
     ("patterns",),
-    ("rewrite", "merge", "lower", "verify"),
+    ("rewrite", "merge", "lower", "verify", "tables"),
     ("passes",),
     ("pipeline",),
     ("api",),

@@ -185,6 +185,10 @@ class Host(abc.ABC):
         """An independent graph that shares (never copies) the constants' storage."""
 
     @abc.abstractmethod
+    def tap(self, values: Sequence[Value]) -> Self:
+        """A clone whose outputs are these values (each once), and that computes nothing else."""
+
+    @abc.abstractmethod
     def check(self) -> None:
         """Raise GraphError, in one line, when the graph is not valid in its host (lint, onnx.checker, shapes)."""
 

@@ -20,6 +20,7 @@ from torch.export.graph_signature import (
     InputKind,
     InputSpec,
     OutputKind,
+    OutputSpec,
     TensorArgument,
 )
 
@@ -127,7 +128,7 @@ class FxHost(FxGraph):
 
     def add_constant(self, array: Array, *, name: str) -> Value:
         """A new buffer holding `array` on the program's device; shared, not copied, on the CPU."""
-        tensor = fx_ops.to_torch(array).to(self._device())
+        tensor = fx_ops.on(fx_ops.to_torch(array), self._device())
         base = target = re.sub(r"\W", "_", name)
         count = 0
         while target in self._taken:
@@ -214,6 +215,15 @@ class FxHost(FxGraph):
         new = object.__new__(type(self))
         new._sizes = dict(self._sizes)
         new._bind(self._gm, self._input_specs(), self._output_specs, self._tensors, self._template)
+        return new
+
+    def tap(self, values: Sequence[Value]) -> Self:
+        names = [self._node_of(value).name for value in dict.fromkeys(values)]
+        new = self.clone()
+        found = {node.name: node for node in new._graph.nodes}
+        new._output().args = (tuple(found[name] for name in names),)
+        new._output_specs = [OutputSpec(OutputKind.USER_OUTPUT, TensorArgument(name), None) for name in names]
+        new.erase_dead()
         return new
 
     # Out

@@ -171,6 +171,13 @@ def to_torch(array: Array) -> torch.Tensor:
             raise GraphError(f"torch has no tensors of {kind}") from error
 
 
+def on(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The tensor on a device, its strides kept: rows that are padded apart stay so."""
+    if tensor.device == device:
+        return tensor
+    return torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device=device).copy_(tensor)
+
+
 def _special(kind: str) -> Any:
     """The ml_dtypes type of a torch dtype that numpy lacks."""
     return getattr(ml_dtypes, kind) if kind.startswith(("bfloat16", "float8")) and hasattr(ml_dtypes, kind) else None

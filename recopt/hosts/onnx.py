@@ -32,6 +32,7 @@ from .model.onnx import (
     has_recurrence,
     inner_graphs,
     inner_nodes,
+    is_external,
     is_sorted,
     line,
     modernise,
@@ -65,6 +66,7 @@ class OnnxHost(Host):
         self.revision = 0  # grows with every change
         self.strict = True  # whether onnx's own checks accept the model as it came, so that a rewrite must please them
         self.source: Path | None = None  # the file that the model was loaded from
+        self.external = False  # whether the weights came in a file of their own
         self._values: dict[ir.Value, Value] = {}
         self._nodes: dict[ir.Node, Node] = {}
         self._ir_values: dict[Value, ir.Value] = {}
@@ -137,12 +139,13 @@ class OnnxHost(Host):
         host = cls(model)
         host.strict = strict
         host.source = Path(source) if isinstance(source, (str, os.PathLike)) else None
+        host.external = is_external(model)
         return host
 
     def clone(self) -> Self:
         types = {value.name: (value.shape, value.dtype) for value in self._values.values()}
         copy = type(self)(self.model.clone(), types)
-        copy.strict = self.strict
+        copy.strict, copy.external = self.strict, self.external
         copy.source = self.source
         return copy
 
@@ -156,7 +159,7 @@ class OnnxHost(Host):
         over = self.source is not None and path.exists() and path.samefile(self.source)
         if data.resolve() in self.files() and not over:
             raise OptionError(f"{data}: the original's weights lie there")
-        save(self.model, path)
+        save(self.model, path, self.external)
 
     def files(self) -> frozenset[Path]:
         return frozenset(Path(tensor.path).resolve() for tensor in external_tensors(self.model))
@@ -302,15 +305,19 @@ class OnnxHost(Host):
         shape: tuple[Size, ...] | None = None,
         dtype: str | None = None,
         like: Value | None = None,
+        further: Sequence[tuple[tuple[Size, ...] | None, str]] = (),
     ) -> Value:
+        """As `Host.call`; `further` are the shapes and dtypes of the node's other outputs."""
         domain, _, op_type = op.rpartition("::")
-        output = ir.Value(name=self._unique(name), shape=self._dimensions(shape), type=tensor_type(dtype))
+        types = [(shape, dtype), *further]
+        outputs = [ir.Value(name=self._unique(name), shape=self._dimensions(s), type=tensor_type(d)) for s, d in types]
+        output = outputs[0]
         node = ir.node(
             op_type,
             [None if arg is None else self._ir_values[arg] for arg in args],
             {key: value for key, value in (kwargs or {}).items() if value is not None},
             domain=domain,
-            outputs=[output],
+            outputs=outputs,
             name=f"{output.name}/{op_type}",
         )
         source = self._ir_values[like].producer() if like is not None else None
@@ -324,7 +331,7 @@ class OnnxHost(Host):
             graph.append(node)
         else:
             graph.insert_before(self._before, node)
-        self._types[cast(str, output.name)] = (shape, dtype)
+        self._types |= {cast(str, made.name): kind for made, kind in zip(outputs, types, strict=True)}
         self._suspects.append(output)
         self._changed()
         return self._see_node(node).outputs[0]
@@ -575,6 +582,21 @@ class OnnxHost(Host):
         if shape is None:
             return None
         return ir.Shape(d if isinstance(d, int) else str(d) if symbols((d,)) <= self._named else None for d in shape)
+
+    def tap(self, values: Sequence[Value]) -> Self:
+        types = {value.name: (value.shape, value.dtype) for value in self._values.values()}
+        model = self.model.clone()
+        found = {v.name: v for node in model.graph for v in node.outputs}
+        found |= {v.name: v for v in (*model.graph.inputs, *model.graph.initializers.values())}
+        model.graph.outputs.clear()
+        for value in values:
+            output = found[value.name]
+            output.type = output.type or tensor_type(value.dtype)
+            if output not in model.graph.outputs:
+                model.graph.outputs.append(output)
+        tapped = type(self)(model, types)
+        tapped.erase_dead()
+        return tapped
 
     # Running
 

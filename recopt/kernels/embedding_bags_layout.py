@@ -6,6 +6,7 @@
              row  t0[ids]                             every id's row, side by side
              sum  t0[ids], mean t0[ids], max t0[ids]  a bag of ids' rows, pooled
     table    t0; q8 t0: int8 or uint8 rows; q4 t0, q4:15 t0: two values a byte, the low nibble first, 15 of them
+             once t0, once q8 t0: a row is read once for all ids that name it, where that is not free anyway
     ids      i0:4+20      ids[0][:, 4:24], of an id tensor [R, C] or [R]
              i0:4+20<o1   the same, of which only the first offsets[1][r] count; offsets[1] is [R]
              i0@o1        a flat id tensor; bag r begins at offsets[1][r], offsets[1] is [R], the last bag ends with ids
@@ -53,6 +54,7 @@ class Term:
     div: tuple[float, float] | None = None
     bits: int = 0  # 0: not quantised
     values: int = 0  # of a row of 4 bits; 0: two a byte
+    once: bool = False  # each row is read once
     hint: str = ""  # "hot", "cold"; "" is anything
 
     @property
@@ -80,7 +82,7 @@ class Term:
         ids += "+1" * self.last + (f"<o{self.lengths}" if self.lengths is not None else "")
         ids += (f" % {self.modulus}" if self.modulus else "") + (f" + {self.shift}" if self.shift else "")
         table = (f"q{self.bits}" + (f":{self.values}" if self.values else "") + " ") * (self.bits > 0)
-        text = f"{self.pool} {table}t{self.source}[{ids}]"
+        text = f"{self.pool} {'once ' * self.once}{table}t{self.source}[{ids}]"
         if self.weights is not None:
             text += f" * w{self.weights}" + ("" if self.ragged else f":{self.weights_first}")
         text += f" pad {self.pad}" if self.pad is not None else ""
@@ -161,7 +163,8 @@ class Layout:
 
 _NUMBER = r"(?:-?inf|-?[0-9][-+.e0-9]*)"
 _TERM = re.compile(
-    r"x(?P<dense>\d+)|(?P<pool>row|sum|mean|max) (?:q(?P<bits>[48])(?::(?P<values>\d+))? )?t(?P<table>\d+)"
+    r"x(?P<dense>\d+)|(?P<pool>row|sum|mean|max) (?P<once>once )?(?:q(?P<bits>[48])(?::(?P<values>\d+))? )?"
+    r"t(?P<table>\d+)"
     r"\[i(?P<ids>\d+)(?:@o(?P<offsets>\d+)(?P<last>\+1)?|:(?P<first>\d+)\+(?P<count>\d+)(?:<o(?P<lengths>\d+))?)"
     r"(?: % (?P<modulus>\d+))?(?: \+ (?P<shift>-?\d+))?\]"
     r"(?: \* w(?P<weights>\d+)(?::(?P<weights_first>\d+))?)?(?: pad (?P<pad>\d+))?"
@@ -206,6 +209,7 @@ def _term(text: str) -> Term:
         pool, number("table"), number("ids"), number("first"), number("count"), maybe("offsets"),
         found["last"] is not None, maybe("lengths"), number("modulus"), number("shift"), maybe("weights"),
         number("weights_first"), maybe("pad"), div, number("bits"), number("values"),
+        found["once"] is not None,
         found["hint"] or "",
     )  # fmt: skip
     wrong = (

@@ -59,7 +59,7 @@ def _compile(text: str) -> _Part:
 
 def _plain(t: Term) -> bool:
     """Whether a term is rows as they are stored."""
-    return t.pool == "row" and t.weights is None and t.pad is None and not t.bits
+    return t.pool == "row" and t.weights is None and t.pad is None and not t.bits and not t.once
 
 
 def _every(runs: Sequence[tuple[Term, ...] | _Part]) -> Callable[[Operands], list[Tensor]]:
@@ -147,7 +147,7 @@ def _piece(piece: Sequence[Term], layout: Layout) -> _Part:
 def _term(t: Term, layout: Layout) -> _Part:
     if t.pool == "dense":
         return lambda o: o.dense[t.source] if o.dense[t.source].dim() > 1 else o.dense[t.source][:, None]
-    if t.lookup and t.weights is None and t.pad is None and not t.bits:
+    if t.lookup and t.weights is None and t.pad is None and not t.bits and not t.once:
         return _rows((t,))
     scale = layout.quantised.get(t.source, 0)
     return _weighted_rows(t, scale) if t.pool == "row" else _bag(t, scale)
@@ -201,13 +201,26 @@ def _transform(run: Sequence[Term]) -> Callable[[Tensor], Tensor] | None:
 
 def _gather(t: Term, scale: int, o: Operands, i: Tensor) -> Tensor:
     """Rows as numbers, [N, D]."""
+    if t.once:
+        table, places = _distinct(t, scale, o, i)
+        return torch.index_select(table, 0, places)
+    return _numbers(t, scale, o, i)
+
+
+def _distinct(t: Term, scale: int, o: Operands, i: Tensor) -> tuple[Tensor, Tensor]:
+    """The distinct rows that ids name, as numbers, and the place of every id's row among them."""
+    distinct, places = torch.unique(i, return_inverse=True)
+    return _numbers(t, scale, o, distinct), places
+
+
+def _numbers(t: Term, scale: int, o: Operands, i: Tensor) -> Tensor:
     rows = torch.index_select(o.tables[t.source], 0, i)
     if not t.bits:
         return rows
     if t.bits == 4:
         rows = torch.stack((rows & 15, rows >> 4), -1).flatten(1)[:, : t.values or None]
     s = torch.index_select(o.scales[scale], 0, i)
-    return rows.float() * s[:, :1] + s[:, 1:]
+    return rows.float().mul_(s[:, :1]).add_(s[:, 1:])
 
 
 def _flat_ids(t: Term) -> _Part:
@@ -244,7 +257,7 @@ def _weighted_rows(t: Term, scale: int) -> _Part:
             found = found * w[:, None]
         if t.pad is not None:
             found = found.masked_fill((i == t.pad)[:, None], 0)
-        return found.to(dtype).view(i.shape[0] // t.count, -1)
+        return found.to(dtype).view(i.shape[0] // t.count, t.count * found.shape[1])
 
     return rows
 
@@ -257,11 +270,11 @@ def _bag(t: Term, scale: int) -> _Part:
     over = float(t.count) if plain_mean and t.count and t.lengths is None else None
     mode = 1 if plain_mean and over is None else mode
     counted = t.div is not None and not plain_mean
-    gathered = t.bits > 0 or (t.pool == "max" and t.weights is not None)
+    gathered = (t.bits > 0 and not t.once) or (t.pool == "max" and t.weights is not None)
 
     weighted = t.weights is not None or t.pad is not None
     few = None
-    if weighted and t.pool == "sum" and t.count > 0 and t.lengths is None and not gathered:
+    if weighted and t.pool == "sum" and t.count > 0 and t.lengths is None and not gathered and not t.bits:
         few = _few_rows(t, counted)
 
     def bag(o: Operands) -> Tensor:
@@ -272,15 +285,18 @@ def _bag(t: Term, scale: int) -> _Part:
         if t.lengths is not None:
             i, w, bounds = _shorten(t, o, i, w)
         table = o.tables[t.source]
-        if t.pad is not None and t.pool == "sum" and not gathered and _is_finite(table, t.pad):
+        if t.pad is not None and t.pool == "sum" and not gathered and not t.bits and _is_finite(table, t.pad):
             # Weights of zero are faster than shorter bags, and exact where the pad's row is finite.
             live = torch.ne(i, t.pad)
             w = live.to(table.dtype) if w is None else torch.where(live, w.to(table.dtype), 0.0)
         elif t.pad is not None:
             i, w, bounds, last = _without_pad(t, i, w, bounds, last, table.shape[0])
+        if t.once and not gathered:
+            table, i = _distinct(t, scale, o, i)
+            bounds = bounds.long()
         # Weights that the table's type does not hold are multiplied in their own.
         if gathered or (w is not None and w.dtype != table.dtype and table.dtype.itemsize < 4):
-            out = _gathered_bag(_gather(t, scale, o, i), w, bounds, last, mode)
+            out = _gathered_bag(table[i] if t.once and not gathered else _gather(t, scale, o, i), w, bounds, last, mode)
         else:
             if w is not None and w.dtype != table.dtype:
                 w = w.to(table.dtype)
@@ -302,6 +318,7 @@ def _bag(t: Term, scale: int) -> _Part:
         return torch.index_select(table, 0, i).view(-1, t.count, table.shape[1]).amax(1)
 
     simple = t.weights is None and t.lengths is None and t.pad is None and not t.bits and not counted and over is None
+    simple = simple and not t.once
     if simple and t.pool == "max" and t.count:
         return largest
     return plain if simple else bag

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
-from ..fused import Bag, EmbeddingBags, Reshape, View
+from ..fused import Bag, EmbeddingBags, Reshape, Stored, View
 from ..hosts.base import Value
 from ..hosts.onnx import OnnxHost
 from ..ir.sizes import Size, product
+from .onnx_ids import plain, stored_rows
 from .onnx_layout import apply, view
 from .onnx_writer import Writer
 
@@ -21,8 +23,33 @@ POOLS = {"sum": "ReduceSum", "mean": "ReduceMean", "max": "ReduceMax"}
 
 def embedding_bags(host: Writer, spec: EmbeddingBags, target: str) -> Value:
     """Append the nodes of `spec` at the host's insertion point and return its value. Raises LowerError."""
+    spec = _plain(host, spec)
     write = _function if target == "recopt" else _nodes
     return apply(host, write(host, spec), spec.steps, spec.name)
+
+
+def _plain(host: Writer, spec: EmbeddingBags) -> EmbeddingBags:
+    """`spec` with ids that name rows themselves."""
+
+    def read(table: View, ids: View, stored: Stored | None) -> Value:
+        scales = stored.scales.value if stored and stored.scales else None
+        operands = view(host, table, spec.name), ids.value, scales
+        return _rows(host, spec, operands, ids, stored, (*ids.shape, table.shape[1]))
+
+    def term(item: Bag | View) -> Bag | View:
+        return plain(host, item, spec.name, read) if isinstance(item, Bag) else item
+
+    return replace(spec, pieces=tuple(tuple(map(term, piece)) for piece in spec.pieces))
+
+
+def _rows(
+    host: Writer | OnnxHost, spec: EmbeddingBags, operands: tuple[Value, Value, Value | None], ids: View,
+    stored: Stored | None, shape: tuple[Size, ...],
+) -> Value:  # fmt: skip
+    """The rows of a table that ids name, as numbers; the operands are table, ids and scales."""
+    if stored is not None:
+        return stored_rows(host, operands, ids, stored, spec.name)
+    return host.call("Gather", list(operands[:2]), {"axis": 0}, name=spec.name, shape=shape, dtype=spec.dtype)
 
 
 def _nodes(host: Writer, spec: EmbeddingBags) -> Value:
@@ -37,8 +64,10 @@ def _function(host: Writer, spec: EmbeddingBags) -> Value:
     def told(term: Bag | View) -> object:
         if isinstance(term, View):
             return numbers[term]
-        read = (term.table, term.ids, term.weights)
-        return term.pool, term.count, term.table.shape[1], len(term.ids.shape), [v and numbers[v] for v in read]
+        stored = term.stored or Stored(32, term.columns)
+        read = (term.table, term.ids, term.weights, stored.scales)
+        kind = term.pool, term.count, term.columns, len(term.ids.shape), stored.bits
+        return *kind, [v and numbers[v] for v in read]
 
     types = [v.dtype or spec.dtype for v in operands.values()]
     text = repr((types, [[told(term) for term in piece] for piece in spec.pieces]))
@@ -81,10 +110,11 @@ def _side_by_side(host: Writer | OnnxHost, spec: EmbeddingBags, values: Mapping[
 
 
 def _bag(host: Writer | OnnxHost, spec: EmbeddingBags, bag: Bag, values: Mapping[View, Value]) -> Value:
-    rows, width = bag.ids.shape[:-1], bag.table.shape[1]
+    rows, width = bag.ids.shape[:-1], bag.columns
     shape: tuple[Size, ...] = (*bag.ids.shape, width) if bag.pool != "row" or bag.count > 1 else (*rows, width)
-    operands = [values[bag.table], values[bag.ids]]
-    read = host.call("Gather", operands, {"axis": 0}, name=spec.name, shape=shape, dtype=spec.dtype)
+    scales = bag.stored.scales if bag.stored is not None else None
+    operands = values[bag.table], values[bag.ids], None if scales is None else values[scales]
+    read = _rows(host, spec, operands, View(operands[1], shape[:-1]), bag.stored, shape)
     if bag.weights is not None:
         last = host.share_constant(np.array([-1], np.int64), name=f"{spec.name}_last")
         weights = values[bag.weights]

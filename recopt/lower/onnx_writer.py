@@ -27,6 +27,7 @@ class Writer(Protocol):
         shape: tuple[Size, ...] | None = None,
         dtype: str | None = None,
         like: Value | None = None,
+        further: Sequence[tuple[tuple[Size, ...] | None, str]] = (),
     ) -> Value: ...
     def add_constant(self, array: Array, *, name: str) -> Value: ...
     def share_constant(self, array: Array, *, name: str) -> Value: ...
@@ -69,6 +70,7 @@ class Counter:
         shape: tuple[Size, ...] | None = None,
         dtype: str | None = None,
         like: Value | None = None,
+        further: Sequence[tuple[tuple[Size, ...] | None, str]] = (),
     ) -> Value:
         self.nodes += 1
         return Value(name, shape, dtype)

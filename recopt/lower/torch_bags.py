@@ -10,6 +10,7 @@ from ..hosts.fx_operators import EMBEDDING_BAGS
 from ..ir.sizes import product
 from ..kernels.embedding_bags_layout import Layout, Term
 from .torch import layout as apply
+from .torch_ids import plain
 
 
 def embedding_bags(host: FxHost, spec: EmbeddingBags, target: str) -> Value:
@@ -19,13 +20,16 @@ def embedding_bags(host: FxHost, spec: EmbeddingBags, target: str) -> Value:
     does not fit its operands.
     """
     rows = product(spec.shape[:-1])
-    operands = _Operands(host, spec)
     try:
+        operands = _Operands(host, spec)
         pieces = tuple(tuple(map(operands.term, piece)) for piece in spec.pieces)
         text = str(Layout(pieces))
+        operands.add_scales()
         lists = [list(operands.lists[k]) for k in ("tables", "ids", "offsets", "weights", "dense", "scales")]
         first = spec.bags[0].ids.value
         y = host.call(EMBEDDING_BAGS, (*lists, text), name=spec.name, like=first)
+        if y.dtype == "float16" != spec.dtype and any(bag.stored for bag in spec.bags):
+            y = host.call("aten.to.dtype", (y, spec.dtype), name=spec.name, like=first)
         if y.dtype != spec.dtype:
             raise LowerError(f"{spec.name} is {y.dtype}, its pattern says {spec.dtype}")
         if len(spec.shape) != 2:
@@ -46,10 +50,12 @@ class _Operands:
             k: {} for k in ("tables", "ids", "offsets", "weights", "dense", "scales")
         }
         self.made: dict[View, Value] = {}
+        self.scales: dict[int, Value] = {}
 
     def term(self, item: Bag | View) -> Term:
         if isinstance(item, View):
             return Term("dense", self._number("dense", self._rows(item)))
+        item = plain(self.host, item, self.spec.name)
         flat = item.offsets is not None
         ids, first = self._columns(item.ids) if not flat else (self._rows(item.ids, rank=1), 0)
         weights, weights_first = (None, 0) if item.weights is None else self._columns(item.weights)
@@ -58,9 +64,13 @@ class _Operands:
         starts = item.offsets or item.lengths
         bounds = None if starts is None else self._number("offsets", self._rows(starts, rank=1))
         pool = "sum" if item.pool == "mean" else item.pool
+        table = self._number("tables", item.table.value)
+        bits = 0
+        if item.stored is not None and item.stored.scales is not None:
+            bits, self.scales[table] = item.stored.bits, item.stored.scales.value
         return Term(
             pool,
-            self._number("tables", item.table.value),
+            table,
             self._number("ids", ids),
             first,
             item.count,
@@ -73,7 +83,15 @@ class _Operands:
             offsets=bounds if flat else None,
             last=item.last,
             lengths=None if flat else bounds,
+            bits=bits,
+            values=item.columns if bits == 4 else 0,
+            once=item.once,
         )
+
+    def add_scales(self) -> None:
+        """The scales of quantised tables, in the order of the tables."""
+        for _, value in sorted(self.scales.items()):
+            self._number("scales", value)
 
     def _number(self, which: str, value: Value) -> int:
         numbers = self.lists[which]

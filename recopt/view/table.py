@@ -45,6 +45,9 @@ def table(report: Report) -> RenderableType:
     parts: list[RenderableType] = [Text(_summary(report), style="bold")]
     if report.rewrites:
         parts.append(_rewrites(report.rewrites))
+    bounded = [(r.pattern, r.root, f"{r.bound:.2g}", r.detail) for r in report.rewrites if r.bound is not None]
+    if bounded:
+        parts.append(_table("not the same: off by at most", ("pattern", "where", "bound", "columns"), bounded))
     if report.undone:
         parts.append(_table("undone: wrong numbers", ("pattern", "where", "reason"), _rows(report.undone)))
     if report.refusals:
@@ -74,6 +77,10 @@ def _summary(report: Report) -> str:
     made = len(report.rewrites)
     text = f"{report.host} for {report.target}: {report.nodes_before} -> {report.nodes_after} nodes, {made} rewrites"
     missing = f": {report.unverified}" if report.unverified else ""
+    bounded = [r for r in report.rewrites if r.bound is not None]
+    if bounded:
+        held = "within" if all(r.error is not None for r in bounded) else "not verified to be within"
+        missing += f"; {len(bounded)} places {held} the bounds stated below, in place of the tolerance"
     if report.model_error is None:
         return f"{text}, model not verified{missing}"
     return f"{text}, model verified (error {report.model_error:.2g} of the tolerance){missing}"

@@ -63,6 +63,8 @@ sum q8 t1[i0:0+5] * w0:0 pad 2; x0
 mean q8 t0[i0@o0]
 max q8 t0[i0:0+4]
 row q4 t0[i0:0+1]
+row once t0[i0:0+3]; sum once q8 t1[i0:0+5] * w0:0 pad 2; max once q8 t1[i0:0+2] * w0:0
+mean once q8 t0[i0@o0]; sum once t1[i0@o0]
 sum q4:13 t0[i0:0+4] pad 1; max q4:13 t0[i0:0+2]; row q4:13 t0[i0:0+2] * w0:0; sum q8 t1[i0:2+2]""".splitlines()
 
 

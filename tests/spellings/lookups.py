@@ -147,6 +147,11 @@ LOOKUPS: dict[str, Lookup] = {
         onnx=False,
     ),
     "padding": Lookup(lambda m, ids: F.embedding_bag(ids, m.weights[0], mode="sum", padding_idx=2), onnx=False),
+    "padding_int32": Lookup(
+        lambda m, ids: F.embedding_bag(ids.int(), m.weights[0], mode="mean", padding_idx=2),
+        beside=("to", "_assert_tensor_metadata"),
+        onnx=False,
+    ),
     "padding_mean": Lookup(lambda m, ids: F.embedding_bag(ids, m.weights[0], mode="mean", padding_idx=2), onnx=False),
     "cut_to_lengths": Lookup(
         lambda m, ids: (

@@ -1,0 +1,121 @@
+"""The rows that bags read, as ONNX nodes: where optional passes gave rows other places than their ids say, and where a
+row is read once for all ids that name it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from ..fused import Bag, Stored, View
+from ..hosts.base import Value
+from ..ir import sizes
+from ..ir.sizes import product
+from .onnx_layout import view
+from .onnx_writer import Writer
+
+Read = Callable[[View, View, Stored | None], Value]  # rows of a table, as numbers
+
+
+def plain(host: Writer, bag: Bag, name: str, read: Read) -> Bag:
+    """`bag` with ids that name its rows themselves: no remap, no parts, not once. An id out of range stays an error,
+    and one from the end the row that it was: it is looked up in a table of as many rows as the original's."""
+    if bag.remap is not None or bag.parts:
+        bag = replace(bag, ids=View(_rows(host, bag, name), bag.ids.shape), remap=None, parts=())
+    return _once(host, bag, name, read) if bag.once else bag
+
+
+def _rows(host: Writer, bag: Bag, name: str) -> Value:
+    shape = bag.ids.shape
+    if bag.parts:
+        found = [
+            _looked_up(host, step, View(_rows(host, part, name), shape), name)
+            for part, step in zip(bag.parts, bag.steps, strict=True)
+        ]
+        total = found[0]
+        for value in found[1:]:
+            total = host.call("Add", [total, value], name=f"{name}_ids", shape=shape, dtype=total.dtype)
+        return total
+    ids = view(host, bag.ids, f"{name}_ids")
+    return ids if bag.remap is None else _looked_up(host, bag.remap, View(ids, shape), name)
+
+
+def _looked_up(host: Writer, table: View, ids: View, name: str) -> Value:
+    operands = [table.value, ids.value]
+    return host.call("Gather", operands, {"axis": 0}, name=f"{name}_ids", shape=ids.shape, dtype=table.value.dtype)
+
+
+def _once(host: Writer, bag: Bag, name: str, read: Read) -> Bag:
+    """The rows of the distinct ids become a table, and places in it the ids. Bags of the same ids share the places."""
+    ids = view(host, bag.ids, f"{name}_ids")
+
+    def distinct() -> Value:
+        wide = ids  # ONNX Runtime has no Unique of int32
+        if ids.dtype != "int64":
+            wide = host.call("Cast", [ids], {"to": 7}, name=f"{name}_ids", shape=ids.shape, dtype="int64")
+        count, size = sizes.symbol(f"{name}:distinct"), product(bag.ids.shape)
+        further = (((count,), "int64"), ((size,), "int64"), ((count,), "int64"))
+        return host.call("Unique", [wide], name=f"{name}_once", shape=(count,), dtype="int64", further=further)
+
+    once = host.derive(("once", ids), distinct)
+    assert once.node is not None and once.shape is not None
+    shape = (*once.shape, bag.columns)
+    rows = read(bag.table, View(once, once.shape), bag.stored)
+    places = once.node.outputs[2]
+    if len(bag.ids.shape) > 1:
+        like = host.call("Shape", [ids], name=f"{name}_shape", shape=(len(bag.ids.shape),), dtype="int64")
+        places = host.call("Reshape", [places, like], name=f"{name}_places", shape=bag.ids.shape, dtype="int64")
+    return replace(bag, table=View(rows, shape), ids=View(places, bag.ids.shape), stored=None, once=False)
+
+
+def stored_rows(
+    host: Writer, operands: tuple[Value, Value, Value | None], ids: View, stored: Stored, name: str
+) -> Value:
+    """Rows [ids.., width] of a table of fewer bits, as float32: DequantizeLinear under a scale of each row that is
+    read, and its bias. `operands` are the table, the ids, and the scales [rows, 2]."""
+    table, rows, scales = operands
+    shape = (*ids.shape, stored.width)
+    if scales is None:
+        read = host.call("Gather", [table, rows], {"axis": 0}, name=name, shape=shape, dtype="float16")
+        return host.call("Cast", [read], {"to": 1}, name=name, shape=shape, dtype="float32")
+    count = product(ids.shape)
+    flat = rows
+    if len(ids.shape) != 1:
+        flat = host.call("Reshape", [rows, _ints(host, -1)], name=name, shape=(count,), dtype=rows.dtype)
+    codes = host.call("Gather", [table, flat], {"axis": 0}, name=name, shape=None, dtype="uint8")
+    if stored.bits == 4:
+        codes = _halves(host, codes, stored.width, name)
+    pairs = host.call("Gather", [scales, flat], {"axis": 0}, name=name, shape=(count, 2), dtype="float32")
+    first = host.share_constant(np.array(0, np.int64), name="ids_first")
+    scale = host.call("Gather", [pairs, first], {"axis": 1}, name=name, shape=(count,), dtype="float32")
+    bias = host.call("Gather", [pairs, _ints(host, 1)], {"axis": 1}, name=name, shape=(count, 1), dtype="float32")
+    wide = (count, stored.width)
+    found = host.call("DequantizeLinear", [codes, scale], {"axis": 0}, name=name, shape=wide, dtype="float32")
+    found = host.call("Add", [found, bias], name=name, shape=wide, dtype="float32")
+    if len(ids.shape) == 1:
+        return found
+    outer = host.call("Shape", [rows], name=name, shape=(len(ids.shape),), dtype="int64")
+    whole = host.call(
+        "Concat", [outer, _ints(host, stored.width)], {"axis": 0}, name=name, shape=(len(shape),), dtype="int64"
+    )
+    return host.call("Reshape", [found, whole], name=name, shape=shape, dtype="float32")
+
+
+def _halves(host: Writer, codes: Value, width: int, name: str) -> Value:
+    """Two numbers of a byte: the low ones are the first half of a row, the high ones the second."""
+    four = host.share_constant(np.array([4], np.uint8), name=f"{name}_four")
+
+    def shifted(value: Value, direction: str) -> Value:
+        return host.call("BitShift", [value, four], {"direction": direction}, name=name, shape=None, dtype="uint8")
+
+    parts = [shifted(shifted(codes, "LEFT"), "RIGHT"), shifted(codes, "RIGHT")]
+    both = host.call("Concat", parts, {"axis": 1}, name=name, shape=None, dtype="uint8")
+    if width % 2 == 0:
+        return both
+    bounds = [_ints(host, n) for n in (0, width, 1)]
+    return host.call("Slice", [both, *bounds], name=name, shape=None, dtype="uint8")
+
+
+def _ints(host: Writer, *numbers: int) -> Value:
+    return host.share_constant(np.array(numbers, np.int64), name="ids_size")
