@@ -248,11 +248,11 @@ def _bag(place: _Place, mono: Mono, columns: Sequence[Axis]) -> Bag:
         raise No("bags side by side in one dimension")
     ids, wraps = unwrapped(index, lifted.term[read.leaf].shape[0])
     plain = lifted.host.dialect == "onnx"  # there the ids are as they stand, and every factor is a weight
-    if wraps and not plain:
-        raise No("negative ids of {} count from the end: to the operator they are an error", read.leaf.name)
     others = [substitute(p, names) for p in others]
     found = Factors(weights=others) if plain or pool == "max" else factors(others, ids, inner)
     ids, modulus, shift = (ids, 0, 0) if plain else hashed(ids)
+    if wraps and found.pad is not None:
+        raise No("a padding id of {}, of which negative ids count from the end", read.leaf.name)
     if found.pad is not None or found.lengths is not None:
         _check_finite(lifted, read.leaf, found)
     table = View(read.leaf, lifted.term[read.leaf].shape)

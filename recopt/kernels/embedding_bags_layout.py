@@ -11,6 +11,7 @@
              i0@o1        a flat id tensor; bag r begins at offsets[1][r], offsets[1] is [R], the last bag ends with ids
              i0@o1+1      the same with offsets[1] of R + 1 entries
              ... % 1000   Python's remainder, then ... + 5000: the row that is read
+             ... wrap     a row that is negative then counts from the end
     after    * w0:5       the rows times weights[0][:, 5:], of a tensor [R, C] or [R]; * w0 with i0@o1: one an id
              pad 0        ids of row 0 are left out: of a sum, a mean's count, a maximum; a row is zeros
              div 1 1e-8   of a sum: over max(n, 1) + 1e-8, where n is the sum of the weights, or how many ids count;
@@ -52,6 +53,7 @@ class Term:
     div: tuple[float, float] | None = None
     bits: int = 0  # 0: not quantised
     values: int = 0  # of a row of 4 bits; 0: two a byte
+    wraps: bool = False
 
     @property
     def ragged(self) -> bool:
@@ -77,6 +79,7 @@ class Term:
         ids = f"i{self.ids}:{self.first}+{self.count}" if not self.ragged else f"i{self.ids}@o{self.offsets}"
         ids += "+1" * self.last + (f"<o{self.lengths}" if self.lengths is not None else "")
         ids += (f" % {self.modulus}" if self.modulus else "") + (f" + {self.shift}" if self.shift else "")
+        ids += " wrap" * self.wraps
         table = (f"q{self.bits}" + (f":{self.values}" if self.values else "") + " ") * (self.bits > 0)
         text = f"{self.pool} {table}t{self.source}[{ids}]"
         if self.weights is not None:
@@ -154,7 +157,7 @@ _NUMBER = r"(?:-?inf|-?[0-9][-+.e0-9]*)"
 _TERM = re.compile(
     r"x(?P<dense>\d+)|(?P<pool>row|sum|mean|max) (?:q(?P<bits>[48])(?::(?P<values>\d+))? )?t(?P<table>\d+)"
     r"\[i(?P<ids>\d+)(?:@o(?P<offsets>\d+)(?P<last>\+1)?|:(?P<first>\d+)\+(?P<count>\d+)(?:<o(?P<lengths>\d+))?)"
-    r"(?: % (?P<modulus>\d+))?(?: \+ (?P<shift>-?\d+))?\]"
+    r"(?: % (?P<modulus>\d+))?(?: \+ (?P<shift>-?\d+))?(?P<wrap> wrap)?\]"
     r"(?: \* w(?P<weights>\d+)(?::(?P<weights_first>\d+))?)?(?: pad (?P<pad>\d+))?"
     rf"(?: div (?P<low>{_NUMBER}) (?P<eps>{_NUMBER}))?"
 )
@@ -197,6 +200,7 @@ def _term(text: str) -> Term:
         pool, number("table"), number("ids"), number("first"), number("count"), maybe("offsets"),
         found["last"] is not None, maybe("lengths"), number("modulus"), number("shift"), maybe("weights"),
         number("weights_first"), maybe("pad"), div, number("bits"), number("values"),
+        found["wrap"] is not None,
     )  # fmt: skip
     wrong = (
         (not term.ragged and term.count == 0, "a bag of no columns"),

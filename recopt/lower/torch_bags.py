@@ -72,6 +72,7 @@ class _Operands:
             pad=item.pad,
             offsets=bounds if flat else None,
             last=item.last,
+            wraps=item.wraps,
             lengths=None if flat else bounds,
         )
 

@@ -174,12 +174,19 @@ LOOKUPS: dict[str, Lookup] = {
     "modulo": Lookup(
         lambda m, ids: torch.cat([F.embedding(ids[:, k] % 20, w) for k, w in enumerate(m.weights)], 1), onnx=False
     ),
+    "indexed": Lookup(lambda m, ids: torch.cat([w[ids[:, k]] for k, w in enumerate(m.weights)], 1)),
+    "indexed_from_the_end": Lookup(
+        lambda m, ids: torch.cat([w[ids[:, k] - 9] for k, w in enumerate(m.weights)], 1), onnx=False
+    ),
+    "indexed_bag": Lookup(
+        lambda m, ids: torch.cat([m.weights[0][ids].sum(1), m.weights[1][ids - ROWS].mean(1)], 1), onnx=False
+    ),
     "int32": Lookup(lambda m, ids: torch.cat([F.embedding(ids[:, k].int(), w) for k, w in enumerate(m.weights)], 1)),
 }
 
 NEAR_MISSES: dict[str, Lookup] = {
-    "columns_indexed": Lookup(
-        lambda m, ids: torch.cat([w[ids[:, k] - 9] for k, w in enumerate(m.weights)], 1), reason="from the end"
+    "padding_from_the_end": Lookup(
+        lambda m, ids: (m.weights[0][ids - 9] * (ids - 9 != 0)[..., None]).sum(1), reason="count from the end"
     ),
     "padding_of_no_number": Lookup(
         lambda m, ids: (F.embedding(ids, m.holed) * (ids != 0)[..., None]).sum(1), reason="not finite"
