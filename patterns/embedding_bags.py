@@ -43,7 +43,7 @@ from recopt.ir.term import (
 )
 from recopt.ir.term import add as add_terms
 from recopt.lift.base import Lifted
-from recopt.lookups import expand, hashed, is_lookup, looks_up, picked, unwrapped
+from recopt.lookups import expand, hashed, is_lookup, looks_up, picked, shifts, unwrapped
 from recopt.match import Match, No, dead_after, is_data
 from recopt.views import arrange, held_by, regroup
 
@@ -107,7 +107,7 @@ def match(lifted: Lifted, root: Value) -> Match | None:
     """`root` as fused embedding bags. None where it is nothing like them; raises No with the reason where it nearly
     is."""
     refused: No | None = None
-    for opened in (True, False) if lifted.host.dialect == "aten" else (False,):
+    for opened in (True, False):
         try:
             return _match(lifted, root, opened)
         except TooLarge:
@@ -176,10 +176,14 @@ def _pieces(place: _Place, term: Tensor, whole: Poly) -> tuple[list[Axis], list[
 
 
 def _columns(lifted: Lifted, body: Poly) -> list[Axis]:
-    """The axes along the rows of the first table."""
+    """The axes along the rows of the first table, and before them those along which its ids are moved by constants."""
     for atom in walk(body):
-        if isinstance(atom, Read) and is_lookup(lifted, atom):
-            return [p.atom.axis for p in atom.index if isinstance(p.atom, Coord)]
+        if isinstance(atom, Read) and isinstance(atom.leaf, Value) and is_lookup(lifted, atom):
+            columns = [p.atom.axis for p in atom.index if isinstance(p.atom, Coord)]
+            index = [p for p in atom.index if is_data(lifted, p)]
+            moved = [hashed(lifted, unwrapped(p, lifted.term[atom.leaf].shape[0])[0])[2] for p in index]
+            apart = {a for p in moved for a in p.axes_read & body.axes_read if isinstance(a.size, int)}
+            return [*sorted(apart.difference(columns), key=lambda a: a.id), *columns]
     raise No("no table is read at rows that data names")
 
 
@@ -188,6 +192,9 @@ def _terms(place: _Place, body: Poly, columns: Sequence[Axis]) -> tuple[Bag | Vi
     found = [t or _bag(place, m, columns) for t, m in zip(terms, body.monos, strict=True)]
     if not found:
         raise No("columns that nothing fills")
+    rows = any(isinstance(t, Bag) and t.pool == "row" and isinstance(t.shift, tuple) for t in found)
+    if rows and len(found) > 1 and place.lifted.host.dialect == "aten":
+        raise No("rows that add up, of which each column moves the ids")
     return tuple(found)
 
 
@@ -247,16 +254,16 @@ def _bag(place: _Place, mono: Mono, columns: Sequence[Axis]) -> Bag:
     if pool != "row" and len(own) > 1:
         raise No("bags side by side in one dimension")
     ids, wraps = unwrapped(index, lifted.term[read.leaf].shape[0])
-    plain = lifted.host.dialect == "onnx"  # there the ids are as they stand, and every factor is a weight
     others = [substitute(p, names) for p in others]
-    found = Factors(weights=others) if plain or pool == "max" else factors(others, ids, inner)
-    ids, modulus, shift = (ids, 0, 0) if plain else hashed(ids)
-    if wraps and found.pad is not None:
-        raise No("a padding id of {}, of which negative ids count from the end", read.leaf.name)
+    found = Factors(weights=others) if pool == "max" else factors(others, ids, inner)
+    ids, modulus, moved = hashed(lifted, ids)
+    shift = shifts(lifted, moved, inner)
+    if lifted.host.dialect == "aten":
+        _check_torch(read.leaf, pool, wraps, shift, found)
     if found.pad is not None or found.lengths is not None:
         _check_finite(lifted, read.leaf, found)
     table = View(read.leaf, lifted.term[read.leaf].shape)
-    bag = Bag(table, table, pool, wraps, None, modulus, shift, found.pad, found.div)
+    bag = Bag(table, table, pool, wraps, None, modulus, shift, found.pad, found.above, found.div)
     if found.starts is not None:
         return _ragged(place, replace(bag, pool=_scaled(mono, pool, 0)), found, ids, inner)
     view, order = place.view(ids, inner, "the ids")
@@ -274,6 +281,15 @@ def _bag(place: _Place, mono: Mono, columns: Sequence[Axis]) -> Bag:
         raise No("bags of a length that only the run knows")
     uniform = not (weights or lengths or found.div) and found.pad is None
     return replace(bag, ids=view, weights=weights, lengths=lengths, pool=_scaled(mono, pool, count if uniform else 0))
+
+
+def _check_torch(table: Value, pool: str, wraps: bool, shift: int | tuple[int, ...], found: Factors) -> None:
+    """Refuse what the layout of the torch operator has no words for."""
+    if wraps and found.pad is not None:
+        raise No("a padding id of {}, of which negative ids count from the end", table.name)
+    apart = pool in ("row", "sum") and found.div is None and found.lengths is None and found.starts is None
+    if isinstance(shift, tuple) and not apart:
+        raise No("ids of {} that each column moves, in bags that are not sums", table.name)
 
 
 def _check_finite(lifted: Lifted, table: Value, found: Factors) -> None:

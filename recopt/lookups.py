@@ -6,11 +6,15 @@ ids alone is not data of its own: it says which ids count.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from .hosts.base import Value
-from .ir.rules import FLOATS
+from .ir.rules import FLOATS, fn
 from .ir.sizes import Size
+from .ir.tensor import Tensor
 from .ir.term import (
     Atom,
+    Axis,
     Coord,
     Fn,
     Mono,
@@ -29,7 +33,7 @@ from .ir.term import (
 )
 from .ir.term import add as add_terms
 from .lift.base import Lifted
-from .match import constant_leaf, is_data
+from .match import No, constant_leaf, fold, is_data
 
 
 def looks_up(lifted: Lifted, value: Value) -> bool:
@@ -68,16 +72,57 @@ def expand(lifted: Lifted, term: Poly, opened: bool, seen: set[Value]) -> Poly:
     that is done is added to `seen`."""
 
     def inner(atom: Atom) -> Poly | None:
-        if not isinstance(atom, Read) or not isinstance(atom.leaf, Value) or constant_leaf(lifted, atom.leaf):
+        if opened and isinstance(atom, Fn) and atom.name == "reciprocal":
+            return fn("reciprocal", [expand(lifted, _total(lifted, atom.args[0]), opened, seen)], atom.dtype)
+        if not isinstance(atom, Read) or not isinstance(atom.leaf, Value):
             return None
         leaf = atom.leaf
-        if not looks_up(lifted, leaf) and not _hashes(lifted, leaf) and not (opened and masks(lifted, leaf)):
+        if constant_leaf(lifted, leaf):
+            return progression(lifted, atom) if opened else None
+        made = looks_up(lifted, leaf) or _hashes(lifted, leaf)
+        if not made and not (opened and (masks(lifted, leaf) or _is_share(lifted, leaf))):
             return None
         seen.add(leaf)
         t = lifted.definition[leaf]
         return expand(lifted, t.with_body(picked(lifted, t.body)).at(list(atom.index)), opened, seen)
 
     return substitute(term, {}, inner)
+
+
+def progression(lifted: Lifted, read: Read) -> Poly | None:
+    """The places 0, 1, 2, .. that a constant holds, as the place itself."""
+    leaf = read.leaf
+    places = [p for p in read.index if p.number != 0]
+    if not isinstance(leaf, Value) or len(places) != 1 or read.dtype in FLOATS or not lifted.host.is_constant(leaf):
+        return None
+    held = lifted.host.constant(leaf).reshape(-1)
+    extent = lifted.term[leaf].shape[read.index.index(places[0])]
+    return places[0] if extent == held.size and (held == range(held.size)).all() else None
+
+
+def _total(lifted: Lifted, term: Poly) -> Poly:
+    """What a denominator adds up, under the limits and the small number that keep it from zero."""
+    numbers = [monomial(m, term.dtype) for m in term.monos if not m.atoms]
+    if numbers:
+        return add_terms(_total(lifted, add_terms(term, *(scale(n, -1) for n in numbers))), *numbers)
+    atom = term.atom
+    if isinstance(atom, Fn) and atom.name == "max":
+        return fn("max", [_total(lifted, p) for p in atom.args], term.dtype)
+    t = lifted.definition.get(atom.leaf) if isinstance(atom, Read) and isinstance(atom.leaf, Value) else None
+    if not isinstance(atom, Read) or t is None or t.dtype not in FLOATS or looks_up(lifted, atom.leaf):  # type: ignore[arg-type]  # a value, as it has a definition
+        return term
+    adds = len(t.body.monos) == 1 and len(t.body.monos[0].axes) > 0
+    bounds = not adds and _total(lifted, t.body) is not t.body
+    return _total(lifted, t.at(list(atom.index))) if adds or bounds else term
+
+
+def _is_share(lifted: Lifted, value: Value) -> bool:
+    """Whether a value is a part of a total: w / sum(w)."""
+    t = lifted.definition.get(value)
+    if t is None or t.dtype not in FLOATS or len(t.body.monos) != 1 or t.body.monos[0].axes:
+        return False
+    below = [a.args[0] for a in t.body.monos[0].atoms if isinstance(a, Fn) and a.name == "reciprocal"]
+    return len(below) == 1 and _total(lifted, below[0]) is not below[0]
 
 
 def masks(lifted: Lifted, value: Value) -> bool:
@@ -87,7 +132,8 @@ def masks(lifted: Lifted, value: Value) -> bool:
     if key not in lifted.notes:
         t = lifted.definition.get(value)
         leaves = [] if t is None else [v for v in t.body.leaves if isinstance(v, Value)]
-        read = [] if any(constant_leaf(lifted, v) for v in leaves) else leaves
+        weights = any(constant_leaf(lifted, v) and v.dtype in FLOATS for v in leaves)
+        read = [] if weights else [v for v in leaves if not constant_leaf(lifted, v)]
         whole = {v for v in read if v.dtype not in FLOATS and v.dtype != "bool"}
         lifted.notes[key] = bool(read) and value not in read and all(v in whole or masks(lifted, v) for v in read)
     return lifted.notes[key] is True
@@ -144,18 +190,32 @@ def unwrapped(index: Poly, rows: Size) -> tuple[Poly, bool]:
 
 
 def _hashes(lifted: Lifted, value: Value) -> bool:
-    """Whether ids are other ids modulo a number, shifted or both: the operator does that itself, ONNX's Gather not."""
+    """Whether ids are other ids modulo a number, shifted or both: the operator does that itself."""
     t = lifted.definition.get(value)
-    if t is None or t.dtype in FLOATS or lifted.host.dialect == "onnx" or lifted.term[value].body is t.body:
+    if t is None or t.dtype in FLOATS or lifted.term[value].body is t.body:
         return False
-    return hashed(t.body)[1] > 0
+    return hashed(lifted, t.body)[1] > 0
 
 
-def hashed(index: Poly) -> tuple[Poly, int, int]:
+def hashed(lifted: Lifted, index: Poly) -> tuple[Poly, int, Poly]:
     """The ids, the modulus and the shift that an index is made of: ids % modulus + shift."""
-    shift = sum(m.coef for m in index.monos if not m.atoms and isinstance(m.coef, int))
-    bare = add_terms(index, number(-shift, index.dtype))
-    atom = bare.atom
-    if isinstance(atom, Fn) and atom.name == "mod" and isinstance(atom.args[1].number, int):
-        return atom.args[0], atom.args[1].number, shift
-    return bare, 0, shift
+    shift = [monomial(m, index.dtype) for m in index.monos if not is_data(lifted, m)]
+    moved = add_terms(*shift) if shift else number(0, index.dtype)
+    bare = add_terms(index, scale(moved, -1))
+    factor = bare.monos[0].coef if len(bare.monos) == 1 else 1  # 3 * (x % 10) is (3 * x) % 30
+    atom = add_terms(*(monomial(m, bare.dtype, 1) for m in bare.monos)).atom if bare.monos else None
+    if isinstance(atom, Fn) and atom.name == "mod" and isinstance(factor, int) and factor > 0:
+        modulus = atom.args[1].number
+        if isinstance(modulus, int) and modulus > 0:
+            return scale(atom.args[0], factor), factor * modulus, moved
+    return bare, 0, moved
+
+
+def shifts(lifted: Lifted, moved: Poly, inner: Sequence[Axis]) -> int | tuple[int, ...]:
+    """A shift of ids as a number, or as one for each place along `inner`. Raises No where it varies elsewhere."""
+    if isinstance(moved.number, int):
+        return moved.number
+    if not moved.axes_read <= {*inner} or not inner:
+        raise No("ids that are moved by more than their column says: {}", moved.text)
+    each = fold(lifted, Tensor(tuple((a,) for a in inner), moved)).reshape(-1)
+    return tuple(int(n) for n in each)

@@ -29,6 +29,8 @@ Seen = Tensor | Items
 
 def loop(c: Call, trips: Tensor | None, going: Tensor | None, *carried: Seen, **regions: object) -> list[Seen | None]:
     """The turns side by side. Raises Opaque where one depends on another, or their number on data."""
+    if c.node not in c.host.nodes:
+        raise Opaque("a loop inside of another")
     body = c.host.regions(c.node)["body"]
     turn, _condition, *handed = body.inputs
     _, *results = body.outputs

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from ..fused import Bag, EmbeddingBags, Reshape, View
 from ..hosts.base import Value
 from ..hosts.onnx import OnnxHost
+from ..hosts.types.onnx import element_code
 from ..ir.sizes import Size, product
-from .onnx_layout import apply, view
+from .onnx_layout import END, apply, view
 from .onnx_writer import Writer
 
 POOLS = {"sum": "ReduceSum", "mean": "ReduceMean", "max": "ReduceMax"}
@@ -35,8 +36,10 @@ def _function(host: Writer, spec: EmbeddingBags) -> Value:
     def told(term: Bag | View) -> object:
         if isinstance(term, View):
             return numbers[term]
-        read = (term.table, term.ids, term.weights)
-        return term.pool, term.count, term.table.shape[1], len(term.ids.shape), [v and numbers[v] for v in read]
+        read = (term.table, _ids(term), term.weights, _offsets(term), term.lengths)
+        rows = (term.modulus, term.shift, term.pad, term.above, term.div, term.last)
+        shape = term.pool, term.count, term.table.shape[1], len(term.ids.shape)
+        return shape, rows, [v and numbers[v] for v in read]
 
     types = [v.dtype or spec.dtype for v in operands.values()]
     text = repr((types, [[told(term) for term in piece] for piece in spec.pieces]))
@@ -51,14 +54,23 @@ def _function(host: Writer, spec: EmbeddingBags) -> Value:
 
 def _operands(host: Writer, spec: EmbeddingBags) -> dict[View, Value]:
     """What is read, each view once."""
-    return {item: view(host, _operand(spec, item), spec.name) for item in dict.fromkeys(spec.views)}
+    read = [v for bag in spec.bags for v in (bag.table, _ids(bag), bag.weights, _offsets(bag), bag.lengths) if v]
+    dense = [term for piece in spec.pieces for term in piece if isinstance(term, View)]
+    return {item: view(host, item, spec.name) for item in dict.fromkeys((*dense, *read))}
 
 
-def _operand(spec: EmbeddingBags, item: View) -> View:
-    """Ids of single rows lose their last dimension, which a Gather would keep."""
-    single = {bag.ids for bag in spec.bags if bag.pool == "row" and bag.count == 1}
-    if item not in single:
-        return item
+def _ids(bag: Bag) -> View:
+    """The ids; those of single rows without their last dimension, which a Gather would keep."""
+    return _flatter(bag.ids) if bag.pool == "row" and bag.count == 1 else bag.ids
+
+
+def _offsets(bag: Bag) -> View | None:
+    """The offsets along one dimension."""
+    return bag.offsets if bag.offsets is None or len(bag.offsets.shape) == 1 else _flatter(bag.offsets)
+
+
+def _flatter(item: View) -> View:
+    """A view without its last dimension, which has size 1."""
     rows = item.shape[:-1]
     kept = item.steps[:-1] if item.steps and isinstance(item.steps[-1], Reshape) else item.steps
     return View(item.value, rows, (*kept, Reshape(rows)))
@@ -79,28 +91,152 @@ def _side_by_side(host: Writer | OnnxHost, spec: EmbeddingBags, values: Mapping[
 
 
 def _bag(host: Writer | OnnxHost, spec: EmbeddingBags, bag: Bag, values: Mapping[View, Value]) -> Value:
-    rows, width = bag.ids.shape[:-1], bag.table.shape[1]
-    shape: tuple[Size, ...] = (*bag.ids.shape, width) if bag.pool != "row" or bag.count > 1 else (*rows, width)
-    operands = [values[bag.table], values[bag.ids]]
-    read = host.call("Gather", operands, {"axis": 0}, name=spec.name, shape=shape, dtype=spec.dtype)
-    if bag.weights is not None:
-        last = host.share_constant(np.array([-1], np.int64), name=f"{spec.name}_last")
-        weights = values[bag.weights]
-        if len(shape) > len(bag.ids.shape):
-            weights = host.call(
-                "Unsqueeze", [weights, last], name=spec.name, shape=(*bag.ids.shape, 1), dtype=spec.dtype
-            )
-        read = host.call("Mul", [read, weights], name=spec.name, shape=shape, dtype=spec.dtype)
+    nodes = _Nodes(host, spec, bag, values)
     if bag.pool == "row":
-        if bag.count == 1:
+        return nodes.side_by_side()
+    return nodes.ragged() if bag.offsets is not None else nodes.pooled()
+
+
+class _Nodes:
+    """The nodes of one bag."""
+
+    def __init__(self, host: Writer | OnnxHost, spec: EmbeddingBags, bag: Bag, values: Mapping[View, Value]) -> None:
+        self.host, self.spec, self.bag, self.values = host, spec, bag, values
+        self.dtype = bag.table.value.dtype or spec.dtype
+        # the rows of the result, and whether the ids have a dimension of their own beside them
+        self.rows = bag.ids.shape[:-1] if bag.offsets is None else spec.shape[:-1]
+        self.alone = bag.pool == "row" and bag.count == 1
+        self.ids = self._row_numbers()
+
+    def call(
+        self, op: str, args: Sequence[Value], shape: tuple[Size, ...] | None = None, dtype: str = "", **how: object
+    ) -> Value:
+        return self.host.call(op, args, how, name=self.spec.name, shape=shape, dtype=dtype or self.dtype)
+
+    def constant(self, value: object, dtype: str = "int64") -> Value:
+        return self.host.share_constant(np.array(value, dtype), name=f"{self.spec.name}_constant")
+
+    def cast(self, x: Value, dtype: str) -> Value:
+        return x if x.dtype == dtype else self.call("Cast", [x], x.shape, dtype, to=element_code(dtype))
+
+    def side_by_side(self) -> Value:
+        rows = self._weighted(self._kept())
+        if self.alone:
+            return rows
+        return apply(self.host, rows, (Reshape((*self.rows, product((self.bag.count, self._width)))),), self.spec.name)
+
+    def pooled(self) -> Value:
+        kept = self._kept()
+        rows, axis = self._weighted(kept), len(self.rows)
+        shape = (*self.rows, self._width)
+        total = self._reduce(POOLS[self.bag.pool], rows, axis, shape)
+        if self.bag.div is None:
+            return total
+        if kept is None:
+            return self.call("Div", [total, self.constant(self._over(float(self.bag.count)), self.dtype)], shape)
+        return self._divided(total, self._reduce("ReduceSum", kept, axis, self.rows))
+
+    def ragged(self) -> Value:
+        """Rows are added to the bag that begins last at or before their id; bag 0 takes what lies before the first."""
+        kept = self._kept()
+        rows = self._weighted(kept)
+        given = _offsets(self.bag)
+        assert given is not None
+        offsets = self.cast(self.values[given], "int64")
+        ids, one = self.call("Shape", [self.ids], (1,), "int64"), self.constant([1])
+        starts = self.call("Shape", [offsets], (1,), "int64")
+        room = self.call("Add", [ids, one], (1,), "int64")
+        begun = self._added("ScatterElements", room, offsets, self.call("Expand", [one, starts], None, "int64"))
+        through = self.call("CumSum", [begun, self.constant(0)], None, "int64")
+        which = self._cut(through, 0, -1)
+        bags = self.call("Add", [starts, one], (1,), "int64")
+        place = self._unsqueezed(which)
+        shape = self.call("Concat", [bags, self.constant([self._width])], (2,), "int64", axis=0)
+        total = self._bags(self._added("ScatterND", shape, place, rows), self._width)
+        if self.bag.div is None:
+            return total
+        if kept is None:
+            kept = self.call("Expand", [self.constant([1], self.dtype), ids], None)
+        return self._divided(total, self._bags(self._added("ScatterElements", bags, which, kept)))
+
+    @property
+    def _width(self) -> int:
+        return int(self.bag.table.shape[1])
+
+    def _row_numbers(self) -> Value:
+        """The rows that ids name; a Gather counts negative ones from the end by itself."""
+        bag, ids = self.bag, self.values[_ids(self.bag)]
+        kind = ids.dtype or "int64"
+        if bag.modulus > np.iinfo(kind).max or np.max(np.abs(bag.shift)) > np.iinfo(kind).max:
+            kind = "int64"
+            ids = self.cast(ids, kind)
+        if bag.modulus:
+            ids = self.call("Mod", [ids, self.constant(bag.modulus, kind)], ids.shape, kind)
+        if bag.shift:
+            shift = bag.shift if isinstance(bag.shift, int) or not self.alone else bag.shift[0]
+            ids = self.call("Add", [ids, self.constant(shift, kind)], ids.shape, kind)
+        return ids
+
+    def _kept(self) -> Value | None:
+        """What the rows are multiplied by; None where it is 1."""
+        bag, shape = self.bag, self.ids.shape
+        factors = [] if bag.weights is None else [self.cast(self.values[bag.weights], self.dtype)]
+        if bag.pad is not None:
+            pad = self.constant(bag.pad, self.ids.dtype or "int64")
+            live = self.call("Greater" if bag.above else "Equal", [self.ids, pad], shape, "bool")
+            live = live if bag.above else self.call("Not", [live], shape, "bool")
+            factors.append(self.cast(self._unsqueezed(live) if self.alone else live, self.dtype))
+        if bag.lengths is not None:
+            lengths = self.values[bag.lengths]  # [rows.., 1]
+            places = self.constant(range(bag.count), lengths.dtype or "int64")
+            factors.append(self.cast(self.call("Less", [places, lengths], shape, "bool"), self.dtype))
+        kept = None
+        for factor in factors:
+            kept = factor if kept is None else self.call("Mul", [kept, factor], shape)
+        return kept
+
+    def _weighted(self, kept: Value | None) -> Value:
+        """The rows of all ids, times `kept`."""
+        bag = self.bag
+        shape = (*(self.rows if self.alone else bag.ids.shape), self._width)
+        read = self.call("Gather", [self.values[bag.table], self.ids], shape, axis=0)
+        if kept is None:
             return read
-        flat = (*rows, product((bag.count, width)))
-        return apply(host, read, (Reshape(flat),), spec.name)
-    axis = len(rows)
-    op = POOLS[bag.pool]
-    if host.opset >= 18 or (op == "ReduceSum" and host.opset >= 13):
-        axes = [host.share_constant(np.array([axis], np.int64), name=f"{spec.name}_axis")]
-        attributes: dict[str, object] = {"keepdims": 0}
-    else:
-        axes, attributes = [], {"keepdims": 0, "axes": [axis]}
-    return host.call(op, [read, *axes], attributes, name=spec.name, shape=(*rows, width), dtype=spec.dtype)
+        wide = kept if self.alone else self._unsqueezed(kept)
+        return self.call("Mul", [read, wide], shape)
+
+    def _divided(self, total: Value, count: Value) -> Value:
+        """A sum over how many were added up, or over the sum of their weights."""
+        assert self.bag.div is not None
+        low, eps = self.bag.div
+        if low != float("-inf"):
+            count = self.call("Max", [count, self.constant(low, self.dtype)], count.shape)
+        count = self.call("Add", [count, self.constant(eps, self.dtype)], count.shape) if eps else count
+        return self.call("Div", [total, self._unsqueezed(count)], (*self.rows, self._width))
+
+    def _over(self, count: float) -> float:
+        assert self.bag.div is not None
+        return max(count, self.bag.div[0]) + self.bag.div[1]
+
+    def _reduce(self, op: str, x: Value, axis: int, shape: tuple[Size, ...]) -> Value:
+        if self.host.opset >= 18 or (op == "ReduceSum" and self.host.opset >= 13):
+            return self.call(op, [x, self.constant([axis])], shape, keepdims=0)
+        return self.call(op, [x], shape, keepdims=0, axes=[axis])
+
+    def _unsqueezed(self, x: Value) -> Value:
+        shape = None if x.shape is None else (*x.shape, 1)
+        return self.call("Unsqueeze", [x, self.constant([-1])], shape, x.dtype or self.dtype)
+
+    def _cut(self, x: Value, start: int, stop: int, *shape: Size) -> Value:
+        bounds = [self.constant([n]) for n in (start, stop, 0)]
+        return self.call("Slice", [x, *bounds], shape or None, x.dtype or self.dtype)
+
+    def _bags(self, x: Value, *width: Size) -> Value:
+        """Without what lies before the first bag, and behind the last where the offsets say where that is."""
+        return self._cut(x, 1, -1 if self.bag.last else END, *self.rows, *width)
+
+    def _added(self, op: str, shape: Value, places: Value, x: Value) -> Value:
+        """Zeros of a shape, to which `x` is added at places."""
+        kind = x.dtype or self.dtype
+        zeros = self.call("Expand", [self.constant(np.zeros(1), kind), shape], None, kind)
+        return self.call(op, [zeros, places, x], None, kind, reduction="add")

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
+from dataclasses import replace
+
 from ..errors import GraphError, LowerError
 from ..fused import Bag, EmbeddingBags, Reshape, Slice, View
 from ..hosts.base import Value
@@ -21,7 +25,7 @@ def embedding_bags(host: FxHost, spec: EmbeddingBags, target: str) -> Value:
     rows = product(spec.shape[:-1])
     operands = _Operands(host, spec)
     try:
-        pieces = tuple(tuple(map(operands.term, piece)) for piece in spec.pieces)
+        pieces = tuple(terms for piece in spec.pieces for terms in operands.pieces(piece))
         text = str(Layout(pieces))
         lists = [list(operands.lists[k]) for k in ("tables", "ids", "offsets", "weights", "dense", "scales")]
         first = spec.bags[0].ids.value
@@ -37,6 +41,17 @@ def embedding_bags(host: FxHost, spec: EmbeddingBags, target: str) -> Value:
         raise LowerError(f"recopt::embedding_bags {spec.name}: {error}") from error
 
 
+def _by_shift(t: Term, shift: Sequence[int]) -> list[Term]:
+    """A term with a shift for each of its ids, as one for each run of ids that are moved alike."""
+    found, first = [], 0
+    for value, run in itertools.groupby(shift):
+        count = len(list(run))
+        at, weights_at = t.first + first, t.weights_first + first
+        found.append(replace(t, shift=value, count=count, first=at, weights_first=weights_at))
+        first += count
+    return found or [t]
+
+
 class _Operands:
     """The operator's lists of tensors, each tensor once."""
 
@@ -46,6 +61,15 @@ class _Operands:
             k: {} for k in ("tables", "ids", "offsets", "weights", "dense", "scales")
         }
         self.made: dict[View, Value] = {}
+
+    def pieces(self, piece: Sequence[Bag | View]) -> list[tuple[Term, ...]]:
+        """A piece in the words of the layout, where all ids of a term are moved alike: rows that lie side by side are
+        pieces of their own, and those of a sum add up."""
+        terms = [self.term(item) for item in piece]
+        shifts = [item.shift if isinstance(item, Bag) and isinstance(item.shift, tuple) else () for item in piece]
+        if len(piece) == 1 and terms[0].pool == "row" and shifts[0]:
+            return [(t,) for t in _by_shift(terms[0], shifts[0])]
+        return [tuple(part for t, shift in zip(terms, shifts, strict=True) for part in _by_shift(t, shift))]
 
     def term(self, item: Bag | View) -> Term:
         if isinstance(item, View):
@@ -65,7 +89,7 @@ class _Operands:
             first,
             item.count,
             modulus=item.modulus,
-            shift=item.shift,
+            shift=item.shift if isinstance(item.shift, int) else 0,
             weights=None if weights is None else self._number("weights", weights),
             weights_first=weights_first,
             div=(1.0, 0.0) if item.pool == "mean" else item.div,
