@@ -142,8 +142,9 @@ class _Nodes:
         rows = self._weighted(kept)
         given = _offsets(self.bag)
         assert given is not None
-        offsets = self.cast(self.values[given], "int64")
         ids, one = self.call("Shape", [self.ids], (1,), "int64"), self.constant([1])
+        # a slice ends with what it is taken from, whatever the offsets say
+        offsets = self.call("Min", [self.cast(self.values[given], "int64"), ids], None, "int64")
         starts = self.call("Shape", [offsets], (1,), "int64")
         room = self.call("Add", [ids, one], (1,), "int64")
         begun = self._added("ScatterElements", room, offsets, self.call("Expand", [one, starts], None, "int64"))
