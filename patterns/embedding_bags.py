@@ -16,10 +16,11 @@ from itertools import pairwise
 
 from recopt.bag_factors import Factors, ends_of, factors
 from recopt.cost import nominal
-from recopt.fused import Bag, EmbeddingBags, View
+from recopt.fused import Bag, EmbeddingBags, Permute, View
 from recopt.hosts.base import Value
 from recopt.ir import sizes
 from recopt.ir.rules import FLOATS
+from recopt.ir.sizes import Size
 from recopt.ir.tensor import Dim, Tensor
 from recopt.ir.term import (
     Atom,
@@ -33,6 +34,7 @@ from recopt.ir.term import (
     TooLarge,
     axis,
     coord,
+    guard,
     monomial,
     mul,
     number,
@@ -155,7 +157,7 @@ def _width(term: Bag | View) -> int:
 def _pieces(place: _Place, term: Tensor, whole: Poly) -> tuple[list[Axis], list[tuple[Bag | View, ...]]]:
     """The column axes, and the terms of every piece of the concat."""
     flat = [a for d in term.dims for a in d]
-    guards = {a for m in whole.monos for a in m.atoms if isinstance(a, Guard)}
+    guards = {a for m in whole.monos for a in m.atoms if isinstance(a, Guard) and not is_data(place.lifted, a)}
     along = {g.index.atom.axis if isinstance(g.index.atom, Coord) else None for g in guards}
     if not guards:
         columns = _columns(place.lifted, whole)
@@ -180,8 +182,8 @@ def _columns(lifted: Lifted, body: Poly) -> list[Axis]:
     for atom in walk(body):
         if isinstance(atom, Read) and isinstance(atom.leaf, Value) and is_lookup(lifted, atom):
             columns = [p.atom.axis for p in atom.index if isinstance(p.atom, Coord)]
-            index = [p for p in atom.index if is_data(lifted, p)]
-            moved = [hashed(lifted, unwrapped(p, lifted.term[atom.leaf].shape[0])[0])[2] for p in index]
+            extents = zip(atom.index, lifted.term[atom.leaf].shape, strict=True)
+            moved = [hashed(lifted, unwrapped(p, rows)[0])[2] for p, rows in extents if is_data(lifted, p)]
             apart = {a for p in moved for a in p.axes_read & body.axes_read if isinstance(a.size, int)}
             return [*sorted(apart.difference(columns), key=lambda a: a.id), *columns]
     raise No("no table is read at rows that data names")
@@ -234,11 +236,15 @@ def _bag(place: _Place, mono: Mono, columns: Sequence[Axis]) -> Bag:
     read = _lookup(lifted, mono)
     assert read is not None and isinstance(read.leaf, Value)
     others = [single(a, a.dtype) for a in atoms if a is not read]
-    if len(read.index) != 2 or is_data(lifted, read.index[1]) or read.dtype not in FLOATS:
+    by_data = [is_data(lifted, p) for p in read.index]
+    if len(by_data) != 2 or all(by_data) or read.dtype not in FLOATS:
         raise No("{} is read by more than its row", read.leaf.name)
-    index, rest = (substitute(p, names) for p in read.index)
+    if by_data[1] and not lifted.host.is_constant(read.leaf):
+        raise No("{} is read by its columns and fed at run time", read.leaf.name)
+    turned = by_data[1]  # a row for each column: a one-hot through a linear
+    index, rest = (substitute(p, names) for p in read.index[:: -1 if turned else 1])
     inner = list(fresh.values())
-    width = lifted.term[read.leaf].shape[1]
+    rows, width = lifted.term[read.leaf].shape[:: -1 if turned else 1]
     own = list(columns)
     if len(own) == 1 and isinstance(width, int) and isinstance(own[0].size, int) and own[0].size > width > 1:
         # Several rows side by side in one dimension: which of them, and the column of that.
@@ -253,17 +259,19 @@ def _bag(place: _Place, mono: Mono, columns: Sequence[Axis]) -> Bag:
     inner += own[:-1]
     if pool != "row" and len(own) > 1:
         raise No("bags side by side in one dimension")
-    ids, wraps = unwrapped(index, lifted.term[read.leaf].shape[0])
-    others = [substitute(p, names) for p in others]
+    limits = [p for p in others if isinstance(p.atom, Guard) and is_data(lifted, p)]
+    ids, wraps = unwrapped(index, rows)
+    others = [substitute(p, names) for p in others if p not in limits]
     found = Factors(weights=others) if pool == "max" else factors(others, ids, inner)
+    found.below = _below([substitute(p, names) for p in limits], index, rows)
     ids, modulus, moved = hashed(lifted, ids)
     shift = shifts(lifted, moved, inner)
     if lifted.host.dialect == "aten":
         _check_torch(read.leaf, pool, wraps, shift, found)
-    if found.pad is not None or found.lengths is not None:
-        _check_finite(lifted, read.leaf, found)
-    table = View(read.leaf, lifted.term[read.leaf].shape)
-    bag = Bag(table, table, pool, wraps, None, modulus, shift, found.pad, found.above, found.div)
+    if found.pad is not None or found.below or found.lengths is not None:
+        _check_finite(lifted, read.leaf, turned, found)
+    table = View(read.leaf, (rows, width), (Permute((1, 0)),) if turned else ())
+    bag = Bag(table, table, pool, wraps, None, modulus, shift, found.pad, found.above, found.below, found.div)
     if found.starts is not None:
         return _ragged(place, replace(bag, pool=_scaled(mono, pool, 0)), found, ids, inner)
     view, order = place.view(ids, inner, "the ids")
@@ -283,8 +291,21 @@ def _bag(place: _Place, mono: Mono, columns: Sequence[Axis]) -> Bag:
     return replace(bag, ids=view, weights=weights, lengths=lengths, pool=_scaled(mono, pool, count if uniform else 0))
 
 
+def _below(limits: Sequence[Poly], index: Poly, rows: Size) -> int:
+    """The row before which an id counts; 0 where all do."""
+    if not limits:
+        return 0
+    if len(limits) > 1 or not isinstance(rows, int):
+        raise No("ids under several conditions")
+    if guard(index, 0, rows, limits[0].dtype) is limits[0]:
+        return rows
+    raise No("ids under a condition on others: {}", limits[0].text)
+
+
 def _check_torch(table: Value, pool: str, wraps: bool, shift: int | tuple[int, ...], found: Factors) -> None:
     """Refuse what the layout of the torch operator has no words for."""
+    if found.below:
+        raise No("ids of {} that may lie outside of it are zeros", table.name)
     if wraps and found.pad is not None:
         raise No("a padding id of {}, of which negative ids count from the end", table.name)
     apart = pool in ("row", "sum") and found.div is None and found.lengths is None and found.starts is None
@@ -292,10 +313,13 @@ def _check_torch(table: Value, pool: str, wraps: bool, shift: int | tuple[int, .
         raise No("ids of {} that each column moves, in bags that are not sums", table.name)
 
 
-def _check_finite(lifted: Lifted, table: Value, found: Factors) -> None:
+def _check_finite(lifted: Lifted, table: Value, turned: bool, found: Factors) -> None:
     """Refuse a table whose rows are no numbers where the operator does not read them: 0 * inf is not 0."""
     rows = lifted.host.constant(table)
-    if found.lengths is None and found.pad is not None:
+    rows = rows.T if turned else rows
+    if found.below:
+        rows = rows[:1]  # which is read instead
+    elif found.lengths is None and found.pad is not None:
         rows = rows[found.pad : found.pad + 1]
     if not math.isfinite(rows.sum(dtype="float64")):  # a sum needs no second table in memory
         raise No("{} holds values that are not finite, which a mask does not hide", table.name)

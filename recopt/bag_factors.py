@@ -25,6 +25,7 @@ class Factors:
     lengths: Poly | None = None
     pad: int | None = None
     above: bool = False
+    below: int = 0
     div: tuple[float, float] | None = None
     weights: list[Poly] = field(default_factory=list)
 

@@ -97,10 +97,10 @@ class Bag:
 
     `ids` is [rows.., L]; pool "row" does not pool: the rows of the L ids lie side by side. `wraps` says that negative
     ids count from the end. `weights` is [rows.., L] too. The row that is read is id % modulus + shift, a number or one
-    for each of the L. Where it is `pad` the id does not count, nor where it is below `pad` and only those `above` do,
-    nor do ids past `lengths` [rows..]. `div` LO, EPS divides a sum by max(n, LO) + EPS,
-    n being the sum of the weights or how many ids count. With `offsets` [R], or [R + 1] where `last`, ids are [N] and
-    bag r begins at offsets[r].
+    for each of the L. Ids past `lengths` [rows..] do not count, nor where the row is `pad`, or up to `pad` where only
+    those `above` it do, nor rows outside of 0..`below`, which need not be there. `div` LO, EPS divides a sum by
+    max(n, LO) + EPS, n being the sum of the weights or how many ids count. With `offsets` [R], or [R + 1] where `last`,
+    ids are [N] and bag r begins at offsets[r].
     """
 
     table: View
@@ -112,6 +112,7 @@ class Bag:
     shift: int | tuple[int, ...] = 0
     pad: int | None = None
     above: bool = False
+    below: int = 0  # none
     div: tuple[float, float] | None = None
     offsets: View | None = None
     last: bool = False

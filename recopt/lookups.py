@@ -7,6 +7,7 @@ ids alone is not data of its own: it says which ids count.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from .hosts.base import Value
 from .ir.rules import FLOATS, fn
@@ -17,6 +18,7 @@ from .ir.term import (
     Axis,
     Coord,
     Fn,
+    Guard,
     Mono,
     Poly,
     Read,
@@ -25,6 +27,7 @@ from .ir.term import (
     coord,
     monomial,
     mul,
+    normal_mono,
     number,
     scale,
     single,
@@ -139,41 +142,71 @@ def masks(lifted: Lifted, value: Value) -> bool:
     return lifted.notes[key] is True
 
 
+@dataclass(frozen=True)
+class _Hot:
+    """sum_axes [place == ids]; `exact`: every id has its place, since one that has none is an error."""
+
+    place: Poly
+    ids: Poly
+    axes: tuple[Axis, ...]
+    exact: bool
+
+
 def picked(lifted: Lifted, term: Poly) -> Poly:
-    """sum_k [ids == k] T[k, d] -> T[ids, d], where every id has its place."""
+    """sum_k [ids == k] T[k, d] -> [0 <= ids < K] T[ids, d], without the guard where every id has its place."""
     parts = [_picked_one(lifted, m) or monomial(m, term.dtype) for m in term.monos]
     return add_terms(*parts) if parts else term
 
 
 def _picked_one(lifted: Lifted, mono: Mono) -> Poly | None:
-    for hot in mono.atoms:
-        ids = _one_hot(lifted, hot) if isinstance(hot, Read) else None
-        place = hot.index[-1].atom if isinstance(hot, Read) and hot.index else None
-        if ids is None or not isinstance(place, Coord) or place.axis not in mono.axes:
+    for atom in mono.atoms if mono.axes else ():
+        hot = _one_hot(lifted, atom) if isinstance(atom, Read) else None
+        if hot is None or not isinstance(hot.place.atom, Coord) or hot.place.atom.axis not in mono.axes:
             continue
-        fresh = {a: axis(a.size) for a in mono.axes}
-        names = {a: coord(n) for a, n in fresh.items()}
-        others = [substitute(single(a, a.dtype), names) for a in mono.atoms if a is not hot]
-        row = {fresh[place.axis]: substitute(ids, names)}
-        read = scale(mul(*[substitute(p, row) for p in others]), mono.coef)
-        return sum_over(read, [n for a, n in fresh.items() if a != place.axis])
+        names = {a: coord(axis(a.size)) for a in mono.axes}
+        others = [substitute(single(a, a.dtype), names) for a in mono.atoms if a is not atom]
+        equal = fn("eq", [substitute(hot.place, names), substitute(hot.ids, names)], "bool")
+        product = mul(*others, fn("cast", [equal], atom.dtype))
+        bound = [p.atom.axis for p in names.values() if isinstance(p.atom, Coord)]
+        read = scale(sum_over(product, [*bound, *hot.axes]), mono.coef)
+        return _always_inside(lifted, read) if hot.exact else read
     return None
 
 
-def _one_hot(lifted: Lifted, read: Read) -> Poly | None:
-    """The ids, where a read is 1 at the place that they name along its last index and 0 elsewhere."""
+def _one_hot(lifted: Lifted, read: Read) -> _Hot | None:
+    """What a read is, where it is 1 at the place that an id names, or how many ids name it, and 0 elsewhere."""
     value = read.leaf
     t = lifted.definition.get(value) if isinstance(value, Value) else None
-    atom = t.body.atom if t is not None else None
-    if t is None or not isinstance(atom, Fn) or atom.name != "cast":
+    term = t.at(list(read.index)) if t is not None else None
+    mono = term.monos[0] if term is not None and len(term.monos) == 1 else None
+    if mono is None or len(mono.atoms) != 1 or mono.coef != 1:
         return None
-    seen = t.at(list(read.index)).atom
-    inner = seen.args[0].atom if isinstance(seen, Fn) else None
-    if isinstance(inner, Read):
-        return _one_hot(lifted, inner)
-    if ("one-hot", value) not in lifted.notes or not isinstance(inner, Fn) or inner.name != "eq":
+    exact = ("one-hot", value) in lifted.notes
+    names = {a: axis(a.size) for a in mono.axes}
+    atom = substitute(single(mono.atoms[0], mono.atoms[0].dtype), {a: coord(n) for a, n in names.items()}).atom
+    if isinstance(atom, Fn) and atom.name == "cast":
+        atom = atom.args[0].atom
+    if isinstance(atom, Read):
+        hot = _one_hot(lifted, atom)
+        return hot and replace(hot, axes=(*hot.axes, *names.values()), exact=hot.exact or exact)
+    if not isinstance(atom, Fn) or atom.name != "eq" or atom.args[0].dtype in FLOATS:
         return None
-    return next((a for a in inner.args if a is not read.index[-1]), None)
+    for place, ids in (atom.args, atom.args[::-1]):
+        constant = progression(lifted, place.atom) if isinstance(place.atom, Read) else None
+        if isinstance((constant or place).atom, Coord) and is_data(lifted, ids):
+            return _Hot(constant or place, ids, tuple(names.values()), exact)
+    return None
+
+
+def _always_inside(lifted: Lifted, term: Poly) -> Poly:
+    """A term of which no id is outside."""
+    parts = []
+    for m in term.monos:
+        kept = [a for a in m.atoms if not (isinstance(a, Guard) and is_data(lifted, a))]
+        names = {a: axis(a.size) for a in m.axes}
+        bare = substitute(normal_mono(m.coef, kept, term.dtype), {a: coord(n) for a, n in names.items()})
+        parts.append(sum_over(bare, list(names.values())))
+    return add_terms(*parts)
 
 
 def unwrapped(index: Poly, rows: Size) -> tuple[Poly, bool]:

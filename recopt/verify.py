@@ -177,9 +177,13 @@ def _bag(bag: Bag, value: Callable[[View], Array]) -> Array:
     """One bag, [rows.., columns]."""
     ids, table = value(bag.ids), value(bag.table)
     read = (ids % bag.modulus if bag.modulus else ids) + np.asarray(bag.shift)
+    inside = (read < bag.below) & (read >= (-bag.below if bag.wraps else 0))
+    if bag.below:
+        read = np.where(inside, read, 0)
     if not bag.wraps and read.min(initial=0) < 0:
         raise IndexError("a negative id")
     weights = np.ones(ids.shape) if bag.weights is None else value(bag.weights)
+    weights = weights * inside if bag.below else weights
     if bag.pad is not None:
         weights = weights * (read > bag.pad if bag.above else read != bag.pad)
     if bag.lengths is not None:

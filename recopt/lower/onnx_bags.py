@@ -12,6 +12,7 @@ from ..hosts.base import Value
 from ..hosts.onnx import OnnxHost
 from ..hosts.types.onnx import element_code
 from ..ir.sizes import Size, product
+from .onnx import folded
 from .onnx_layout import END, apply, view
 from .onnx_writer import Writer
 
@@ -37,7 +38,7 @@ def _function(host: Writer, spec: EmbeddingBags) -> Value:
         if isinstance(term, View):
             return numbers[term]
         read = (term.table, _ids(term), term.weights, _offsets(term), term.lengths)
-        rows = (term.modulus, term.shift, term.pad, term.above, term.div, term.last)
+        rows = (term.modulus, term.shift, term.pad, term.above, term.below, term.div, term.last)
         shape = term.pool, term.count, term.table.shape[1], len(term.ids.shape)
         return shape, rows, [v and numbers[v] for v in read]
 
@@ -56,7 +57,8 @@ def _operands(host: Writer, spec: EmbeddingBags) -> dict[View, Value]:
     """What is read, each view once."""
     read = [v for bag in spec.bags for v in (bag.table, _ids(bag), bag.weights, _offsets(bag), bag.lengths) if v]
     dense = [term for piece in spec.pieces for term in piece if isinstance(term, View)]
-    return {item: view(host, item, spec.name) for item in dict.fromkeys((*dense, *read))}
+    tables = {bag.table: folded(host, bag.table, bag.table.steps, spec.name) for bag in spec.bags if bag.table.steps}
+    return {item: tables.get(item) or view(host, item, spec.name) for item in dict.fromkeys((*dense, *read))}
 
 
 def _ids(bag: Bag) -> View:
@@ -107,6 +109,7 @@ class _Nodes:
         self.rows = bag.ids.shape[:-1] if bag.offsets is None else spec.shape[:-1]
         self.alone = bag.pool == "row" and bag.count == 1
         self.ids = self._row_numbers()
+        self.inside = self._inside() if bag.below else None
 
     def call(
         self, op: str, args: Sequence[Value], shape: tuple[Size, ...] | None = None, dtype: str = "", **how: object
@@ -178,10 +181,22 @@ class _Nodes:
             ids = self.call("Add", [ids, self.constant(shift, kind)], ids.shape, kind)
         return ids
 
+    def _inside(self) -> Value:
+        """Whether rows are there; those that are not are read as row 0."""
+        bag, shape, kind = self.bag, self.ids.shape, self.ids.dtype or "int64"
+        first = self.constant(-bag.below - 1 if bag.wraps else -1, kind)
+        above = self.call("Greater", [self.ids, first], shape, "bool")
+        below = self.call("Less", [self.ids, self.constant(bag.below, kind)], shape, "bool")
+        inside = self.call("And", [above, below], shape, "bool")
+        self.ids = self.call("Where", [inside, self.ids, self.constant(0, kind)], shape, kind)
+        return inside
+
     def _kept(self) -> Value | None:
         """What the rows are multiplied by; None where it is 1."""
         bag, shape = self.bag, self.ids.shape
         factors = [] if bag.weights is None else [self.cast(self.values[bag.weights], self.dtype)]
+        if self.inside is not None:
+            factors.append(self.cast(self._unsqueezed(self.inside) if self.alone else self.inside, self.dtype))
         if bag.pad is not None:
             pad = self.constant(bag.pad, self.ids.dtype or "int64")
             live = self.call("Greater" if bag.above else "Equal", [self.ids, pad], shape, "bool")

@@ -6,6 +6,8 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from ..errors import GraphError, LowerError
 from ..fused import Bag, EmbeddingBags, Reshape, Slice, View
 from ..hosts.base import Value
@@ -84,7 +86,7 @@ class _Operands:
         pool = "sum" if item.pool == "mean" else item.pool
         return Term(
             pool,
-            self._number("tables", item.table.value),
+            self._number("tables", self._table(item.table)),
             self._number("ids", ids),
             first,
             item.count,
@@ -99,6 +101,13 @@ class _Operands:
             wraps=item.wraps,
             lengths=None if flat else bounds,
         )
+
+    def _table(self, item: View) -> Value:
+        """A table as its rows lie in memory: one that is read by its columns is turned here, once."""
+        if item.steps and item not in self.made:
+            turned = self.host.constant(item.value).T
+            self.made[item] = self.host.add_constant(np.ascontiguousarray(turned), name=f"{item.value.name}_turned")
+        return self.made[item] if item.steps else item.value
 
     def _number(self, which: str, value: Value) -> int:
         numbers = self.lists[which]

@@ -121,6 +121,21 @@ def test_an_id_out_of_range_is_an_error() -> None:
             result(ids)
 
 
+@pytest.mark.parametrize("dynamo", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_an_id_that_no_place_of_a_one_hot_has_is_zeros(dynamo: bool) -> None:
+    """In a file, where nothing checks it; F.one_hot raises."""
+    case = LOOKUPS["one_hot"]
+    file = to_onnx(case.module(), case.args(BATCH), dynamo)
+    result = recopt.optimize(onnx.load_from_string(file), target="recopt")
+    check_one(result, {"Gather", "Slice", "Reshape", "Squeeze", "Unsqueeze"})
+    optimized = result.to_proto().SerializeToString()
+    ids = np.full((6, 5), 3)
+    ids[:, 0] = [0, -1, -30, -31, 29, 30]
+    expected, found = (run_onnx(model, (ids,))[0] for model in (file, optimized))
+    assert not found[5].any() and not found[3].any()
+    np.testing.assert_allclose(found, expected)
+
+
 class Ragged(torch.nn.Module):
     """Two tables over flat ids and offsets, dense columns beside."""
 

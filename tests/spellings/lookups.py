@@ -26,6 +26,7 @@ class Tables(nn.Module):
         self.weights = nn.ParameterList(table(ROWS + n, DIM) for n in range(FIELDS))
         self.mixed = nn.ParameterList(table(ROWS, dim) for dim in (4, 8, 16, 2, 3))
         self.wide = nn.ParameterList(table(ROWS, 1) for _ in range(FIELDS))
+        self.turned = table(DIM, ROWS)
         self.joined = table(ROWS * FIELDS, DIM)
         self.register_buffer("starts", torch.arange(FIELDS) * ROWS)
         self.holed = table(ROWS, DIM)
@@ -159,6 +160,9 @@ LOOKUPS: dict[str, Lookup] = {
             [F.one_hot(ids, ROWS).to(torch.float32).matmul(m.weights[0]).sum(1), m.bag("sum", ids)], 1
         ),
     ),
+    "one_hot_linear": Lookup(lambda m, ids: F.linear(F.one_hot(ids[:, 1], ROWS).float(), m.weights[0].T.contiguous())),
+    "one_hot_counted": Lookup(lambda m, ids: F.one_hot(ids, ROWS).sum(1).float() @ m.weights[0]),
+    "one_hot_columns": Lookup(lambda m, ids: F.linear(F.one_hot(ids[:, 2], ROWS).float(), m.turned)),
     "wide_chain": Lookup(_one_by_one),
     "wide_summed": Lookup(lambda m, ids: sum(F.embedding(ids[:, k], w) for k, w in enumerate(m.wide))),
     "wide_stacked_sum": Lookup(
