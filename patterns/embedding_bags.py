@@ -19,7 +19,7 @@ from recopt.cost import nominal
 from recopt.fused import Bag, EmbeddingBags, Permute, View
 from recopt.hosts.base import Value
 from recopt.ir import sizes
-from recopt.ir.rules import FLOATS
+from recopt.ir.rules import FLOATS, WIDTH
 from recopt.ir.sizes import Size
 from recopt.ir.tensor import Dim, Tensor
 from recopt.ir.term import (
@@ -45,7 +45,7 @@ from recopt.ir.term import (
 )
 from recopt.ir.term import add as add_terms
 from recopt.lift.base import Lifted
-from recopt.lookups import expand, hashed, is_lookup, looks_up, picked, shifts, unwrapped
+from recopt.lookups import expand, hashed, is_lookup, looks_up, picked, shifts, unwrapped, widened
 from recopt.match import Match, No, dead_after, is_data
 from recopt.views import arrange, held_by, regroup
 
@@ -136,6 +136,11 @@ def _match(lifted: Lifted, root: Value, opened: bool) -> Match | None:
     spec = EmbeddingBags(tuple(pieces), shape, term.dtype, steps, root.name)
     if not spec.bags:
         return None
+    held = {bag.table.value.dtype for bag in spec.bags} | {
+        v.value.dtype for p in pieces for v in p if isinstance(v, View)
+    }
+    if max(held, key=lambda d: WIDTH.get(d or "", 0)) != term.dtype:
+        raise No("rows of {} as {}", " and ".join(sorted(map(str, held))), term.dtype)
     dead = dead_after(lifted, root, [v.value for v in spec.views])
     pooled = sum((bag.count - 1) * int(bag.table.shape[1]) for bag in spec.bags if bag.pool != "row")
     return Match(
@@ -202,7 +207,7 @@ def _terms(place: _Place, body: Poly, columns: Sequence[Axis]) -> tuple[Bag | Vi
 
 def _lookup(lifted: Lifted, mono: Mono) -> Read | None:
     """The table that a monomial reads, pooled or not. Raises No where it reads several."""
-    atoms = _pooled(mono)[2]
+    atoms = map(widened, _pooled(mono)[2])
     found = [a for a in atoms if isinstance(a, Read) and is_lookup(lifted, a)]
     if len(found) > 1:
         raise No("rows of two tables are multiplied")
@@ -235,7 +240,7 @@ def _bag(place: _Place, mono: Mono, columns: Sequence[Axis]) -> Bag:
     names = {a: coord(n) for a, n in fresh.items()}
     read = _lookup(lifted, mono)
     assert read is not None and isinstance(read.leaf, Value)
-    others = [single(a, a.dtype) for a in atoms if a is not read]
+    others = [single(a, a.dtype) for a in atoms if widened(a) is not read]
     by_data = [is_data(lifted, p) for p in read.index]
     if len(by_data) != 2 or all(by_data) or read.dtype not in FLOATS:
         raise No("{} is read by more than its row", read.leaf.name)

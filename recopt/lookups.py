@@ -6,11 +6,12 @@ ids alone is not data of its own: it says which ids count.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from .hosts.base import Value
-from .ir.rules import FLOATS, fn
+from .ir.rules import FLOATS, WIDTH, fn
 from .ir.sizes import Size
 from .ir.tensor import Tensor
 from .ir.term import (
@@ -61,9 +62,18 @@ def _weighs(lifted: Lifted, mono: Mono) -> bool:
 def _looks_up(lifted: Lifted, atom: Atom) -> bool:
     if isinstance(atom, Reduce):
         return atom.op == "max" and any(_looks_up(lifted, a) for m in atom.body.monos for a in m.atoms)
+    atom = widened(atom)
     if not isinstance(atom, Read) or not isinstance(atom.leaf, Value):
         return False
     return is_lookup(lifted, atom) or (not constant_leaf(lifted, atom.leaf) and looks_up(lifted, atom.leaf))
+
+
+def widened(atom: Atom) -> Atom:
+    """What is read, where that is cast to a float that holds all its values."""
+    inner = atom.args[0].atom if isinstance(atom, Fn) and atom.name == "cast" else None
+    if not isinstance(inner, Read) or inner.dtype not in FLOATS or atom.dtype not in FLOATS:
+        return atom
+    return inner if WIDTH[atom.dtype] > WIDTH[inner.dtype] else atom
 
 
 def is_lookup(lifted: Lifted, read: Read) -> bool:
@@ -153,8 +163,9 @@ class _Hot:
 
 
 def picked(lifted: Lifted, term: Poly) -> Poly:
-    """sum_k [ids == k] T[k, d] -> [0 <= ids < K] T[ids, d], without the guard where every id has its place."""
-    parts = [_picked_one(lifted, m) or monomial(m, term.dtype) for m in term.monos]
+    """sum_k [ids == k] T[k, d] -> [0 <= ids < K] T[ids, d], without the guard where every id has its place;
+    where(c, 0, T[ids, d]) -> [not c] T[ids, d]."""
+    parts = [_picked_one(lifted, m) or _cleared(lifted, m) or monomial(m, term.dtype) for m in term.monos]
     return add_terms(*parts) if parts else term
 
 
@@ -171,6 +182,38 @@ def _picked_one(lifted: Lifted, mono: Mono) -> Poly | None:
         read = scale(sum_over(product, [*bound, *hot.axes]), mono.coef)
         return _always_inside(lifted, read) if hot.exact else read
     return None
+
+
+def _cleared(lifted: Lifted, mono: Mono) -> Poly | None:
+    for atom in mono.atoms:
+        if not isinstance(atom, Fn) or atom.name != "where" or atom.dtype not in FLOATS:
+            continue
+        condition, a, b = atom.args
+        rows, zero = (b, a) if a.number == 0 else (a, b)
+        if zero.number != 0 or not all(_is_finite(lifted, v) for v in rows.leaves if isinstance(v, Value)):
+            continue
+        live = fn("cast", [fn("logical_not", [condition], "bool") if rows is b else condition], atom.dtype)
+        names = {x: axis(x.size) for x in mono.axes}
+        others = [single(x, x.dtype) for x in mono.atoms if x is not atom]
+        product = substitute(mul(live, rows, *others), {x: coord(n) for x, n in names.items()})
+        return scale(sum_over(product, list(names.values())), mono.coef)
+    return None
+
+
+def _is_finite(lifted: Lifted, value: Value) -> bool:
+    """Whether a value is made of ids and of tables of numbers: where a mask hides a row, 0 times it is 0 then."""
+    key = ("finite", value)
+    if key not in lifted.notes:
+        if value.dtype not in FLOATS:
+            lifted.notes[key] = True
+        elif lifted.host.is_constant(value):
+            lifted.notes[key] = math.isfinite(lifted.host.constant(value).sum(dtype="float64"))
+        else:
+            t = lifted.definition.get(value)
+            own = value in t.body.leaves if t is not None else True
+            made = looks_up(lifted, value) and not own and t is not None
+            lifted.notes[key] = made and all(_is_finite(lifted, v) for v in t.body.leaves if isinstance(v, Value))  # type: ignore[union-attr]  # made only where there is a definition
+    return lifted.notes[key] is True
 
 
 def _one_hot(lifted: Lifted, read: Read) -> _Hot | None:

@@ -104,7 +104,7 @@ class _Nodes:
 
     def __init__(self, host: Writer | OnnxHost, spec: EmbeddingBags, bag: Bag, values: Mapping[View, Value]) -> None:
         self.host, self.spec, self.bag, self.values = host, spec, bag, values
-        self.dtype = bag.table.value.dtype or spec.dtype
+        self.dtype = spec.dtype
         # the rows of the result, and whether the ids have a dimension of their own beside them
         self.rows = bag.ids.shape[:-1] if bag.offsets is None else spec.shape[:-1]
         self.alone = bag.pool == "row" and bag.count == 1
@@ -215,7 +215,8 @@ class _Nodes:
         """The rows of all ids, times `kept`."""
         bag = self.bag
         shape = (*(self.rows if self.alone else bag.ids.shape), self._width)
-        read = self.call("Gather", [self.values[bag.table], self.ids], shape, axis=0)
+        table = self.values[bag.table]
+        read = self.cast(self.call("Gather", [table, self.ids], shape, table.dtype or self.dtype, axis=0), self.dtype)
         if kept is None:
             return read
         wide = kept if self.alone else self._unsqueezed(kept)

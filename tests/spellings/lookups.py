@@ -27,6 +27,7 @@ class Tables(nn.Module):
         self.mixed = nn.ParameterList(table(ROWS, dim) for dim in (4, 8, 16, 2, 3))
         self.wide = nn.ParameterList(table(ROWS, 1) for _ in range(FIELDS))
         self.turned = table(DIM, ROWS)
+        self.register_buffer("short", torch.randn(ROWS, DIM, generator=g).half())
         self.joined = table(ROWS * FIELDS, DIM)
         self.register_buffer("starts", torch.arange(FIELDS) * ROWS)
         self.holed = table(ROWS, DIM)
@@ -154,6 +155,18 @@ LOOKUPS: dict[str, Lookup] = {
             F.embedding(ids, m.weights[0]) * (torch.arange(FIELDS)[None] < ids[:, :1]).float()[..., None]
         ).sum(1),
     ),
+    "masked_fill": Lookup(lambda m, ids: F.embedding(ids, m.weights[0]).masked_fill((ids == 0)[..., None], 0).sum(1)),
+    "masked_where": Lookup(
+        lambda m, ids: (
+            torch.where((ids == 2)[..., None], torch.zeros(()), F.embedding(ids, m.weights[0])).mean(1) * FIELDS
+        )
+    ),
+    "mixed_types": Lookup(
+        lambda m, ids: torch.cat([F.embedding(ids[:, 0], m.weights[0]), F.embedding(ids[:, 1], m.short)], 1)
+    ),
+    "mixed_types_cast": Lookup(
+        lambda m, ids: torch.cat([F.embedding(ids, m.short).float().sum(1), F.embedding(ids[:, 1], m.weights[0])], 1)
+    ),
     "one_hot": Lookup(lambda m, ids: F.one_hot(ids[:, 0], ROWS).float() @ m.weights[0]),
     "one_hot_bag": Lookup(
         lambda m, ids: torch.cat(
@@ -204,6 +217,10 @@ NEAR_MISSES: dict[str, Lookup] = {
     "padding_of_no_number": Lookup(
         lambda m, ids: (F.embedding(ids, m.holed) * (ids != 0)[..., None]).sum(1), reason="not finite"
     ),
+    "hidden_row_of_no_number": Lookup(
+        lambda m, ids: F.embedding(ids, m.holed).masked_fill((ids == 0)[..., None], 0).sum(1)
+    ),
+    "half_alone": Lookup(lambda m, ids: F.embedding(ids, m.short).float().sum(1), reason="rows of float16"),
     "lengths_of_no_number": Lookup(
         lambda m, ids: (F.embedding(ids, m.holed) * (torch.arange(FIELDS)[None] < ids[:, :1]).float()[..., None]).sum(
             1
