@@ -136,11 +136,7 @@ def _match(lifted: Lifted, root: Value, opened: bool) -> Match | None:
     spec = EmbeddingBags(tuple(pieces), shape, term.dtype, steps, root.name)
     if not spec.bags:
         return None
-    held = {bag.table.value.dtype for bag in spec.bags} | {
-        v.value.dtype for p in pieces for v in p if isinstance(v, View)
-    }
-    if max(held, key=lambda d: WIDTH.get(d or "", 0)) != term.dtype:
-        raise No("rows of {} as {}", " and ".join(sorted(map(str, held))), term.dtype)
+    _check_types(lifted, spec)
     dead = dead_after(lifted, root, [v.value for v in spec.views])
     pooled = sum((bag.count - 1) * int(bag.table.shape[1]) for bag in spec.bags if bag.pool != "row")
     return Match(
@@ -153,6 +149,16 @@ def _match(lifted: Lifted, root: Value, opened: bool) -> Match | None:
         flops=nominal(sizes.product(shape[:-1])) * pooled,
         again=frozenset(v for v in inside if looks_up(lifted, v) and v.node not in dead),
     )
+
+
+def _check_types(lifted: Lifted, spec: EmbeddingBags) -> None:
+    """Refuse rows of a type that the operator does not give, or does not compute with."""
+    held = {v.value.dtype or "" for v in spec.views if v.value.dtype in FLOATS}
+    if max(held, key=lambda d: WIDTH.get(d, 0)) != spec.dtype:
+        raise No("rows of {} as {}", " and ".join(sorted(held)), spec.dtype)
+    narrow = [bag for bag in spec.bags if bag.table.value.dtype != spec.dtype]
+    if lifted.host.dialect == "aten" and any(bag.pool != "row" or bag.weights for bag in narrow):
+        raise No("rows of {} that are added up as {}", narrow[0].table.value.dtype, spec.dtype)
 
 
 def _width(term: Bag | View) -> int:

@@ -165,7 +165,7 @@ LOOKUPS: dict[str, Lookup] = {
         lambda m, ids: torch.cat([F.embedding(ids[:, 0], m.weights[0]), F.embedding(ids[:, 1], m.short)], 1)
     ),
     "mixed_types_cast": Lookup(
-        lambda m, ids: torch.cat([F.embedding(ids, m.short).float().sum(1), F.embedding(ids[:, 1], m.weights[0])], 1)
+        lambda m, ids: torch.cat([F.embedding(ids[:, 3], m.short).float(), F.embedding(ids[:, 1], m.weights[0])], 1)
     ),
     "one_hot": Lookup(lambda m, ids: F.one_hot(ids[:, 0], ROWS).float() @ m.weights[0]),
     "one_hot_bag": Lookup(
@@ -219,6 +219,10 @@ NEAR_MISSES: dict[str, Lookup] = {
     ),
     "hidden_row_of_no_number": Lookup(
         lambda m, ids: F.embedding(ids, m.holed).masked_fill((ids == 0)[..., None], 0).sum(1)
+    ),
+    "halves_added": Lookup(
+        lambda m, ids: torch.cat([F.embedding(ids, m.short).float().sum(1), F.embedding(ids[:, 1], m.weights[0])], 1),
+        reason="rows of float16",
     ),
     "half_alone": Lookup(lambda m, ids: F.embedding(ids, m.short).float().sum(1), reason="rows of float16"),
     "lengths_of_no_number": Lookup(
