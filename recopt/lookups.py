@@ -24,6 +24,7 @@ from .ir.term import (
     Poly,
     Read,
     Reduce,
+    TooLarge,
     axis,
     coord,
     monomial,
@@ -96,10 +97,28 @@ def expand(lifted: Lifted, term: Poly, opened: bool, seen: set[Value]) -> Poly:
         if not made and not (opened and (masks(lifted, leaf) or _is_share(lifted, leaf))):
             return None
         seen.add(leaf)
+        whole = _expanded(lifted, leaf, opened)
+        if whole is not None:
+            seen.update(whole[1])
+            return whole[0].at(list(atom.index))
         t = lifted.definition[leaf]
         return expand(lifted, t.with_body(picked(lifted, t.body)).at(list(atom.index)), opened, seen)
 
     return substitute(term, {}, inner)
+
+
+def _expanded(lifted: Lifted, value: Value, opened: bool) -> tuple[Tensor, set[Value]] | None:
+    """A value's definition as `expand` makes it, once for all that read it: along a chain of residuals each way to a
+    value would be walked. None where it is too large, though a part of it may not be."""
+    key = ("expanded", value, opened)
+    if key not in lifted.notes:
+        seen: set[Value] = set()
+        t = lifted.definition[value]
+        try:
+            lifted.notes[key] = (t.with_body(expand(lifted, picked(lifted, t.body), opened, seen)), seen)
+        except TooLarge:
+            lifted.notes[key] = None
+    return lifted.notes[key]  # type: ignore[return-value]  # written here alone
 
 
 def progression(lifted: Lifted, read: Read) -> Poly | None:
