@@ -23,7 +23,7 @@ from timing import copies, device_times
 from torch import Tensor
 
 from recopt.kernels.embedding_bags import bytes_moved
-from recopt.kernels.embedding_bags_config import Config
+from recopt.kernels.embedding_bags_config import Config, Staged
 from recopt.kernels.embedding_bags_launch import embedding_bags_triton
 from recopt.kernels.embedding_bags_operands import Operands
 
@@ -32,8 +32,25 @@ SHAPES = ("32x500Kx128 L150 B2048", "26x1Mx128 L1 B2048", "26x1Mx128 L1 B256", "
           "8x1Mx32 L80 B256")  # fmt: skip
 
 
-def candidates(w: Workload, stored: str) -> list[Config]:
-    """The configurations worth measuring: warps, values a thread, columns of a slice, ids at once."""
+def candidates(w: Workload, stored: str) -> list[Config | Staged]:
+    """The configurations worth measuring, Triton's and those in CUDA C++."""
+    return [*triton_candidates(w, stored), *staged_candidates(w, stored)]
+
+
+def staged_candidates(w: Workload, stored: str) -> list[Config | Staged]:
+    """Warps, quads of rows, bytes of a slice, programs a processor; none for single and for quantised rows."""
+    _, dim, length = w.tables[0]
+    if length == 1 or stored == "int8":
+        return []
+    ways = ((4, 2, 8), (4, 2, 4), (4, 3, 6), (4, 4, 1), (4, 5, 1), (1, 2, 16), (1, 3, 16), (2, 3, 8), (2, 6, 1))
+    if length < 100:
+        ways = ((4, 1, 8), (2, 1, 16), (1, 1, 16), (4, 2, 8), (2, 2, 8), (1, 2, 16), (1, 4, 8), (2, 4, 1), (4, 4, 1))
+    slices = (256, 512) if stored == "fp32" and dim == 128 else (256,)
+    return [Staged(*way[:2], wide, way[2], ahead) for way in ways for wide in slices for ahead in (False, True)]
+
+
+def triton_candidates(w: Workload, stored: str) -> list[Config | Staged]:
+    """Warps, values a thread, columns of a slice, ids at once."""
     _, dim, length = w.tables[0]
     first = "evict_first"
     if length == 1:
@@ -46,7 +63,7 @@ def candidates(w: Workload, stored: str) -> list[Config]:
     if stored == "fp16":
         return [Config(*s, 16, columns, n) for columns in (64, 128) for s in ((1, 32), (2, 16)) for n in (8, 16)]
     shapes = ((1, 16), (1, 32), (2, 16), (4, 16))
-    found = [Config(*s, 16, columns, n) for columns in (32, 64) for s in shapes for n in (8, 16)]
+    found: list[Config | Staged] = [Config(*s, 16, columns, n) for columns in (32, 64) for s in shapes for n in (8, 16)]
     found += [Config(*s, 16, 128, n) for s, n in (((2, 16), 2), ((4, 32), 32), ((2, 16), 16), ((2, 32), 8))]
     found += [Config(4, 16, 16, 64, 32)]
     # What registers, prefetching and hints to the L2 give beside them.
@@ -63,8 +80,10 @@ def _operands(w: Workload, stored: str, tables: Sequence[Tensor]) -> tuple[Seque
     return [t.half() if stored == "fp16" else t for t in tables], [], layout(w)
 
 
-def _compile(job: tuple[Workload, str, Config]) -> str:
+def _compile(job: tuple[Workload, str, Config | Staged]) -> str:
     w, stored, config = job
+    if isinstance(config, Staged):  # compiled where it runs
+        return ""
     small = Workload(tuple((1000, dim, length) for _, dim, length in w.tables[:1]), w.batch)
     try:
         tables, scales, text = _operands(small, stored, make_tables(small, "cuda"))
@@ -157,12 +176,14 @@ def measure(
 def write(paths: Sequence[Path]) -> None:
     """Write the table: for each shape the least geometric mean, over the classes of ids, of time over the best time.
 
-    A shape in a later file replaces that of an earlier one.
+    A shape in a later file replaces that of an earlier one, and any of them that of the table as it is.
     """
-    loss: dict[tuple[int, int, int, int], dict[Config, list[float]]] = {}
+    from recopt.kernels.embedding_bags_table import CHOICES, STAGED
+
+    loss: dict[tuple[int, int, int, int], dict[Config | Staged, list[float]]] = {}
     for path in paths:
         data = json.loads(path.read_text())
-        here: dict[tuple[int, int, int, int], dict[Config, list[float]]] = {}
+        here: dict[tuple[int, int, int, int], dict[Config | Staged, list[float]]] = {}
         for r in data["results"]:
             w = WORKLOADS[r["shape"]]
             _, dim, length = w.tables[0]
@@ -170,20 +191,27 @@ def write(paths: Sequence[Path]) -> None:
             best = min(t for t, _, _ in r["rows"])
             for t, error, c in r["rows"]:
                 if error < 1e-3:
-                    here.setdefault(key, {}).setdefault(Config(*c), []).append(math.log(t / best))
+                    way = Staged(*c) if len(c) == len(Staged._fields) else Config(*c)
+                    here.setdefault(key, {}).setdefault(way, []).append(math.log(t / best))
         loss |= here
-    lines = ""
+    kept = {key: [CHOICES[key], *([STAGED[key]] if key in STAGED else [])] for key in CHOICES}
     for key, ways in loss.items():
         most = max(map(len, ways.values()))
-        choice = min((c for c in ways if len(ways[c]) == most), key=lambda c, ways=ways: sum(ways[c]))
-        values = ", ".join(f'"{v}"' if isinstance(v, str) else str(v) for v in choice)
-        lines += f"    {key}: Config({values}),\n"
+        ranked = sorted((c for c in ways if len(ways[c]) == most), key=lambda c, ways=ways: sum(ways[c]))
+        kept[key] = list(dict.fromkeys([next(c for c in ranked if isinstance(c, Config)), ranked[0]]))
+    lines = {Config: "", Staged: ""}
+    for key, chosen in kept.items():
+        for c in chosen:
+            values = ", ".join(f'"{v}"' if isinstance(v, str) else str(v) for v in c)
+            lines[type(c)] += f"    {key}: {type(c).__name__}({values}),\n"
     TABLE.write_text(
         '"""The fastest way for embedding bags on Hopper; data from benchmarks/tune_embedding.py."""\n\n'
-        "from .embedding_bags_config import Config\n\n"
+        "from .embedding_bags_config import Config, Staged\n\n"
         f'MEASURED = "{data["device"]}, torch {data["torch"]}"\n'
         "# Bytes a value is stored in, columns as stored, ids a bag, bags -> the least geometric mean over classes of "
-        "ids.\nCHOICES: dict[tuple[int, int, int, int], Config] = {\n" + lines + "}\n"
+        "ids.\nCHOICES: dict[tuple[int, int, int, int], Config] = {\n" + lines[Config] + "}\n"
+        "# The same shapes, where the kernel in CUDA C++ is faster in that mean: bags that it knows take it.\n"
+        "STAGED: dict[tuple[int, int, int, int], Staged] = {\n" + lines[Staged] + "}\n"
     )
     print(TABLE.read_text())
 

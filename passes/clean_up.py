@@ -12,4 +12,5 @@ def run(host: Host, context: Context) -> bool:
     """Whether the host has fewer nodes than before."""
     before = host.count_nodes()
     host.normalise()
+    context.lifted = None
     return host.count_nodes() != before

@@ -45,7 +45,8 @@ def roots(lifted: Lifted) -> list[Value]:
             known[value] = mine
             if mine.sources and value.dtype in FLOATS:
                 found.append(value)
-        if node in lifted.opaque and any(v in known and known[v].sources for v in node.inputs):
+        fused = node.op.startswith("recopt")  # written by an earlier pass
+        if node in lifted.opaque and not fused and any(v in known and known[v].sources for v in node.inputs):
             found += node.outputs[:1]
     return found[::-1]
 

@@ -12,7 +12,7 @@ from functools import lru_cache
 
 import sympy
 
-from .fused import Concat, EmbeddingBags, Linear, View
+from .fused import Attention, Concat, EmbeddingBags, LayerNorm, Linear, TargetAttention, View
 from .hosts.base import Host, Node, Value
 from .ir import sizes
 from .ir.rules import WIDTH
@@ -134,6 +134,31 @@ def bags_cost(spec: EmbeddingBags, flops: float) -> Cost:
     gathered = sum(min(table, read) * columns for table, read, columns in sizes_of)
     moved = width * (gathered + rows * nominal(spec.shape[-1])) + 8 * rows * sum(bag.count for bag in spec.bags)
     return Cost(moved, flops, 1.0 + sum(type(s).__name__ == "Permute" for s in spec.steps))
+
+
+def attention_cost(spec: Attention, flops: float) -> Cost:
+    """A fused attention: queries, keys, values and masks are read, the result is written; the scores stay inside."""
+    width = WIDTH.get(spec.dtype, 32) / 8
+    read = sum(nominal(sizes.product(item.shape)) for item in (spec.q, spec.k, spec.v, *spec.params))
+    return Cost(width * (read + nominal(sizes.product(spec.shape))), flops, 1.0)
+
+
+def target_cost(spec: TargetAttention) -> Cost:
+    """A fused target attention: target, history and masks are read, the result is written; products with a quarter of
+    the concat's width."""
+    width = WIDTH.get(spec.dtype, 32) / 8
+    read = sum(nominal(sizes.product(item.shape)) for item in (spec.q, spec.k, spec.v, *spec.params))
+    items = nominal(sizes.product(spec.k.shape[:-1]))
+    matrices = [nominal(sizes.product(w.shape)) for w in (*spec.weights[1:2], *spec.weights[4::2])]
+    flops = 2.0 * items * (sum(matrices) + nominal(spec.shape[-1]))
+    return Cost(width * (read + nominal(sizes.product(spec.shape))), flops, 1.0)
+
+
+def norm_cost(spec: LayerNorm) -> Cost:
+    """A layer normalisation: x is read, y is written, and x moved where its features are not last."""
+    moved = 2.0 * nominal(sizes.product(spec.shape)) * WIDTH.get(spec.dtype, 32) / 8
+    moves = _copies(spec.x) + sum(type(s).__name__ == "Permute" for s in spec.steps)
+    return Cost(moved * (1 + moves), 0.0, 1.0 + moves)
 
 
 def _copies(view: View) -> int:

@@ -153,7 +153,96 @@ class EmbeddingBags:
         return (*dense, *read)
 
 
-Spec: TypeAlias = Linear | EmbeddingBags
+@dataclass(frozen=True)
+class Heads:
+    """The operands of an attention with their heads side by side: q [B, S, H * D], k [B, T, H * D], v [B, T, H * E];
+    then `steps` on y [B, S, H * E]."""
+
+    count: int
+    q: View
+    k: View
+    v: View
+    steps: tuple[Step, ...]
+
+    @property
+    def layouts(self) -> int:
+        """How many layout steps there are."""
+        return sum(len(s) for s in (self.q.steps, self.k.steps, self.v.steps, self.steps))
+
+
+@dataclass(frozen=True)
+class Attention:
+    """`recopt::attention`: y[rows.., s, e] = sum_t softmax_t(score(h)) v[rows.., t, e], h = sum_d q[rows.., s, d] *
+    k[rows.., t, d], then `steps` on y.
+
+    q is [rows.., S, D], k [rows.., T, D], v [rows.., T, E], size 1 along the rows that they do not vary with. `score`
+    is an expression over `h` and `p0..`, the `params`, which broadcast to [rows.., S, T] (grammar:
+    kernels/epilogue.py). `unseen` is what becomes of a query whose scores are all -inf: "nan", as a softmax gives,
+    "zero", or "clean" where every weight that is NaN, for whatever reason, counts 0.
+    """
+
+    q: View
+    k: View
+    v: View
+    score: str
+    params: tuple[Array | View, ...]
+    unseen: str
+    shape: tuple[Size, ...]  # of y before `steps`
+    dtype: str
+    steps: tuple[Step, ...] = ()
+    name: str = "attention"
+    heads: Heads | None = None  # the same operands, where the graph holds them so
+
+    @property
+    def views(self) -> tuple[View, ...]:
+        """Every value of the graph that it reads."""
+        return (self.q, self.k, self.v, *(p for p in self.params if isinstance(p, View)))
+
+
+@dataclass(frozen=True)
+class TargetAttention:
+    """`recopt::target_attention`: y[rows.., e] = sum_t g(s)[t] v[rows.., t, e], then `steps`; s[rows.., t] is what a
+    network gives q[rows.., D] and k[rows.., T, D]: Wq q + Wk k + Wp (q * k) + b1, then layers one after the other.
+
+    `weights` are Wq, Wk, Wp [N, D] (of no elements where absent), b1 [N], W2, b2, ..; `text` the functions after each
+    layer and g, separated by `;`, in the grammar of kernels/epilogue.py; `params` those of all functions in order, g's
+    broadcast to [rows.., T]. Where `softmax`, the weights are that of g(s).
+    """
+
+    q: View
+    k: View
+    v: View
+    weights: tuple[Array | View, ...]
+    text: str
+    params: tuple[Array | View, ...]
+    softmax: bool
+    shape: tuple[Size, ...]  # of y before `steps`
+    dtype: str
+    steps: tuple[Step, ...] = ()
+    name: str = "target_attention"
+
+    @property
+    def views(self) -> tuple[View, ...]:
+        """Every value of the graph that it reads."""
+        return (self.q, self.k, self.v, *(p for p in (*self.weights, *self.params) if isinstance(p, View)))
+
+
+@dataclass(frozen=True)
+class LayerNorm:
+    """The target's own layer normalisation of x [rows.., D]: (x - mean) / sqrt(variance + eps) * g [D] + b [D], then
+    `steps`."""
+
+    x: View
+    g: Array
+    b: Array
+    eps: float
+    shape: tuple[Size, ...]  # of y before `steps`
+    dtype: str
+    steps: tuple[Step, ...] = ()
+    name: str = "layer_norm"
+
+
+Spec: TypeAlias = Linear | EmbeddingBags | Attention | TargetAttention | LayerNorm
 
 
 def reading(spec: Spec, current: Callable[[View], View]) -> Spec:
@@ -161,6 +250,22 @@ def reading(spec: Spec, current: Callable[[View], View]) -> Spec:
     if isinstance(spec, Linear):
         x = replace(spec.x, views=tuple(map(current, spec.x.views))) if isinstance(spec.x, Concat) else current(spec.x)
         return replace(spec, x=x, w=current(spec.w) if isinstance(spec.w, View) else spec.w)
+
+    if isinstance(spec, Attention):
+        params = tuple(current(p) if isinstance(p, View) else p for p in spec.params)
+        heads = spec.heads
+        if heads is not None:
+            heads = replace(heads, q=current(heads.q), k=current(heads.k), v=current(heads.v))
+        q, k, v = current(spec.q), current(spec.k), current(spec.v)
+        return replace(spec, q=q, k=k, v=v, params=params, heads=heads)
+
+    if isinstance(spec, LayerNorm):
+        return replace(spec, x=current(spec.x))
+    if isinstance(spec, TargetAttention):
+        weights, params = (
+            tuple(current(p) if isinstance(p, View) else p for p in items) for items in (spec.weights, spec.params)
+        )
+        return replace(spec, q=current(spec.q), k=current(spec.k), v=current(spec.v), weights=weights, params=params)
 
     def term(item: Bag | View) -> Bag | View:
         if isinstance(item, View):

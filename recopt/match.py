@@ -40,6 +40,7 @@ class Match:
     dead: tuple[Node, ...]  # host nodes that nothing needs once root is replaced
     products: frozenset[Value]  # the contractions inside
     flops: float = 0.0
+    inside: frozenset[Value] = frozenset()  # leaves of the meaning that the operator computes by itself
     again: frozenset[Value] = frozenset()  # what is computed inside, and by the graph for others too
 
     @cached_property

@@ -6,8 +6,19 @@ from dataclasses import dataclass, field, replace
 from types import ModuleType
 
 from . import lower, merge
-from .cost import CPU, MACHINES, Cost, bags_cost, linear_cost, nodes_cost, product_flops
-from .fused import EmbeddingBags, Linear, Step, View, reading
+from .cost import (
+    CPU,
+    MACHINES,
+    Cost,
+    attention_cost,
+    bags_cost,
+    linear_cost,
+    nodes_cost,
+    norm_cost,
+    product_flops,
+    target_cost,
+)
+from .fused import Attention, EmbeddingBags, LayerNorm, Linear, Step, TargetAttention, View, reading
 from .hosts.base import Host, Node, Value
 from .lift import lift
 from .lift.base import Lifted
@@ -26,6 +37,13 @@ class Context:
     limit: int | None = None  # rewrites that may still be made
     banned: frozenset[str] = field(default=frozenset())  # roots whose rewrite was found to be wrong
     only: str | None = None  # the one root that may be rewritten
+    lifted: Lifted | None = None  # of the host as it is, where a pass that changed nothing left it
+
+    def terms_of(self, host: Host) -> Lifted:
+        """The terms of `host`."""
+        if self.lifted is None or self.lifted.host is not host:
+            self.lifted = lift(host)
+        return self.lifted
 
     def allows(self, found: Match) -> bool:
         """Whether this match may be made; counts it if so."""
@@ -47,8 +65,10 @@ class Chosen:
 
 def apply(host: Host, pattern: ModuleType, context: Context) -> bool:
     """Rewrite every place of `host` that `pattern` recognises, that pays on the target and that agrees on numbers."""
-    chosen = choose(lift(host), pattern, context)
-    write(host, chosen, pattern, context)
+    chosen = choose(context.terms_of(host), pattern, context)
+    if chosen:
+        context.lifted = None
+        write(host, chosen, pattern, context)
     return bool(chosen)
 
 
@@ -90,9 +110,18 @@ def choose(lifted: Lifted, pattern: ModuleType, context: Context) -> list[Chosen
 def saving(lifted: Lifted, found: Match, target: str) -> Cost:
     """What a match saves at the nominal batch. A product that other nodes need too is computed twice from then on."""
     gone = [v for node in found.dead for v in node.outputs if v in found.products]
-    before = nodes_cost(lifted.host, found.dead) + Cost(flops=sum(product_flops(lifted.definition[v]) for v in gone))
     spec = found.spec
-    if not isinstance(spec, Linear):
+    if isinstance(spec, Attention):  # its own products are those that are gone; scores that stay are computed twice
+        twice = sum(product_flops(lifted.definition[v]) for v in found.products if v not in gone)
+        return nodes_cost(lifted.host, found.dead) - attention_cost(spec, twice)
+    if isinstance(spec, LayerNorm):
+        return nodes_cost(lifted.host, found.dead) - norm_cost(spec)
+    if isinstance(spec, TargetAttention):
+        gone = [v for node in found.dead for v in node.outputs if v in lifted.definition]
+    before = nodes_cost(lifted.host, found.dead) + Cost(flops=sum(product_flops(lifted.definition[v]) for v in gone))
+    if isinstance(spec, TargetAttention):
+        return before - target_cost(spec)
+    if isinstance(spec, EmbeddingBags):
         return before - bags_cost(spec, found.flops)
     return before - linear_cost(spec, found.flops, target != "portable", lower.in_place(lifted.host, spec))
 
@@ -100,6 +129,11 @@ def saving(lifted: Lifted, found: Match, target: str) -> Cost:
 def declines(host: Host, found: Match, saved: Cost, target: str) -> str | None:
     """Why a match is not worth making; None where it is."""
     machine = MACHINES[target]
+    missing = lower.missing(host, found.spec)
+    if missing is not None:
+        return missing
+    if isinstance(found.spec, (Attention, LayerNorm)) and nodes_cost(host, found.dead).launches <= 1:
+        return "is one operator already"
     if saved.seconds(machine) < -0.5 * machine.launch:
         amounts = f"{saved.launches:+.0f} launches, {saved.bytes:+.2g} bytes, {saved.flops:+.2g} FLOPs"
         return f"does not pay on {target}: {amounts} saved"
@@ -108,6 +142,8 @@ def declines(host: Host, found: Match, saved: Cost, target: str) -> str | None:
     if found.again and isinstance(found.spec, EmbeddingBags) and (machine is CPU or host.dialect == "onnx"):
         # No kernel gathers and pools there, and rows that lie in memory are read faster than they are gathered.
         return f"looks {', '.join(sorted(v.name for v in found.again))} up again, which others need too"
+    if isinstance(found.spec, TargetAttention):
+        return None  # it is there for the work that it saves, not for its length
     if host.dialect == "onnx" and target != "recopt":  # there the operator is the point, whatever it replaces
         replaced = sum(not all(host.is_constant(v) for v in n.outputs) for n in found.dead)
         loops = any(host.regions(n) for n in found.dead)  # which run their nodes again and again

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
@@ -10,7 +11,19 @@ import numpy as np
 
 from . import epilogue
 from .errors import VerifyError
-from .fused import Bag, Concat, EmbeddingBags, Permute, Reshape, Slice, Step, View
+from .fused import (
+    Attention,
+    Bag,
+    Concat,
+    EmbeddingBags,
+    LayerNorm,
+    Permute,
+    Reshape,
+    Slice,
+    Step,
+    TargetAttention,
+    View,
+)
 from .hosts.base import Array, Host, Node, Value
 from .ir import sizes
 from .ir.evaluate import evaluate
@@ -98,7 +111,7 @@ def verify_match(lifted: Lifted, match: Match, seed: int = 0) -> Verdict:
     worst = Verdict(0.0, 0.0)
     for batch in BATCHES:
         symbols = _Symbols(batch)
-        leaf = _Leaves(lifted, symbols, np.random.default_rng(seed))
+        leaf = _Leaves(lifted, symbols, np.random.default_rng(seed), match.inside)
         try:
             expected = evaluate(match.meaning, leaf, symbols)
             actual = _run(lifted, match, leaf, symbols)
@@ -127,10 +140,13 @@ class _Symbols(dict[str, int]):
 
 
 class _Leaves:
-    """The arrays of leaves: constants as they are, what is computed from other leaves computed, the rest random."""
+    """The arrays of leaves: constants as they are, what is computed from other leaves computed, and what is `inside` a
+    match; the rest random."""
 
-    def __init__(self, lifted: Lifted, symbols: Mapping[str, int], rng: np.random.Generator) -> None:
-        self.lifted, self.symbols, self.rng = lifted, symbols, rng
+    def __init__(
+        self, lifted: Lifted, symbols: Mapping[str, int], rng: np.random.Generator, inside: frozenset[Value]
+    ) -> None:
+        self.lifted, self.symbols, self.rng, self.inside = lifted, symbols, rng, inside
         self.arrays: dict[Leaf, Array] = {}
 
     def __call__(self, leaf: Leaf) -> Array:
@@ -147,6 +163,8 @@ class _Leaves:
             computed = self.lifted.definition[value]
             if not any(isinstance(v, Value) and v.dtype in FLOATS for v in computed.body.leaves):
                 t = computed  # ids that belong together: what is made of random ones lies outside of every table
+        if value in self.inside:
+            return evaluate(self.lifted.local(value) or self.lifted.definition[value], self, self.symbols)
         if all(r.leaf is not value for r in reads(t.body)):
             return evaluate(t, self, self.symbols)
         shape = [sizes.evaluate(s, self.symbols) for s in t.shape]
@@ -165,6 +183,15 @@ def _run(lifted: Lifted, match: Match, leaf: Callable[[Leaf], Array], symbols: M
         pieces = [sum((_bag(t, value) if isinstance(t, Bag) else value(t)) for t in piece) for piece in spec.pieces]
         return apply_steps(np.concatenate(pieces, axis=-1), spec.steps, symbols)
 
+    if isinstance(spec, Attention):
+        return apply_steps(_attention(spec, value), spec.steps, symbols)
+    if isinstance(spec, LayerNorm):
+        x = value(spec.x)
+        x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + spec.eps)
+        return apply_steps(x * spec.g + spec.b, spec.steps, symbols)
+    if isinstance(spec, TargetAttention):
+        return apply_steps(_target_attention(spec, value), spec.steps, symbols)
+
     views = spec.x.views if isinstance(spec.x, Concat) else (spec.x,)
     x = np.concatenate([value(v) for v in views], axis=-1)
     w = value(spec.w) if isinstance(spec.w, View) else spec.w.astype(np.float64)
@@ -173,6 +200,44 @@ def _run(lifted: Lifted, match: Match, leaf: Callable[[Leaf], Array], symbols: M
         h = h + (value(spec.b) if isinstance(spec.b, View) else spec.b.astype(np.float64))
     params = [value(p) if isinstance(p, View) else p.astype(np.float64) for p in spec.params]
     return apply_steps(epilogue.compute(spec.epilogue, h, params), spec.steps, symbols)
+
+
+def _attention(spec: Attention, value: Callable[[View], Array]) -> Array:
+    """[rows.., S, E]."""
+    q, k, v = value(spec.q), value(spec.k), value(spec.v)
+    params = [value(p) if isinstance(p, View) else p.astype(np.float64) for p in spec.params]
+    scores = epilogue.compute(spec.score, q @ k.swapaxes(-1, -2), params)
+    with np.errstate(all="ignore"):
+        top = scores.max(axis=-1, keepdims=True)
+        weights = np.exp(scores - np.where(np.isfinite(top), top, 0.0))
+        weights /= weights.sum(axis=-1, keepdims=True)
+    if spec.unseen != "nan":
+        weights = np.where(np.isnan(weights) if spec.unseen == "clean" else top == -np.inf, 0.0, weights)
+    return np.asarray(weights @ v)
+
+
+def _target_attention(spec: TargetAttention, value: Callable[[View], Array]) -> Array:
+    """[rows.., E]."""
+    weights, params = (
+        [value(p) if isinstance(p, View) else p.astype(np.float64) for p in items]
+        for items in (spec.weights, spec.params)
+    )
+    q, k, v = value(spec.q)[..., None, :], value(spec.k), value(spec.v)
+    h = weights[3]
+    for x, w in zip((q, k, q * k), weights[:3], strict=True):
+        h = h + (x @ w.T if w.size else 0.0)
+    texts = [text.strip() for text in spec.text.split(";")]
+    for n, text in enumerate(texts):
+        if 0 < n < len(texts) - 1:
+            h = h @ weights[2 + 2 * n].T + weights[3 + 2 * n]
+        h = h[..., 0] if n == len(texts) - 1 else h
+        count = len(set(re.findall(r"\bp\d+", text)))
+        h = epilogue.compute(text, h, params[:count])
+        params = params[count:]
+    if spec.softmax:
+        h = np.exp(h - h.max(axis=-1, keepdims=True))
+        h = h / h.sum(axis=-1, keepdims=True)
+    return np.asarray((h[..., None, :] @ v)[..., 0, :])
 
 
 def _bag(bag: Bag, value: Callable[[View], Array]) -> Array:

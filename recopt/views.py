@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import sympy
 
@@ -11,8 +12,8 @@ from .fused import Permute, Reshape, Slice, Step, View
 from .hosts.base import Value
 from .ir import sizes
 from .ir.sizes import Size
-from .ir.tensor import Dim, Tensor
-from .ir.term import Axis, Coord, Poly, Read
+from .ir.tensor import Dim, Tensor, read_jointly_everywhere
+from .ir.term import Axis, Coord, Poly, Read, axis, coord, number, substitute
 from .lift.base import Lifted, closed
 from .match import No
 
@@ -82,6 +83,20 @@ def sliced(term: Poly, lifted: Lifted) -> Held | None:
             steps.append(Slice(n, offset, sizes.size(offset + stride)))
         dims.append(tuple(dim))
     return Held(read.leaf, tuple(dims), tuple(steps))
+
+
+def joined(term: Poly, dims: Sequence[Dim]) -> tuple[Poly, dict[Axis, Dim]]:
+    """A term with one axis in place of those of a dimension that it reads only as the place within that dimension, and
+    what the new axes stand for."""
+    apart: dict[Axis, Dim] = {}
+    for dim in dims:
+        for outer, inner in pairwise(dim):
+            left = next((a for a, d in apart.items() if d[-1] == outer), outer)
+            if read_jointly_everywhere(left, inner, term):
+                joint = axis(sizes.mul(left.size, inner.size))
+                apart[joint] = (*apart.pop(left, (left,)), inner)
+                term = substitute(term, {left: number(0), inner: coord(joint)})
+    return term, apart
 
 
 def arrange(held: Held, rows: set[Axis], columns: Sequence[Axis]) -> tuple[View, tuple[Dim, ...], tuple[Axis, ...]]:

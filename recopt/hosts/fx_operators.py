@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from ..kernels.attention import attention, attention_torch
+from ..kernels.attention import check_operands as check_attention
 from ..kernels.embedding_bags import (
     Operands,
     check_operands,
@@ -21,6 +23,8 @@ from ..kernels.embedding_bags import (
 )  # fmt: skip
 from ..kernels.epilogue import compile_epilogue
 from ..kernels.linear import linear as linear_kernel
+from ..kernels.target_attention import check_operands as check_target_attention
+from ..kernels.target_attention import target_attention, target_attention_torch
 
 LINEAR = "recopt.linear.default"
 
@@ -147,4 +151,94 @@ def embedding_bags_call(
     return embedding_bags_torch(tables, ids, offsets, weights, dense, scales, layout)
 
 
-CALLS: dict[str, Callable[..., Any]] = {LINEAR: linear_call, EMBEDDING_BAGS: embedding_bags_call}
+ATTENTION = "recopt.attention.default"
+
+torch.library.define(
+    "recopt::attention",
+    "(Tensor q, Tensor k, Tensor v, str score, Tensor[] params, str unseen) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+ATTENTION_OPERATOR = torch.ops.recopt.attention.default
+
+
+def _attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, score: str, params: Tensors | None, unseen: str
+) -> torch.Tensor:
+    return attention(q, k, v, score, params or (), unseen)
+
+
+torch.library.impl("recopt::attention", ("cpu", "cuda"), _attention)
+
+
+def _attention_fake(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, score: str, params: Tensors, unseen: str
+) -> torch.Tensor:
+    """Shape and dtype of the result; AttentionError for operands that do not fit each other."""
+    compile_epilogue(score)
+    return q.new_empty(check_attention(q, k, v, params))
+
+
+torch.library.register_fake("recopt::attention", _attention_fake)
+
+
+def attention_call(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, score: str, params: Tensors, unseen: str
+) -> torch.Tensor:
+    """`recopt::attention` without the dispatcher, as `linear_call`; its operands were checked with the node."""
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
+        return torch.ops.recopt.attention.default(q, k, v, score, params, unseen)  # type: ignore[no-any-return]  # torch.ops is untyped
+    return attention_torch(q, k, v, score, params, unseen)
+
+
+TARGET_ATTENTION = "recopt.target_attention.default"
+
+torch.library.define(
+    "recopt::target_attention",
+    "(Tensor q, Tensor k, Tensor v, Tensor[] weights, Tensor[] params, str text, bool softmax) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+TARGET_ATTENTION_OPERATOR = torch.ops.recopt.target_attention.default
+
+
+def _target_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    weights: Tensors,
+    params: Tensors | None,
+    text: str,
+    softmax: bool,
+) -> torch.Tensor:
+    return target_attention(q, k, v, weights, params or (), text, softmax)
+
+
+torch.library.impl("recopt::target_attention", ("cpu", "cuda"), _target_attention)
+
+
+def _target_attention_fake(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, weights: Tensors, params: Tensors, text: str, softmax: bool
+) -> torch.Tensor:
+    """Shape and dtype of the result; TargetAttentionError for operands that do not fit each other."""
+    return q.new_empty(check_target_attention(q, k, v, weights, params, text))
+
+
+torch.library.register_fake("recopt::target_attention", _target_attention_fake)
+
+
+def target_attention_call(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, weights: Tensors, params: Tensors, text: str, softmax: bool
+) -> torch.Tensor:
+    """`recopt::target_attention` without the dispatcher, as `attention_call`."""
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
+        return torch.ops.recopt.target_attention.default(q, k, v, weights, params, text, softmax)  # type: ignore[no-any-return]  # torch.ops is untyped
+    return target_attention_torch(q, k, v, weights, params, text, softmax)
+
+
+CALLS: dict[str, Callable[..., Any]] = {
+    LINEAR: linear_call,
+    EMBEDDING_BAGS: embedding_bags_call,
+    ATTENTION: attention_call,
+    TARGET_ATTENTION: target_attention_call,
+}

@@ -287,3 +287,9 @@ SPECIAL: dict[str, tuple[int, int, Callable[..., Operand]]] = {  # name -> (fewe
     "logical_not": (1, 1, lambda e, a: e.op("Not", e.condition(a))),
     "isnan": (1, 1, lambda e, a: e.op("IsNaN", e.tensor(a))),
 }
+
+
+def parameters(text: str) -> int:
+    """How many parameters an epilogue names."""
+    names = {node.id for node in ast.walk(parse(text)) if isinstance(node, ast.Name)}
+    return sum(name[0] == "p" and name[1:].isdecimal() for name in names)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..hosts.base import Array, Value
-from ..hosts.fx_operators import EMBEDDING_BAGS_OPERATOR, LINEAR_OPERATOR
+from ..hosts.fx_operators import ATTENTION_OPERATOR, EMBEDDING_BAGS_OPERATOR, LINEAR_OPERATOR
 from .onnx_epilogue import emit
 from .translation_bags import embedding_bags
 
@@ -50,7 +50,7 @@ class _Exporter:
 def onnx_translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     """What `torch.onnx.export(module, args, dynamo=True, custom_translation_table=...)` needs to export an optimized
     module: `recopt::linear` as MatMul, Add (or Conv) and the operators of its epilogue, `recopt::embedding_bags` as
-    Gathers and reductions. Needs onnxscript."""
+    Gathers and reductions, `recopt::attention` as MatMul, Softmax, MatMul. Needs onnxscript."""
     from onnxscript import opset18
 
     def linear(x: Any, w: Any, b: Any, epilogue: str, params: Sequence[Any]) -> Any:
@@ -68,7 +68,21 @@ def onnx_translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     def bags(tables: Any, ids: Any, offsets: Any, weights: Any, dense: Any, scales: Any, layout: str) -> Any:
         return embedding_bags(opset18, (tables, ids, offsets, weights, dense, scales), layout)
 
-    return {LINEAR_OPERATOR: linear, EMBEDDING_BAGS_OPERATOR: bags}
+    def attention(q: Any, k: Any, v: Any, score: str, params: Sequence[Any], unseen: str) -> Any:
+        dtype = q.dtype.numpy().name if q.dtype is not None else "float32"
+        rank = len(k.shape)
+        h = opset18.MatMul(q, opset18.Transpose(k, perm=[*range(rank - 2), rank - 1, rank - 2]))
+        exporter = _Exporter(opset18)
+        operands = [exporter.value(p, dtype if p.dtype is None else p.dtype.numpy().name) for p in params or ()]
+        scores = exporter.made[emit(exporter, score, exporter.value(h, dtype), operands, "y")]  # type: ignore[arg-type]  # the part of a host that emit calls
+        weights = opset18.Softmax(scores, axis=-1)
+        if unseen == "clean":
+            weights = opset18.Where(opset18.IsNaN(weights), 0.0, weights)
+        elif unseen == "zero":
+            weights = opset18.Where(opset18.Equal(scores, float("-inf")), 0.0, weights)
+        return opset18.MatMul(weights, v)
+
+    return {LINEAR_OPERATOR: linear, EMBEDDING_BAGS_OPERATOR: bags, ATTENTION_OPERATOR: attention}
 
 
 __all__ = ["onnx_translations"]

@@ -1,0 +1,330 @@
+"""Target attention: a history averaged by scores that a small network gives each item beside the target.
+
+    s[r.., t] = network( W1 [q[r..], k[r.., t], q[r..] - k[r.., t], q[r..] * k[r.., t]] + b1 )
+    y[r.., e] = sum_t g(s)[r.., t] * v[r.., t, e]           g: any function of s and masks, or the softmax of one
+
+The first layer may read any subset of the target q, the item k, their differences and products, in any order. It splits
+into q, k and q * k parts, so that the wide tensor is never made. What decides is the term, as for every pattern; the
+layers are those that the linear pattern sees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from recopt.contractions import is_contraction
+from recopt.epilogue import H
+from recopt.fused import Linear, Permute, TargetAttention, View
+from recopt.hosts.base import Array, Value
+from recopt.ir import sizes
+from recopt.ir.rules import FLOATS
+from recopt.ir.tensor import Dim, Tensor
+from recopt.ir.term import (
+    Atom,
+    Axis,
+    Guard,
+    Mono,
+    Poly,
+    Read,
+    TooLarge,
+    add,
+    axis,
+    coord,
+    normal_mono,
+    number,
+    read,
+    single,
+    substitute,
+)
+from recopt.lift.base import Lifted
+from recopt.match import Match, No, dead_after, is_data
+from recopt.operands import stored_as
+from recopt.patterns import linear
+from recopt.places import Place, ScoreText
+from recopt.scores import by_operands
+from recopt.softmax import average
+from recopt.views import regroup
+
+name = "target-attention"
+operator = "recopt::target_attention"
+
+MAX_LAYERS = 6
+
+
+# --- where to look ---
+
+
+def roots(lifted: Lifted) -> list[Value]:
+    """The values that sum one thing that is data times another, last first."""
+    found: list[Value] = []
+    for node in lifted.host.nodes:
+        if node in lifted.opaque:
+            continue
+        for value in node.outputs:
+            if value.dtype in FLOATS and any(_sums_products(lifted, t) for t in _terms(lifted, value)):
+                found.append(value)
+    return found[::-1]
+
+
+def _terms(lifted: Lifted, value: Value) -> list[Tensor]:
+    """A value seen through layout, as its node has it, and as the multiplication that its node sums has it."""
+    return [t for t in (lifted.definition.get(value), lifted.local(value), by_operands(lifted, value)) if t is not None]
+
+
+def _sums_products(lifted: Lifted, t: Tensor) -> bool:
+    for mono in t.body.monos:
+        data = [a for a in mono.atoms if is_data(lifted, a)]
+        if any(sum(ax in a.axes_read for a in data) > 1 for ax in mono.axes):
+            return True
+    return False
+
+
+# --- the match ---
+
+
+def match(lifted: Lifted, root: Value) -> Match | None:
+    """`root` as a fused target attention. None where it is nothing like one; raises No where it nearly is."""
+    for term in _terms(lifted, root):
+        for weights, values, along, softmax in _weighted(lifted, term):
+            try:
+                found = _network(lifted, weights, along)
+                if found is not None:
+                    return _match(lifted, root, term, found, values, along, softmax)
+            except TooLarge:
+                continue
+    return None
+
+
+def _weighted(lifted: Lifted, term: Tensor) -> Iterator[tuple[Poly, Poly, Axis, bool]]:
+    """The ways to see a term as a sum over one axis of weights times values: (weights, values, axis, softmax)."""
+    try:
+        softmax = average(lifted, term.body)
+    except (No, TooLarge):
+        softmax = None
+    if softmax is not None:
+        if len(softmax.along) == 1 and softmax.coef == 1 and softmax.unseen == "nan":
+            yield softmax.score, normal_mono(1, softmax.rest, term.dtype), softmax.along[0], True
+        return
+    if len(term.body.monos) != 1 or len(term.body.monos[0].axes) != 1:
+        return
+    mono = term.body.monos[0]
+    along = axis(mono.axes[0].size)
+    atoms = [substitute(single(a, a.dtype), {mono.axes[0]: coord(along)}).atom for a in mono.atoms]
+    for values in atoms:
+        rest = [a for a in atoms if a is not values and a is not None]
+        if isinstance(values, Read) and along in values.axes_read and len(rest) == len(atoms) - 1:
+            yield normal_mono(mono.coef, rest, term.dtype), single(values, values.dtype), along, False
+
+
+@dataclass(frozen=True)
+class _Network:
+    """A score as a function `outer` of H, the last of `layers`; the first reads pieces of `q` and `k` over `inner`."""
+
+    outer: Poly
+    layers: tuple[Linear, ...]
+    q: Poly
+    k: Poly
+    inner: Axis
+    first: tuple[Array | None, Array | None, Array | None]  # Wq, Wk, Wp
+    last: Value  # what holds the scores before `outer`
+
+
+def _match(
+    lifted: Lifted, root: Value, term: Tensor, found: _Network, v: Poly, along: Axis, softmax: bool
+) -> Match | None:
+    others = found.q.axes_read | found.k.axes_read | found.outer.axes_read
+    columns = tuple(a for a in term.axes if a in v.axes_read and a not in others)
+    rows: tuple[Dim, ...] = tuple((a,) for a in term.axes if a not in columns)
+    place = Place(lifted, root, frozenset((found.last,)), rows)
+    q = place.view(found.q, [(found.inner,)], "the target")
+    k = place.view(found.k, [(along,), (found.inner,)], "the history")
+    values = place.view(v, [(along,), columns], "the values")
+    if any(a not in found.q.axes_read for dim in rows for a in dim):
+        raise No("the target is shared along an axis")
+    if {q.value.dtype, k.value.dtype, values.value.dtype} != {term.dtype}:
+        raise No("target, history and values of several float types")
+    printer = ScoreText(place, [(along,)])
+    texts = [layer.epilogue for layer in found.layers] + [printer.poly(found.outer)]
+    params = [p for layer in found.layers for p in layer.params] + printer.operands
+    dtype = term.dtype
+    weights: list[Array | View] = [np.zeros(0, dtype) if w is None else stored_as(w, dtype) for w in found.first]
+    for n, layer in enumerate(found.layers):
+        bias = np.zeros(int(layer.shape[-1]), dtype) if layer.b is None else layer.b
+        weights += [bias] if n == 0 else [layer.w, bias]
+    dims = (*rows, columns)
+    shape = tuple(sizes.product(a.size for a in d) for d in dims)
+    spec = TargetAttention(q, k, values, tuple(weights), "; ".join(texts), tuple(params), softmax, shape, dtype,
+                           regroup(dims, term.dims), root.name)  # fmt: skip
+    kept = [view.value for view in spec.views]
+    dead = dead_after(lifted, root, kept)
+    if found.last.node not in dead:
+        raise No("the scores {} have another user", found.last.name)
+    inside = frozenset(value for node in dead for value in node.outputs if value is not root)
+    return Match(name, root, spec, lambda: term, dead, frozenset((root,)), inside=inside)
+
+
+# --- the network
+
+
+def _network(lifted: Lifted, weights: Poly, along: Axis) -> _Network | None:
+    """Weights as a function of the last layer of a network over a target and the items along an axis."""
+    reads: dict[Read, None] = {}
+    outer = _outer(lifted, weights, along, reads)
+    if len(reads) != 1:
+        return None
+    (score,) = reads
+    assert isinstance(score.leaf, Value)
+    if lifted.term[score.leaf].shape[-1] != 1 or along in score.index[-1].axes_read:
+        return None
+    layers: list[Linear] = []
+    value = score.leaf
+    while len(layers) < MAX_LAYERS and value in lifted.definition:
+        try:
+            found = linear.match(lifted, value)
+        except No:
+            return None
+        if found is None or not isinstance(found.spec, Linear) or found.spec.steps or isinstance(found.spec.b, View):
+            return None
+        layers.insert(0, found.spec)
+        x = found.spec.x
+        if not isinstance(x, View) or x.steps:
+            return None
+        first = _first(lifted, x.value, score.index[:-1], along, found.spec)
+        if first is not None:
+            q, k, inner, parts = first
+            return _Network(outer, tuple(layers), q, k, inner, parts, score.leaf)
+        value = x.value
+    return None
+
+
+def _outer(lifted: Lifted, term: Poly, along: Axis, reads: dict[Read, None]) -> Poly:
+    """`term` over H in place of the one product that it is a function of; what is replaced is added to `reads`."""
+
+    def inner(atom: Atom) -> Poly | None:
+        if not isinstance(atom, Read) or not isinstance(atom.leaf, Value) or not _scores(lifted, atom.leaf):
+            return None
+        if is_contraction(lifted, atom.leaf):
+            if along not in atom.axes_read:
+                return None
+            reads[atom] = None
+            return read(H, (), atom.dtype)
+        return _outer(lifted, lifted.definition[atom.leaf].at(list(atom.index)), along, reads)
+
+    return substitute(term, {}, inner)
+
+
+def _scores(lifted: Lifted, value: Value) -> bool:
+    """Whether a value is a product with weights, or a pointwise function of one."""
+    key = ("a function of a linear", value)
+    if key not in lifted.notes:
+        lifted.notes[key] = False
+        t = lifted.definition.get(value)
+        if t is not None and not lifted.host.is_constant(value):
+            leaves = [v for v in t.body.leaves if isinstance(v, Value) and v is not value]
+            plain = not any(m.axes for m in t.body.monos)
+            lifted.notes[key] = is_contraction(lifted, value) or (plain and any(_scores(lifted, v) for v in leaves))
+    return lifted.notes[key] is True
+
+
+# --- the first layer
+
+_First = tuple[Poly, Poly, Axis, tuple[Array | None, Array | None, Array | None]]
+
+
+def _first(lifted: Lifted, x: Value, rows: Sequence[Poly], along: Axis, layer: Linear) -> _First | None:
+    """The target, the items and the weights on q, k and q * k, where x is pieces of these side by side."""
+    width = lifted.term[x].shape[-1]
+    if len(lifted.term[x].dims) != len(rows) + 1 or not isinstance(width, int):
+        return None
+    column = axis(width)
+    body = _joined(lifted, read(x, [*rows, coord(column)], layer.dtype))
+    if body is None:
+        return None
+    body = _grounded(lifted, body, along)
+    w = _weights(lifted, layer)
+    parts: dict[tuple[bool, bool], Array] = {}
+    bases: dict[bool, Poly] = {}  # by whether it varies along the history
+    inner: Axis | None = None
+    for mono in body.monos:
+        piece = _piece(lifted, mono, column)
+        if piece is None or w is None:
+            return None
+        low, high, coef, atoms = piece
+        inner = inner or axis(high - low)
+        if inner.size != high - low or len(atoms) > 2:
+            return None
+        kinds = [along in a.axes_read for a in atoms]
+        if len(set(kinds)) != len(kinds):
+            return None  # the square of an item, say
+        for varies, atom in zip(kinds, atoms, strict=True):
+            base = substitute(single(atom, atom.dtype), {column: add(coord(inner), number(low))})
+            if bases.setdefault(varies, base) is not base:
+                return None
+        key = (False in kinds, True in kinds)
+        parts[key] = parts.get(key, 0.0) + coef * w[:, low:high]
+    if inner is None or set(bases) != {False, True}:
+        return None
+    first = (parts.get((True, False)), parts.get((False, True)), parts.get((True, True)))
+    return bases[False], bases[True], inner, first
+
+
+def _weights(lifted: Lifted, layer: Linear) -> Array | None:
+    """The first layer's W in float64."""
+    if not isinstance(layer.w, View):
+        return layer.w.astype(np.float64)
+    if not lifted.host.is_constant(layer.w.value):
+        return None
+    stored = lifted.host.constant(layer.w.value).astype(np.float64)
+    if layer.w.steps == (Permute((1, 0)),):
+        return stored.T
+    return stored if not layer.w.steps else None
+
+
+def _piece(lifted: Lifted, mono: Mono, column: Axis) -> tuple[int, int, float, list[Read]] | None:
+    """The columns [low, high) that a monomial fills, its number and what it reads there."""
+    low, high = 0, column.size
+    atoms: list[Read] = []
+    for atom in mono.atoms:
+        if isinstance(atom, Guard):
+            if atom.index is not coord(column):
+                return None
+            low, high = (0 if atom.lo is None else atom.lo), (column.size if atom.hi is None else atom.hi)
+        elif isinstance(atom, Read) and is_data(lifted, atom) and column in atom.axes_read:
+            atoms.append(atom)
+        else:
+            return None
+    if mono.axes or not (isinstance(low, int) and isinstance(high, int) and isinstance(mono.coef, (int, float))):
+        return None
+    return low, high, float(mono.coef), atoms
+
+
+def _joined(lifted: Lifted, term: Poly) -> Poly | None:
+    """What a read reads, with layout seen through: the pieces of the concat at its end."""
+    while isinstance(term.atom, Read) and isinstance(term.atom.leaf, Value):
+        own = lifted.local(term.atom.leaf)
+        if own is None:
+            return None
+        term = own.at(list(term.atom.index))
+    return term
+
+
+def _grounded(lifted: Lifted, term: Poly, along: Axis) -> Poly:
+    """`term` with layout seen through, and sums and products of the target with the items put in."""
+
+    def inner(atom: Atom) -> Poly | None:
+        if not isinstance(atom, Read) or not isinstance(atom.leaf, Value) or not is_data(lifted, atom):
+            return None
+        own = lifted.local(atom.leaf)
+        if own is None or any(m.axes or len(m.atoms) > 2 for m in own.body.monos) or len(own.body.monos) > 2:
+            return None
+        if not all(isinstance(a, Read) for m in own.body.monos for a in m.atoms):
+            return None
+        opened = _grounded(lifted, own.at(list(atom.index)), along)
+        varies = {along in a.axes_read for m in opened.monos for a in m.atoms}
+        layout = len(own.body.monos) == 1 and len(own.body.monos[0].atoms) == 1 and own.body.monos[0].coef == 1
+        return opened if layout or varies == {False, True} else None
+
+    return substitute(term, {}, inner)

@@ -1,0 +1,50 @@
+"""Fused attention, of any kind, written into an FX graph: one node, and the layout steps that are left."""
+
+from __future__ import annotations
+
+from ..errors import GraphError, LowerError
+from ..fused import Attention, TargetAttention, View
+from ..hosts.base import Array, Value
+from ..hosts.fx import FxHost
+from ..hosts.fx_operators import ATTENTION, TARGET_ATTENTION
+from .torch import layout
+
+
+def attention(host: FxHost, spec: Attention, target: str) -> Value:
+    """Write `spec` at the insertion point and return its value: one node, plus one for each layout step left.
+
+    `target` is not used: every torch target takes the same operator. Raises LowerError when the operator, or a step,
+    does not fit its operands.
+    """
+    try:
+        q, k, v = (_operand(host, spec, item, part) for item, part in ((spec.q, "q"), (spec.k, "k"), (spec.v, "v")))
+        params = [_operand(host, spec, p, f"p{n}") for n, p in enumerate(spec.params)]
+        y = host.call(ATTENTION, (q, k, v, spec.score, params, spec.unseen), name=spec.name, like=spec.q.value)
+        return _finished(host, spec, y)
+    except GraphError as error:
+        raise LowerError(f"recopt::attention {spec.name}: {error}") from error
+
+
+def target_attention(host: FxHost, spec: TargetAttention, target: str) -> Value:
+    """As `attention`."""
+    try:
+        q, k, v = (_operand(host, spec, item, part) for item, part in ((spec.q, "q"), (spec.k, "k"), (spec.v, "v")))
+        weights = [_operand(host, spec, w, f"w{n}") for n, w in enumerate(spec.weights)]
+        params = [_operand(host, spec, p, f"p{n}") for n, p in enumerate(spec.params)]
+        operands = (q, k, v, weights, params, spec.text, spec.softmax)
+        return _finished(host, spec, host.call(TARGET_ATTENTION, operands, name=spec.name, like=spec.k.value))
+    except GraphError as error:
+        raise LowerError(f"recopt::target_attention {spec.name}: {error}") from error
+
+
+def _operand(host: FxHost, spec: Attention | TargetAttention, item: View | Array, part: str) -> Value:
+    name = f"{spec.name}_{part}"
+    if isinstance(item, View):
+        return layout(host, item.value, item.steps, name)
+    return host.add_constant(item, name=name)
+
+
+def _finished(host: FxHost, spec: Attention | TargetAttention, y: Value) -> Value:
+    if y.shape != spec.shape or y.dtype != spec.dtype:
+        raise LowerError(f"{spec.name} is {y.dtype} {y.shape}, its pattern says {spec.dtype} {spec.shape}")
+    return layout(host, y, spec.steps, spec.name)

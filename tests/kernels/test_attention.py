@@ -1,0 +1,85 @@
+"""recopt::attention in plain torch: every kind of score, shared rows, queries that see nothing, bad operands."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from recopt.kernels.attention import AttentionError, attention
+from recopt.kernels.attention_score import Affine, affine
+from recopt.kernels.epilogue import EpilogueError, compile_epilogue
+
+PLANS = {
+    "h": Affine(1.0),
+    "0.5 * h": Affine(0.5),
+    "0.5 * h + p0": Affine(0.5, (0,)),
+    "p1 + 0.5 * h + p0": Affine(0.5, (1, 0)),
+    "where(p0, -inf, 0.5 * h)": Affine(0.5, (), 0),
+    "where(p0, 0.5 * h + p1, -inf)": Affine(0.5, (1,), 0, True),
+    "where(p0, -1000.0, h)": None,
+    "tanh(h)": None,
+    "h * h": None,
+    "h + h": None,
+    "2.0 * p0 + h": None,
+}
+SCORES = ["h", "0.3 * h", "0.3 * h + p0", "where(p0, -inf, 0.3 * h)", "where(p0 > 0.5, -9.0, h)", "3.0 * tanh(h) + p0"]
+SHAPES = [((3, 2), 5, 7, 4, 6), ((3, 2), 64, 33, 8, 8), ((13,), 1, 9, 5, 3), ((), 4, 4, 2, 2), ((2, 3, 2), 3, 5, 4, 4)]
+
+
+def reference(q: Tensor, k: Tensor, v: Tensor, score: str, params: list[Tensor]) -> Tensor:
+    q, k, v = q.double(), k.double(), v.double()
+    h = torch.einsum("...sd,...td->...st", q, k)
+    s = compile_epilogue(score).apply(h, [p.double() for p in params])
+    return torch.softmax(s, -1) @ v
+
+
+@pytest.mark.parametrize("score", PLANS)
+def test_what_a_score_asks_for(score: str) -> None:
+    assert affine(score) == PLANS[score]
+
+
+@pytest.mark.parametrize("score", SCORES)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_agrees_with_float64(score: str, shape: tuple[tuple[int, ...], int, int, int, int]) -> None:
+    lead, s, t, d, e = shape
+    g = torch.Generator().manual_seed(s)
+    q, k, v = (torch.randn(*lead, *size, generator=g) for size in ((s, d), (t, d), (t, e)))
+    mask = (torch.rand(*(1 for _ in lead), s, t, generator=g) > 0.6).float()
+    mask[..., 0] = 0.0
+    params = [mask] if "p0" in score else []
+    torch.testing.assert_close(attention(q, k, v, score, params, "nan"), reference(q, k, v, score, params).float())
+
+
+def test_keys_that_rows_share() -> None:
+    q, k, v = torch.randn(4, 3, 50, 8), torch.randn(1, 3, 40, 8), torch.randn(4, 1, 40, 8)
+    torch.testing.assert_close(attention(q, k, v, "0.3 * h", [], "nan"), reference(q, k, v, "0.3 * h", []).float())
+
+
+@pytest.mark.parametrize("size", [5, 60])
+@pytest.mark.parametrize(("unseen", "left"), [("nan", math.nan), ("zero", 0.0), ("clean", 0.0)])
+def test_a_query_that_sees_nothing(size: int, unseen: str, left: float) -> None:
+    q, k, v = (torch.randn(9, 2, size, 4) for _ in range(3))
+    hidden = torch.zeros(9, 1, 1, size, dtype=torch.bool)
+    hidden[1] = True
+    y = attention(q, k, v, "where(p0, -inf, h)", [hidden], unseen)
+    assert torch.equal(y[1].nan_to_num(7.0), torch.full_like(y[1], left).nan_to_num(7.0))
+    assert y[0].isfinite().all()
+
+
+def test_half_precision_softmax_is_wide() -> None:
+    q, k, v = (torch.randn(20, 1, 3, 8).half() for _ in range(3))
+    y = attention(q, k, v, "20.0 * tanh(0.05 * h)", [], "nan")
+    assert y.dtype == torch.float16
+    torch.testing.assert_close(y, reference(q, k, v, "20.0 * tanh(0.05 * h)", []).half(), rtol=2e-3, atol=1e-3)
+
+
+def test_operands_that_do_not_fit() -> None:
+    q, k, v = torch.randn(2, 3, 4), torch.randn(2, 5, 4), torch.randn(2, 5, 6)
+    for operands in ((q, k[..., :3], v), (q, k, v[:, :4]), (q[0], k, v), (q, k.double(), v)):
+        with pytest.raises(AttentionError):
+            attention(*operands, "h", [], "nan")
+    with pytest.raises(EpilogueError):
+        attention(q, k, v, "p0", [torch.ones(1, 1, 1)], "nan")

@@ -1,0 +1,194 @@
+"""Every spelling of attention, through torch.export and through both exporters: one operator, and the same numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from spellings.attention import MODELS, NEAR_MISSES, PLAIN, SPELLINGS, Case, S, T
+from spellings.export import BATCH, run_onnx, to_onnx, to_program
+
+import recopt
+from recopt.hosts.base import Host, Node
+
+BATCHES = (1, 3, 7)
+# What describes tensors anew, and what makes a mask of lengths or ids.
+BESIDE = set(
+    """
+    slice select reshape view permute transpose unsqueeze squeeze split chunk unbind stack cat expand to
+    bitwise_not arange ge lt rsub mul matmul linear sym_size
+    Slice Reshape Transpose Unsqueeze Squeeze Split Gather Concat Expand Cast Not Sub Mul Shape Range Less Neg
+    GreaterOrEqual MatMul
+""".split()
+)
+EXPORTERS = [
+    pytest.param(exporter, name, id=f"{exporter}-{name}", marks=[pytest.mark.slow] if exporter == "dynamo" else [])
+    for name, case in SPELLINGS.items()
+    if case.onnx
+    for exporter in ("torchscript", "dynamo")
+]
+
+
+def is_fused(node: Node) -> bool:
+    return node.op == "recopt.attention.default" or node.op.startswith("recopt::Attention")
+
+
+def check_one(result: recopt.Optimized, beside: tuple[str, ...]) -> None:
+    """One fused operator, no softmax beside it."""
+    ops = [n.op.removeprefix("aten.").split(".")[0] for n in result.host.nodes if not is_fused(n)]
+    assert sum(map(is_fused, result.host.nodes)) == 1, ops
+    plain = {op for op in ops if not op.startswith("recopt")}
+    assert plain <= BESIDE | {*beside}, ops
+    assert not result.report.undone
+
+
+def check_numbers(case: Case, run: Callable[..., Any]) -> None:
+    module = case.module()
+    for batch in BATCHES:
+        args = case.args(batch)
+        with torch.no_grad():
+            expected, found = module(*args), run(*args)
+        expected, found = ((v if isinstance(v, (tuple, list)) else (v,)) for v in (expected, found))
+        for e, f in zip(expected, found, strict=True):
+            torch.testing.assert_close(torch.as_tensor(np.asarray(f)), e, equal_nan=True)
+
+
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_torch(name: str) -> None:
+    case = SPELLINGS[name]
+    result = recopt.optimize(to_program(case.module(), case.args(BATCH)), target="cpu")
+    check_one(result, case.beside)
+    check_numbers(case, result)
+
+
+@pytest.mark.parametrize(("exporter", "name"), EXPORTERS)
+def test_onnx(exporter: str, name: str) -> None:
+    case = SPELLINGS[name]
+    file = to_onnx(case.module(), case.args(BATCH), dynamo=exporter == "dynamo")
+    result = recopt.optimize(onnx.load_from_string(file), target="recopt")
+    check_one(result, case.beside)
+    optimized = result.to_proto().SerializeToString()
+    check_numbers(case, lambda *args: run_onnx(optimized, args))
+
+
+@pytest.mark.parametrize("name", NEAR_MISSES)
+def test_near_misses(name: str) -> None:
+    case = NEAR_MISSES[name]
+    result = recopt.optimize(to_program(case.module(), case.args(BATCH)), target="cpu")
+    check_numbers(case, result)
+    assert not any(is_fused(n) for n in result.host.nodes)
+    assert not result.report.undone
+    reasons = [r.reason for r in result.report.refusals if r.pattern == "attention"]
+    assert not case.reason or any(case.reason in reason for reason in reasons), reasons
+
+
+class Called(torch.nn.Module):
+    """A model whose inputs are exported as a list."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *args: torch.Tensor) -> Any:
+        return self.model(*args)
+
+
+def softmaxes(host: Host) -> int:
+    return sum("softmax" in n.op.lower() for n in host.nodes)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_models_in_torch(name: str) -> None:
+    """torch's exporter may write one operator itself; then there is nothing to fuse."""
+    case = MODELS[name]
+    result = recopt.optimize(to_program(Called(case.module()), case.args(BATCH)), target="cpu")
+    plain = [n for n in result.host.nodes if n.op == "aten.scaled_dot_product_attention.default"]
+    assert sum(map(is_fused, result.host.nodes)) + len(plain) == 1
+    assert not softmaxes(result.host)
+    assert not result.report.undone
+    check_numbers(case, result)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("dynamo", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_models_in_onnx(name: str, dynamo: bool) -> None:
+    case = MODELS[name]
+    file = to_onnx(Called(case.module()), case.args(BATCH), dynamo)
+    for target in ("recopt", "portable", "ort-cpu"):
+        result = recopt.optimize(onnx.load_from_string(file), target=target)
+        assert not result.report.undone
+        assert target != "recopt" or (sum(map(is_fused, result.host.nodes)) == 1 and not softmaxes(result.host))
+        optimized = result.to_proto().SerializeToString()
+        check_numbers(case, lambda *args, o=optimized: run_onnx(o, args))
+    result = recopt.optimize(onnx.load_from_string(file), target="ort-cuda")
+    assert sum(n.op == "com.microsoft::MultiHeadAttention" for n in result.host.nodes) == 1
+    onnx.checker.check_model(result.to_proto())
+    optimized = result.to_proto().SerializeToString()
+    check_numbers(case, lambda *args: run_onnx(optimized, args))  # its CPU provider has the operator too
+
+
+@pytest.mark.parametrize("name", ["encoder", "packed_chunks"])
+def test_the_standard_operator(name: str) -> None:
+    """From opset 23 on there is one, and ONNX Runtime is faster with it where heads lie side by side."""
+    case = MODELS.get(name) or SPELLINGS[name]
+    names = [f"x{n}" for n in range(len(case.shapes))]
+    shapes = (tuple({0: torch.export.Dim("batch")} for _ in names),)
+    program = torch.onnx.export(
+        Called(case.module()), case.args(BATCH), dynamo=True, dynamic_shapes=shapes, input_names=names,
+        opset_version=23, verbose=False,
+    )  # fmt: skip
+    assert program is not None
+    result = recopt.optimize(program.model_proto, target="portable")
+    assert sum(n.op == "Attention" for n in result.host.nodes) == 1
+    assert not softmaxes(result.host)
+    optimized = result.to_proto().SerializeToString()
+    check_numbers(case, lambda *args: run_onnx(optimized, args))
+
+
+def test_a_query_that_sees_nothing_is_what_it_was() -> None:
+    case = SPELLINGS["masked_fill_inf"]
+    result = recopt.optimize(to_program(case.module(), case.args(BATCH)), target="cpu")
+    q, k, v, seen = case.args(2)
+    seen[0] = False
+    y = result(q, k, v, seen)
+    assert y[0].isnan().all()
+    torch.testing.assert_close(y, case.module()(q, k, v, seen), equal_nan=True)
+
+
+@pytest.mark.parametrize("dynamo", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_what_the_exporters_make_of_a_masked_operator(dynamo: bool) -> None:
+    """They set every weight that is NaN to 0, as torch's operator gives 0 for a query that sees nothing."""
+    case = Case(torch.nn.functional.scaled_dot_product_attention, (*PLAIN, ("mask", 1, S, T)))
+    file = to_onnx(case.module(), case.args(BATCH), dynamo)
+    result = recopt.optimize(onnx.load_from_string(file), target="recopt")
+    assert sum(map(is_fused, result.host.nodes)) == 1 and not softmaxes(result.host)
+    optimized = result.to_proto().SerializeToString()
+    check_numbers(case, lambda *args: run_onnx(optimized, args))
+    q, k, v, seen = case.args(2)
+    seen[0, 0, 3] = False
+    q[1, 2, 1] = torch.nan
+    torch.testing.assert_close(
+        torch.from_numpy(run_onnx(optimized, (q, k, v, seen))[0]),
+        torch.from_numpy(run_onnx(file, (q, k, v, seen))[0]),
+        equal_nan=True,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["masked_fill", "bias", "soft_cap", "mask_of_rows"])
+def test_an_optimized_module_exports(name: str) -> None:
+    case = SPELLINGS[name]
+    result = recopt.optimize(to_program(case.module(), case.args(BATCH)), target="cpu")
+    names = [f"x{n}" for n in range(len(case.shapes))]
+    program = torch.onnx.export(
+        result.model, case.args(BATCH), dynamo=True, input_names=names, verbose=False,
+        dynamic_shapes=tuple({0: torch.export.Dim("batch")} for _ in names),
+        custom_translation_table=recopt.onnx_translations(),
+    )  # fmt: skip
+    assert program is not None
+    file = program.model_proto.SerializeToString()
+    check_numbers(case, lambda *args: run_onnx(file, args))

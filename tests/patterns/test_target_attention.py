@@ -1,0 +1,87 @@
+"""Every spelling of target attention, by torch.export and by both exporters: one operator, and the same numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from spellings.export import BATCH, run_onnx, to_onnx, to_program
+from spellings.target_attention import NEAR_MISSES, SPELLINGS, Case
+
+import recopt
+from recopt.hosts.base import Node
+
+EXPORTERS = [
+    pytest.param(exporter, name, id=f"{exporter}-{name}", marks=[pytest.mark.slow] if exporter == "dynamo" else [])
+    for name in SPELLINGS
+    for exporter in ("torchscript", "dynamo")
+]
+
+
+def is_fused(node: Node) -> bool:
+    return node.op == "recopt.target_attention.default" or node.op.startswith("recopt::TargetAttention")
+
+
+def check_one(result: recopt.Optimized) -> None:
+    """One fused operator, and no layer of the network beside it."""
+    ops = [n.op for n in result.host.nodes]
+    assert sum(map(is_fused, result.host.nodes)) == 1, ops
+    left = {"MatMul", "Gemm", "aten.linear.default", "aten.bmm.default", "aten.matmul.default", "recopt.linear.default"}
+    assert not left & set(ops) and not any(op.startswith("recopt::Linear") for op in ops), ops
+    assert not result.report.undone
+
+
+def check_numbers(case: Case, run: Callable[..., Any]) -> None:
+    module = case.module()
+    for batch in (1, 3, 7):
+        args = case.args(batch)
+        with torch.no_grad():
+            expected, found = module(*args), run(*args)
+        expected, found = ((v if isinstance(v, (tuple, list)) else (v,)) for v in (expected, found))
+        for e, f in zip(expected, found, strict=True):
+            torch.testing.assert_close(torch.as_tensor(np.asarray(f)), e)
+
+
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_torch(name: str) -> None:
+    case = SPELLINGS[name]
+    result = recopt.optimize(to_program(case.module(), case.args(BATCH)), target="cpu")
+    check_one(result)
+    check_numbers(case, result)
+
+
+@pytest.mark.parametrize(("exporter", "name"), EXPORTERS)
+def test_onnx(exporter: str, name: str) -> None:
+    case = SPELLINGS[name]
+    file = to_onnx(case.module(), case.args(BATCH), dynamo=exporter == "dynamo")
+    result = recopt.optimize(onnx.load_from_string(file), target="recopt")
+    check_one(result)
+    optimized = result.to_proto().SerializeToString()
+    check_numbers(case, lambda *args: run_onnx(optimized, args))
+
+
+@pytest.mark.parametrize("target", ["portable", "ort-cpu"])
+@pytest.mark.parametrize("name", ["paper", "softmaxed", "turned", "dice"])
+def test_standard_operators(name: str, target: str) -> None:
+    case = SPELLINGS[name]
+    file = to_onnx(case.module(), case.args(BATCH), dynamo=False)
+    result = recopt.optimize(onnx.load_from_string(file), target=target)
+    assert result.report.counts()["target-attention"] == 1
+    optimized = result.to_proto()
+    onnx.checker.check_model(optimized, full_check=True)
+    check_numbers(case, lambda *args: run_onnx(optimized.SerializeToString(), args))
+
+
+@pytest.mark.parametrize("name", NEAR_MISSES)
+def test_near_misses(name: str) -> None:
+    case = NEAR_MISSES[name]
+    result = recopt.optimize(to_program(case.module(), case.args(BATCH)), target="cpu")
+    check_numbers(case, result)
+    assert not any(is_fused(n) for n in result.host.nodes)
+    assert not result.report.undone
+    reasons = [r.reason for r in result.report.refusals if r.pattern == "target-attention"]
+    assert not case.reason or any(case.reason in reason for reason in reasons), reasons
