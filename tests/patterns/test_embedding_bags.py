@@ -136,6 +136,17 @@ def test_an_id_that_no_place_of_a_one_hot_has_is_zeros(dynamo: bool) -> None:
     np.testing.assert_allclose(found, expected)
 
 
+@pytest.mark.slow
+def test_a_loop_inside_of_a_loop_stays() -> None:
+    """What the dynamo exporter makes of a padding id."""
+    case = LOOKUPS["padding_mean"]
+    file = to_onnx(case.module(), case.args(BATCH), dynamo=True)
+    result = recopt.optimize(onnx.load_from_string(file))
+    assert any("Loop" in n.op for n in result.host.nodes)
+    optimized = result.to_proto().SerializeToString()
+    check_numbers(case, lambda *args: run_onnx(optimized, args))
+
+
 class Ragged(torch.nn.Module):
     """Two tables over flat ids and offsets, dense columns beside."""
 

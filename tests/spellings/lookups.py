@@ -224,6 +224,7 @@ NEAR_MISSES: dict[str, Lookup] = {
         lambda m, ids: torch.cat([F.embedding(ids, m.short).float().sum(1), F.embedding(ids[:, 1], m.weights[0])], 1),
         reason="rows of float16",
     ),
+    "remainder_written_out": Lookup(lambda m, ids: F.embedding(ids - ids // 20 * 20, m.weights[0]).sum(1)),
     "half_alone": Lookup(lambda m, ids: F.embedding(ids, m.short).float().sum(1), reason="rows of float16"),
     "lengths_of_no_number": Lookup(
         lambda m, ids: (F.embedding(ids, m.holed) * (torch.arange(FIELDS)[None] < ids[:, :1]).float()[..., None]).sum(
