@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from embedding import CLASSES, WORKLOADS, Workload, bare_kernel, fbgemm, layout, make_ids, make_tables, quantise
+from embedding import CLASSES, WORKLOADS, Workload, bare_kernel, fbgemm, make_ids, make_tables, operands
 from timing import copies, device_times
 from torch import Tensor
 
@@ -28,6 +28,8 @@ from recopt.kernels.embedding_bags_launch import embedding_bags_triton
 from recopt.kernels.embedding_bags_operands import Operands
 
 TABLE = Path(__file__).parent.parent / "recopt" / "kernels" / "embedding_bags_table.py"
+HOT = {"one", "zipf 1.2"}  # the classes that embedding_bags.hinted calls so
+Shape = tuple[int, int, int, int]
 SHAPES = ("32x500Kx128 L150 B2048", "26x1Mx128 L1 B2048", "26x1Mx128 L1 B256", "100x100Kx32 L20 B512",
           "8x1Mx32 L80 B256")  # fmt: skip
 
@@ -72,21 +74,13 @@ def triton_candidates(w: Workload, stored: str) -> list[Config | Staged]:
     return [*found, *(base._replace(**lever) for lever in levers)]
 
 
-def _operands(w: Workload, stored: str, tables: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor], str]:
-    if stored == "int8":
-        pairs = [quantise(t) for t in tables]
-        text = layout(w).replace("sum t", "sum q8 t").replace("row t", "row q8 t")
-        return [q for q, _ in pairs], [s for _, s in pairs], text
-    return [t.half() if stored == "fp16" else t for t in tables], [], layout(w)
-
-
 def _compile(job: tuple[Workload, str, Config | Staged]) -> str:
     w, stored, config = job
     if isinstance(config, Staged):  # compiled where it runs
         return ""
     small = Workload(tuple((1000, dim, length) for _, dim, length in w.tables[:1]), w.batch)
     try:
-        tables, scales, text = _operands(small, stored, make_tables(small, "cuda"))
+        tables, scales, text = operands(small, stored, make_tables(small, "cuda"))
         embedding_bags_triton(
             Operands(tables, [make_ids(small, "uniform", "cuda", 0)], [], [], [], scales), text, config
         )
@@ -128,7 +122,7 @@ def measure(
         full = make_tables(w, "cuda")
         _, dim, length = w.tables[0]
         for store in stored:
-            tables, scales, text = _operands(w, store, full)
+            tables, scales, text = operands(w, store, full)
             peer = fbgemm(w, store) if with_peers else None
             for kind in kinds:
                 if time.perf_counter() - begin > budget:
@@ -174,46 +168,64 @@ def measure(
 
 
 def write(paths: Sequence[Path]) -> None:
-    """Write the table: for each shape the least geometric mean, over the classes of ids, of time over the best time.
+    """Write the table. A shape of a later file replaces that of an earlier one, and of any that of the present table.
 
-    A shape in a later file replaces that of an earlier one, and any of them that of the table as it is.
+    For each shape the way of the least geometric mean, over classes of ids, of time over the best time: in Triton over
+    all classes; in CUDA C++, where that is faster, over the classes of each hint, and without one over all, among those
+    that are nowhere slower than the bare kernel.
     """
     from recopt.kernels.embedding_bags_table import CHOICES, STAGED
 
-    loss: dict[tuple[int, int, int, int], dict[Config | Staged, list[float]]] = {}
+    choices, staged = dict(CHOICES), {key: dict(ways) for key, ways in STAGED.items()}
+    times: dict[Shape, dict[Config | Staged, dict[str, float]]] = {}
+    bare: dict[tuple[Shape, str], float] = {}
     for path in paths:
         data = json.loads(path.read_text())
-        here: dict[tuple[int, int, int, int], dict[Config | Staged, list[float]]] = {}
+        here: dict[Shape, dict[Config | Staged, dict[str, float]]] = {}
         for r in data["results"]:
             w = WORKLOADS[r["shape"]]
             _, dim, length = w.tables[0]
             key = ({"fp32": 4, "fp16": 2, "int8": 1}[r["stored"]], dim, length, w.batch)
-            best = min(t for t, _, _ in r["rows"])
+            if "bare" in r["peers"]:
+                bare[key, r["ids"]] = r["peers"]["bare"]
             for t, error, c in r["rows"]:
                 if error < 1e-3:
                     way = Staged(*c) if len(c) == len(Staged._fields) else Config(*c)
-                    here.setdefault(key, {}).setdefault(way, []).append(math.log(t / best))
-        loss |= here
-    kept = {key: [CHOICES[key], *([STAGED[key]] if key in STAGED else [])] for key in CHOICES}
-    for key, ways in loss.items():
-        most = max(map(len, ways.values()))
-        ranked = sorted((c for c in ways if len(ways[c]) == most), key=lambda c, ways=ways: sum(ways[c]))
-        kept[key] = list(dict.fromkeys([next(c for c in ranked if isinstance(c, Config)), ranked[0]]))
-    lines = {Config: "", Staged: ""}
-    for key, chosen in kept.items():
-        for c in chosen:
-            values = ", ".join(f'"{v}"' if isinstance(v, str) else str(v) for v in c)
-            lines[type(c)] += f"    {key}: {type(c).__name__}({values}),\n"
+                    here.setdefault(key, {}).setdefault(way, {})[r["ids"]] = t
+        times |= here
+    for key, ways in times.items():
+        classes = set().union(*ways.values())
+        measured = {way: ts for way, ts in ways.items() if set(ts) == classes}
+        choices[key] = _fastest([w for w in measured if isinstance(w, Config)], measured, classes)
+        staged[key] = {}
+        for hint, part in (("", classes), ("hot", classes & HOT), ("cold", classes - HOT)):
+            able = [w for w, ts in measured.items() if hint or all(ts[k] <= bare.get((key, k), ts[k]) for k in classes)]
+            way = _fastest(able or list(measured), measured, part)
+            if isinstance(way, Staged):
+                staged[key][hint] = way
+    lines = "".join(f"    {key}: {_text(c)},\n" for key, c in choices.items())
+    fast = "".join(f"    {key}: {{{', '.join(f'{h!r}: {_text(c)}' for h, c in ways.items())}}},\n".replace("'", '"')
+                   for key, ways in staged.items() if ways)  # fmt: skip
     TABLE.write_text(
         '"""The fastest way for embedding bags on Hopper; data from benchmarks/tune_embedding.py."""\n\n'
         "from .embedding_bags_config import Config, Staged\n\n"
         f'MEASURED = "{data["device"]}, torch {data["torch"]}"\n'
         "# Bytes a value is stored in, columns as stored, ids a bag, bags -> the least geometric mean over classes of "
-        "ids.\nCHOICES: dict[tuple[int, int, int, int], Config] = {\n" + lines[Config] + "}\n"
-        "# The same shapes, where the kernel in CUDA C++ is faster in that mean: bags that it knows take it.\n"
-        "STAGED: dict[tuple[int, int, int, int], Staged] = {\n" + lines[Staged] + "}\n"
+        "ids.\nCHOICES: dict[tuple[int, int, int, int], Config] = {\n" + lines + "}\n"
+        "# The same shapes, where the kernel in CUDA C++ is faster in that mean, by the hint of the layout.\n"
+        "STAGED: dict[tuple[int, int, int, int], dict[str, Staged]] = {\n" + fast + "}\n"
     )
     print(TABLE.read_text())
+
+
+def _fastest(
+    ways: Sequence[Config | Staged], times: dict[Config | Staged, dict[str, float]], classes: set[str]
+) -> Config | Staged:
+    return min(ways, key=lambda way: sum(math.log(times[way][k]) for k in classes))
+
+
+def _text(c: Config | Staged) -> str:
+    return f"{type(c).__name__}({', '.join(chr(34) + v + chr(34) if isinstance(v, str) else str(v) for v in c)})"
 
 
 if __name__ == "__main__":

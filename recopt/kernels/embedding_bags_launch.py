@@ -16,6 +16,7 @@ from .embedding_bags_config import Config, Staged
 from .embedding_bags_layout import Layout, Term, parse_layout
 from .embedding_bags_operands import Operands, check_operands, result_dtype, rows_of
 from .embedding_bags_plan import make_plan, supports
+from .embedding_bags_split import MOST_ROWS, in_parts
 from .embedding_bags_staged import Launch, staged
 from .embedding_bags_torch import embedding_bags_torch
 
@@ -35,6 +36,10 @@ def embedding_bags_triton(o: Operands, text: str, config: Config | Staged | None
     """
     layout = parse_layout(text)
     rows = rows_of(layout, o)
+    if config is None and rows <= MOST_ROWS:
+        joined = in_parts(text, o, rows, embedding_bags_triton)
+        if joined is not None:
+            return joined
     device = (o.tables or o.dense)[0].device
     # Everything that the records and the compiled kernel depend on. Tables are known by identity and address: a plan
     # dies with the first of its tables, so neither is another's.
@@ -94,7 +99,7 @@ def _distance(a: tuple[int, ...], b: tuple[int, ...]) -> float:
 
 def _bind(layout: Layout, o: Operands, rows: int, config: Config | Staged | None) -> _Run:
     shape = _nearest(layout, o, rows)
-    way = table.STAGED.get(shape) if config is None else config
+    way = table.STAGED.get(shape, {}).get(layout.hint) if config is None else config
     if isinstance(way, Staged):
         launch = staged(layout, o, way) if (o.tables or o.dense)[0].is_cuda else None
         if launch is not None:

@@ -228,7 +228,7 @@ def _plain(t: Term, o: Operands) -> bool:
     item = table.dtype.itemsize
     words = table.shape[1] * item // 16
     return (
-        not (t.modulus or t.shift)
+        not (t.modulus or t.shift or t.wraps)
         and table.dtype in _TYPES
         and ids.dtype in (torch.int32, torch.int64)
         and (ids.dim() == 1 or ids.stride(1) == 1)
@@ -298,7 +298,9 @@ def _unit(t: Term, o: Operands, slot: int, lanes: int, n: int, column: int, afte
 
 @functools.cache
 def _compile(device: int, options: tuple[str, ...]) -> Any:
-    """The kernel for a device; None where torch cannot compile CUDA C++."""
+    """The kernel for a device; None where torch cannot compile CUDA C++ or the device is older than sm_80."""
+    if torch.version.hip or torch.cuda.get_device_capability(device) < (8, 0):
+        return None
     try:
         with torch.cuda.device(device):
             kernel = torch.cuda._compile_kernel(SOURCE, "bags", nvcc_options=["-std=c++17", *options])

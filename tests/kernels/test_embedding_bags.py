@@ -14,12 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recopt.hosts import fx_operators
-from recopt.kernels.embedding_bags import bytes_moved, embedding_bags, flops
-from recopt.kernels.embedding_bags_config import Config, Staged
+from recopt.kernels.embedding_bags import bytes_moved, embedding_bags, flops, hinted
+from recopt.kernels.embedding_bags_config import Config
 from recopt.kernels.embedding_bags_launch import choose_config, embedding_bags_triton
 from recopt.kernels.embedding_bags_layout import EmbeddingBagsError, parse_layout
 from recopt.kernels.embedding_bags_operands import Operands
-from recopt.kernels.embedding_bags_staged import eligible, staged
 from recopt.kernels.embedding_bags_torch import embedding_bags_torch
 
 gpu = pytest.mark.gpu
@@ -31,6 +30,7 @@ row t0[i0:3+4]
 row t0[i0:0+1]; row t0[i0:1+1 + 3]; row t0[i0:2+2]; row t1[i0:4+1]
 row t0[i0:0+1 % 5]; row t0[i0:1+1 % 7 + 2]; row t0[i0:2+1 + 1]
 row t0[i0:0+3] * w0:2
+sum t0[i0:0+3] div 1.0 0.0 hot; row t1[i0:3+1] cold
 row t0[i0:0+3] pad 4; x0
 sum t1[i0:4+5]
 sum t0[i0:2+6] * w0:1 pad 3
@@ -233,6 +233,17 @@ def test_cost_counts_what_is_read() -> None:
     assert bytes_moved("sum t0[i0:0+3]", [table], [ids], unique=True) == read - 4 * 16
 
 
+def test_hints_say_whether_ids_repeat() -> None:
+    ids = torch.arange(300).reshape(2, 150).repeat(1, 2)
+    ids[:, 150:] %= 3
+    text = "sum t0[i0:0+150]; mean t0[i0:150+150]; sum t0[i0:0+63]; sum t0[i1@o0]; x0"
+    assert hinted(text, [ids, ids[0]]) == (
+        "sum t0[i0:0+150] cold; sum t0[i0:150+150] div 1.0 0.0 hot; sum t0[i0:0+63]; sum t0[i1@o0]; x0"
+    )
+    assert parse_layout("sum t0[i0:0+9] hot; sum t0[i0:0+9] hot; x0; sum t0[i0:0+9]").hint == "hot"
+    assert parse_layout("sum t0[i0:0+9] hot; sum t0[i0:0+9] cold").hint == ""
+
+
 @st.composite
 def layouts(draw: st.DrawFn) -> str:
     """A layout of one to four pieces."""
@@ -367,98 +378,3 @@ def test_gpu_an_id_that_its_table_does_not_hold_stops_the_device(text: str, bad:
     assert "in range" in done.stdout
     assert done.returncode != 0
     assert "assert" in done.stderr
-
-
-@pytest.mark.parametrize(
-    ("text", "known"),
-    [
-        ("sum t0[i0:0+5]; mean t1[i1:2+3]; sum t0[i0:0+5] div 1.0 1e-08", True),
-        ("sum t0[i0:0+5]; row t1[i1:0+1]", False),
-        ("sum t0[i0:0+5] + sum t1[i1:0+5]", False),
-        ("sum t0[i0:0+5]; x0", False),
-        ("sum t0[i0:0+5] pad 1", False),
-        ("sum t0[i0:0+5] * w0:0", False),
-        ("sum t0[i0:0+5 % 3]", False),
-        ("sum t0[i0:0+5<o0]", False),
-        ("sum t0[i0@o0]", False),
-        ("max t0[i0:0+5]", False),
-        ("sum t2[i0:0+5]", False),  # rows of 24 bytes
-        ("sum t0[i0:0+5]; sum t3[i0:0+5]", False),  # of two types
-        ("sum t0[i0:0+5]; sum t0[i2:0+5]", False),  # ids of two types
-        ("sum t4[i0:0+5]", False),  # rows at odd addresses
-    ],
-)
-def test_layouts_that_the_kernel_of_staged_ids_knows(text: str, known: bool) -> None:
-    tables = [torch.ones(9, 8), torch.ones(9, 16), torch.ones(9, 6), torch.ones(9, 8).half(), torch.ones(9, 9)[:, 1:]]
-    ids = [torch.zeros(4, 6, dtype=torch.int64)] * 2 + [torch.zeros(4, 6, dtype=torch.int32)]
-    bounds = [torch.zeros(4, dtype=torch.int64)]
-    o = Operands(tables, ids, bounds, [torch.ones(4, 6)], [torch.ones(4, 8)], [])
-    assert eligible(parse_layout(text), o) == known
-
-
-@gpu
-@needs_gpu
-@pytest.mark.parametrize("config", [Staged(), Staged(1, 1, 128, 1), Staged(2, 8, 512, 1)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("rows", [1, 7, 781])
-def test_gpu_staged_ids_agree_with_float64(rows: int, dtype: torch.dtype, config: Staged) -> None:
-    """Bags shorter than a quad and longer than what is held at once; ids that repeat, read by whole rows, and not."""
-    item, text = dtype.itemsize, "; ".join(f"{('sum', 'mean')[n % 2]} t{n}[i{n % 2}:{n}+{c}]" for n, c in
-                                           enumerate((1, 3, 32, 65, 150, 333)))  # fmt: skip
-    tables = [torch.randn(1000 + n, 40 * 16, device="cuda").to(dtype) for n in range(6)]
-    tables = [t[:, 16 : 16 + (32 << n) // item] for n, t in enumerate(tables)]  # 32 to 512 bytes, and one of 256
-    tables[5] = tables[5][:, : 256 // item]
-    for kind in (torch.int64, torch.int32):
-        ids = [torch.randint(1000, (rows, 345), device="cuda", dtype=kind) for _ in range(2)]
-        ids[0] = ids[0][:, 1:].remainder(7) if rows == 7 else ids[0][:, 1:]
-        ids[1][:, ::2] = 3
-        o = Operands(tables, ids, [], [], [], [])
-        assert staged(parse_layout(text), o, config) is not None
-        poison = torch.full((rows, 4096), float("nan"), device="cuda")
-        del poison
-        out = embedding_bags_triton(o, text, config)
-        exact = []
-        for n, t in enumerate(parse_layout(text).lookups):
-            bag = tables[n].double()[ids[n % 2][:, t.first : t.first + t.count].long()].sum(1)
-            exact.append(bag / t.count if n % 2 else bag)
-        assert out.dtype == dtype
-        # Sums of up to 333 values near 1: each addition rounds a partial sum near 18.
-        tolerance = {"rtol": 1.3e-6, "atol": 1e-4} if dtype == torch.float32 else {}
-        torch.testing.assert_close(out, torch.cat(exact, 1).to(dtype), **tolerance)
-
-
-@gpu
-@needs_gpu
-@pytest.mark.parametrize("bad", [-1, 90, 1 << 40])
-def test_gpu_a_staged_id_that_its_table_does_not_hold_stops_the_device(bad: int) -> None:
-    script = (
-        "import torch; from recopt.kernels.embedding_bags_launch import embedding_bags_triton as run\n"
-        "from recopt.kernels.embedding_bags_config import Staged; from recopt.kernels.embedding_bags import Operands\n"
-        "t, i = torch.randn(90, 128).cuda(), torch.zeros(3, 70, dtype=torch.int64).cuda()\n"
-        "def call(): run(Operands([t], [i], [], [], [], []), 'sum t0[i0:0+70]', Staged()); torch.cuda.synchronize()\n"
-        f"call(); print('in range'); i[2, 69] = {bad}; call()\n"
-    )
-    root = str(Path(__file__).parents[2])
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([root, *sys.path])}
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=300)
-    assert "in range" in done.stdout
-    assert done.returncode != 0
-    assert "assert" in done.stderr
-
-
-@gpu
-@needs_gpu
-def test_gpu_staged_ids_in_many_tensors_under_a_graph() -> None:
-    text = "; ".join(f"sum t0[i{n}:0+70]" for n in range(3))
-    table = torch.randn(500, 128, device="cuda")
-    ids = [torch.randint(500, (33, 70), device="cuda") for _ in range(3)]
-    o = Operands([table], ids, [], [], [], [])
-    for _ in range(2):
-        embedding_bags_triton(o, text, Staged())
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        out = embedding_bags_triton(o, text, Staged())
-    ids[1].random_(0, 500)
-    out.fill_(float("nan"))
-    graph.replay()
-    torch.testing.assert_close(out, torch.cat([table.double()[i].sum(1) for i in ids], 1).float(), rtol=1e-5, atol=1e-5)
