@@ -19,7 +19,7 @@ from recopt.fused import Bag, View
 from recopt.hosts.base import Array, Host, Value
 from recopt.report import Refusal
 from recopt.rewrite import Context, Place
-from recopt.tables import Change, Fitness, bags_of, find, rewrite
+from recopt.tables import Change, Fitness, bags_of, find, fixed_ids, rewrite
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class CartesianTables:
         """Whether any tables were joined."""
         places = find(host, context, self.name)
         fitness = Fitness(host, places)
-        reasons = {table: fitness.why_not(bags) for table, bags in bags_of(places).items()}
+        reasons = {table: fitness.why_not(bags) or fixed_ids(host, bags) for table, bags in bags_of(places).items()}
         for table, why in reasons.items():
             if why:
                 context.report.refusals.append(Refusal(self.name, table.name, why))
@@ -102,6 +102,8 @@ def _single(piece: Piece, reasons: dict[Value, str]) -> Value | None:
     """The table of a piece that is one plain lookup."""
     bag = piece[0]
     if len(piece) > 1 or not isinstance(bag, Bag) or bag.pool != "row" or bag.count != 1:
+        return None
+    if not isinstance(bag.shift, int):
         return None
     plain = bag.weights is None and bag.pad is None and bag.stored is None and not bag.parts and bag.shift >= 0
     inside = not bag.modulus or bag.modulus + bag.shift <= int(bag.table.shape[0])

@@ -16,7 +16,7 @@ from recopt.fused import Bag
 from recopt.hosts.base import Host
 from recopt.report import Refusal
 from recopt.rewrite import Context
-from recopt.tables import Change, find, rewrite, with_bags
+from recopt.tables import Change, find, fixed_ids, rewrite, with_bags
 
 # Numbers of a row from which it was faster: 0.67 to 0.77 of the time at batch 256, Zipf 1.2; of 64 0.97 to 1.2.
 WIDE = 128
@@ -32,16 +32,20 @@ class DedupeIds:
     def run(self, host: Host, context: Context) -> bool:
         """Whether any rows are read once now."""
         changes = []
-        target = context.target
+
+        def why_not(bag: Bag) -> str:
+            padded = host.dialect == "onnx" and bag.pad is not None  # places among distinct ids are no rows
+            return fixed_ids(host, [bag]) or "a padding id" * padded or self._refuses(bag, context.target)
+
         for place in find(host, context, self.name):
-            once = [bag for bag in place.spec.bags if not self._refuses(bag, target)]
-            refused = {bag.table.value.name: why for bag in place.spec.bags if (why := self._refuses(bag, target))}
+            once = [bag for bag in place.spec.bags if not why_not(bag)]
+            refused = {bag.table.value.name: why for bag in place.spec.bags if (why := why_not(bag))}
             for table, why in refused.items():
                 context.report.refusals.append(Refusal(self.name, table, why))
             if once:
 
                 def new(bag: Bag) -> Bag:
-                    return bag if self._refuses(bag, target) else replace(bag, once=True)
+                    return bag if why_not(bag) else replace(bag, once=True)
 
                 detail = f"rows of {', '.join(dict.fromkeys(b.table.value.name for b in once))} once a batch"
                 changes.append(Change(place, with_bags(place.spec, new), detail))

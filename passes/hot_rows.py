@@ -22,7 +22,7 @@ from recopt.fused import Bag, View
 from recopt.hosts.base import Array, Host, Value
 from recopt.report import Refusal
 from recopt.rewrite import Context
-from recopt.tables import Change, Fitness, bags_of, find, rewrite, with_bags
+from recopt.tables import Change, Fitness, bags_of, find, fixed_ids, rewrite, with_bags
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class HotRows:
         for table, bags in found.items():
             if table.name not in counts:
                 continue
-            why = fitness.why_not(bags) or self._refuses(counts[table.name], bags, table)
+            why = fitness.why_not(bags) or fixed_ids(host, bags) or self._refuses(counts[table.name], bags, table)
             if why:
                 context.report.refusals.append(Refusal(self.name, table.name, why))
                 continue
@@ -63,6 +63,7 @@ class HotRows:
             if bag.table.value not in made:
                 return bag
             table, place = made[bag.table.value]
+            assert isinstance(bag.shift, int)
             key = bag.table.value, bag.modulus, bag.shift
             if key not in remaps:
                 array = place[bag.shift : bag.shift + bag.modulus if bag.modulus else None]
@@ -85,6 +86,7 @@ class HotRows:
         if counts.shape != (rows,):
             return f"counts of shape {list(counts.shape)} for {rows} rows"
         for bag in bags:
+            assert isinstance(bag.shift, int)
             if bag.last or bag.lengths is not None:
                 return "ids that no bag reads need not name a row, and would be looked up"
             if bag.pad is not None and not 0 <= bag.pad < rows:

@@ -16,10 +16,11 @@ from itertools import pairwise
 
 from recopt.bag_factors import Factors, ends_of, factors
 from recopt.cost import nominal
-from recopt.fused import Bag, EmbeddingBags, View
+from recopt.fused import Bag, EmbeddingBags, Permute, View
 from recopt.hosts.base import Array, Value
 from recopt.ir import sizes
-from recopt.ir.rules import FLOATS
+from recopt.ir.rules import FLOATS, WIDTH
+from recopt.ir.sizes import Size
 from recopt.ir.tensor import Dim, Tensor
 from recopt.ir.term import (
     Atom,
@@ -33,6 +34,7 @@ from recopt.ir.term import (
     TooLarge,
     axis,
     coord,
+    guard,
     monomial,
     mul,
     number,
@@ -43,7 +45,7 @@ from recopt.ir.term import (
 )
 from recopt.ir.term import add as add_terms
 from recopt.lift.base import Lifted
-from recopt.lookups import expand, hashed, is_lookup, looks_up, picked, unwrapped
+from recopt.lookups import expand, hashed, is_lookup, looks_up, picked, shifts, unwrapped, widened
 from recopt.match import Match, No, dead_after, is_data
 from recopt.views import arrange, held_by, regroup
 
@@ -107,7 +109,7 @@ def match(lifted: Lifted, root: Value) -> Match | None:
     """`root` as fused embedding bags. None where it is nothing like them; raises No with the reason where it nearly
     is."""
     refused: No | None = None
-    for opened in (True, False) if lifted.host.dialect == "aten" else (False,):
+    for opened in (True, False):
         try:
             return _match(lifted, root, opened)
         except TooLarge:
@@ -134,6 +136,7 @@ def _match(lifted: Lifted, root: Value, opened: bool) -> Match | None:
     spec = EmbeddingBags(tuple(pieces), shape, term.dtype, steps, root.name)
     if not spec.bags:
         return None
+    _check_types(lifted, spec)
     dead = dead_after(lifted, root, [v.value for v in spec.views])
     pooled = sum((bag.count - 1) * int(bag.table.shape[1]) for bag in spec.bags if bag.pool != "row")
     return Match(
@@ -148,6 +151,16 @@ def _match(lifted: Lifted, root: Value, opened: bool) -> Match | None:
     )
 
 
+def _check_types(lifted: Lifted, spec: EmbeddingBags) -> None:
+    """Refuse rows of a type that the operator does not give, or does not compute with."""
+    held = {v.value.dtype or "" for v in spec.views if v.value.dtype in FLOATS}
+    if max(held, key=lambda d: WIDTH.get(d, 0)) != spec.dtype:
+        raise No("rows of {} as {}", " and ".join(sorted(held)), spec.dtype)
+    narrow = [bag for bag in spec.bags if bag.table.value.dtype != spec.dtype]
+    if lifted.host.dialect == "aten" and any(bag.pool != "row" or bag.weights for bag in narrow):
+        raise No("rows of {} that are added up as {}", narrow[0].table.value.dtype, spec.dtype)
+
+
 def _width(term: Bag | View) -> int:
     return term.width if isinstance(term, Bag) else int(term.shape[-1])
 
@@ -155,7 +168,7 @@ def _width(term: Bag | View) -> int:
 def _pieces(place: _Place, term: Tensor, whole: Poly) -> tuple[list[Axis], list[tuple[Bag | View, ...]]]:
     """The column axes, and the terms of every piece of the concat."""
     flat = [a for d in term.dims for a in d]
-    guards = {a for m in whole.monos for a in m.atoms if isinstance(a, Guard)}
+    guards = {a for m in whole.monos for a in m.atoms if isinstance(a, Guard) and not is_data(place.lifted, a)}
     along = {g.index.atom.axis if isinstance(g.index.atom, Coord) else None for g in guards}
     if not guards:
         columns = _columns(place.lifted, whole)
@@ -176,10 +189,14 @@ def _pieces(place: _Place, term: Tensor, whole: Poly) -> tuple[list[Axis], list[
 
 
 def _columns(lifted: Lifted, body: Poly) -> list[Axis]:
-    """The axes along the rows of the first table."""
+    """The axes along the rows of the first table, and before them those along which its ids are moved by constants."""
     for atom in walk(body):
-        if isinstance(atom, Read) and is_lookup(lifted, atom):
-            return [p.atom.axis for p in atom.index if isinstance(p.atom, Coord)]
+        if isinstance(atom, Read) and isinstance(atom.leaf, Value) and is_lookup(lifted, atom):
+            columns = [p.atom.axis for p in atom.index if isinstance(p.atom, Coord)]
+            extents = zip(atom.index, lifted.term[atom.leaf].shape, strict=True)
+            moved = [hashed(lifted, unwrapped(p, rows)[0])[2] for p, rows in extents if is_data(lifted, p)]
+            apart = {a for p in moved for a in p.axes_read & body.axes_read if isinstance(a.size, int)}
+            return [*sorted(apart.difference(columns), key=lambda a: a.id), *columns]
     raise No("no table is read at rows that data names")
 
 
@@ -188,12 +205,15 @@ def _terms(place: _Place, body: Poly, columns: Sequence[Axis]) -> tuple[Bag | Vi
     found = [t or _bag(place, m, columns) for t, m in zip(terms, body.monos, strict=True)]
     if not found:
         raise No("columns that nothing fills")
+    rows = any(isinstance(t, Bag) and t.pool == "row" and isinstance(t.shift, tuple) for t in found)
+    if rows and len(found) > 1 and place.lifted.host.dialect == "aten":
+        raise No("rows that add up, of which each column moves the ids")
     return tuple(found)
 
 
 def _lookup(lifted: Lifted, mono: Mono) -> Read | None:
     """The table that a monomial reads, pooled or not. Raises No where it reads several."""
-    atoms = _pooled(mono)[2]
+    atoms = map(widened, _pooled(mono)[2])
     found = [a for a in atoms if isinstance(a, Read) and is_lookup(lifted, a)]
     if len(found) > 1:
         raise No("rows of two tables are multiplied")
@@ -226,12 +246,16 @@ def _bag(place: _Place, mono: Mono, columns: Sequence[Axis]) -> Bag:
     names = {a: coord(n) for a, n in fresh.items()}
     read = _lookup(lifted, mono)
     assert read is not None and isinstance(read.leaf, Value)
-    others = [single(a, a.dtype) for a in atoms if a is not read]
-    if len(read.index) != 2 or is_data(lifted, read.index[1]) or read.dtype not in FLOATS:
+    others = [single(a, a.dtype) for a in atoms if widened(a) is not read]
+    by_data = [is_data(lifted, p) for p in read.index]
+    if len(by_data) != 2 or all(by_data) or read.dtype not in FLOATS:
         raise No("{} is read by more than its row", read.leaf.name)
-    index, rest = (substitute(p, names) for p in read.index)
+    if by_data[1] and not lifted.host.is_constant(read.leaf):
+        raise No("{} is read by its columns and fed at run time", read.leaf.name)
+    turned = by_data[1]  # a row for each column: a one-hot through a linear
+    index, rest = (substitute(p, names) for p in read.index[:: -1 if turned else 1])
     inner = list(fresh.values())
-    width = lifted.term[read.leaf].shape[1]
+    rows, width = lifted.term[read.leaf].shape[:: -1 if turned else 1]
     own = list(columns)
     if len(own) == 1 and isinstance(width, int) and isinstance(own[0].size, int) and own[0].size > width > 1:
         # Several rows side by side in one dimension: which of them, and the column of that.
@@ -246,17 +270,19 @@ def _bag(place: _Place, mono: Mono, columns: Sequence[Axis]) -> Bag:
     inner += own[:-1]
     if pool != "row" and len(own) > 1:
         raise No("bags side by side in one dimension")
-    ids, wraps = unwrapped(index, lifted.term[read.leaf].shape[0])
-    plain = lifted.host.dialect == "onnx"  # there the ids are as they stand, and every factor is a weight
-    if wraps and not plain:
-        raise No("negative ids of {} count from the end: to the operator they are an error", read.leaf.name)
-    others = [substitute(p, names) for p in others]
-    found = Factors(weights=others) if plain or pool == "max" else factors(others, ids, inner)
-    ids, modulus, shift = (ids, 0, 0) if plain else hashed(ids)
-    if found.pad is not None or found.lengths is not None:
-        _check_finite(lifted, read.leaf, found)
-    table = View(read.leaf, lifted.term[read.leaf].shape)
-    bag = Bag(table, table, pool, wraps, None, modulus, shift, found.pad, found.div)
+    limits = [p for p in others if isinstance(p.atom, Guard) and is_data(lifted, p)]
+    ids, wraps = unwrapped(index, rows)
+    others = [substitute(p, names) for p in others if p not in limits]
+    found = Factors(weights=others) if pool == "max" else factors(others, ids, inner)
+    found.below = _below([substitute(p, names) for p in limits], index, rows)
+    ids, modulus, moved = hashed(lifted, ids)
+    shift = shifts(lifted, moved, inner)
+    if lifted.host.dialect == "aten":
+        _check_torch(read.leaf, pool, wraps, shift, found)
+    if found.pad is not None or found.below or found.lengths is not None:
+        _check_finite(lifted, read.leaf, turned, found)
+    table = View(read.leaf, (rows, width), (Permute((1, 0)),) if turned else ())
+    bag = Bag(table, table, pool, wraps, None, modulus, shift, found.pad, found.above, found.below, found.div)
     if found.starts is not None:
         return _ragged(place, replace(bag, pool=_scaled(mono, pool, 0)), found, ids, inner)
     view, order = place.view(ids, inner, "the ids")
@@ -276,13 +302,38 @@ def _bag(place: _Place, mono: Mono, columns: Sequence[Axis]) -> Bag:
     return replace(bag, ids=view, weights=weights, lengths=lengths, pool=_scaled(mono, pool, count if uniform else 0))
 
 
-def _check_finite(lifted: Lifted, table: Value, found: Factors) -> None:
+def _below(limits: Sequence[Poly], index: Poly, rows: Size) -> int:
+    """The row before which an id counts; 0 where all do."""
+    if not limits:
+        return 0
+    if len(limits) > 1 or not isinstance(rows, int):
+        raise No("ids under several conditions")
+    if guard(index, 0, rows, limits[0].dtype) is limits[0]:
+        return rows
+    raise No("ids under a condition on others: {}", limits[0].text)
+
+
+def _check_torch(table: Value, pool: str, wraps: bool, shift: int | tuple[int, ...], found: Factors) -> None:
+    """Refuse what the layout of the torch operator has no words for."""
+    if found.below:
+        raise No("ids of {} that may lie outside of it are zeros", table.name)
+    if wraps and found.pad is not None:
+        raise No("a padding id of {}, of which negative ids count from the end", table.name)
+    apart = pool in ("row", "sum") and found.div is None and found.lengths is None and found.starts is None
+    if isinstance(shift, tuple) and not apart:
+        raise No("ids of {} that each column moves, in bags that are not sums", table.name)
+
+
+def _check_finite(lifted: Lifted, table: Value, turned: bool, found: Factors) -> None:
     """Refuse a table whose rows are no numbers where the operator does not read them: 0 * inf is not 0."""
-    if found.lengths is None and found.pad is not None:
-        blocks: Iterable[Array] = [lifted.host.constant(table)[found.pad : found.pad + 1]]
-    else:
-        blocks = lifted.host.blocks(table)
-    if not all(math.isfinite(rows.sum(dtype="float64")) for rows in blocks):  # a sum needs no second table in memory
+    whole = lifted.host.constant(table)
+    whole = whole.T if turned else whole
+    rows: Iterable[Array] = [whole] if turned else lifted.host.blocks(table)
+    if found.below:
+        rows = [whole[:1]]  # which is read instead
+    elif found.lengths is None and found.pad is not None:
+        rows = [whole[found.pad : found.pad + 1]]
+    if not all(math.isfinite(block.sum(dtype="float64")) for block in rows):  # a sum needs no second table in memory
         raise No("{} holds values that are not finite, which a mask does not hide", table.name)
 
 

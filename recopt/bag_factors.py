@@ -24,6 +24,8 @@ class Factors:
     ends: Poly | None = None
     lengths: Poly | None = None
     pad: int | None = None
+    above: bool = False
+    below: int = 0
     div: tuple[float, float] | None = None
     weights: list[Poly] = field(default_factory=list)
 
@@ -64,22 +66,21 @@ def _member(found: Factors, p: Poly, ids: Poly, inner: Sequence[Axis]) -> bool:
     if test.name == "lt" and test.args[0] is place and found.ends is None:
         found.ends = test.args[1]
         return True
-    pad = _pad(test, ids)
-    if pad is None or found.pad not in (None, pad):
+    above = test.name == "lt" and test.args[0].number == 0 and test.args[1] is ids
+    pad = 0 if above else _pad(test, ids)
+    if pad is None or (found.pad is not None and (found.pad, found.above) != (pad, above)):
         return False
-    found.pad = pad
+    found.pad, found.above = pad, above
     return True
 
 
 def _pad(test: Fn, ids: Poly) -> int | None:
-    """The id that a condition leaves out. No id is negative, so that those above 0 are all but 0."""
+    """The id that a condition leaves out."""
     if test.name == "logical_not" and isinstance(test.args[0].atom, Fn) and test.args[0].atom.name == "eq":
         a, b = test.args[0].atom.args
         for one, other in ((a, b), (b, a)):
             if _same(one, ids) and isinstance(other.number, int) and other.number >= 0:
                 return other.number
-    if test.name == "lt" and test.args[0].number == 0 and _same(test.args[1], ids):
-        return 0
     return None
 
 

@@ -106,10 +106,11 @@ class Bag:
     """Rows of a table, pooled: y[.., d] = sum_l weights[.., l] * table[ids[.., l], d], or the mean, or the maximum.
 
     `ids` is [rows.., L]; pool "row" does not pool: the rows of the L ids lie side by side. `wraps` says that negative
-    ids count from the end. `weights` is [rows.., L] too. The row that is read is id % modulus + shift. Where it
-    is `pad` the id does not count, nor do ids past `lengths` [rows..]. `div` LO, EPS divides a sum by max(n, LO) + EPS,
-    n being the sum of the weights or how many ids count. With `offsets` [R], or [R + 1] where `last`, ids are [N] and
-    bag r begins at offsets[r].
+    ids count from the end. `weights` is [rows.., L] too. The row that is read is id % modulus + shift, a number or one
+    for each of the L. Ids past `lengths` [rows..] do not count, nor where the row is `pad`, or up to `pad` where only
+    those `above` it do, nor rows outside of 0..`below`, which need not be there. `div` LO, EPS divides a sum by
+    max(n, LO) + EPS, n being the sum of the weights or how many ids count. With `offsets` [R], or [R + 1] where `last`,
+    ids are [N] and bag r begins at offsets[r].
 
     What optional passes add: `stored`, a table of fewer bits; `remap` [modulus or rows], the row that is read is
     remap[id % modulus] instead; `parts`, bags of single rows in whose place this one reads one row of a product table,
@@ -122,8 +123,10 @@ class Bag:
     wraps: bool = False
     weights: View | None = None
     modulus: int = 0  # none
-    shift: int = 0
+    shift: int | tuple[int, ...] = 0
     pad: int | None = None
+    above: bool = False
+    below: int = 0  # none
     div: tuple[float, float] | None = None
     offsets: View | None = None
     last: bool = False

@@ -6,21 +6,30 @@ ids alone is not data of its own: it says which ids count.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
 from .hosts.base import Value
-from .ir.rules import FLOATS
+from .ir.rules import FLOATS, WIDTH, fn
 from .ir.sizes import Size
+from .ir.tensor import Tensor
 from .ir.term import (
     Atom,
+    Axis,
     Coord,
     Fn,
+    Guard,
     Mono,
     Poly,
     Read,
     Reduce,
+    TooLarge,
     axis,
     coord,
     monomial,
     mul,
+    normal_mono,
     number,
     scale,
     single,
@@ -29,7 +38,7 @@ from .ir.term import (
 )
 from .ir.term import add as add_terms
 from .lift.base import Lifted
-from .match import constant_leaf, is_data
+from .match import No, constant_leaf, fold, is_data
 
 
 def looks_up(lifted: Lifted, value: Value) -> bool:
@@ -54,9 +63,18 @@ def _weighs(lifted: Lifted, mono: Mono) -> bool:
 def _looks_up(lifted: Lifted, atom: Atom) -> bool:
     if isinstance(atom, Reduce):
         return atom.op == "max" and any(_looks_up(lifted, a) for m in atom.body.monos for a in m.atoms)
+    atom = widened(atom)
     if not isinstance(atom, Read) or not isinstance(atom.leaf, Value):
         return False
     return is_lookup(lifted, atom) or (not constant_leaf(lifted, atom.leaf) and looks_up(lifted, atom.leaf))
+
+
+def widened(atom: Atom) -> Atom:
+    """What is read, where that is cast to a float that holds all its values."""
+    inner = atom.args[0].atom if isinstance(atom, Fn) and atom.name == "cast" else None
+    if not isinstance(inner, Read) or inner.dtype not in FLOATS or atom.dtype not in FLOATS:
+        return atom
+    return inner if WIDTH[atom.dtype] > WIDTH[inner.dtype] else atom
 
 
 def is_lookup(lifted: Lifted, read: Read) -> bool:
@@ -68,16 +86,75 @@ def expand(lifted: Lifted, term: Poly, opened: bool, seen: set[Value]) -> Poly:
     that is done is added to `seen`."""
 
     def inner(atom: Atom) -> Poly | None:
-        if not isinstance(atom, Read) or not isinstance(atom.leaf, Value) or constant_leaf(lifted, atom.leaf):
+        if opened and isinstance(atom, Fn) and atom.name == "reciprocal":
+            return fn("reciprocal", [expand(lifted, _total(lifted, atom.args[0]), opened, seen)], atom.dtype)
+        if not isinstance(atom, Read) or not isinstance(atom.leaf, Value):
             return None
         leaf = atom.leaf
-        if not looks_up(lifted, leaf) and not _hashes(lifted, leaf) and not (opened and masks(lifted, leaf)):
+        if constant_leaf(lifted, leaf):
+            return progression(lifted, atom) if opened else None
+        made = looks_up(lifted, leaf) or _hashes(lifted, leaf)
+        if not made and not (opened and (masks(lifted, leaf) or _is_share(lifted, leaf))):
             return None
         seen.add(leaf)
+        whole = _expanded(lifted, leaf, opened)
+        if whole is not None:
+            seen.update(whole[1])
+            return whole[0].at(list(atom.index))
         t = lifted.definition[leaf]
         return expand(lifted, t.with_body(picked(lifted, t.body)).at(list(atom.index)), opened, seen)
 
     return substitute(term, {}, inner)
+
+
+def _expanded(lifted: Lifted, value: Value, opened: bool) -> tuple[Tensor, set[Value]] | None:
+    """A value's definition as `expand` makes it, once for all that read it: along a chain of residuals each way to a
+    value would be walked. None where it is too large, though a part of it may not be."""
+    key = ("expanded", value, opened)
+    if key not in lifted.notes:
+        seen: set[Value] = set()
+        t = lifted.definition[value]
+        try:
+            lifted.notes[key] = (t.with_body(expand(lifted, picked(lifted, t.body), opened, seen)), seen)
+        except TooLarge:
+            lifted.notes[key] = None
+    return lifted.notes[key]  # type: ignore[return-value]  # written here alone
+
+
+def progression(lifted: Lifted, read: Read) -> Poly | None:
+    """The places 0, 1, 2, .. that a constant holds, as the place itself."""
+    leaf = read.leaf
+    places = [p for p in read.index if p.number != 0]
+    if not isinstance(leaf, Value) or len(places) != 1 or read.dtype in FLOATS or not lifted.host.is_constant(leaf):
+        return None
+    held = lifted.host.constant(leaf).reshape(-1)
+    extent = lifted.term[leaf].shape[read.index.index(places[0])]
+    return places[0] if extent == held.size and (held == range(held.size)).all() else None
+
+
+def _total(lifted: Lifted, term: Poly) -> Poly:
+    """What a denominator adds up, under the limits and the small number that keep it from zero."""
+    numbers = [monomial(m, term.dtype) for m in term.monos if not m.atoms]
+    if numbers:
+        return add_terms(_total(lifted, add_terms(term, *(scale(n, -1) for n in numbers))), *numbers)
+    atom = term.atom
+    if isinstance(atom, Fn) and atom.name == "max":
+        return fn("max", [_total(lifted, p) for p in atom.args], term.dtype)
+    t = lifted.definition.get(atom.leaf) if isinstance(atom, Read) and isinstance(atom.leaf, Value) else None
+    if not isinstance(atom, Read) or t is None or t.dtype not in FLOATS or looks_up(lifted, atom.leaf):  # type: ignore[arg-type]  # a value, as it has a definition
+        return term
+    adds = len(t.body.monos) == 1 and len(t.body.monos[0].axes) > 0
+    bounds = not adds and _total(lifted, t.body) is not t.body
+    return _total(lifted, t.at(list(atom.index))) if adds or bounds else term
+
+
+def _is_share(lifted: Lifted, value: Value) -> bool:
+    """Whether a value is a part of a total: w / sum(w)."""
+    t = lifted.definition.get(value)
+    if t is None or t.dtype not in FLOATS or len(t.body.monos) != 1 or t.body.monos[0].axes:
+        return False
+    below = [a.args[0] for a in t.body.monos[0].atoms if isinstance(a, Fn) and a.name == "reciprocal"]
+    return len(below) == 1 and _total(lifted, below[0]) is not below[0]
 
 
 def masks(lifted: Lifted, value: Value) -> bool:
@@ -87,47 +164,111 @@ def masks(lifted: Lifted, value: Value) -> bool:
     if key not in lifted.notes:
         t = lifted.definition.get(value)
         leaves = [] if t is None else [v for v in t.body.leaves if isinstance(v, Value)]
-        read = [] if any(constant_leaf(lifted, v) for v in leaves) else leaves
+        weights = any(constant_leaf(lifted, v) and v.dtype in FLOATS for v in leaves)
+        read = [] if weights else [v for v in leaves if not constant_leaf(lifted, v)]
         whole = {v for v in read if v.dtype not in FLOATS and v.dtype != "bool"}
         lifted.notes[key] = bool(read) and value not in read and all(v in whole or masks(lifted, v) for v in read)
     return lifted.notes[key] is True
 
 
+@dataclass(frozen=True)
+class _Hot:
+    """sum_axes [place == ids]; `exact`: every id has its place, since one that has none is an error."""
+
+    place: Poly
+    ids: Poly
+    axes: tuple[Axis, ...]
+    exact: bool
+
+
 def picked(lifted: Lifted, term: Poly) -> Poly:
-    """sum_k [ids == k] T[k, d] -> T[ids, d], where every id has its place."""
-    parts = [_picked_one(lifted, m) or monomial(m, term.dtype) for m in term.monos]
+    """sum_k [ids == k] T[k, d] -> [0 <= ids < K] T[ids, d], without the guard where every id has its place;
+    where(c, 0, T[ids, d]) -> [not c] T[ids, d]."""
+    parts = [_picked_one(lifted, m) or _cleared(lifted, m) or monomial(m, term.dtype) for m in term.monos]
     return add_terms(*parts) if parts else term
 
 
 def _picked_one(lifted: Lifted, mono: Mono) -> Poly | None:
-    for hot in mono.atoms:
-        ids = _one_hot(lifted, hot) if isinstance(hot, Read) else None
-        place = hot.index[-1].atom if isinstance(hot, Read) and hot.index else None
-        if ids is None or not isinstance(place, Coord) or place.axis not in mono.axes:
+    for atom in mono.atoms if mono.axes else ():
+        hot = _one_hot(lifted, atom) if isinstance(atom, Read) else None
+        if hot is None or not isinstance(hot.place.atom, Coord) or hot.place.atom.axis not in mono.axes:
             continue
-        fresh = {a: axis(a.size) for a in mono.axes}
-        names = {a: coord(n) for a, n in fresh.items()}
-        others = [substitute(single(a, a.dtype), names) for a in mono.atoms if a is not hot]
-        row = {fresh[place.axis]: substitute(ids, names)}
-        read = scale(mul(*[substitute(p, row) for p in others]), mono.coef)
-        return sum_over(read, [n for a, n in fresh.items() if a != place.axis])
+        names = {a: coord(axis(a.size)) for a in mono.axes}
+        others = [substitute(single(a, a.dtype), names) for a in mono.atoms if a is not atom]
+        equal = fn("eq", [substitute(hot.place, names), substitute(hot.ids, names)], "bool")
+        product = mul(*others, fn("cast", [equal], atom.dtype))
+        bound = [p.atom.axis for p in names.values() if isinstance(p.atom, Coord)]
+        read = scale(sum_over(product, [*bound, *hot.axes]), mono.coef)
+        return _always_inside(lifted, read) if hot.exact else read
     return None
 
 
-def _one_hot(lifted: Lifted, read: Read) -> Poly | None:
-    """The ids, where a read is 1 at the place that they name along its last index and 0 elsewhere."""
+def _cleared(lifted: Lifted, mono: Mono) -> Poly | None:
+    for atom in mono.atoms:
+        if not isinstance(atom, Fn) or atom.name != "where" or atom.dtype not in FLOATS:
+            continue
+        condition, a, b = atom.args
+        rows, zero = (b, a) if a.number == 0 else (a, b)
+        if zero.number != 0 or not all(_is_finite(lifted, v) for v in rows.leaves if isinstance(v, Value)):
+            continue
+        live = fn("cast", [fn("logical_not", [condition], "bool") if rows is b else condition], atom.dtype)
+        names = {x: axis(x.size) for x in mono.axes}
+        others = [single(x, x.dtype) for x in mono.atoms if x is not atom]
+        product = substitute(mul(live, rows, *others), {x: coord(n) for x, n in names.items()})
+        return scale(sum_over(product, list(names.values())), mono.coef)
+    return None
+
+
+def _is_finite(lifted: Lifted, value: Value) -> bool:
+    """Whether a value is made of ids and of tables of numbers: where a mask hides a row, 0 times it is 0 then."""
+    key = ("finite", value)
+    if key not in lifted.notes:
+        if value.dtype not in FLOATS:
+            lifted.notes[key] = True
+        elif lifted.host.is_constant(value):
+            lifted.notes[key] = math.isfinite(lifted.host.constant(value).sum(dtype="float64"))
+        else:
+            t = lifted.definition.get(value)
+            own = value in t.body.leaves if t is not None else True
+            made = looks_up(lifted, value) and not own and t is not None
+            lifted.notes[key] = made and all(_is_finite(lifted, v) for v in t.body.leaves if isinstance(v, Value))  # type: ignore[union-attr]  # made only where there is a definition
+    return lifted.notes[key] is True
+
+
+def _one_hot(lifted: Lifted, read: Read) -> _Hot | None:
+    """What a read is, where it is 1 at the place that an id names, or how many ids name it, and 0 elsewhere."""
     value = read.leaf
     t = lifted.definition.get(value) if isinstance(value, Value) else None
-    atom = t.body.atom if t is not None else None
-    if t is None or not isinstance(atom, Fn) or atom.name != "cast":
+    term = t.at(list(read.index)) if t is not None else None
+    mono = term.monos[0] if term is not None and len(term.monos) == 1 else None
+    if mono is None or len(mono.atoms) != 1 or mono.coef != 1:
         return None
-    seen = t.at(list(read.index)).atom
-    inner = seen.args[0].atom if isinstance(seen, Fn) else None
-    if isinstance(inner, Read):
-        return _one_hot(lifted, inner)
-    if ("one-hot", value) not in lifted.notes or not isinstance(inner, Fn) or inner.name != "eq":
+    exact = ("one-hot", value) in lifted.notes
+    names = {a: axis(a.size) for a in mono.axes}
+    atom = substitute(single(mono.atoms[0], mono.atoms[0].dtype), {a: coord(n) for a, n in names.items()}).atom
+    if isinstance(atom, Fn) and atom.name == "cast":
+        atom = atom.args[0].atom
+    if isinstance(atom, Read):
+        hot = _one_hot(lifted, atom)
+        return hot and replace(hot, axes=(*hot.axes, *names.values()), exact=hot.exact or exact)
+    if not isinstance(atom, Fn) or atom.name != "eq" or atom.args[0].dtype in FLOATS:
         return None
-    return next((a for a in inner.args if a is not read.index[-1]), None)
+    for place, ids in (atom.args, atom.args[::-1]):
+        constant = progression(lifted, place.atom) if isinstance(place.atom, Read) else None
+        if isinstance((constant or place).atom, Coord) and is_data(lifted, ids):
+            return _Hot(constant or place, ids, tuple(names.values()), exact)
+    return None
+
+
+def _always_inside(lifted: Lifted, term: Poly) -> Poly:
+    """A term of which no id is outside."""
+    parts = []
+    for m in term.monos:
+        kept = [a for a in m.atoms if not (isinstance(a, Guard) and is_data(lifted, a))]
+        names = {a: axis(a.size) for a in m.axes}
+        bare = substitute(normal_mono(m.coef, kept, term.dtype), {a: coord(n) for a, n in names.items()})
+        parts.append(sum_over(bare, list(names.values())))
+    return add_terms(*parts)
 
 
 def unwrapped(index: Poly, rows: Size) -> tuple[Poly, bool]:
@@ -144,18 +285,32 @@ def unwrapped(index: Poly, rows: Size) -> tuple[Poly, bool]:
 
 
 def _hashes(lifted: Lifted, value: Value) -> bool:
-    """Whether ids are other ids modulo a number, shifted or both: the operator does that itself, ONNX's Gather not."""
+    """Whether ids are other ids modulo a number, shifted or both: the operator does that itself."""
     t = lifted.definition.get(value)
-    if t is None or t.dtype in FLOATS or lifted.host.dialect == "onnx" or lifted.term[value].body is t.body:
+    if t is None or t.dtype in FLOATS or lifted.term[value].body is t.body:
         return False
-    return hashed(t.body)[1] > 0
+    return hashed(lifted, t.body)[1] > 0
 
 
-def hashed(index: Poly) -> tuple[Poly, int, int]:
+def hashed(lifted: Lifted, index: Poly) -> tuple[Poly, int, Poly]:
     """The ids, the modulus and the shift that an index is made of: ids % modulus + shift."""
-    shift = sum(m.coef for m in index.monos if not m.atoms and isinstance(m.coef, int))
-    bare = add_terms(index, number(-shift, index.dtype))
-    atom = bare.atom
-    if isinstance(atom, Fn) and atom.name == "mod" and isinstance(atom.args[1].number, int):
-        return atom.args[0], atom.args[1].number, shift
-    return bare, 0, shift
+    shift = [monomial(m, index.dtype) for m in index.monos if not is_data(lifted, m)]
+    moved = add_terms(*shift) if shift else number(0, index.dtype)
+    bare = add_terms(index, scale(moved, -1))
+    factor = bare.monos[0].coef if len(bare.monos) == 1 else 1  # 3 * (x % 10) is (3 * x) % 30
+    atom = add_terms(*(monomial(m, bare.dtype, 1) for m in bare.monos)).atom if bare.monos else None
+    if isinstance(atom, Fn) and atom.name == "mod" and isinstance(factor, int) and factor > 0:
+        modulus = atom.args[1].number
+        if isinstance(modulus, int) and modulus > 0:
+            return scale(atom.args[0], factor), factor * modulus, moved
+    return bare, 0, moved
+
+
+def shifts(lifted: Lifted, moved: Poly, inner: Sequence[Axis]) -> int | tuple[int, ...]:
+    """A shift of ids as a number, or as one for each place along `inner`. Raises No where it varies elsewhere."""
+    if isinstance(moved.number, int):
+        return moved.number
+    if not moved.axes_read <= {*inner} or not inner:
+        raise No("ids that are moved by more than their column says: {}", moved.text)
+    each = fold(lifted, Tensor(tuple((a,) for a in inner), moved)).reshape(-1)
+    return tuple(int(n) for n in each)

@@ -186,7 +186,8 @@ def declines(host: Host, found: Match, saved: Cost, target: str) -> str | None:
         return None  # it is there for the work that it saves, not for its length
     if host.dialect == "onnx" and target != "recopt":  # there the operator is the point, whatever it replaces
         replaced = sum(not all(host.is_constant(v) for v in n.outputs) for n in found.dead)
-        if replaced <= lower.nodes_written(host, found.spec, target):
+        loops = any(host.regions(n) for n in found.dead)  # which run their nodes again and again
+        if not loops and replaced <= lower.nodes_written(host, found.spec, target):
             return f"is as short as {target} allows already"
     return None
 

@@ -111,6 +111,16 @@ def _span(array: Array) -> tuple[int, int]:
     return (start, start + reach + array.itemsize) if array.size else (start, start)
 
 
+def fixed_ids(host: Host, bags: Iterable[Bag]) -> str:
+    """Why the ids of bags cannot be given other names, "" where they can."""
+    for bag in bags:
+        if bag.below or bag.above or isinstance(bag.shift, tuple):
+            return "ids under conditions, or that each column moves"
+        if bag.wraps and host.dialect == "aten":
+            return "negative ids count from the end"
+    return ""
+
+
 def blocks(table: Array) -> Iterable[tuple[int, Array]]:
     """The rows of a table by blocks, with the first row's number."""
     rows = max(BLOCK // max(table.shape[1], 1), 1)

@@ -130,3 +130,20 @@ def test_wide_islands_in_a_narrow_graph_are_rounding() -> None:
     (wide,) = FxHost.capture(Island(), (x,)).run_in_float64([x.numpy()]) or [np.zeros(0)]
     assert wide.dtype == np.float64
     np.testing.assert_allclose(wide, torch.softmax(x.double(), -1) * x.double())
+
+
+class Noisy(torch.nn.Module):
+    """x and a little noise, so small that two runs agree within the tolerance."""
+
+    def __init__(self, moved: float) -> None:
+        super().__init__()
+        self.moved = moved
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.moved + 1e-6 * torch.rand_like(x)
+
+
+def test_noise_below_the_tolerance_is_noise() -> None:
+    before, after = (host_of(Noisy(moved), (torch.ones(4, 3),)) for moved in (0.0, 1e-3))
+    verdict = verify_model(before, after, [[np.ones((4, 3), np.float32)]])
+    assert verdict.random == tuple(v.name for v in before.outputs)

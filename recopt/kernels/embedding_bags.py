@@ -48,7 +48,7 @@ def bytes_moved(
         read += _reads(t, ids) * ids[t.ids].element_size()
         row = table.shape[1] * table.element_size() + 8 * (t.bits > 0)
         if unique:
-            seen.setdefault(t.source, []).append(read_rows(t, ids))
+            seen.setdefault(t.source, []).append(read_rows(t, ids) % table.shape[0])
         else:
             read += _reads(t, ids) * row
     for source, rows in seen.items():
@@ -61,7 +61,7 @@ def bytes_moved(
 
 
 def read_rows(t: Term, ids: Sequence[Tensor]) -> Tensor:
-    """The rows of its table that a term names, flat; what lengths cut off included."""
+    """The rows that a term names, flat, what lengths cut off included; counted from the end they are negative."""
     i = ids[t.ids]
     if not t.ragged and i.dim() > 1:
         i = i.narrow(1, t.first, t.count)

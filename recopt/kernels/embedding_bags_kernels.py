@@ -72,14 +72,17 @@ def _size(slot, sizes):
 
 
 @triton.jit
-def _transform(i, modulus, shift, REMAINDER: tl.constexpr, SHIFTED: tl.constexpr):
-    """The row that an id names; the remainder is Python's, never negative."""
+def _transform(i, modulus, shift, height, REMAINDER: tl.constexpr, MOVED: tl.constexpr):
+    """The row that an id names; the remainder is Python's, never negative. MOVED: 1 shifted, 2 counted from the end
+    where it is negative, 3 both."""
     i = i.to(tl.int64)
     if REMAINDER:
         i = i % modulus
         i = tl.where(i < 0, i + modulus, i)
-    if SHIFTED:
+    if MOVED % 2:
         i = i + shift
+    if MOVED >= 2:
+        i = tl.where(i < 0, i + height, i)
     return i
 
 
@@ -160,7 +163,7 @@ def _wide(record, r, alive, inside, dynamic, CLASS: tl.constexpr, TERM: tl.const
         modulus = tl.load(each + MODULUS, mask=present, other=1)[None, :]
         # Without a remainder the modulus is the largest one: it changes no id that is not negative.
         i = i.to(tl.int64)
-        i = tl.where(modulus == 0, i, _transform(i, tl.where(modulus == 0, 1, modulus), 0, _of(TERM, 9), False))
+        i = tl.where(modulus == 0, i, _transform(i, tl.where(modulus == 0, 1, modulus), 0, 0, _of(TERM, 9), 0))
         i += tl.load(each + SHIFT, mask=present, other=0)[None, :]
         if CHECK:
             height = tl.load(each + HEIGHT, mask=present, other=0)[None, :]
@@ -265,7 +268,7 @@ def _bag(record, r, inside, rows, dynamic, sizes, CLASS: tl.constexpr, TERM: tl.
                 following = (first + AT_ONCE + u)[None, :]
                 at = ids_at[:, None] + following.to(tl.int64) * ids_step
                 ahead = tl.load(ids + at, mask=following < length[:, None], other=0)
-            i = _transform(i, modulus, shift, _of(TERM, 9), _of(TERM, 10))
+            i = _transform(i, modulus, shift, height, _of(TERM, 9), _of(TERM, 10))
             keep = live
             if CHECK:
                 # One comparison: as unsigned, a negative id is larger than any table.

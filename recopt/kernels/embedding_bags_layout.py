@@ -12,6 +12,7 @@
              i0@o1        a flat id tensor; bag r begins at offsets[1][r], offsets[1] is [R], the last bag ends with ids
              i0@o1+1      the same with offsets[1] of R + 1 entries
              ... % 1000   Python's remainder, then ... + 5000: the row that is read
+             ... wrap     a row that is negative then counts from the end
     after    * w0:5       the rows times weights[0][:, 5:], of a tensor [R, C] or [R]; * w0 with i0@o1: one an id
              pad 0        ids of row 0 are left out: of a sum, a mean's count, a maximum; a row is zeros
              div 1 1e-8   of a sum: over max(n, 1) + 1e-8, where n is the sum of the weights, or how many ids count;
@@ -55,6 +56,7 @@ class Term:
     bits: int = 0  # 0: not quantised
     values: int = 0  # of a row of 4 bits; 0: two a byte
     once: bool = False  # each row is read once
+    wraps: bool = False
     hint: str = ""  # "hot", "cold"; "" is anything
 
     @property
@@ -81,6 +83,7 @@ class Term:
         ids = f"i{self.ids}:{self.first}+{self.count}" if not self.ragged else f"i{self.ids}@o{self.offsets}"
         ids += "+1" * self.last + (f"<o{self.lengths}" if self.lengths is not None else "")
         ids += (f" % {self.modulus}" if self.modulus else "") + (f" + {self.shift}" if self.shift else "")
+        ids += " wrap" * self.wraps
         table = (f"q{self.bits}" + (f":{self.values}" if self.values else "") + " ") * (self.bits > 0)
         text = f"{self.pool} {'once ' * self.once}{table}t{self.source}[{ids}]"
         if self.weights is not None:
@@ -166,7 +169,7 @@ _TERM = re.compile(
     r"x(?P<dense>\d+)|(?P<pool>row|sum|mean|max) (?P<once>once )?(?:q(?P<bits>[48])(?::(?P<values>\d+))? )?"
     r"t(?P<table>\d+)"
     r"\[i(?P<ids>\d+)(?:@o(?P<offsets>\d+)(?P<last>\+1)?|:(?P<first>\d+)\+(?P<count>\d+)(?:<o(?P<lengths>\d+))?)"
-    r"(?: % (?P<modulus>\d+))?(?: \+ (?P<shift>-?\d+))?\]"
+    r"(?: % (?P<modulus>\d+))?(?: \+ (?P<shift>-?\d+))?(?P<wrap> wrap)?\]"
     r"(?: \* w(?P<weights>\d+)(?::(?P<weights_first>\d+))?)?(?: pad (?P<pad>\d+))?"
     rf"(?: div (?P<low>{_NUMBER}) (?P<eps>{_NUMBER}))?(?: (?P<hint>hot|cold))?"
 )
@@ -210,6 +213,7 @@ def _term(text: str) -> Term:
         found["last"] is not None, maybe("lengths"), number("modulus"), number("shift"), maybe("weights"),
         number("weights_first"), maybe("pad"), div, number("bits"), number("values"),
         found["once"] is not None,
+        found["wrap"] is not None,
         found["hint"] or "",
     )  # fmt: skip
     wrong = (

@@ -130,7 +130,7 @@ class _Binder:
 
     def _is_wide(self, t: Term, like: Term) -> bool:
         """Whether a term is a row, as it is, of a table and ids of the same types as another's."""
-        if t.pool == "dense" or not t.lookup or t.weights is not None or t.bits:
+        if t.pool == "dense" or not t.lookup or t.weights is not None or t.bits or t.wraps:
             return False
         tables, ids = self.o.tables, self.o.ids
         return tables[t.source].dtype == tables[like.source].dtype and ids[t.ids].dtype == ids[like.ids].dtype
@@ -219,7 +219,7 @@ class _Binder:
             pool, _NAMES[table.dtype], t.bits, _NAMES[o.ids[t.ids].dtype], t.ragged, t.last, t.lengths is not None,
             "" if bounds is None else _NAMES[o.offsets[bounds].dtype],
             "" if t.weights is None else _NAMES[o.weights[t.weights].dtype],
-            t.modulus > 0, t.shift != 0, t.pad is not None, divided, t.pool == "row" or t.lookup,
+            t.modulus > 0, (t.shift != 0) + 2 * t.wraps, t.pad is not None, divided, t.pool == "row" or t.lookup,
             align if table.data_ptr() % item == 0 else 1,
         )  # fmt: skip
 

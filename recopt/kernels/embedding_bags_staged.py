@@ -228,7 +228,7 @@ def _plain(t: Term, o: Operands) -> bool:
     item = table.dtype.itemsize
     words = table.shape[1] * item // 16
     return (
-        not (t.modulus or t.shift)
+        not (t.modulus or t.shift or t.wraps)
         and table.dtype in _TYPES
         and ids.dtype in (torch.int32, torch.int64)
         and (ids.dim() == 1 or ids.stride(1) == 1)

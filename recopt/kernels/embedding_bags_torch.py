@@ -92,7 +92,7 @@ def _column_of(run: tuple[Term, ...] | _Part) -> tuple[int, bool]:
     if not isinstance(run, tuple):
         return -1, False
     t = run[0]
-    return t.ids, len(run) == t.count == 1 and not t.modulus and not t.shift
+    return t.ids, len(run) == t.count == 1 and not (t.modulus or t.shift or t.wraps)
 
 
 def _columns(ids: int, terms: Sequence[Term]) -> Callable[[Operands], list[Tensor]]:
@@ -117,7 +117,7 @@ def _columns(ids: int, terms: Sequence[Term]) -> Callable[[Operands], list[Tenso
 
 def _extends(a: Term, b: Term) -> bool:
     """Whether b reads the columns after a's in the same table."""
-    return (a.source, a.ids, a.first + a.count) == (b.source, b.ids, b.first)
+    return (a.source, a.ids, a.first + a.count, a.wraps) == (b.source, b.ids, b.first, b.wraps)
 
 
 # Terms that are added one by one; more are stacked, which is two operators instead of as many as there are terms.
@@ -161,19 +161,33 @@ def _rows(run: tuple[Term, ...]) -> _Part:
     def one(o: Operands) -> Tensor:
         i = o.ids[t.ids]
         i = i.select(1, t.first) if i.dim() > 1 else i
-        return torch.index_select(o.tables[t.source], 0, i if transform is None else transform(i))
+        table = o.tables[t.source]
+        return torch.index_select(table, 0, i if transform is None else transform(i, table))
 
     def several(o: Operands) -> Tensor:
         i = o.ids[t.ids].narrow(1, t.first, n)
         table = o.tables[t.source]
-        rows = torch.index_select(table, 0, (i if transform is None else transform(i)).reshape(-1))
+        rows = torch.index_select(table, 0, (i if transform is None else transform(i, table)).reshape(-1))
         return rows.view(i.shape[0], n * table.shape[1])
 
     return one if n == 1 else several
 
 
-def _transform(run: Sequence[Term]) -> Callable[[Tensor], Tensor] | None:
-    """Remainder and shift of ids; a vector over the columns where the terms differ."""
+def _transform(run: Sequence[Term]) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """The rows of a table that ids name; a vector over the columns where the terms shift them differently."""
+    moved = _moved(run)
+    if not run[0].wraps:
+        return moved and (lambda i, _: moved(i))
+
+    def wrapped(i: Tensor, table: Tensor) -> Tensor:
+        i = moved(i) if moved else i
+        return torch.where(i < 0, i + table.size(0), i)
+
+    return wrapped
+
+
+def _moved(run: Sequence[Term]) -> Callable[[Tensor], Tensor] | None:
+    """Remainder and shift of ids."""
     pairs = [(t.modulus, t.shift) for t in run for _ in range(max(t.count, 1))]
     if not any(map(any, pairs)):
         return None
@@ -189,7 +203,7 @@ def _transform(run: Sequence[Term]) -> Callable[[Tensor], Tensor] | None:
 
         return same
     if any(m for m, _ in pairs):
-        each = [_transform((t,)) for t in run]
+        each = [_moved((t,)) for t in run]
 
         def differing(i: Tensor) -> Tensor:
             columns = torch.split(i, [t.count for t in run], 1)
@@ -230,7 +244,7 @@ def _flat_ids(t: Term) -> _Part:
         i = o.ids[t.ids]
         if not t.ragged and i.dim() > 1:
             i = i.narrow(1, t.first, t.count).reshape(-1)
-        return i if transform is None else transform(i)
+        return i if transform is None else transform(i, o.tables[t.source])
 
     return flat
 
@@ -337,7 +351,7 @@ def _few_rows(t: Term, counted: bool) -> Callable[[Operands], Tensor | None]:
         if i.size(0) * t.count * table.size(1) > _FEW or (t.pad is not None and not _is_finite(table, t.pad)):
             return None
         i = i.narrow(1, t.first, t.count) if i.dim() > 1 else i.unsqueeze(1)
-        i = i if transform is None else transform(i)
+        i = i if transform is None else transform(i, table)
         found = torch.embedding(table, i)
         w = None
         if t.weights is not None:

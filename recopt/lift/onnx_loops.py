@@ -23,12 +23,15 @@ from ..ir.term import Axis, Coord, Fn, Poly, TooLarge, axis, coord, number, scal
 from ..ir.term import add as add_terms
 from .base import Call, Items, Opaque
 from .onnx_common import Lift
+from .onnx_stretches import Stretches, reads_data
 
 Seen = Tensor | Items
 
 
 def loop(c: Call, trips: Tensor | None, going: Tensor | None, *carried: Seen, **regions: object) -> list[Seen | None]:
     """The turns side by side. Raises Opaque where one depends on another, or their number on data."""
+    if c.node not in c.host.nodes:
+        raise Opaque("a loop inside of another")
     body = c.host.regions(c.node)["body"]
     turn, _condition, *handed = body.inputs
     _, *results = body.outputs
@@ -52,7 +55,7 @@ def loop(c: Call, trips: Tensor | None, going: Tensor | None, *carried: Seen, **
     found: list[Seen | None] = []
     for n, value in enumerate(results):
         if n >= len(carried):
-            t = region.tensor(value)
+            t = region.stretches.resolved(region.tensor(value))
             found.append(Tensor(((along,), *t.dims), t.body))
         elif isinstance(carried[n], Items):
             found.append(_appended(region, handed[n], value, along, carried[n]))
@@ -70,7 +73,7 @@ def _appended(region: _Turn, before: Value, after: Value, along: Axis, start: Se
         raise Opaque("a sequence that the loop does more with than append")
     if node.args[0] is not before:
         raise Opaque("a sequence that the loop does more with than append")
-    return Items((*start.parts, (along, region.tensor(node.args[1]))))
+    return Items((*start.parts, (along, region.stretches.resolved(region.tensor(node.args[1])))))
 
 
 def _step(c: Call, body: Region, value: Value, start: Seen) -> int | None:
@@ -147,6 +150,7 @@ class _Turn:
     at: Poly  # the number of the turn
     given: Callable[[Value, Poly], Seen | None]
     around: _Turn | None = None
+    stretches: Stretches = field(default_factory=Stretches)
     found: dict[Value, Seen] = field(default_factory=dict)
 
     def tensor(self, value: Value) -> Tensor:
@@ -184,7 +188,22 @@ class _Turn:
             return [_constant(node)]
         if node.op == "If":
             return [self._branch(node, n) for n in range(len(node.outputs))]
-        return [_plain(t) for t in self.call.lifted.apply(node, self.of)]
+        part = self._part(node) if node.op == "Slice" else None
+        return [_plain(t) for t in self.call.lifted.apply(node, self.of)] if part is None else [part]
+
+    def _part(self, node: Node) -> Tensor | None:
+        """A slice whose bounds are read from data; None where they are not."""
+        given = [None if v is None else self.tensor(v) for v in node.args]
+        x, start, end, axes, steps = (*given, None, None)[:5]
+        if x is None or start is None or end is None or start.axes or end.axes:
+            return None
+        bounds = [t.at([number(0)] * len(t.dims)) for t in (start, end)]
+        if not any(reads_data(self.call, p) for p in bounds):
+            return None
+        dims = [0] if axes is None else self.call.ints(axes)
+        if len(dims) != 1 or not isinstance(dims[0], int) or (steps is not None and self.call.ints(steps) != [1]):
+            raise Opaque("a slice of a length that data says")
+        return self.stretches.part(x, dims[0] % len(x.dims), *bounds)
 
     def _branch(self, node: Node, n: int) -> Seen:
         """The branch that is taken in every turn; where one turn alone takes the other, it must mean the same there."""
@@ -194,7 +213,7 @@ class _Turn:
             return self._inside(node, "then_branch" if known else "else_branch", self.at, n)
         only = _one_turn(condition, self.at)
         if only is None:
-            raise Opaque("a branch that data decides")
+            return self._either(node, condition, n)
         otherwise = self._inside(node, "else_branch", self.at, n)
         if only == "none":
             return otherwise
@@ -205,16 +224,32 @@ class _Turn:
             raise Opaque("a branch that one turn alone takes")
         return otherwise
 
+    def _either(self, node: Node, condition: Poly, n: int) -> Seen:
+        """The branches of a bag that is empty and of one that is not, as one term."""
+        test = condition.atom
+        if not isinstance(test, Fn) or test.name not in ("eq", "lt"):
+            raise Opaque("a branch that data decides")
+        otherwise = self._inside(node, "else_branch", self.at, n)
+        taken = self._inside(node, "then_branch", self.at, n)
+        empty = self.stretches.between(test.args) if test.name == "eq" else None
+        if isinstance(taken, Tensor) and isinstance(otherwise, Tensor):
+            if empty is not None:
+                return self.stretches.unless_empty(empty, self.call, taken, otherwise)
+            if test.name == "lt" and test.args[0].number == 0:
+                return self.stretches.divided(test.args[1], taken, otherwise)
+        raise Opaque("a branch that data decides")
+
     def _inside(self, node: Node, branch: str, at: Poly, n: int) -> Seen:
         """A result of a branch in a turn."""
         region = node.kwargs[branch]
         around = self if at is self.at else self._moved(at)
-        return _Turn(self.call, region, at, lambda v, _: None, around).of(region.outputs[n])
+        inside = _Turn(self.call, region, at, lambda v, _: None, around, self.stretches)
+        return inside.of(region.outputs[n])
 
     def _moved(self, at: Poly) -> _Turn:
         """The same values in another turn."""
         around = None if self.around is None else self.around._moved(at)
-        return _Turn(self.call, self.region, at, self.given, around)
+        return _Turn(self.call, self.region, at, self.given, around, self.stretches)
 
 
 def _plain(seen: Seen | None) -> Seen | None:
@@ -243,7 +278,7 @@ def _one_turn(condition: Poly, at: Poly) -> Poly | str | None:
 def _constant(node: Node) -> Tensor:
     (array,) = node.kwargs.values()
     array = np.asarray(array)
-    if array.size == 1:
+    if array.size > 0 and (array == array.reshape(-1)[0]).all():
         return tensor.full(array.shape, array.reshape(-1)[0].item(), array.dtype.name)
     if array.ndim == 1 and 0 < array.size <= 8:
         return tensor.concat([tensor.full([1], v.item(), array.dtype.name) for v in array], 0)

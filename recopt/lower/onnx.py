@@ -213,10 +213,10 @@ def _weight(host: Writer, spec: Linear, *, transposed: bool) -> Value:
     if transposed and _is_transposed(w):
         return w.value
     steps = (*w.steps, Permute((1, 0))) if transposed else w.steps
-    return _folded(host, w, steps, name) if steps else w.value
+    return folded(host, w, steps, name) if steps else w.value
 
 
-def _folded(host: Writer, w: View, steps: tuple[Step, ...], name: str) -> Value:
+def folded(host: Writer, w: View, steps: tuple[Step, ...], name: str) -> Value:
     """`steps` of a value: done here, once, where it is constant, else as nodes."""
     if not host.is_constant(w.value) or any(not is_static(s.shape) for s in steps if isinstance(s, Reshape)):
         return apply(host, w.value, steps, name)
@@ -238,5 +238,5 @@ def _moved(array: Array, steps: Sequence[Step]) -> Array:
 def _vector(host: Writer, item: Array | View, name: str, dtype: str) -> Value:
     """A bias or a parameter: [N] or [1]."""
     if isinstance(item, View):
-        return _folded(host, item, item.steps, name) if item.steps else item.value
+        return folded(host, item, item.steps, name) if item.steps else item.value
     return host.share_constant(np.asarray(item, numpy_dtype(dtype)), name=name)

@@ -10,6 +10,8 @@ import numpy as np
 
 from ..fused import Bag, Stored, View
 from ..hosts.base import Value
+from ..hosts.onnx import OnnxHost
+from ..hosts.types.onnx import element_code
 from ..ir import sizes
 from ..ir.sizes import product
 from .onnx_layout import view
@@ -22,7 +24,8 @@ def plain(host: Writer, bag: Bag, name: str, read: Read) -> Bag:
     """`bag` with ids that name its rows themselves: no remap, no parts, not once. An id out of range stays an error,
     and one from the end the row that it was: it is looked up in a table of as many rows as the original's."""
     if bag.remap is not None or bag.parts:
-        bag = replace(bag, ids=View(_rows(host, bag, name), bag.ids.shape), remap=None, parts=())
+        ids = View(_rows(host, bag, name), bag.ids.shape)
+        bag = replace(bag, ids=ids, modulus=0, shift=0, remap=None, parts=())
     return _once(host, bag, name, read) if bag.once else bag
 
 
@@ -37,8 +40,27 @@ def _rows(host: Writer, bag: Bag, name: str) -> Value:
         for value in found[1:]:
             total = host.call("Add", [total, value], name=f"{name}_ids", shape=shape, dtype=total.dtype)
         return total
-    ids = view(host, bag.ids, f"{name}_ids")
+    ids = row_numbers(host, bag, view(host, bag.ids, f"{name}_ids"), name)
     return ids if bag.remap is None else _looked_up(host, bag.remap, View(ids, shape), name)
+
+
+def row_numbers(host: Writer | OnnxHost, bag: Bag, ids: Value, name: str) -> Value:
+    """The rows that ids name; a Gather counts negative ones from the end by itself."""
+
+    def call(op: str, number: object, kind: str) -> Value:
+        constant = host.share_constant(np.array(number, kind), name=f"{name}_constant")
+        return host.call(op, [ids, constant], name=name, shape=ids.shape, dtype=kind)
+
+    kind = ids.dtype or "int64"
+    if bag.modulus > np.iinfo(kind).max or np.max(np.abs(bag.shift)) > np.iinfo(kind).max:
+        kind = "int64"
+        ids = host.call("Cast", [ids], {"to": element_code(kind)}, name=name, shape=ids.shape, dtype=kind)
+    if bag.modulus:
+        ids = call("Mod", bag.modulus, kind)
+    if bag.shift:
+        alone = bag.pool == "row" and bag.count == 1
+        ids = call("Add", bag.shift if isinstance(bag.shift, int) or not alone else bag.shift[0], kind)
+    return ids
 
 
 def _looked_up(host: Writer, table: View, ids: View, name: str) -> Value:
@@ -48,7 +70,7 @@ def _looked_up(host: Writer, table: View, ids: View, name: str) -> Value:
 
 def _once(host: Writer, bag: Bag, name: str, read: Read) -> Bag:
     """The rows of the distinct ids become a table, and places in it the ids. Bags of the same ids share the places."""
-    ids = view(host, bag.ids, f"{name}_ids")
+    ids = row_numbers(host, bag, view(host, bag.ids, f"{name}_ids"), name)
 
     def distinct() -> Value:
         wide = ids  # ONNX Runtime has no Unique of int32
@@ -66,7 +88,8 @@ def _once(host: Writer, bag: Bag, name: str, read: Read) -> Bag:
     if len(bag.ids.shape) > 1:
         like = host.call("Shape", [ids], name=f"{name}_shape", shape=(len(bag.ids.shape),), dtype="int64")
         places = host.call("Reshape", [places, like], name=f"{name}_places", shape=bag.ids.shape, dtype="int64")
-    return replace(bag, table=View(rows, shape), ids=View(places, bag.ids.shape), stored=None, once=False)
+    table, ids_now = View(rows, shape), View(places, bag.ids.shape)
+    return replace(bag, table=table, ids=ids_now, modulus=0, shift=0, stored=None, once=False)
 
 
 def stored_rows(

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
 from ..errors import GraphError, LowerError
 from ..fused import Bag, EmbeddingBags, Reshape, Slice, View
 from ..hosts.base import Value
@@ -22,7 +28,7 @@ def embedding_bags(host: FxHost, spec: EmbeddingBags, target: str) -> Value:
     rows = product(spec.shape[:-1])
     try:
         operands = _Operands(host, spec)
-        pieces = tuple(tuple(map(operands.term, piece)) for piece in spec.pieces)
+        pieces = tuple(terms for piece in spec.pieces for terms in operands.pieces(piece))
         text = str(Layout(pieces))
         operands.add_scales()
         lists = [list(operands.lists[k]) for k in ("tables", "ids", "offsets", "weights", "dense", "scales")]
@@ -41,6 +47,17 @@ def embedding_bags(host: FxHost, spec: EmbeddingBags, target: str) -> Value:
         raise LowerError(f"recopt::embedding_bags {spec.name}: {error}") from error
 
 
+def _by_shift(t: Term, shift: Sequence[int]) -> list[Term]:
+    """A term with a shift for each of its ids, as one for each run of ids that are moved alike."""
+    found, first = [], 0
+    for value, run in itertools.groupby(shift):
+        count = len(list(run))
+        at, weights_at = t.first + first, t.weights_first + first
+        found.append(replace(t, shift=value, count=count, first=at, weights_first=weights_at))
+        first += count
+    return found or [t]
+
+
 class _Operands:
     """The operator's lists of tensors, each tensor once."""
 
@@ -51,6 +68,15 @@ class _Operands:
         }
         self.made: dict[View, Value] = {}
         self.scales: dict[int, Value] = {}
+
+    def pieces(self, piece: Sequence[Bag | View]) -> list[tuple[Term, ...]]:
+        """A piece in the words of the layout, where all ids of a term are moved alike: rows that lie side by side are
+        pieces of their own, and those of a sum add up."""
+        terms = [self.term(item) for item in piece]
+        shifts = [item.shift if isinstance(item, Bag) and isinstance(item.shift, tuple) else () for item in piece]
+        if len(piece) == 1 and terms[0].pool == "row" and shifts[0]:
+            return [(t,) for t in _by_shift(terms[0], shifts[0])]
+        return [tuple(part for t, shift in zip(terms, shifts, strict=True) for part in _by_shift(t, shift))]
 
     def term(self, item: Bag | View) -> Term:
         if isinstance(item, View):
@@ -64,7 +90,7 @@ class _Operands:
         starts = item.offsets or item.lengths
         bounds = None if starts is None else self._number("offsets", self._rows(starts, rank=1))
         pool = "sum" if item.pool == "mean" else item.pool
-        table = self._number("tables", item.table.value)
+        table = self._number("tables", self._table(item.table))
         bits = 0
         if item.stored is not None and item.stored.scales is not None:
             bits, self.scales[table] = item.stored.bits, item.stored.scales.value
@@ -75,13 +101,14 @@ class _Operands:
             first,
             item.count,
             modulus=item.modulus,
-            shift=item.shift,
+            shift=item.shift if isinstance(item.shift, int) else 0,
             weights=None if weights is None else self._number("weights", weights),
             weights_first=weights_first,
             div=(1.0, 0.0) if item.pool == "mean" else item.div,
             pad=item.pad,
             offsets=bounds if flat else None,
             last=item.last,
+            wraps=item.wraps,
             lengths=None if flat else bounds,
             bits=bits,
             values=item.columns if bits == 4 else 0,
@@ -92,6 +119,13 @@ class _Operands:
         """The scales of quantised tables, in the order of the tables."""
         for _, value in sorted(self.scales.items()):
             self._number("scales", value)
+
+    def _table(self, item: View) -> Value:
+        """A table as its rows lie in memory: one that is read by its columns is turned here, once."""
+        if item.steps and item not in self.made:
+            turned = self.host.constant(item.value).T
+            self.made[item] = self.host.add_constant(np.ascontiguousarray(turned), name=f"{item.value.name}_turned")
+        return self.made[item] if item.steps else item.value
 
     def _number(self, which: str, value: Value) -> int:
         numbers = self.lists[which]

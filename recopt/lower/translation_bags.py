@@ -8,16 +8,19 @@ from typing import Any
 from ..errors import LowerError
 from ..kernels.embedding_bags_layout import Term, parse_layout
 
-POOLS = {"sum": "ReduceSum", "max": "ReduceMax"}
-
 
 def embedding_bags(op: Any, operands: Sequence[Sequence[Any]], layout: str) -> Any:
     """The pieces of `layout` side by side; `operands` are the operator's lists in their order, `op` an opset.
     Raises LowerError for quantised tables, and for the maximum of bags that lie one after the other."""
     lists = dict(zip(("tables", "ids", "offsets", "weights", "dense", "scales"), operands, strict=True))
+    parsed = parse_layout(layout)
+    read = [lists["dense" if t.pool == "dense" else "tables"][t.source] for t in parsed.terms]
+    widest = max(read, key=_width)
     pieces = []
-    for piece in parse_layout(layout).pieces:
+    for piece in parsed.pieces:
         terms = [_term(op, term, lists) for term in piece]
+        if any(_width(x) != _width(widest) for x in read):
+            terms = [op.CastLike(term, widest) for term in terms]
         joint = terms[0]
         for term in terms[1:]:
             joint = op.Add(joint, term)
@@ -35,14 +38,19 @@ def _term(op: Any, t: Term, lists: dict[str, Sequence[Any]]) -> Any:
         ids = _columns(op, ids, t.first, t.count)
     ids = op.Mod(ids, t.modulus) if t.modulus else ids
     ids = op.Add(ids, t.shift) if t.shift else ids
+    if t.wraps and t.pad is not None:  # a Gather counts from the end by itself, but the pad is the row that it reads
+        ids = op.Where(op.Less(ids, op.CastLike(0, ids)), op.Add(ids, table.shape[0]), ids)
     rows = op.Gather(table, ids, axis=0)
-    kept = _kept(op, t, ids, lists, rows)
+    live = _live(op, t, ids, lists)
+    if t.pool == "max":
+        return _largest(op, rows, None if t.weights is None else _weights(op, t, lists, rows), live)
+    kept = _kept(op, t, lists, rows, live)
     if kept is not None:
         rows = op.Mul(rows, op.Unsqueeze(kept, [-1]))
     if t.pool == "row":
         return op.Reshape(rows, [0, -1])
     if not t.ragged:
-        pooled = getattr(op, POOLS[t.pool])(rows, [1], keepdims=0)
+        pooled = op.ReduceSum(rows, [1], keepdims=0)
         count = None if kept is None else op.ReduceSum(kept, [1], keepdims=1)
     else:
         member = _member(op, t, ids, lists, rows)
@@ -52,27 +60,53 @@ def _term(op: Any, t: Term, lists: dict[str, Sequence[Any]]) -> Any:
         return pooled
     low, eps = t.div
     if count is None:
-        return op.Div(pooled, max(float(t.count), low) + eps)
+        return op.Div(pooled, op.CastLike(max(float(t.count), low) + eps, rows))
     count = op.Max(count, op.CastLike(low, count)) if low != float("-inf") else count
-    return op.Div(pooled, op.Add(count, eps) if eps else count)
+    return op.Div(pooled, op.Add(count, op.CastLike(eps, count)) if eps else count)
 
 
-def _kept(op: Any, t: Term, ids: Any, lists: dict[str, Sequence[Any]], rows: Any) -> Any:
+def _width(x: Any) -> int:
+    """Bytes of a value."""
+    return 4 if x.dtype is None else int(x.dtype.itemsize)
+
+
+def _largest(op: Any, rows: Any, weights: Any, live: Any) -> Any:
+    """The maximum of the rows that count, 0 where none does."""
+    rows = rows if weights is None else op.Mul(rows, op.Unsqueeze(weights, [-1]))
+    if live is None:
+        return op.ReduceMax(rows, [1], keepdims=0)
+    counts = op.Unsqueeze(live, [-1])
+    largest = op.ReduceMax(op.Where(counts, rows, op.CastLike(float("-inf"), rows)), [1], keepdims=0)
+    any_counts = op.Cast(op.ReduceMax(op.Cast(counts, to=6), [1], keepdims=0), to=9)
+    return op.Where(any_counts, largest, op.CastLike(0.0, rows))
+
+
+def _kept(op: Any, t: Term, lists: dict[str, Sequence[Any]], rows: Any, live: Any) -> Any:
     """What the rows are multiplied by, [R, L] or [N]; None where it is 1."""
-    kept = None
-    if t.weights is not None:
-        kept = lists["weights"][t.weights]
-        kept = op.CastLike(kept if t.ragged else _columns(op, kept, t.weights_first, t.count), rows)
+    weights = None if t.weights is None else _weights(op, t, lists, rows)
+    if live is None:
+        return weights
+    factor = op.CastLike(live, rows)
+    return factor if weights is None else op.Mul(weights, factor)
+
+
+def _weights(op: Any, t: Term, lists: dict[str, Sequence[Any]], rows: Any) -> Any:
+    assert t.weights is not None
+    weights = lists["weights"][t.weights]
+    return op.CastLike(weights if t.ragged else _columns(op, weights, t.weights_first, t.count), rows)
+
+
+def _live(op: Any, t: Term, ids: Any, lists: dict[str, Sequence[Any]]) -> Any:
+    """Whether ids count, [R, L] or [N]; None where all do."""
     tests = []
     if t.pad is not None:
         tests.append(op.Not(op.Equal(ids, op.CastLike(t.pad, ids))))
     if t.lengths is not None:
         length = lists["offsets"][t.lengths]
         tests.append(op.Less(op.CastLike(list(range(t.count)), length), op.Unsqueeze(length, [1])))
-    for test in tests:
-        factor = op.CastLike(test, rows)
-        kept = factor if kept is None else op.Mul(kept, factor)
-    return kept
+    if len(tests) == 2:
+        return op.And(*tests)
+    return tests[0] if tests else None
 
 
 def _member(op: Any, t: Term, ids: Any, lists: dict[str, Sequence[Any]], rows: Any) -> Any:

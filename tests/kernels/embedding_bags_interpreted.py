@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import torch
@@ -11,6 +12,7 @@ from test_embedding_bags import LAYOUTS
 
 from recopt.kernels.embedding_bags_config import Config
 from recopt.kernels.embedding_bags_launch import embedding_bags_triton
+from recopt.kernels.embedding_bags_operands import Operands
 
 CONFIGS = [Config(1, 4, 2, 4), Config(2, 8, 8, 128)]
 
@@ -38,6 +40,20 @@ def check_types_and_strides() -> None:
             torch.testing.assert_close(out, reference(held, text), rtol=tolerance, atol=tolerance)
 
 
+def check_of_ids() -> None:
+    """An id outside of its table is not read, unless nobody is to look; the rows around the table are memory too.
+    That it is an error on a GPU too is the assertion, which the interpreter leaves out."""
+    around = torch.randn(20, 8)
+    for text, outside in (("row t0[i0:0+1]; x0", -1), ("sum t0[i0:0+2]; x0", 7)):
+        ids, row = torch.full((3, 2), outside), around[5 + outside].expand(3, 8)
+        for checked, columns in ((True, 1), (False, 2)):  # bound anew for other columns: the switch is looked at then
+            os.environ["RECOPT_UNCHECKED_IDS"] = "0" if checked else "1"
+            out = embedding_bags_triton(Operands([around[5:12]], [ids], [], [], [torch.zeros(3, columns)], []), text)
+            outside_read = torch.allclose(out[:, :8], row * (2 if "sum" in text else 1))
+            assert outside_read != checked, (text, checked)
+    del os.environ["RECOPT_UNCHECKED_IDS"]
+
+
 if __name__ == "__main__":
     assert interpreter
     chosen = sys.argv[1:] or LAYOUTS
@@ -45,4 +61,5 @@ if __name__ == "__main__":
         for config in CONFIGS:
             check(text, config, 5, 7 if n % 2 else 16, torch.int64 if n % 3 else torch.int32)
     check_types_and_strides()
+    check_of_ids()
     print(len(chosen), "layouts agree")

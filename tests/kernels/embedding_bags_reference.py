@@ -38,6 +38,7 @@ def _row(t: Term, layout: Layout, o: Operands, r: int) -> Tensor:
             w = o.weights[t.weights] if o.weights[t.weights].dim() > 1 else o.weights[t.weights][:, None]
             weights = [float(w[r, t.weights_first + k]) for k in range(count)]
     names = [(n % t.modulus if t.modulus else n) + t.shift for n in names]
+    names = [n + len(o.tables[t.source]) if t.wraps and n < 0 else n for n in names]
     live = [n != t.pad for n in names]
     rows = [_values(t, layout, o, n) * w * alive for n, w, alive in zip(names, weights, live, strict=True)]
     if t.pool == "row":
@@ -89,7 +90,8 @@ def operands(text: str, rows: int = 5, dim: int = 7, seed: int = 0, ids: torch.d
         uses = [t for t in terms if t.ids == n]
         flat = any(t.ragged for t in uses)
         high = min([11 - t.shift for t in uses if not t.modulus], default=1 << 20)
-        low = -high if uses and all(t.modulus for t in uses) else 0
+        below = all(t.modulus or t.wraps for t in uses) and len(uses) > 0
+        low = max([-11 - t.shift for t in uses if not t.modulus], default=-high) if below else 0
         shape = (4 * rows,) if flat else (rows, width + 1)
         ids_.append(torch.randint(low, high, shape, dtype=ids))
         for t in uses:

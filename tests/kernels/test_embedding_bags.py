@@ -56,6 +56,9 @@ sum t0[i0:1+6<o0] * w0:1 div 0.0 1e-09
 max t0[i0:1+6<o0]
 sum t0[i0:1+3 % 9 + 2]; row t1[i0:3+1 % 18]
 sum t0[i0@o0 % 11]
+row t0[i0:0+3 wrap]; sum t0[i0:0+4 wrap] * w0:0 pad 3; row t0[i0:1+1 + -2 wrap]; max t0[i0:0+4 % 7 + -3 wrap] pad 2
+row t0[i0:0+1 wrap] + row t1[i0:1+1] + row t1[i0:2+1 wrap]
+sum t0[i0@o0 wrap]
 sum t0[i0:0+1] + sum t1[i0:1+1] + x0
 row t0[i0:0+1] + row t1[i0:1+1] + mean t2[i0:2+4]; x0
 row q8 t0[i0:0+2]

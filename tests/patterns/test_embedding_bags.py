@@ -78,7 +78,11 @@ def test_onnx(exporter: str, name: str) -> None:
     case = LOOKUPS[name]
     file = to_onnx(case.module(), case.args(BATCH), dynamo=exporter == "dynamo")
     result = recopt.optimize(onnx.load_from_string(file), target="recopt")
-    check_one(result, {"Slice", "Reshape", "Split", "Cast", "Unsqueeze", "Squeeze", "Gather", "Transpose", "Flatten"})
+    check_one(
+        result,
+        {"Slice", "Reshape", "Split", "Cast", "Unsqueeze", "Squeeze", "Gather", "Transpose", "Flatten"}
+        | {*case.beside},
+    )
     optimized = result.to_proto().SerializeToString()
     check_numbers(case, lambda *args: run_onnx(optimized, args))
 
@@ -115,6 +119,32 @@ def test_an_id_out_of_range_is_an_error() -> None:
         ids[1, 2] = bad
         with pytest.raises((IndexError, RuntimeError)):
             result(ids)
+
+
+@pytest.mark.parametrize("dynamo", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_an_id_that_no_place_of_a_one_hot_has_is_zeros(dynamo: bool) -> None:
+    """In a file, where nothing checks it; F.one_hot raises."""
+    case = LOOKUPS["one_hot"]
+    file = to_onnx(case.module(), case.args(BATCH), dynamo)
+    result = recopt.optimize(onnx.load_from_string(file), target="recopt")
+    check_one(result, {"Gather", "Slice", "Reshape", "Squeeze", "Unsqueeze"})
+    optimized = result.to_proto().SerializeToString()
+    ids = np.full((6, 5), 3)
+    ids[:, 0] = [0, -1, -30, -31, 29, 30]
+    expected, found = (run_onnx(model, (ids,))[0] for model in (file, optimized))
+    assert not found[5].any() and not found[3].any()
+    np.testing.assert_allclose(found, expected)
+
+
+@pytest.mark.slow
+def test_a_loop_inside_of_a_loop_stays() -> None:
+    """What the dynamo exporter makes of a padding id."""
+    case = LOOKUPS["padding_mean"]
+    file = to_onnx(case.module(), case.args(BATCH), dynamo=True)
+    result = recopt.optimize(onnx.load_from_string(file))
+    assert any("Loop" in n.op for n in result.host.nodes)
+    optimized = result.to_proto().SerializeToString()
+    check_numbers(case, lambda *args: run_onnx(optimized, args))
 
 
 class Ragged(torch.nn.Module):
@@ -207,3 +237,51 @@ def test_rows_that_others_need_too_are_not_looked_up_again() -> None:
         model = onnx.load_from_string(given) if isinstance(given, bytes) else given
         result = recopt.optimize(model, target=target)
         assert any("which others need too" in r.reason for r in result.report.refusals), result.report.refusals
+
+
+class MultiHot(torch.nn.Module):
+    """DLRM's features: ragged bags of several tables, each with ids and offsets of its own, and a linear of dense x."""
+
+    def __init__(self, mode: str, weighted: bool, last: bool) -> None:
+        super().__init__()
+        self.bags = torch.nn.ModuleList(
+            torch.nn.EmbeddingBag(20 + n, 6, mode=mode, include_last_offset=last) for n in range(3)
+        )
+        self.bottom, self.weighted, self.last = torch.nn.Linear(4, 6), weighted, last
+
+    def forward(self, *args: torch.Tensor) -> torch.Tensor:
+        x, offsets, weights, *ids = args
+        given = weights if self.weighted else None
+        pooled = [b(i, offsets, per_sample_weights=given) for b, i in zip(self.bags, ids, strict=True)]
+        # A file does not say that x has a row less than such offsets have entries.
+        return torch.cat(pooled if self.last else [self.bottom(x).relu(), *pooled], 1)
+
+
+def multi_hot(bags: list[int], last: bool) -> tuple[torch.Tensor, ...]:
+    """Dense x, offsets and weights, ids of three tables, for bags of these lengths."""
+    ends = torch.tensor(bags).cumsum(0)
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), ends if last else ends[:-1]])
+    ids = [torch.randint(0, 20, (sum(bags),)) for _ in range(3)]
+    return torch.randn(len(bags), 4), offsets, torch.rand(sum(bags)), *ids
+
+
+@pytest.mark.parametrize("dynamo", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("mode", "weighted", "last"), [("sum", False, True), ("mean", False, False), ("sum", True, False)]
+)
+@pytest.mark.parametrize("target", ["portable", "recopt"])
+def test_ragged_bags_leave_no_loop(dynamo: bool, mode: str, weighted: bool, last: bool, target: str) -> None:
+    module = MultiHot(mode, weighted, last).eval()
+    args = multi_hot([3, 0, 2, 4], last)
+    sizes = ["batch", "ends" if last else "batch", *["ids"] * 4]
+    file = to_onnx(module, args, dynamo, sizes)
+    result = recopt.optimize(onnx.load_from_string(file), target=target)
+    assert not [n.op for n in result.host.nodes if n.op in ("Loop", "SequenceInsert", "ConcatFromSequence")]
+    assert result.report.counts()["embedding-bags"] == 1 and not result.report.undone
+    optimized = result.to_proto().SerializeToString()
+    for bags in ([1], [0, 5], [2, 0, 0, 3, 1, 0], [4, 4, 4]):
+        given = multi_hot(bags, last)
+        names = [v.name for v in result.host.inputs]  # an exporter drops those that nothing reads
+        used = tuple(a for n, a in enumerate(given) if f"x{n}" in names)
+        with torch.no_grad():
+            torch.testing.assert_close(torch.from_numpy(run_onnx(optimized, used)[0]), module(*given))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,11 +20,14 @@ def to_program(module: nn.Module, args: tuple[Tensor, ...]) -> torch.export.Expo
     return torch.export.export(module, args, dynamic_shapes=(shapes,), strict=False)
 
 
-def to_onnx(module: nn.Module, args: tuple[Tensor, ...], dynamo: bool) -> bytes:
-    """Return the ONNX file of torch's dynamo exporter, or of its TorchScript one (opset 17)."""
+def to_onnx(module: nn.Module, args: tuple[Tensor, ...], dynamo: bool, sizes: Sequence[str] | None = None) -> bytes:
+    """Return the ONNX file of torch's dynamo exporter, or of its TorchScript one (opset 17). `sizes` are the names of
+    the inputs' dimension 0, "batch" where they are not given; the dynamo exporter finds out itself which are alike."""
     names = [f"x{i}" for i in range(len(args))]
+    named = sizes or ["batch"] * len(args)
     if dynamo:
-        shapes = tuple({0: torch.export.Dim("batch")} for _ in args)
+        alike = torch.export.Dim("batch") if sizes is None else torch.export.Dim.AUTO
+        shapes = tuple({0: alike} for _ in args)
         program = torch.onnx.export(
             module, args, dynamo=True, dynamic_shapes=(shapes,), input_names=names, verbose=False
         )
@@ -37,7 +41,7 @@ def to_onnx(module: nn.Module, args: tuple[Tensor, ...], dynamo: bool) -> bytes:
         dynamo=False,
         input_names=names,
         output_names=["y"],
-        dynamic_axes={name: {0: "batch"} for name in [*names, "y"]},
+        dynamic_axes={name: {0: size} for name, size in zip([*names, "y"], [*named, named[0]], strict=True)},
         opset_version=17,
     )
     return file.getvalue()

@@ -26,6 +26,10 @@ class Tables(nn.Module):
         self.weights = nn.ParameterList(table(ROWS + n, DIM) for n in range(FIELDS))
         self.mixed = nn.ParameterList(table(ROWS, dim) for dim in (4, 8, 16, 2, 3))
         self.wide = nn.ParameterList(table(ROWS, 1) for _ in range(FIELDS))
+        self.turned = table(DIM, ROWS)
+        self.register_buffer("short", torch.randn(ROWS, DIM, generator=g).half())
+        self.joined = table(ROWS * FIELDS, DIM)
+        self.register_buffer("starts", torch.arange(FIELDS) * ROWS)
         self.holed = table(ROWS, DIM)
         self.holed.data[0] = torch.inf
         self.bags = nn.ModuleDict()
@@ -131,20 +135,18 @@ LOOKUPS: dict[str, Lookup] = {
         lambda m, ids, w: torch.cat([F.embedding(ids[:, k], t) * w[:, k : k + 1] for k, t in enumerate(m.weights)], 1),
         3,
     ),
-    "masked_sum": Lookup(lambda m, ids: (F.embedding(ids, m.weights[0]) * (ids != 0)[..., None]).sum(1), onnx=False),
+    "masked_sum": Lookup(lambda m, ids: (F.embedding(ids, m.weights[0]) * (ids != 0)[..., None]).sum(1)),
     "masked_mean": Lookup(
         lambda m, ids: (
             (F.embedding(ids, m.weights[0]) * (ids != 0).unsqueeze(-1).float()).sum(1)
             / (ids != 0).float().sum(1, keepdim=True).clamp(min=1)
         ),
-        onnx=False,
     ),
     "masked_mean_eps": Lookup(
         lambda m, ids: (
             (F.embedding(ids, m.weights[0]) * (ids > 0).float()[..., None]).sum(1)
             / ((ids > 0).sum(1, keepdim=True).float() + 1e-8)
         ),
-        onnx=False,
     ),
     "padding": Lookup(lambda m, ids: F.embedding_bag(ids, m.weights[0], mode="sum", padding_idx=2), onnx=False),
     "padding_int32": Lookup(
@@ -157,38 +159,78 @@ LOOKUPS: dict[str, Lookup] = {
         lambda m, ids: (
             F.embedding(ids, m.weights[0]) * (torch.arange(FIELDS)[None] < ids[:, :1]).float()[..., None]
         ).sum(1),
-        onnx=False,
     ),
-    "one_hot": Lookup(lambda m, ids: F.one_hot(ids[:, 0], ROWS).float() @ m.weights[0], onnx=False),
+    "masked_fill": Lookup(lambda m, ids: F.embedding(ids, m.weights[0]).masked_fill((ids == 0)[..., None], 0).sum(1)),
+    "masked_where": Lookup(
+        lambda m, ids: (
+            torch.where((ids == 2)[..., None], torch.zeros(()), F.embedding(ids, m.weights[0])).mean(1) * FIELDS
+        )
+    ),
+    "mixed_types": Lookup(
+        lambda m, ids: torch.cat([F.embedding(ids[:, 0], m.weights[0]), F.embedding(ids[:, 1], m.short)], 1)
+    ),
+    "mixed_types_cast": Lookup(
+        lambda m, ids: torch.cat([F.embedding(ids[:, 3], m.short).float(), F.embedding(ids[:, 1], m.weights[0])], 1)
+    ),
+    "one_hot": Lookup(lambda m, ids: F.one_hot(ids[:, 0], ROWS).float() @ m.weights[0]),
     "one_hot_bag": Lookup(
         lambda m, ids: torch.cat(
             [F.one_hot(ids, ROWS).to(torch.float32).matmul(m.weights[0]).sum(1), m.bag("sum", ids)], 1
         ),
-        onnx=False,
     ),
+    "one_hot_linear": Lookup(lambda m, ids: F.linear(F.one_hot(ids[:, 1], ROWS).float(), m.weights[0].T.contiguous())),
+    "one_hot_counted": Lookup(lambda m, ids: F.one_hot(ids, ROWS).sum(1).float() @ m.weights[0]),
+    "one_hot_columns": Lookup(lambda m, ids: F.linear(F.one_hot(ids[:, 2], ROWS).float(), m.turned)),
     "wide_chain": Lookup(_one_by_one),
     "wide_summed": Lookup(lambda m, ids: sum(F.embedding(ids[:, k], w) for k, w in enumerate(m.wide))),
     "wide_stacked_sum": Lookup(
-        lambda m, ids: torch.stack([F.embedding(ids[:, k], w) for k, w in enumerate(m.wide)], 0).sum(0), onnx=False
+        lambda m, ids: torch.stack([F.embedding(ids[:, k], w) for k, w in enumerate(m.wide)], 0).sum(0)
     ),
     "hashed": Lookup(
         lambda m, ids: torch.cat([F.embedding((ids[:, k] * 7919) % ROWS, w) for k, w in enumerate(m.weights)], 1),
-        beside=("mul",),
-        onnx=False,
+        beside=("mul", "Mul"),
     ),
-    "modulo": Lookup(
-        lambda m, ids: torch.cat([F.embedding(ids[:, k] % 20, w) for k, w in enumerate(m.weights)], 1), onnx=False
+    "modulo": Lookup(lambda m, ids: torch.cat([F.embedding(ids[:, k] % 20, w) for k, w in enumerate(m.weights)], 1)),
+    "indexed": Lookup(lambda m, ids: torch.cat([w[ids[:, k]] for k, w in enumerate(m.weights)], 1)),
+    "indexed_from_the_end": Lookup(lambda m, ids: torch.cat([w[ids[:, k] - 9] for k, w in enumerate(m.weights)], 1)),
+    "indexed_bag": Lookup(lambda m, ids: torch.cat([m.weights[0][ids].sum(1), m.weights[1][ids - ROWS].mean(1)], 1)),
+    "stacked_tables": Lookup(lambda m, ids: F.embedding(ids + m.starts[None], m.joined)),
+    "stacked_tables_flat": Lookup(lambda m, ids: F.embedding(ids + m.starts, m.joined).flatten(1)),
+    "stacked_tables_summed": Lookup(lambda m, ids: F.embedding(ids + m.starts, m.joined).sum(1)),
+    "stacked_tables_hashed": Lookup(
+        lambda m, ids: F.embedding((ids * 3) % ROWS + m.starts, m.joined).sum(1), beside=("mul", "Mul")
+    ),
+    "own_mean": Lookup(
+        lambda m, ids, w: (F.embedding(ids, m.weights[0]) * w[:, :, None]).sum(1) / w.sum(1, keepdim=True), 3
+    ),
+    "own_mean_clamped": Lookup(
+        lambda m, ids, w: (
+            torch.einsum("bl,bld->bd", w, F.embedding(ids, m.weights[0])) / w.sum(-1, keepdim=True).clamp(min=1e-6)
+        ),
+        3,
+    ),
+    "shares": Lookup(
+        lambda m, ids, w: ((w / (w.sum(1, keepdim=True) + 9))[:, :, None] * F.embedding(ids, m.weights[0])).sum(1), 3
     ),
     "int32": Lookup(lambda m, ids: torch.cat([F.embedding(ids[:, k].int(), w) for k, w in enumerate(m.weights)], 1)),
 }
 
 NEAR_MISSES: dict[str, Lookup] = {
-    "columns_indexed": Lookup(
-        lambda m, ids: torch.cat([w[ids[:, k] - 9] for k, w in enumerate(m.weights)], 1), reason="from the end"
+    "padding_from_the_end": Lookup(
+        lambda m, ids: (m.weights[0][ids - 9] * (ids - 9 != 0)[..., None]).sum(1), reason="count from the end"
     ),
     "padding_of_no_number": Lookup(
         lambda m, ids: (F.embedding(ids, m.holed) * (ids != 0)[..., None]).sum(1), reason="not finite"
     ),
+    "hidden_row_of_no_number": Lookup(
+        lambda m, ids: F.embedding(ids, m.holed).masked_fill((ids == 0)[..., None], 0).sum(1)
+    ),
+    "halves_added": Lookup(
+        lambda m, ids: torch.cat([F.embedding(ids, m.short).float().sum(1), F.embedding(ids[:, 1], m.weights[0])], 1),
+        reason="rows of float16",
+    ),
+    "remainder_written_out": Lookup(lambda m, ids: F.embedding(ids - ids // 20 * 20, m.weights[0]).sum(1)),
+    "half_alone": Lookup(lambda m, ids: F.embedding(ids, m.short).float().sum(1), reason="rows of float16"),
     "lengths_of_no_number": Lookup(
         lambda m, ids: (F.embedding(ids, m.holed) * (torch.arange(FIELDS)[None] < ids[:, :1]).float()[..., None]).sum(
             1

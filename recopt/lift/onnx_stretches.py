@@ -1,0 +1,159 @@
+"""Bags of lengths that data says, in ONNX loops: slices between two bounds that are read from a tensor.
+
+    ids[offsets[i] : offsets[i + 1]]  ->  a dimension of a size n, which stands for the difference
+    sum_l T[ids[offsets[i] + l]], l < n  ->  sum_l [offsets[i] <= l] [l < offsets[i + 1]] T[ids[l]]
+
+The bounds lie in 0..N and go up, as those of nn.EmbeddingBag must. The mean of nothing, which ONNX leaves undefined, is
+0 as in nn.EmbeddingBag and in ONNX Runtime.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import sympy
+
+from ..hosts.base import Value
+from ..ir import sizes
+from ..ir.rules import FLOATS, fn
+from ..ir.sizes import Size
+from ..ir.tensor import Tensor, unravel
+from ..ir.term import (
+    Axis,
+    Coef,
+    Mono,
+    Poly,
+    Read,
+    Reduce,
+    axis,
+    coord,
+    monomial,
+    mul,
+    normal_mono,
+    number,
+    retype,
+    scale,
+    substitute,
+    sum_over,
+    walk,
+)
+from ..ir.term import add as add_terms
+from .base import Call, Opaque
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Positions from `start` to `end` of a dimension of size `whole`; `count` is their number."""
+
+    start: Poly
+    end: Poly
+    whole: Size
+    count: sympy.Symbol
+
+    def members(self, place: Axis, dtype: str) -> Poly:
+        """1 where a position is one of them, else 0."""
+        at = retype(coord(place), self.start.dtype)
+        tests = fn("le", [self.start, at], "bool"), fn("lt", [at, self.end], "bool")
+        return mul(*(fn("cast", [test], dtype) for test in tests))
+
+    def total(self, dtype: str) -> Poly:
+        """How many they are, as a sum."""
+        place = axis(self.whole)
+        return sum_over(self.members(place, dtype), [place])
+
+
+@dataclass
+class Stretches:
+    """Those of one loop, by their bounds."""
+
+    found: dict[tuple[Poly, Poly], Stretch] = field(default_factory=dict)
+
+    def part(self, x: Tensor, dim: int, start: Poly, end: Poly) -> Tensor:
+        """x[start:end] along one dimension."""
+        if (start, end) not in self.found:
+            self.found[start, end] = Stretch(start, end, x.shape[dim], sizes.symbol(f"count{axis(1).id}"))
+        cut = axis(self.found[start, end].count)
+        places = unravel(add_terms(start, retype(coord(cut), start.dtype)), [a.size for a in x.dims[dim]])
+        body = substitute(x.body, dict(zip(x.dims[dim], places, strict=True)))
+        return Tensor((*x.dims[:dim], (cut,), *x.dims[dim + 1 :]), body)
+
+    def between(self, bounds: Iterable[Poly]) -> Stretch | None:
+        """The stretch between two bounds, in whatever order they are named."""
+        given = set(bounds)
+        return next((s for s in self.found.values() if {s.start, s.end} == given), None)
+
+    # --- branches
+
+    def unless_empty(self, s: Stretch, c: Call, empty: Tensor, otherwise: Tensor) -> Tensor:
+        """Zeros where a stretch is empty, else sums and means over it, which are zeros there too."""
+        sums = all(any(a.size == s.count for a in m.axes) for m in otherwise.body.monos)
+        if not sums or empty.shape != otherwise.shape or not _is_zero(c, empty):
+            raise Opaque("a branch for empty bags that is no empty sum")
+        return otherwise
+
+    def divided(self, span: Poly, quotient: Tensor, whole: Tensor) -> Tensor:
+        """x / n where n is above 0, else x."""
+        s = next((s for s in self.found.values() if add_terms(s.end, scale(s.start, -1)) is span), None)
+        below = fn("reciprocal", [fn("cast", [span], whole.dtype)], whole.dtype)
+        if s is None or quotient.body is not mul(whole.body, below):
+            raise Opaque("a branch that data decides")
+        return whole.with_body(scale(whole.body, 1 / s.count))
+
+    # --- back to tensors of known sizes
+
+    def resolved(self, t: Tensor) -> Tensor:
+        """A term without sizes that only the run knows. Raises Opaque where they are in its shape."""
+        symbols = {s.count: s for s in self.found.values()}
+        if any(_has(a.size, symbols) for a in t.axes) or any(_has(a.size, symbols) for a in _hidden(t.body)):
+            raise Opaque("a slice of a length that data says")
+        parts = [self._resolved(m, t.dtype, symbols) for m in t.body.monos]
+        return t.with_body(add_terms(*parts)) if parts else t
+
+    def _resolved(self, mono: Mono, dtype: str, symbols: dict[sympy.Symbol, Stretch]) -> Poly:
+        if not any(_has(a.size, symbols) for a in mono.axes) and not _has(mono.coef, symbols):
+            return monomial(mono, dtype)
+        places = {a: symbols[a.size] for a in mono.axes if a.size in symbols}
+        named = {a: axis(places[a].whole if a in places else a.size) for a in mono.axes}
+        moved = {
+            a: add_terms(coord(n), scale(places[a].start, -1)) if a in places else coord(n) for a, n in named.items()
+        }
+        factors = [s.members(named[a], dtype) for a, s in places.items()]
+        coef: Coef = mono.coef
+        for symbol, s in symbols.items():
+            if _has(coef, {symbol: s}):
+                coef = sizes.size(coef * symbol)
+                total = fn("max", [s.total(dtype), number(1, dtype)], dtype)
+                factors.append(fn("reciprocal", [total], dtype))
+        if _has(coef, symbols) or any(_has(n.size, symbols) for n in named.values()):
+            raise Opaque("arithmetic with the length of a bag")
+        product = mul(substitute(normal_mono(1, mono.atoms, dtype), moved), *factors)
+        return scale(sum_over(product, list(named.values())), coef)
+
+
+def _has(size: object, symbols: Iterable[sympy.Symbol]) -> bool:
+    return isinstance(size, sympy.Expr) and not size.free_symbols.isdisjoint(symbols)
+
+
+def _hidden(body: Poly) -> list[Axis]:
+    """Axes that are bound anywhere but in the sums of the term itself."""
+    found: list[Axis] = []
+    for mono in body.monos:
+        for atom in mono.atoms:
+            for inner in walk(atom):
+                found += inner.axes if isinstance(inner, (Mono, Reduce)) else ()
+    return found
+
+
+def _is_zero(c: Call, t: Tensor) -> bool:
+    """Whether a tensor is zeros, as a number or as a constant of the model."""
+    if t.body.number is not None:
+        return t.body.number == 0
+    read = t.body.atom
+    leaf = read.leaf if isinstance(read, Read) else None
+    return isinstance(leaf, Value) and c.host.is_constant(leaf) and not c.host.constant(leaf).any()
+
+
+def reads_data(c: Call, term: Poly) -> bool:
+    """Whether a bound is read from an integer tensor."""
+    return term.dtype not in FLOATS and any(isinstance(v, Value) and not c.host.is_constant(v) for v in term.leaves)
