@@ -32,7 +32,6 @@ from .model.onnx import (
     has_recurrence,
     inner_graphs,
     inner_nodes,
-    is_external,
     is_sorted,
     line,
     modernise,
@@ -66,7 +65,7 @@ class OnnxHost(Host):
         self.revision = 0  # grows with every change
         self.strict = True  # whether onnx's own checks accept the model as it came, so that a rewrite must please them
         self.source: Path | None = None  # the file that the model was loaded from
-        self.external = False  # whether the weights came in a file of their own
+        self.weights: frozenset[Path] = frozenset()  # the files that the weights came in, where not in that one
         self._values: dict[ir.Value, Value] = {}
         self._nodes: dict[ir.Node, Node] = {}
         self._ir_values: dict[Value, ir.Value] = {}
@@ -139,14 +138,15 @@ class OnnxHost(Host):
         host = cls(model)
         host.strict = strict
         host.source = Path(source) if isinstance(source, (str, os.PathLike)) else None
-        host.external = is_external(model)
+        host.weights = host.files()
         return host
 
     def clone(self) -> Self:
         types = {value.name: (value.shape, value.dtype) for value in self._values.values()}
         copy = type(self)(self.model.clone(), types)
-        copy.strict, copy.external = self.strict, self.external
+        copy.strict = self.strict
         copy.source = self.source
+        copy.weights = self.weights
         return copy
 
     def to_proto(self) -> onnx.ModelProto:
@@ -159,10 +159,11 @@ class OnnxHost(Host):
         over = self.source is not None and path.exists() and path.samefile(self.source)
         if data.resolve() in self.files() and not over:
             raise OptionError(f"{data}: the original's weights lie there")
-        save(self.model, path, self.external)
+        save(self.model, path, external=bool(self.weights))
 
     def files(self) -> frozenset[Path]:
-        return frozenset(Path(tensor.path).resolve() for tensor in external_tensors(self.model))
+        now = frozenset(Path(tensor.path).resolve() for tensor in external_tensors(self.model))
+        return now | self.weights  # whatever was made of the tables
 
     # Reading
 

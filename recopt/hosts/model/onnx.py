@@ -235,9 +235,10 @@ def evaluate(model: ir.Model, nodes: Sequence[ir.Node], feeds: Mapping[str, Arra
 
 
 def save(model: ir.Model, path: Path, external: bool = False) -> None:
-    """Write `model` to `path`, its weights to `path` + ".data" beside it where `external` says so, where they are
-    external data, and where they are too big for one file. Both appear whole or not at all (OSError). Tables go from
-    file to file, in blocks. A model that lies in the very file that is replaced lies in the new one from then on."""
+    """Write `model` to `path`, its weights to `path` + ".data" beside it where `external` says so, where some are
+    external data, and where they are too big for one file. Both appear whole or not at all (OSError). Tables go
+    from file to file, in blocks. A model that lies in the very file that is replaced lies in the new one from then
+    on."""
     data = data_of(path) if external or is_external(model) else None
     old = [v for v in initialized(model) if data is not None and _lies_in(v, data)]
     with staged(path) as place:
