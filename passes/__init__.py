@@ -14,7 +14,15 @@ from recopt.errors import OptionError
 from recopt.hosts.base import Host
 from recopt.rewrite import Context
 
-from . import clean_up, fuse_attention, fuse_embedding_bags, fuse_layer_norm, fuse_linear, fuse_target_attention
+from . import (
+    clean_up,
+    fuse_attention,
+    fuse_embedding_bags,
+    fuse_layer_norm,
+    fuse_linear,
+    fuse_target_attention,
+    hint_repeats,
+)
 from .cartesian_tables import CartesianTables
 from .dedupe_ids import DedupeIds
 from .hot_rows import HotRows
@@ -44,6 +52,7 @@ PIPELINE: tuple[Pass, ...] = (
     HotRows(),
     QuantizeTables(),
     DedupeIds(),
+    hint_repeats,
     fuse_target_attention,
     fuse_attention,
     fuse_layer_norm,

@@ -70,6 +70,7 @@ class _Run:
     target: str
     limit: int | None
     inputs: list[list[Array]] = field(default_factory=list)  # on which the model runs
+    example: Sequence[Array] | None = None  # what the caller gave
     banned: set[Key] = field(default_factory=set)
     undone: list[Refusal] = field(default_factory=list)
     timings: dict[str, float] = field(default_factory=dict)
@@ -88,6 +89,7 @@ class _Run:
             frozenset(self.banned),
             only,
             self.inputs,
+            self.example,
         )
         for n, module in enumerate(self.options.modules):
             if exact and is_lossy(module):
@@ -139,7 +141,7 @@ def run(
     host: Host, options: Options, examples: Sequence[Array] | None = None, capture_seconds: float = 0.0
 ) -> tuple[Host, Report]:
     """The optimized copy of `host` and the account of it. Raises OptionError, GraphError, VerifyError, LowerError."""
-    state = _Run(host, options, check_target(host, options.target), _limit())
+    state = _Run(host, options, check_target(host, options.target), _limit(), example=examples)
     state.timings["capture"] = capture_seconds
     _dump(host, "00-captured")
     unverified = ""

@@ -48,6 +48,7 @@ class Context:
     banned: frozenset[Key] = field(default=frozenset())  # rewrites that were found to be wrong
     only: Key | None = None  # the one rewrite that may be made
     inputs: Sequence[Sequence[Array]] = ()  # of the model, on which it runs
+    example: Sequence[Array] | None = None  # what the caller gave, if anything
     places: list[Place] | None = None  # embedding bags, once a pass has looked for them
     no_tables: list[tuple[str, str]] | None = None  # what data reads rows of and is no table, and why
     lifted: Lifted | None = None  # of the host as it is, where a pass that changed nothing left it

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ..errors import OptionError
 from ..fused import Attention, LayerNorm, Linear, Spec, TargetAttention, View
-from ..hosts.base import Host, Value
+from ..hosts.base import Array, Host, Value
 
 # For each dialect the targets that it can be written for, the default first.
 TARGETS = {"aten": ("cpu", "cuda"), "onnx": ("portable", "ort-cpu", "ort-cuda", "recopt")}
@@ -61,6 +63,15 @@ def missing(host: Host, spec: Spec) -> str | None:
     if (host.opset or 0) >= NORMALISES:
         return None
     return f"LayerNormalization needs opset {NORMALISES}, this is {host.opset}"
+
+
+def hint_repeats(host: Host, example: Sequence[Array]) -> bool:
+    """Let the embedding bags of an FX graph say whether ids repeat in an example of its inputs. True where any do."""
+    if host.dialect != "aten":
+        return False
+    from .torch_bags import hint_repeats as hint
+
+    return hint(host, example)  # type: ignore[arg-type]  # the dialect says which host it is
 
 
 def in_place(host: Host, spec: Linear) -> bool:

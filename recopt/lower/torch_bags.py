@@ -8,13 +8,15 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..errors import GraphError, LowerError
+from ..errors import GraphError, LowerError, VerifyError
 from ..fused import Bag, EmbeddingBags, Reshape, Slice, View
-from ..hosts.base import Value
+from ..hosts.base import Array, Value
 from ..hosts.fx import FxHost
 from ..hosts.fx_operators import EMBEDDING_BAGS
+from ..hosts.fx_ops import to_torch
 from ..ir.sizes import product
-from ..kernels.embedding_bags_layout import Layout, Term
+from ..kernels.embedding_bags import HINTED, hinted
+from ..kernels.embedding_bags_layout import Layout, Term, parse_layout
 from .torch import layout as apply
 from .torch_ids import plain
 
@@ -45,6 +47,31 @@ def embedding_bags(host: FxHost, spec: EmbeddingBags, target: str) -> Value:
         return apply(host, y, spec.steps, spec.name)
     except GraphError as error:
         raise LowerError(f"recopt::embedding_bags {spec.name}: {error}") from error
+
+
+def hint_repeats(host: FxHost, example: Sequence[Array]) -> bool:
+    """Let embedding bags of many ids say whether they repeat, from an example of the graph's inputs. True where any
+    do."""
+    found = [node for node in host.nodes if node.op == EMBEDDING_BAGS and _is_long(str(node.args[-1]))]
+    read = list(dict.fromkeys(v for node in found for v in node.args[1]))
+    if not read:
+        return False
+    try:
+        arrays = dict(zip(read, host.tap(read).run(example), strict=True))
+    except VerifyError:  # the example does not fit the graph
+        return False
+    for node in found:
+        (old,) = node.outputs
+        text = hinted(str(node.args[-1]), [to_torch(arrays[v]) for v in node.args[1]])
+        with host.at(node):
+            host.replace(old, host.call(EMBEDDING_BAGS, (*node.args[:-1], text), name=old.name, like=node.args[1][0]))
+    host.erase_dead()
+    return True
+
+
+def _is_long(layout: str) -> bool:
+    """Whether a hint would say something: see kernels/embedding_bags.py."""
+    return any(t.pool != "dense" and t.count >= HINTED for t in parse_layout(layout).terms)
 
 
 def _by_shift(t: Term, shift: Sequence[int]) -> list[Term]:

@@ -111,6 +111,26 @@ def test_near_misses(name: str) -> None:
         assert any(case.reason in reason for reason in reasons), reasons
 
 
+class Long(torch.nn.Module):
+    """A bag of many ids."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bag = torch.nn.EmbeddingBag(1000, 4, mode="sum")
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return torch.cat([self.bag(ids), self.bag(ids % 900)], 1)
+
+
+@pytest.mark.parametrize(("span", "hint"), [(20, "hot"), (1000, "cold")])
+def test_long_bags_on_cuda_say_whether_the_example_repeats_ids(span: int, hint: str) -> None:
+    ids = torch.randint(0, span, (4, 80), generator=torch.Generator().manual_seed(0))
+    for target, words in (("cuda", f" {hint}"), ("cpu", "")):
+        result = recopt.optimize(Long().eval(), (ids,), target=target)
+        (layout,) = [n.args[-1] for n in result.host.nodes if is_fused(n)]
+        assert [piece[piece.index("]") + 1 :] for piece in str(layout).split(";")] == [words, words]
+
+
 def test_an_id_out_of_range_is_an_error() -> None:
     case = LOOKUPS["columns"]
     result = recopt.optimize(to_program(case.module(), case.args(BATCH)), target="cpu")
