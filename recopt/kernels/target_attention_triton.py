@@ -1,0 +1,163 @@
+"""The launcher of ``recopt::target_attention``'s Triton kernel: which units fit it, and how each is cut into programs."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .leading import two_counters
+from .linear import HALF, _locks, _processors
+from .target_attention import Network, parse_network
+
+MAX_WIDTH = 256
+MAX_HIDDEN = 3
+_MAX_PLANS = 4096
+
+
+class Unit(NamedTuple):
+    """How the kernel runs: items a block, warps a program, parts of a history."""
+
+    items: int = 64
+    warps: int = 4
+    split: int = 1
+
+
+def pieces(width: int) -> tuple[tuple[int, int], ...]:
+    """(first column, columns) of the powers of two, 16 at least, that a width is cut into: 80 is 64 + 16.
+
+    One piece where that pads by less than a quarter.
+    """
+    whole = max(16, 1 << (width - 1).bit_length())
+    if whole * 4 <= width * 5 or whole == 16:
+        return ((0, whole),)
+    first = whole // 2
+    return ((0, first), *((at + first, size) for at, size in pieces(width - first)))
+
+
+@functools.lru_cache(maxsize=4096)
+def choose(rows: int, items: int, processors: int) -> Unit:
+    """The block and the parts for `rows` histories of `items`, so that a few long histories fill the device too."""
+    block = min(64, max(16, 1 << (items - 1).bit_length()))
+    if rows * -(-items // block) <= processors:
+        block = min(block, 32)
+    blocks = -(-items // block)
+    parts = min(blocks, max(1, processors // rows), 64)
+    return Unit(block, 4, -(-blocks // -(-blocks // parts)))
+
+
+def fits(
+    q: Tensor, k: Tensor, v: Tensor, weights: Sequence[Tensor], params: Sequence[Tensor], network: Network
+) -> bool:
+    """Whether the kernel takes these operands: float32 or half precision of one dtype, at most 3 hidden layers of at
+    most 256, D and E of at most 256, something to read of each item, parameters of the layers by channel."""
+    hidden = len(network.layers) - 1
+    if q.dtype not in (torch.float32, *HALF) or any(t.dtype != q.dtype for t in (k, v, *weights)):
+        return False
+    if not 1 <= hidden <= MAX_HIDDEN or max(q.shape[-1], v.shape[-1]) > MAX_WIDTH or min(*q.shape, *v.shape) == 0:
+        return False
+    if not weights[1].numel() and not weights[2].numel():
+        return False
+    biases = weights[3::2]
+    at = 0
+    for bias, f in zip(biases, network.layers, strict=True):
+        width = bias.shape[0]
+        if width > MAX_WIDTH or any(p.numel() != 1 and tuple(p.shape) != (width,) for p in params[at : at + f.params]):
+            return False
+        at += f.params
+    return not any(p.dtype == torch.float64 or p.dim() > q.dim() for p in params)
+
+
+_Plan = Callable[..., Tensor] | None
+_plans: dict[tuple[Any, ...], _Plan] = {}
+
+
+def target_attention_triton(
+    q: Tensor, k: Tensor, v: Tensor, weights: Sequence[Tensor], params: Sequence[Tensor], text: str, softmax: bool,
+    unit: Unit | None = None,
+) -> Tensor | None:  # fmt: skip
+    """`recopt::target_attention` in one launch; operands as there. None where they do not fit the kernel (`fits`), or
+    where their leading dimensions take more than two counters.
+
+    ``unit`` forces a configuration. The first call at new shapes compiles or binds the kernel; later ones only launch
+    it. Operands that share storage with a row for all (a step of 0) are read in place.
+    """
+    key = (
+        text, softmax, unit, q.device.index, k.data_ptr() == v.data_ptr(),
+        tuple((t.shape, t.stride(), t.dtype, t.data_ptr() % 16) for t in (q, k, v, *weights, *params)),
+    )  # fmt: skip
+    if key not in _plans:
+        if len(_plans) >= _MAX_PLANS:
+            _plans.clear()
+        _plans[key] = _bind(q, k, v, weights, params, text, softmax, unit)
+    plan = _plans[key]
+    if plan is None:
+        return None
+    if q.is_cuda and q.device.index != torch.cuda.current_device():
+        with torch.cuda.device(q.device):
+            return plan(q, k, v, weights, params)
+    return plan(q, k, v, weights, params)
+
+
+def _bind(
+    q: Tensor, k: Tensor, v: Tensor, weights: Sequence[Tensor], params: Sequence[Tensor], text: str, softmax: bool,
+    unit: Unit | None,
+) -> _Plan:  # fmt: skip
+    from .target_attention_kernels import unit_kernel
+
+    network = parse_network(text)
+    if not fits(q, k, v, weights, params, network):
+        return None
+    lead, (items, d), e = q.shape[:-1], k.shape[-2:], v.shape[-1]
+    layers = len(network.layers)
+    bounds = [0]
+    for f in network.layers:
+        bounds.append(bounds[-1] + f.params)
+    marks = [p.reshape(1) if p.dim() == 0 else p for p in params[bounds[-1] :]]
+    counters = two_counters(lead, [(q, 1), (k, 2), (v, 2), *((p, 1) for p in marks)])
+    if counters is None:
+        return None
+    (_, inner), (q_steps, k_steps, v_steps, *of_marks) = counters
+    rows = math.prod(lead)
+    unit = unit or choose(rows, items, _processors(q.device.index) if q.is_cuda else 1)
+    same = k.data_ptr() == v.data_ptr() and k.shape == v.shape and k.stride() == v.stride()
+    layer_params = [params[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+    steps = tuple(tuple(0 if p.numel() == 1 else p.stride(0) for p in layer) for layer in layer_params)
+    mark_steps = tuple((*s, p.stride(-1) if p.shape[-1] != 1 else 0) for s, p in zip(of_marks, marks, strict=True))
+    widths = tuple(b.shape[0] for b in weights[3 : 2 + 2 * layers - 1 : 2])
+    functions = [f.triton_function() for f in network.layers]
+    hidden = (*functions[:-1], *[None] * (MAX_HIDDEN - layers + 1))
+    padded = [max(16, 1 << (n - 1).bit_length()) for n in (d, e)]
+    constants = (
+        (*q_steps, q.stride(-1)), (*k_steps, k.stride(-2), k.stride(-1)), (*v_steps, v.stride(-2), v.stride(-1)),
+        inner, items, d, e, widths, tuple(pieces(w) for w in widths), *hidden, functions[-1],
+        network.score.triton_function(), softmax, same, "split" if q.dtype == torch.float32 else "native",
+        unit.items, *padded, unit.split,
+    )  # fmt: skip
+    grid = (rows, unit.split, 1)
+    scratch = rows * unit.split * (padded[1] + 2) if unit.split > 1 else 0
+
+    def run(q: Tensor, k: Tensor, v: Tensor, weights: Sequence[Tensor], params: Sequence[Tensor]) -> Tensor:
+        out = torch.empty((*lead, e), dtype=q.dtype, device=q.device)
+        flat = [w.contiguous() if w.numel() else None for w in weights]
+        partial = locks = None
+        if scratch:
+            partial = torch.empty(scratch, dtype=torch.float32, device=q.device)
+            locks = _locks(q.device, rows)
+        layer_params = tuple(tuple(map(_plain, params[a:b])) for a, b in zip(bounds, bounds[1:], strict=False))
+        unit_kernel[grid](
+            q, k, v, out, partial, locks, *flat[:3], tuple(flat[4::2]), tuple(flat[3::2]), layer_params, steps,
+            tuple(map(_plain, params[bounds[-1] :])), mark_steps, *constants, num_warps=unit.warps, num_stages=2,
+        )  # fmt: skip
+        return out
+
+    return run
+
+
+def _plain(p: Tensor) -> Tensor:
+    """A parameter as the kernel reads it: a truth value as a byte."""
+    return p.view(torch.uint8) if p.dtype == torch.bool else p
