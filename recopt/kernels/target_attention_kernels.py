@@ -11,24 +11,66 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .linear_kernels import _dot
+from .linear_kernels import _cut, _nearest
+from .triton_math import INTERPRETED
+
+
+@triton.constexpr_function
+def count(pieces, layer):
+    """How many pieces a layer's width has."""
+    return len(pieces[layer])
+
+
+@triton.constexpr_function
+def padded(pieces, widths, layer):
+    """Whether a layer's pieces reach past its width."""
+    return sum(pieces[layer][-1]) > widths[layer]
+
+
+@triton.constexpr_function
+def begin(pieces, layer, piece):
+    """A piece's first column."""
+    return pieces[layer][piece][0]
+
+
+@triton.constexpr_function
+def size(pieces, layer, piece):
+    """How many columns a piece has."""
+    return pieces[layer][piece][1]
 
 
 @triton.jit
-def _first(q, wq, wk, wp, b, d, n, D: tl.constexpr, N: tl.constexpr):
-    """A piece of the row's own first layer, [D, piece], and what the target adds to it, [piece], in float32."""
-    at = n[None, :] * D + d[:, None]
-    ok = (n < N)[None, :] & (d < D)[:, None]
-    start = tl.load(b + n, mask=n < N, other=0.0).to(tl.float32)
+def _columns(PIECES: tl.constexpr, layer: tl.constexpr, piece: tl.constexpr):
+    return begin(PIECES, layer, piece) + tl.arange(0, size(PIECES, layer, piece))
+
+
+@triton.jit
+def _of_target(q, wq, b, n, WIDTHS: tl.constexpr, PIECES: tl.constexpr):
+    """What the target adds to a piece of the first layer, [piece], in float32."""
+    start = tl.load(b + n, mask=n < WIDTHS[1], other=0.0).to(tl.float32)
     if wq is not None:
-        start += tl.sum(tl.load(wq + at, mask=ok, other=0.0).to(tl.float32) * q[:, None], 0)
-    if wk is None:
-        own = tl.load(wp + at, mask=ok, other=0.0).to(tl.float32) * q[:, None]
+        for l in tl.static_range(count(PIECES, 0)):
+            w = _weights(wq, n, _columns(PIECES, 0, l), WIDTHS[1], WIDTHS[0]).to(tl.float32)
+            start += tl.sum(w * q[l][:, None], 0)
+    return start
+
+
+@triton.jit
+def _weights(w, n, d, N: tl.constexpr, D: tl.constexpr):
+    """A piece of a layer's matrix w [N, D], transposed: [d, n]."""
+    return tl.load(w + n[None, :] * D + d[:, None], mask=(n < N)[None, :] & (d < D)[:, None], other=0.0)
+
+
+@triton.jit
+def _of_items(q, wk, wp, n, d, N: tl.constexpr, D: tl.constexpr):
+    """A piece of the row's own first layer, Wk + diag(q) Wp, transposed, in float32."""
+    if wp is None:
+        own = _weights(wk, n, d, N, D).to(tl.float32)
     else:
-        own = tl.load(wk + at, mask=ok, other=0.0).to(tl.float32)
-        if wp is not None:
-            own += tl.load(wp + at, mask=ok, other=0.0).to(tl.float32) * q[:, None]
-    return own, start
+        own = _weights(wp, n, d, N, D).to(tl.float32) * q[:, None]
+        if wk is not None:
+            own += _weights(wk, n, d, N, D).to(tl.float32)
+    return own
 
 
 @triton.jit
@@ -38,11 +80,11 @@ def _function(
 ):  # fmt: skip
     """The function of hidden layer i; 0 in columns past the layer's width, whatever the function makes of nothing."""
     ok = (n < N)[None, :]
-    if i == 0:
-        h = F1(h, operands[0], steps[0], n[None, :], ok)
     if i == 1:
-        h = F2(h, operands[1], steps[1], n[None, :], ok)
+        h = F1(h, operands[0], steps[0], n[None, :], ok)
     if i == 2:
+        h = F2(h, operands[1], steps[1], n[None, :], ok)
+    if i == 3:
         h = F3(h, operands[2], steps[2], n[None, :], ok)
     if PADDED:
         h = tl.where(ok, h, 0.0)
@@ -50,46 +92,72 @@ def _function(
 
 
 @triton.jit
-def _infinite(h):
-    """The rows of h with anything that is not finite."""
-    return tl.max((tl.abs(h) < float("inf")).to(tl.int32) ^ 1, 1)
+def _product(a, b, acc, WHOLE: tl.constexpr):
+    """acc + a b; WHOLE: of float32 operands at float32's accuracy, by three TF32 products of what the tensor cores keep
+    of each and of the rests (see ``linear_kernels``)."""
+    if WHOLE:
+        a_high = _cut(a * 1.0003452669831)
+        a_low = _nearest(a - a_high)
+        b_high = _cut(b)
+        b_low = _nearest(b - b_high)
+        if a.shape[0] >= 64 and not INTERPRETED:
+            b_high = b  # the tensor core cuts it itself
+        rests = tl.dot(a_low, b_high, input_precision="tf32")
+        rests = tl.dot(a_high, b_low, rests, input_precision="tf32")
+        # The rest of an infinite operand is nan: the whole product alone says what holds there.
+        rests = tl.where(rests == rests, rests, 0.0)
+        return acc + tl.dot(a_high, b_high, rests, input_precision="tf32")
+    else:
+        return tl.dot(a, b, acc)
 
 
 @triton.jit
 def _network(
-    x, own, start, matrices, biases, operands, steps, WIDTHS: tl.constexpr, PIECES: tl.constexpr,
-    F1: tl.constexpr, F2: tl.constexpr, F3: tl.constexpr, LAST: tl.constexpr, PRECISION: tl.constexpr,
+    k, at, step, ok, late, q, wk, wp, start, matrices, biases, operands, steps,
+    WIDTHS: tl.constexpr, PIECES: tl.constexpr, F1: tl.constexpr, F2: tl.constexpr, F3: tl.constexpr,
+    LAST: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
-    """The scores of items x [T, D], before the score's own function, and which of them met something infinite."""
-    layers: tl.constexpr = len(PIECES)
-    infinite = tl.zeros((x.shape[0],), tl.int32)
+    """The scores of items k + at, [T], before the score's own function.
+
+    ``late`` is 0, but the compiler does not know: parameters that depend on it are read where they are used, and not
+    kept in registers across the loop.
+    """
+    layers: tl.constexpr = len(PIECES) - 1
+    T: tl.constexpr = at.shape[0]
     h = ()
-    for j in tl.static_range(len(PIECES[0])):
-        n = PIECES[0][j][0] + tl.arange(0, PIECES[0][j][1])
-        a = _dot(x, own[j], tl.zeros((x.shape[0], PIECES[0][j][1]), tl.float32), PRECISION) + start[j][None, :]
-        infinite |= _infinite(a)
-        padded: tl.constexpr = PIECES[0][len(PIECES[0]) - 1][0] + PIECES[0][len(PIECES[0]) - 1][1] > WIDTHS[0]
-        h = h + (_function(a, 0, operands, steps, n, WIDTHS[0], padded, F1, F2, F3),)
-    for i in tl.static_range(1, layers):
+    for j in tl.static_range(count(PIECES, 1)):
+        h = h + (tl.zeros((T, size(PIECES, 1, j)), tl.float32) + start[j][None, :],)
+    for l in tl.static_range(count(PIECES, 0)):
+        d = _columns(PIECES, 0, l)
+        x = tl.load(k + at[:, None] + d[None, :] * step, mask=ok[:, None] & (d < WIDTHS[0])[None, :], other=0.0)
         wider = ()
-        for j in tl.static_range(len(PIECES[i])):
-            n = PIECES[i][j][0] + tl.arange(0, PIECES[i][j][1])
-            a = tl.zeros((x.shape[0], PIECES[i][j][1]), tl.float32)
-            for l in tl.static_range(len(PIECES[i - 1])):
-                m = PIECES[i - 1][l][0] + tl.arange(0, PIECES[i - 1][l][1])
-                ok = (n < WIDTHS[i])[None, :] & (m < WIDTHS[i - 1])[:, None]
-                w = tl.load(matrices[i - 1] + n[None, :] * WIDTHS[i - 1] + m[:, None], mask=ok, other=0.0)
-                a = _dot(h[l].to(w.dtype), w, a, PRECISION)
-            a += tl.load(biases[i] + n, mask=n < WIDTHS[i], other=0.0).to(tl.float32)[None, :]
-            infinite |= _infinite(a)
-            wider = wider + (_function(a, i, operands, steps, n, WIDTHS[i], True, F1, F2, F3),)
+        for j in tl.static_range(count(PIECES, 1)):
+            own = _of_items(q[l], wk, wp, _columns(PIECES, 1, j), d, WIDTHS[1], WIDTHS[0])
+            wider = wider + (_product(x, own.to(x.dtype), h[j], WHOLE),)
         h = wider
-    s = tl.load(biases[layers]).to(tl.float32) + tl.zeros((x.shape[0],), tl.float32)
-    for j in tl.static_range(len(PIECES[layers - 1])):
-        n = PIECES[layers - 1][j][0] + tl.arange(0, PIECES[layers - 1][j][1])
-        w = tl.load(matrices[layers - 1] + n, mask=n < WIDTHS[layers - 1], other=0.0).to(tl.float32)
+    for i in tl.static_range(1, layers + 1):
+        wider = ()
+        for j in tl.static_range(count(PIECES, i)):
+            n = _columns(PIECES, i, j) + late
+            wider = wider + (_function(h[j], i, operands, steps, n, WIDTHS[i], padded(PIECES, WIDTHS, i), F1, F2, F3),)
+        h = wider
+        if i < layers:
+            wider = ()
+            for j in tl.static_range(count(PIECES, i + 1)):
+                n = _columns(PIECES, i + 1, j)
+                b = tl.load(biases[i] + n + late, mask=n < WIDTHS[i + 1], other=0.0).to(tl.float32)
+                a = tl.zeros((T, size(PIECES, i + 1, j)), tl.float32) + b[None, :]
+                for l in tl.static_range(count(PIECES, i)):
+                    w = _weights(matrices[i - 1], n, _columns(PIECES, i, l), WIDTHS[i + 1], WIDTHS[i])
+                    a = _product(h[l].to(w.dtype), w, a, WHOLE)
+                wider = wider + (a,)
+            h = wider
+    s = tl.load(biases[layers]).to(tl.float32) + tl.zeros((T,), tl.float32)
+    for j in tl.static_range(count(PIECES, layers)):
+        n = _columns(PIECES, layers, j)
+        w = tl.load(matrices[layers - 1] + n + late, mask=n < WIDTHS[layers], other=0.0).to(tl.float32)
         s += tl.sum(h[j] * w[None, :], 1)
-    return LAST(s, operands[layers], steps[layers], 0, True), infinite
+    return LAST(s, operands[layers], steps[layers], 0, True)
 
 
 # No argument may be called `params`: the launcher that Triton generates uses the name itself.
@@ -97,31 +165,28 @@ def _network(
 def unit_kernel(
     q, k, v, out, partial, locks, wq, wk, wp, matrices, biases, operands, steps, marks, mark_steps,
     q_steps, k_steps, v_steps, INNER, T,
-    D: tl.constexpr, E: tl.constexpr, WIDTHS: tl.constexpr, PIECES: tl.constexpr,
+    E: tl.constexpr, WIDTHS: tl.constexpr, PIECES: tl.constexpr,
     F1: tl.constexpr, F2: tl.constexpr, F3: tl.constexpr, LAST: tl.constexpr, SCORE: tl.constexpr,
-    SOFTMAX: tl.constexpr, SAME: tl.constexpr, PRECISION: tl.constexpr,
-    BT: tl.constexpr, DP: tl.constexpr, EP: tl.constexpr, SPLIT: tl.constexpr,
+    SOFTMAX: tl.constexpr, WHOLE: tl.constexpr, BT: tl.constexpr, EP: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     """One row a program, or one of SPLIT parts of its history, which the last program of a row adds up.
 
-    ``operands`` are the layers' parameters with ``steps`` by channel, ``marks`` the score's with ``mark_steps`` by
-    row and item; SAME says that k is v.
+    WIDTHS are D and those of the hidden layers, PIECES what each is cut into; ``operands`` the layers' parameters with
+    ``steps`` by channel, ``marks`` the score's with ``mark_steps`` by row and item.
     """
     row = tl.program_id(0)
     part = tl.program_id(1)
     outer = (row // INNER).to(tl.int64)
     inner = (row % INNER).to(tl.int64)
-    d = tl.arange(0, DP)
     e = tl.arange(0, EP)
-    target = tl.load(q + outer * q_steps[0] + inner * q_steps[1] + d * q_steps[2], mask=d < D, other=0.0)
-    target = target.to(tl.float32)
-    own = ()
+    q += outer * q_steps[0] + inner * q_steps[1]
+    target = ()
+    for l in tl.static_range(count(PIECES, 0)):
+        d = _columns(PIECES, 0, l)
+        target = target + (tl.load(q + d * q_steps[2], mask=d < WIDTHS[0], other=0.0).to(tl.float32),)
     start = ()
-    for j in tl.static_range(len(PIECES[0])):
-        n = PIECES[0][j][0] + tl.arange(0, PIECES[0][j][1])
-        w, c = _first(target, wq, wk, wp, biases[0], d, n, D, WIDTHS[0])
-        own = own + (w.to(k.dtype.element_ty),)
-        start = start + (c,)
+    for j in tl.static_range(count(PIECES, 1)):
+        start = start + (_of_target(target, wq, biases[0], _columns(PIECES, 1, j), WIDTHS, PIECES),)
     at_marks = ()
     for i in tl.static_range(len(marks)):
         at_marks = at_marks + (marks[i] + outer * mark_steps[i][0] + inner * mark_steps[i][1],)
@@ -132,36 +197,23 @@ def unit_kernel(
     total = tl.zeros((EP,), tl.float32)
     highest = -float("inf")
     weight = 0.0
-    for begin in range(part * length, stop, BT):
-        t = begin + tl.arange(0, BT)
+    for first in range(part * length, stop, BT):
+        t = first + tl.arange(0, BT)
         ok = t < T
-        x = tl.load(
-            k + t[:, None].to(tl.int64) * k_steps[2] + d[None, :] * k_steps[3],
-            mask=ok[:, None] & (d < D)[None, :], other=0.0,
+        s = _network(
+            k, t.to(tl.int64) * k_steps[2], k_steps[3], ok, first >> 30, target, wk, wp, start, matrices, biases,
+            operands, steps, WIDTHS, PIECES, F1, F2, F3, LAST, WHOLE,
         )  # fmt: skip
-        s, infinite = _network(
-            x, own, start, matrices, biases, operands, steps, WIDTHS, PIECES, F1, F2, F3, LAST, PRECISION
-        )  # fmt: skip
-        if PRECISION == "split":
-            # The rest of an infinite operand is inf - inf: such an item is scored by the plain product.
-            if tl.max(tl.where(ok, infinite, 0)) > 0:
-                plain, _ = _network(
-                    x, own, start, matrices, biases, operands, steps, WIDTHS, PIECES, F1, F2, F3, LAST, "tf32"
-                )  # fmt: skip
-                s = tl.where(infinite > 0, plain, s)
         places = ()
         none = ()
         for i in tl.static_range(len(marks)):
             places = places + (at_marks[i] + t * mark_steps[i][2],)
             none = none + (0,)
         s = SCORE(s, places, none, 0, ok)
-        if SAME:
-            y = x
-        else:
-            y = tl.load(
-                v + t[:, None].to(tl.int64) * v_steps[2] + e[None, :] * v_steps[3],
-                mask=ok[:, None] & (e < E)[None, :], other=0.0,
-            )  # fmt: skip
+        y = tl.load(
+            v + t[:, None].to(tl.int64) * v_steps[2] + e[None, :] * v_steps[3],
+            mask=ok[:, None] & (e < E)[None, :], other=0.0,
+        )  # fmt: skip
         if SOFTMAX:
             s = tl.where(ok, s, -float("inf"))
             above = tl.maximum(highest, tl.max(s, 0))
@@ -175,8 +227,8 @@ def unit_kernel(
             s = tl.where(ok, s, 0.0)
         total += tl.sum(s[:, None] * y.to(tl.float32), 0)
     if SPLIT > 1:
-        size: tl.constexpr = EP + 2
-        slot = partial + (row.to(tl.int64) * SPLIT + part) * size
+        stride: tl.constexpr = EP + 2
+        slot = partial + (row.to(tl.int64) * SPLIT + part) * stride
         tl.store(slot + e, total, cache_modifier=".cg")
         tl.store(slot + EP, highest, cache_modifier=".cg")
         tl.store(slot + EP + 1, weight, cache_modifier=".cg")
@@ -190,7 +242,7 @@ def unit_kernel(
         highest = -float("inf")
         weight = 0.0
         for other in range(SPLIT):
-            slot = partial + (row.to(tl.int64) * SPLIT + other) * size
+            slot = partial + (row.to(tl.int64) * SPLIT + other) * stride
             more = tl.load(slot + e, cache_modifier=".cg")
             if SOFTMAX:
                 high = tl.load(slot + EP, cache_modifier=".cg")

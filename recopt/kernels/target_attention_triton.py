@@ -28,15 +28,14 @@ class Unit(NamedTuple):
 
 
 def pieces(width: int) -> tuple[tuple[int, int], ...]:
-    """(first column, columns) of the powers of two, 16 at least, that a width is cut into: 80 is 64 + 16.
+    """(first column, columns) of the powers of two that a width is cut into, from 16 to 32: 80 is 32 + 32 + 16.
 
-    One piece where that pads by less than a quarter.
+    Wider ones hold both halves of a split operand in more registers than there are.
     """
-    whole = max(16, 1 << (width - 1).bit_length())
-    if whole * 4 <= width * 5 or whole == 16:
-        return ((0, whole),)
-    first = whole // 2
-    return ((0, first), *((at + first, size) for at, size in pieces(width - first)))
+    wide, rest = divmod(width, 32)
+    if rest > 16:
+        wide, rest = wide + 1, 0
+    return (*((32 * i, 32) for i in range(wide)), *([(32 * wide, 16)] if rest else []))
 
 
 @functools.lru_cache(maxsize=4096)
@@ -87,7 +86,7 @@ def target_attention_triton(
     it. Operands that share storage with a row for all (a step of 0) are read in place.
     """
     key = (
-        text, softmax, unit, q.device.index, k.data_ptr() == v.data_ptr(),
+        text, softmax, unit, q.device.index,
         tuple((t.shape, t.stride(), t.dtype, t.data_ptr() % 16) for t in (q, k, v, *weights, *params)),
     )  # fmt: skip
     if key not in _plans:
@@ -124,22 +123,21 @@ def _bind(
     (_, inner), (q_steps, k_steps, v_steps, *of_marks) = counters
     rows = math.prod(lead)
     unit = unit or choose(rows, items, _processors(q.device.index) if q.is_cuda else 1)
-    same = k.data_ptr() == v.data_ptr() and k.shape == v.shape and k.stride() == v.stride()
     layer_params = [params[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
     steps = tuple(tuple(0 if p.numel() == 1 else p.stride(0) for p in layer) for layer in layer_params)
     mark_steps = tuple((*s, p.stride(-1) if p.shape[-1] != 1 else 0) for s, p in zip(of_marks, marks, strict=True))
-    widths = tuple(b.shape[0] for b in weights[3 : 2 + 2 * layers - 1 : 2])
+    widths = (d, *(b.shape[0] for b in weights[3 : 2 * layers + 1 : 2]))
     functions = [f.triton_function() for f in network.layers]
     hidden = (*functions[:-1], *[None] * (MAX_HIDDEN - layers + 1))
-    padded = [max(16, 1 << (n - 1).bit_length()) for n in (d, e)]
+    wide = max(16, 1 << (e - 1).bit_length())
     constants = (
         (*q_steps, q.stride(-1)), (*k_steps, k.stride(-2), k.stride(-1)), (*v_steps, v.stride(-2), v.stride(-1)),
-        inner, items, d, e, widths, tuple(pieces(w) for w in widths), *hidden, functions[-1],
-        network.score.triton_function(), softmax, same, "split" if q.dtype == torch.float32 else "native",
-        unit.items, *padded, unit.split,
+        inner, items, e, widths, tuple(pieces(w) for w in widths), *hidden, functions[-1],
+        network.score.triton_function(), softmax, q.dtype == torch.float32,
+        unit.items, wide, unit.split,
     )  # fmt: skip
     grid = (rows, unit.split, 1)
-    scratch = rows * unit.split * (padded[1] + 2) if unit.split > 1 else 0
+    scratch = rows * unit.split * (wide + 2) if unit.split > 1 else 0
 
     def run(q: Tensor, k: Tensor, v: Tensor, weights: Sequence[Tensor], params: Sequence[Tensor]) -> Tensor:
         out = torch.empty((*lead, e), dtype=q.dtype, device=q.device)
@@ -151,7 +149,7 @@ def _bind(
         layer_params = tuple(tuple(map(_plain, params[a:b])) for a, b in zip(bounds, bounds[1:], strict=False))
         unit_kernel[grid](
             q, k, v, out, partial, locks, *flat[:3], tuple(flat[4::2]), tuple(flat[3::2]), layer_params, steps,
-            tuple(map(_plain, params[bounds[-1] :])), mark_steps, *constants, num_warps=unit.warps, num_stages=2,
+            tuple(map(_plain, params[bounds[-1] :])), mark_steps, *constants, num_warps=unit.warps, num_stages=1,
         )  # fmt: skip
         return out
 
