@@ -146,16 +146,16 @@ def _bind(
         if scratch:
             partial = torch.empty(scratch, dtype=torch.float32, device=q.device)
             locks = _locks(q.device, rows)
-        layer_params = tuple(tuple(map(_plain, params[a:b])) for a, b in zip(bounds, bounds[1:], strict=False))
+        layer_params = tuple(tuple(map(plain, params[a:b])) for a, b in zip(bounds, bounds[1:], strict=False))
         unit_kernel[grid](
             q, k, v, out, partial, locks, *flat[:3], tuple(flat[4::2]), tuple(flat[3::2]), layer_params, steps,
-            tuple(map(_plain, params[bounds[-1] :])), mark_steps, *constants, num_warps=unit.warps, num_stages=1,
+            tuple(map(plain, params[bounds[-1] :])), mark_steps, *constants, num_warps=unit.warps, num_stages=1,
         )  # fmt: skip
         return out
 
     return run
 
 
-def _plain(p: Tensor) -> Tensor:
+def plain(p: Tensor) -> Tensor:
     """A parameter as the kernel reads it: a truth value as a byte."""
     return p.view(torch.uint8) if p.dtype == torch.bool else p
