@@ -113,10 +113,27 @@ def _four(t: Tensor, lead: Sequence[int]) -> Tensor:
     return t
 
 
+def attention_cuda(q: Tensor, k: Tensor, v: Tensor, score: str, params: Sequence[Tensor], zero: bool) -> Tensor:
+    """The same on a GPU: one kernel where it fits (`attention_triton.fits`) and torch has none or a slower one."""
+    wanted = affine(score) is None or _short(q, k)
+    if wanted and not (torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v, *params))):
+        from .attention_triton import attention_triton
+
+        y = attention_triton(q, k, v, score, params, zero)
+        if y is not None:
+            return y
+    return attention_torch(q, k, v, score, params, zero)
+
+
+def _short(q: Tensor, k: Tensor) -> bool:
+    return k.shape[-2] <= 256
+
+
 def attention(q: Tensor, k: Tensor, v: Tensor, score: str, params: Sequence[Tensor], zero: bool) -> Tensor:
     """y[.., s, e] = sum_t softmax_t(score(h)) v[.., t, e] with h = sum_d q[.., s, d] k[.., t, d]: the module's text.
 
     Raises AttentionError for operands that do not fit, EpilogueError for a text outside the language.
     """
     check_operands(q, k, v, params)
-    return attention_torch(q, k, v, score, params, zero)
+    run = attention_cuda if q.is_cuda else attention_torch
+    return run(q, k, v, score, params, zero)

@@ -1,4 +1,5 @@
 # mypy: ignore-errors
+# ruff: noqa: RUF005 - Triton takes no unpacking inside a tuple
 # Device code: Triton's compiler gives these functions their types, Python's cannot.
 """The Triton kernels of ``recopt::attention`` for short sequences: scores never leave the chip, whatever their text."""
 
@@ -55,8 +56,12 @@ def block_kernel(
     for first in range(0, T, BT):
         t = first + tl.arange(0, BT)
         t_ok = t < T
-        y = tl.load(k + t[None, :] * k_steps[2] + d[:, None] * k_steps[3], mask=d_ok[:, None] & t_ok[None, :], other=0.0)
-        z = tl.load(v + t[:, None] * v_steps[2] + e[None, :] * v_steps[3], mask=t_ok[:, None] & (e < E)[None, :], other=0.0)
+        y = tl.load(
+            k + t[None, :] * k_steps[2] + d[:, None] * k_steps[3], mask=d_ok[:, None] & t_ok[None, :], other=0.0
+        )
+        z = tl.load(
+            v + t[:, None] * v_steps[2] + e[None, :] * v_steps[3], mask=t_ok[:, None] & (e < E)[None, :], other=0.0
+        )
         h = _product(x, y, tl.zeros((BS, BT), tl.float32), WHOLE)
         ok = s_ok[:, None] & t_ok[None, :]
         places, none = _at(marks, mark_steps, outer, inner, s[:, None], t[None, :])

@@ -1,4 +1,4 @@
-"""The launcher of ``recopt::attention``'s Triton kernels: which attention fits them, and how it is cut into programs."""
+"""The launcher of ``recopt::attention``'s Triton kernels: what fits them, and how it is cut into programs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .epilogue import compile_epilogue
 from .leading import two_counters
-from .linear import HALF
+from .linear import HALF, _architecture
 from .target_attention_triton import plain
 
 MAX_WIDTH = 128
@@ -41,7 +41,10 @@ def choose(s: int, t: int, width: int) -> Blocks:
 
 
 def fits(q: Tensor, k: Tensor, v: Tensor, params: Sequence[Tensor]) -> bool:
-    """Whether the kernels take these operands: float32 or half precision, D and E of at most 128, nothing empty."""
+    """Whether the kernels take these operands: on Ampere or newer, float32 or half precision, D and E of at
+    most 128, nothing empty."""
+    if q.is_cuda and _architecture(q.device.index) < 8:  # no TF32
+        return False
     if q.dtype not in (torch.float32, *HALF) or not q.dtype == k.dtype == v.dtype:
         return False
     if max(q.shape[-1], v.shape[-1]) > MAX_WIDTH or min(*q.shape, *k.shape, *v.shape) == 0:

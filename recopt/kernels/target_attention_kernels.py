@@ -1,9 +1,10 @@
 # mypy: ignore-errors
+# ruff: noqa: RUF005 - Triton takes no unpacking inside a tuple
 # Device code: Triton's compiler gives these functions their types, Python's cannot.
 """The Triton kernel of ``recopt::target_attention``: a program takes one row's history, or a part of it.
 
-The row's own first layer, Wk + diag(q) Wp, is made once and stays on the chip, as do all layers' results; the history is
-read once. Widths are cut into pieces of powers of two, so that 80 costs 64 + 16 and not 128.
+The row's own first layer, Wk + diag(q) Wp, stays on the chip, as do all layers' results; the history is read once.
+Widths are cut into pieces of 32 and 16, so that 80 costs no more than 80.
 """
 
 from __future__ import annotations
@@ -49,9 +50,9 @@ def _of_target(q, wq, b, n, WIDTHS: tl.constexpr, PIECES: tl.constexpr):
     """What the target adds to a piece of the first layer, [piece], in float32."""
     start = tl.load(b + n, mask=n < WIDTHS[1], other=0.0).to(tl.float32)
     if wq is not None:
-        for l in tl.static_range(count(PIECES, 0)):
-            w = _weights(wq, n, _columns(PIECES, 0, l), WIDTHS[1], WIDTHS[0]).to(tl.float32)
-            start += tl.sum(w * q[l][:, None], 0)
+        for c in tl.static_range(count(PIECES, 0)):
+            w = _weights(wq, n, _columns(PIECES, 0, c), WIDTHS[1], WIDTHS[0]).to(tl.float32)
+            start += tl.sum(w * q[c][:, None], 0)
     return start
 
 
@@ -127,12 +128,12 @@ def _network(
     h = ()
     for j in tl.static_range(count(PIECES, 1)):
         h = h + (tl.zeros((T, size(PIECES, 1, j)), tl.float32) + start[j][None, :],)
-    for l in tl.static_range(count(PIECES, 0)):
-        d = _columns(PIECES, 0, l)
+    for c in tl.static_range(count(PIECES, 0)):
+        d = _columns(PIECES, 0, c)
         x = tl.load(k + at[:, None] + d[None, :] * step, mask=ok[:, None] & (d < WIDTHS[0])[None, :], other=0.0)
         wider = ()
         for j in tl.static_range(count(PIECES, 1)):
-            own = _of_items(q[l], wk, wp, _columns(PIECES, 1, j), d, WIDTHS[1], WIDTHS[0])
+            own = _of_items(q[c], wk, wp, _columns(PIECES, 1, j), d, WIDTHS[1], WIDTHS[0])
             wider = wider + (_product(x, own.to(x.dtype), h[j], WHOLE),)
         h = wider
     for i in tl.static_range(1, layers + 1):
@@ -147,9 +148,9 @@ def _network(
                 n = _columns(PIECES, i + 1, j)
                 b = tl.load(biases[i] + n + late, mask=n < WIDTHS[i + 1], other=0.0).to(tl.float32)
                 a = tl.zeros((T, size(PIECES, i + 1, j)), tl.float32) + b[None, :]
-                for l in tl.static_range(count(PIECES, i)):
-                    w = _weights(matrices[i - 1], n, _columns(PIECES, i, l), WIDTHS[i + 1], WIDTHS[i])
-                    a = _product(h[l].to(w.dtype), w, a, WHOLE)
+                for c in tl.static_range(count(PIECES, i)):
+                    w = _weights(matrices[i - 1], n, _columns(PIECES, i, c), WIDTHS[i + 1], WIDTHS[i])
+                    a = _product(h[c].to(w.dtype), w, a, WHOLE)
                 wider = wider + (a,)
             h = wider
     s = tl.load(biases[layers]).to(tl.float32) + tl.zeros((T,), tl.float32)
@@ -181,8 +182,8 @@ def unit_kernel(
     e = tl.arange(0, EP)
     q += outer * q_steps[0] + inner * q_steps[1]
     target = ()
-    for l in tl.static_range(count(PIECES, 0)):
-        d = _columns(PIECES, 0, l)
+    for c in tl.static_range(count(PIECES, 0)):
+        d = _columns(PIECES, 0, c)
         target = target + (tl.load(q + d * q_steps[2], mask=d < WIDTHS[0], other=0.0).to(tl.float32),)
     start = ()
     for j in tl.static_range(count(PIECES, 1)):

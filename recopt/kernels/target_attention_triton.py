@@ -1,8 +1,9 @@
-"""The launcher of ``recopt::target_attention``'s Triton kernel: which units fit it, and how each is cut into programs."""
+"""The launcher of ``recopt::target_attention``'s Triton kernel: what fits it, and how it is cut into programs."""
 
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .leading import two_counters
-from .linear import HALF, _locks, _processors
+from .linear import HALF, _architecture, _locks, _processors
 from .target_attention import Network, parse_network
 
 MAX_WIDTH = 256
@@ -20,11 +21,12 @@ _MAX_PLANS = 4096
 
 
 class Unit(NamedTuple):
-    """How the kernel runs: items a block, warps a program, parts of a history."""
+    """How the kernel runs: items a block, warps a program, parts of a history, registers a thread at most."""
 
     items: int = 64
     warps: int = 4
     split: int = 1
+    registers: int | None = None
 
 
 def pieces(width: int) -> tuple[tuple[int, int], ...]:
@@ -52,9 +54,11 @@ def choose(rows: int, items: int, processors: int) -> Unit:
 def fits(
     q: Tensor, k: Tensor, v: Tensor, weights: Sequence[Tensor], params: Sequence[Tensor], network: Network
 ) -> bool:
-    """Whether the kernel takes these operands: float32 or half precision of one dtype, at most 3 hidden layers of at
-    most 256, D and E of at most 256, something to read of each item, parameters of the layers by channel."""
+    """Whether the kernel takes these operands: on Ampere or newer, float32 or half precision of one dtype, 1 to 3 hidden
+    layers of at most 256, D and E of at most 256, something to read of each item, the layers' parameters by channel."""
     hidden = len(network.layers) - 1
+    if q.is_cuda and _architecture(q.device.index) < 8:  # no TF32
+        return False
     if q.dtype not in (torch.float32, *HALF) or any(t.dtype != q.dtype for t in (k, v, *weights)):
         return False
     if not 1 <= hidden <= MAX_HIDDEN or max(q.shape[-1], v.shape[-1]) > MAX_WIDTH or min(*q.shape, *v.shape) == 0:
@@ -123,7 +127,7 @@ def _bind(
     (_, inner), (q_steps, k_steps, v_steps, *of_marks) = counters
     rows = math.prod(lead)
     unit = unit or choose(rows, items, _processors(q.device.index) if q.is_cuda else 1)
-    layer_params = [params[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+    layer_params = [params[a:b] for a, b in itertools.pairwise(bounds)]
     steps = tuple(tuple(0 if p.numel() == 1 else p.stride(0) for p in layer) for layer in layer_params)
     mark_steps = tuple((*s, p.stride(-1) if p.shape[-1] != 1 else 0) for s, p in zip(of_marks, marks, strict=True))
     widths = (d, *(b.shape[0] for b in weights[3 : 2 * layers + 1 : 2]))
@@ -137,6 +141,7 @@ def _bind(
         unit.items, wide, unit.split,
     )  # fmt: skip
     grid = (rows, unit.split, 1)
+    options = {} if unit.registers is None else {"maxnreg": unit.registers}
     scratch = rows * unit.split * (wide + 2) if unit.split > 1 else 0
 
     def run(q: Tensor, k: Tensor, v: Tensor, weights: Sequence[Tensor], params: Sequence[Tensor]) -> Tensor:
@@ -146,10 +151,11 @@ def _bind(
         if scratch:
             partial = torch.empty(scratch, dtype=torch.float32, device=q.device)
             locks = _locks(q.device, rows)
-        layer_params = tuple(tuple(map(plain, params[a:b])) for a, b in zip(bounds, bounds[1:], strict=False))
+        layer_params = tuple(tuple(map(plain, params[a:b])) for a, b in itertools.pairwise(bounds))
         unit_kernel[grid](
             q, k, v, out, partial, locks, *flat[:3], tuple(flat[4::2]), tuple(flat[3::2]), layer_params, steps,
             tuple(map(plain, params[bounds[-1] :])), mark_steps, *constants, num_warps=unit.warps, num_stages=1,
+            **options,
         )  # fmt: skip
         return out
 

@@ -92,7 +92,11 @@ def check(case: Case, device: str) -> None:
     if case.dtype == torch.float16:
         wide = {"rtol": 4e-3, "atol": 4e-3}
     torch.testing.assert_close(
-        out.cpu().double(), exact, equal_nan=True, msg=lambda m: f"{case}\n{m}", **(wide or {"rtol": 1.3e-6, "atol": 1e-5})
+        out.cpu().double(),
+        exact,
+        equal_nan=True,
+        msg=lambda m: f"{case}\n{m}",
+        **(wide or {"rtol": 1.3e-6, "atol": 1e-5}),
     )
 
 
