@@ -54,8 +54,8 @@ def choose(rows: int, items: int, processors: int) -> Unit:
 def fits(
     q: Tensor, k: Tensor, v: Tensor, weights: Sequence[Tensor], params: Sequence[Tensor], network: Network
 ) -> bool:
-    """Whether the kernel takes these operands: on Ampere or newer, float32 or half precision of one dtype, 1 to 3 hidden
-    layers of at most 256, D and E of at most 256, something to read of each item, the layers' parameters by channel."""
+    """Whether the kernel takes these operands: on Ampere or newer, float32 or half precision of one dtype, at most 3
+    hidden layers, widths, D and E of at most 256, something to read of each item, the layers' parameters by channel."""
     hidden = len(network.layers) - 1
     if q.is_cuda and _architecture(q.device.index) < 8:  # no TF32
         return False

@@ -84,7 +84,7 @@ def check(case: Case, device: str) -> None:
     there = (q.to(device), k_there, k_there if v is k else v.to(device))
     weights, params = [w.to(device) for w in weights], [p.to(device) for p in params]
     poison = torch.full((*case.lead, v.shape[-1]), torch.nan, device=device, dtype=case.dtype)
-    del poison
+    del poison  # the allocator hands the same memory out next
     out = target_attention_triton(*there, weights, params, case.text, case.softmax, case.unit)
     assert out is not None, case
     assert out.dtype == case.dtype
@@ -103,10 +103,11 @@ def check(case: Case, device: str) -> None:
 def main(device: str) -> None:
     """Every case, twice on a GPU: a missing barrier shows as a moving result."""
     # The interpreter multiplies bfloat16's bits as integers.
-    for case in (c for c in CASES if device != "cpu" or c.dtype != torch.bfloat16):
+    cases = [c for c in CASES if device != "cpu" or c.dtype != torch.bfloat16]
+    for case in cases:
         for _ in range(1 if device == "cpu" else 2):
             check(case, device)
-    print(len(CASES), "cases agree")
+    print(len(cases), "cases agree")
 
 
 if __name__ == "__main__":

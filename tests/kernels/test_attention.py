@@ -1,4 +1,5 @@
-"""recopt::attention in plain torch: every kind of score, shared rows, queries that see nothing, bad operands."""
+"""recopt::attention in plain torch: every kind of score, shared rows, queries that see nothing, bad operands; its kernels
+in Triton's interpreter, and on a GPU if there is one."""
 
 from __future__ import annotations
 
@@ -6,10 +7,12 @@ import math
 
 import pytest
 import torch
+from test_target_attention import needs_gpu, run
 from torch import Tensor
 
 from recopt.kernels.attention import AttentionError, attention
 from recopt.kernels.attention_score import Affine, affine
+from recopt.kernels.attention_triton import MAX_SINGLE, choose
 from recopt.kernels.epilogue import EpilogueError, compile_epilogue
 
 PLANS = {
@@ -83,3 +86,22 @@ def test_operands_that_do_not_fit() -> None:
             attention(*operands, "h", [], False)
     with pytest.raises(EpilogueError):
         attention(q, k, v, "p0", [torch.ones(1, 1, 1)], False)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, needs_gpu])])
+def test_kernels_agree_with_float64(device: str) -> None:
+    """Short and single queries, shared values, masks by head, queries that see nothing: see the script."""
+    run("attention_agrees.py", device)
+
+
+@pytest.mark.parametrize("s", [1, 2, 10, 50, 64, 200])
+@pytest.mark.parametrize("t", [1, 10, 50, 100, 200, 300])
+def test_every_shape_has_blocks(s: int, t: int) -> None:
+    queries, keys, warps = choose(s, t, 64)
+    assert all(n & (n - 1) == 0 for n in (queries, keys, warps))
+    assert warps <= 8
+    if s == 1 and keys * 64 <= MAX_SINGLE:
+        assert keys >= t
+    else:
+        assert queries >= 16
+        assert keys >= 16
