@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .target_attention_kernels import _product
+from .target_attention_kernels import as_left, left_columns, product
 
 
 @triton.jit
@@ -59,10 +59,10 @@ def block_kernel(
         y = tl.load(
             k + t[None, :] * k_steps[2] + d[:, None] * k_steps[3], mask=d_ok[:, None] & t_ok[None, :], other=0.0
         )
-        z = tl.load(
-            v + t[:, None] * v_steps[2] + e[None, :] * v_steps[3], mask=t_ok[:, None] & (e < E)[None, :], other=0.0
-        )
-        h = _product(x, y, tl.zeros((BS, BT), tl.float32), WHOLE)
+        t_left = first + left_columns(tl.arange(0, BT), WHOLE)
+        v_at = v + t_left[:, None] * v_steps[2] + e[None, :] * v_steps[3]
+        z = tl.load(v_at, mask=(t_left < T)[:, None] & (e < E)[None, :], other=0.0)
+        h = product(x, y, tl.zeros((BS, BT), tl.float32), WHOLE)
         ok = s_ok[:, None] & t_ok[None, :]
         places, none = _at(marks, mark_steps, outer, inner, s[:, None], t[None, :])
         h = tl.where(t_ok[None, :], SCORE(h, places, none, 0, ok), -float("inf"))
@@ -71,7 +71,7 @@ def block_kernel(
         p = tl.exp(h - origin[:, None])
         kept = tl.exp(highest - origin)
         weight = weight * kept + tl.sum(p, 1)
-        total = _product(p.to(z.dtype), z, total * kept[:, None], WHOLE)
+        total = product(as_left(p, WHOLE).to(z.dtype), z, total * kept[:, None], WHOLE)
         highest = above
     total = _finished(total, weight[:, None], highest[:, None], ZERO)
     at = (row.to(tl.int64) * S + s[:, None]) * E + e[None, :]

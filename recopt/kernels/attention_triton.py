@@ -20,11 +20,12 @@ _MAX_PLANS = 4096
 
 
 class Blocks(NamedTuple):
-    """How a kernel runs: queries and keys a block, warps; for single queries the rows a program."""
+    """How a kernel runs: queries and keys a block, warps, pipeline stages; for single queries the rows a program."""
 
     queries: int
     keys: int
     warps: int
+    stages: int = 1
 
 
 def _power(n: int) -> int:
@@ -35,9 +36,10 @@ def choose(s: int, t: int, width: int) -> Blocks:
     """Blocks for s queries of t keys of a padded width."""
     if s == 1 and _power(t) * width <= MAX_SINGLE:
         size = _power(t) * width
-        return Blocks(max(1, 4096 // size), _power(t), 8 if size > 8192 else 4)
-    queries, keys = (min(64, max(16, _power(n))) for n in (s, t))
-    return Blocks(queries, keys, max(1, queries * keys // 1024))
+        rows = max(1, 2048 // size)
+        return Blocks(rows, _power(t), min(8, max(1, rows * size // 1024)))
+    queries, keys = (16 if n <= 16 else 32 for n in (s, t))
+    return Blocks(queries, keys, max(1, queries * keys // 512))
 
 
 def fits(q: Tensor, k: Tensor, v: Tensor, params: Sequence[Tensor]) -> bool:
@@ -113,7 +115,7 @@ def _bind(
     def run(q: Tensor, k: Tensor, v: Tensor, params: Sequence[Tensor]) -> Tensor:
         out = torch.empty((*lead, s, e), dtype=q.dtype, device=q.device)
         marks = tuple(map(plain, params))
-        kernel[grid](q, k, v, out, marks, tuple(steps[3:]), *numbers, *constants, num_warps=blocks.warps)
+        kernel[grid](q, k, v, out, marks, tuple(steps[3:]), *numbers, *constants, num_warps=blocks.warps, num_stages=blocks.stages)
         return out
 
     return run

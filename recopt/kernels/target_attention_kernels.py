@@ -93,7 +93,7 @@ def _function(
 
 
 @triton.jit
-def _product(a, b, acc, WHOLE: tl.constexpr):
+def product(a, b, acc, WHOLE: tl.constexpr):
     """acc + a b; WHOLE: of float32 operands at float32's accuracy, by three TF32 products of what the tensor cores keep
     of each and of the rests (see ``linear_kernels``)."""
     if WHOLE:
@@ -113,10 +113,32 @@ def _product(a, b, acc, WHOLE: tl.constexpr):
 
 
 @triton.jit
+def as_left(h, WHOLE: tl.constexpr):
+    """A product's result [T, N] as the left operand of the next, its columns in the order of ``left_columns``.
+
+    A lane holds columns 2i and 2i + 1 of eight of a result, but i and i + 4 of a left operand in float32: in this order
+    nothing has to be moved between lanes.
+    """
+    if WHOLE:
+        T: tl.constexpr = h.shape[0]
+        N: tl.constexpr = h.shape[1]
+        h = h.reshape(T, N // 8, 4, 2).permute(0, 1, 3, 2).reshape(T, N)
+    return h
+
+
+@triton.jit
+def left_columns(n, WHOLE: tl.constexpr):
+    """The columns that stand at ``n`` in ``as_left``."""
+    if WHOLE:
+        n = n // 8 * 8 + n % 4 * 2 + n % 8 // 4
+    return n
+
+
+@triton.jit
 def _network(
     k, at, step, ok, late, q, wk, wp, start, matrices, biases, operands, steps,
     WIDTHS: tl.constexpr, PIECES: tl.constexpr, F1: tl.constexpr, F2: tl.constexpr, F3: tl.constexpr,
-    LAST: tl.constexpr, WHOLE: tl.constexpr,
+    LAST: tl.constexpr, WHOLE: tl.constexpr, LATE: tl.constexpr,
 ):  # fmt: skip
     """The scores of items k + at, [T], before the score's own function.
 
@@ -134,7 +156,7 @@ def _network(
         wider = ()
         for j in tl.static_range(count(PIECES, 1)):
             own = _of_items(q[c], wk, wp, _columns(PIECES, 1, j), d, WIDTHS[1], WIDTHS[0])
-            wider = wider + (_product(x, own.to(x.dtype), h[j], WHOLE),)
+            wider = wider + (product(x, own.to(x.dtype), h[j], WHOLE),)
         h = wider
     for i in tl.static_range(1, layers + 1):
         wider = ()
@@ -143,16 +165,21 @@ def _network(
             wider = wider + (_function(h[j], i, operands, steps, n, WIDTHS[i], padded(PIECES, WIDTHS, i), F1, F2, F3),)
         h = wider
         if i < layers:
-            wider = ()
+            sums = ()
             for j in tl.static_range(count(PIECES, i + 1)):
                 n = _columns(PIECES, i + 1, j)
                 b = tl.load(biases[i] + n + late, mask=n < WIDTHS[i + 1], other=0.0).to(tl.float32)
-                a = tl.zeros((T, size(PIECES, i + 1, j)), tl.float32) + b[None, :]
-                for c in tl.static_range(count(PIECES, i)):
-                    w = _weights(matrices[i - 1], n, _columns(PIECES, i, c), WIDTHS[i + 1], WIDTHS[i])
-                    a = _product(h[c].to(w.dtype), w, a, WHOLE)
-                wider = wider + (a,)
-            h = wider
+                sums = sums + (tl.zeros((T, size(PIECES, i + 1, j)), tl.float32) + b[None, :],)
+            # A piece of h is split once and let go: all of them at once take more registers than there are.
+            for c in tl.static_range(count(PIECES, i)):
+                m = left_columns(_columns(PIECES, i, c), WHOLE)
+                x = as_left(h[c], WHOLE)
+                wider = ()
+                for j in tl.static_range(count(PIECES, i + 1)):
+                    w = _weights(matrices[i - 1], _columns(PIECES, i + 1, j) + (late if LATE else 0), m, WIDTHS[i + 1], WIDTHS[i])
+                    wider = wider + (product(x.to(w.dtype), w, sums[j], WHOLE),)
+                sums = wider
+            h = sums
     s = tl.load(biases[layers]).to(tl.float32) + tl.zeros((T,), tl.float32)
     for j in tl.static_range(count(PIECES, layers)):
         n = _columns(PIECES, layers, j)
@@ -169,6 +196,7 @@ def unit_kernel(
     E: tl.constexpr, WIDTHS: tl.constexpr, PIECES: tl.constexpr,
     F1: tl.constexpr, F2: tl.constexpr, F3: tl.constexpr, LAST: tl.constexpr, SCORE: tl.constexpr,
     SOFTMAX: tl.constexpr, WHOLE: tl.constexpr, BT: tl.constexpr, EP: tl.constexpr, SPLIT: tl.constexpr,
+    LATE: tl.constexpr,
 ):  # fmt: skip
     """One row a program, or one of SPLIT parts of its history, which the last program of a row adds up.
 
@@ -203,7 +231,7 @@ def unit_kernel(
         ok = t < T
         s = _network(
             k, t.to(tl.int64) * k_steps[2], k_steps[3], ok, first >> 30, target, wk, wp, start, matrices, biases,
-            operands, steps, WIDTHS, PIECES, F1, F2, F3, LAST, WHOLE,
+            operands, steps, WIDTHS, PIECES, F1, F2, F3, LAST, WHOLE, LATE,
         )  # fmt: skip
         places = ()
         none = ()

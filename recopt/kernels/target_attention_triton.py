@@ -27,17 +27,18 @@ class Unit(NamedTuple):
     warps: int = 4
     split: int = 1
     registers: int | None = None
+    late: bool = False
+    least: int = 16
 
 
-def pieces(width: int) -> tuple[tuple[int, int], ...]:
-    """(first column, columns) of the powers of two that a width is cut into, from 16 to 32: 80 is 32 + 32 + 16.
+def pieces(width: int, least: int) -> tuple[tuple[int, int], ...]:
+    """(first column, columns) of the powers of two that a width is cut into, from `least` to 32: 80 is 32 + 32 + 16.
 
     Wider ones hold both halves of a split operand in more registers than there are.
     """
     wide, rest = divmod(width, 32)
-    if rest > 16:
-        wide, rest = wide + 1, 0
-    return (*((32 * i, 32) for i in range(wide)), *([(32 * wide, 16)] if rest else []))
+    last = max(least, 1 << (rest - 1).bit_length()) if rest else 0
+    return (*((32 * i, 32) for i in range(wide)), *([(32 * wide, last)] if rest else []))
 
 
 @functools.lru_cache(maxsize=4096)
@@ -133,12 +134,13 @@ def _bind(
     widths = (d, *(b.shape[0] for b in weights[3 : 2 * layers + 1 : 2]))
     functions = [f.triton_function() for f in network.layers]
     hidden = (*functions[:-1], *[None] * (MAX_HIDDEN - layers + 1))
+    whole = q.dtype == torch.float32
     wide = max(16, 1 << (e - 1).bit_length())
     constants = (
         (*q_steps, q.stride(-1)), (*k_steps, k.stride(-2), k.stride(-1)), (*v_steps, v.stride(-2), v.stride(-1)),
-        inner, items, e, widths, tuple(pieces(w) for w in widths), *hidden, functions[-1],
-        network.score.triton_function(), softmax, q.dtype == torch.float32,
-        unit.items, wide, unit.split,
+        inner, items, e, widths, tuple(pieces(w, unit.least if whole else 16) for w in widths), *hidden, functions[-1],
+        network.score.triton_function(), softmax, whole,
+        unit.items, wide, unit.split, unit.late,
     )  # fmt: skip
     grid = (rows, unit.split, 1)
     options = {} if unit.registers is None else {"maxnreg": unit.registers}
