@@ -1,7 +1,7 @@
 """DIN's activation unit and multi-head attention on a GPU, float32 without TF32: recopt's kernels against eager torch,
 Inductor and `scaled_dot_product_attention`, all as CUDA graphs in one process.
 
-    python benchmarks/attention.py [--json attention.json] [--no-inductor]
+    python benchmarks/attention.py [--json attention.json] [--no-inductor] [--only units | heads]
 
 Wall time is the median from before the launch until the device is done; device time the median of a graph that repeats
 the call over rotating inputs. Beside them stands the largest error against float64 over the root mean square of the
@@ -140,11 +140,11 @@ def measure_unit(rows: int, shared: bool, items: int, dim: int, with_inductor: b
 # --- attention
 
 
-def measure_heads(batch: int, heads: int, s: int, t: int, d: int, dtype: torch.dtype) -> dict[str, Any]:
+def measure_heads(batch: int, heads: int, s: int, t: int, d: int) -> dict[str, Any]:
     """Times of every peer and the errors at one shape of multi-head attention, heads second in storage."""
 
     def one() -> Inputs:
-        parts = [torch.randn(batch, n, heads, d, device="cuda").to(dtype).movedim(2, 1) for n in (s, t, t)]
+        parts = [torch.randn(batch, n, heads, d, device="cuda").movedim(2, 1) for n in (s, t, t)]
         return tuple(parts)
 
     sets = [one() for _ in range(copies(4 * batch * heads * d * (s + 2 * t), 8))]
@@ -153,7 +153,7 @@ def measure_heads(batch: int, heads: int, s: int, t: int, d: int, dtype: torch.d
         "ours": lambda q, k, v: attention(q, k, v, score, [], False), "sdpa": F.scaled_dot_product_attention,
     }  # fmt: skip
     exact = F.scaled_dot_product_attention(*(x[:64].double() for x in sets[0]))
-    return {"heads": (batch, heads, s, t, d, str(dtype)[6:])} | _measured(peers, sets, exact)
+    return {"heads": (batch, heads, s, t, d)} | _measured(peers, sets, exact)
 
 
 def _measured(peers: dict[str, Run], sets: list[Inputs], exact: Tensor) -> dict[str, Any]:
@@ -182,14 +182,12 @@ def show(row: dict[str, Any]) -> str:
 TIMES = ("wall_us", "device_us")
 
 
-def rows(inductor: bool) -> Iterator[dict[str, Any]]:
+def rows(inductor: bool, only: str | None) -> Iterator[dict[str, Any]]:
     """Every case, as it is measured."""
-    for unit in UNITS:
+    for unit in UNITS if only != "heads" else ():
         yield measure_unit(*unit, inductor and unit in COMPILED)
-    for heads in HEADS:
-        yield measure_heads(*heads, torch.float32)
-    for heads in HEADS[3:13:3]:
-        yield measure_heads(*heads, torch.float16)
+    for heads in HEADS if only != "units" else ():
+        yield measure_heads(*heads)
 
 
 def main() -> None:
@@ -197,13 +195,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--no-inductor", action="store_true")
+    parser.add_argument("--only", choices=("units", "heads"))
     args = parser.parse_args()
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.manual_seed(0)
     name = torch.cuda.get_device_name()
     print(f"{name}, torch {torch.__version__}; us as CUDA graphs: wall / device (error against float64)")
     found = []
-    for row in rows(not args.no_inductor):
+    for row in rows(not args.no_inductor, args.only):
         print(show(row), flush=True)
         found.append(row)
     if args.json:

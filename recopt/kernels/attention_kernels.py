@@ -42,27 +42,31 @@ def block_kernel(
     outer = (row // INNER).to(tl.int64)
     inner = (row % INNER).to(tl.int64)
     s = tl.program_id(1) * BS + tl.arange(0, BS)
-    d = tl.arange(0, DP)
-    e = tl.arange(0, EP)
     s_ok = s < S
-    d_ok = d < D
     q += outer * q_steps[0] + inner * q_steps[1]
     k += outer * k_steps[0] + inner * k_steps[1]
     v += outer * v_steps[0] + inner * v_steps[1]
-    x = tl.load(q + s[:, None] * q_steps[2] + d[None, :] * q_steps[3], mask=s_ok[:, None] & d_ok[None, :], other=0.0)
-    total = tl.zeros((BS, EP), tl.float32)
+    # Both halves of a split operand of more than 32 columns take more registers than there are.
+    DC: tl.constexpr = min(DP, 32)
+    EC: tl.constexpr = min(EP, 32)
+    x = ()
+    for c in tl.static_range(DP // DC):
+        d = c * DC + tl.arange(0, DC)
+        q_at = q + s[:, None] * q_steps[2] + d[None, :] * q_steps[3]
+        x = x + (tl.load(q_at, mask=s_ok[:, None] & (d < D)[None, :], other=0.0),)
+    total = ()
+    for _ in tl.static_range(EP // EC):
+        total = total + (tl.zeros((BS, EC), tl.float32),)
     highest = tl.full((BS,), -float("inf"), tl.float32)
     weight = tl.zeros((BS,), tl.float32)
     for first in range(0, T, BT):
         t = first + tl.arange(0, BT)
         t_ok = t < T
-        y = tl.load(
-            k + t[None, :] * k_steps[2] + d[:, None] * k_steps[3], mask=d_ok[:, None] & t_ok[None, :], other=0.0
-        )
-        t_left = first + left_columns(tl.arange(0, BT), WHOLE)
-        v_at = v + t_left[:, None] * v_steps[2] + e[None, :] * v_steps[3]
-        z = tl.load(v_at, mask=(t_left < T)[:, None] & (e < E)[None, :], other=0.0)
-        h = product(x, y, tl.zeros((BS, BT), tl.float32), WHOLE)
+        h = tl.zeros((BS, BT), tl.float32)
+        for c in tl.static_range(DP // DC):
+            d = c * DC + tl.arange(0, DC)
+            k_at = k + t[None, :] * k_steps[2] + d[:, None] * k_steps[3]
+            h = product(x[c], tl.load(k_at, mask=(d < D)[:, None] & t_ok[None, :], other=0.0), h, WHOLE)
         ok = s_ok[:, None] & t_ok[None, :]
         places, none = _at(marks, mark_steps, outer, inner, s[:, None], t[None, :])
         h = tl.where(t_ok[None, :], SCORE(h, places, none, 0, ok), -float("inf"))
@@ -71,11 +75,21 @@ def block_kernel(
         p = tl.exp(h - origin[:, None])
         kept = tl.exp(highest - origin)
         weight = weight * kept + tl.sum(p, 1)
-        total = product(as_left(p, WHOLE).to(z.dtype), z, total * kept[:, None], WHOLE)
+        p = as_left(p, WHOLE).to(v.dtype.element_ty)
+        t_left = first + left_columns(tl.arange(0, BT), WHOLE)
+        sums = ()
+        for c in tl.static_range(EP // EC):
+            e = c * EC + tl.arange(0, EC)
+            v_at = v + t_left[:, None] * v_steps[2] + e[None, :] * v_steps[3]
+            z = tl.load(v_at, mask=(t_left < T)[:, None] & (e < E)[None, :], other=0.0)
+            sums = sums + (product(p, z, total[c] * kept[:, None], WHOLE),)
+        total = sums
         highest = above
-    total = _finished(total, weight[:, None], highest[:, None], ZERO)
-    at = (row.to(tl.int64) * S + s[:, None]) * E + e[None, :]
-    tl.store(out + at, total.to(out.dtype.element_ty), mask=s_ok[:, None] & (e < E)[None, :])
+    for c in tl.static_range(EP // EC):
+        e = c * EC + tl.arange(0, EC)
+        y = _finished(total[c], weight[:, None], highest[:, None], ZERO)
+        at = (row.to(tl.int64) * S + s[:, None]) * E + e[None, :]
+        tl.store(out + at, y.to(out.dtype.element_ty), mask=s_ok[:, None] & (e < E)[None, :])
 
 
 @triton.jit

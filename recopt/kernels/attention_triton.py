@@ -115,7 +115,18 @@ def _bind(
     def run(q: Tensor, k: Tensor, v: Tensor, params: Sequence[Tensor]) -> Tensor:
         out = torch.empty((*lead, s, e), dtype=q.dtype, device=q.device)
         marks = tuple(map(plain, params))
-        kernel[grid](q, k, v, out, marks, tuple(steps[3:]), *numbers, *constants, num_warps=blocks.warps, num_stages=blocks.stages)
+        kernel[grid](
+            q,
+            k,
+            v,
+            out,
+            marks,
+            tuple(steps[3:]),
+            *numbers,
+            *constants,
+            num_warps=blocks.warps,
+            num_stages=blocks.stages,
+        )
         return out
 
     return run

@@ -138,7 +138,7 @@ def left_columns(n, WHOLE: tl.constexpr):
 def _network(
     k, at, step, ok, late, q, wk, wp, start, matrices, biases, operands, steps,
     WIDTHS: tl.constexpr, PIECES: tl.constexpr, F1: tl.constexpr, F2: tl.constexpr, F3: tl.constexpr,
-    LAST: tl.constexpr, WHOLE: tl.constexpr, LATE: tl.constexpr,
+    LAST: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
     """The scores of items k + at, [T], before the score's own function.
 
@@ -176,7 +176,7 @@ def _network(
                 x = as_left(h[c], WHOLE)
                 wider = ()
                 for j in tl.static_range(count(PIECES, i + 1)):
-                    w = _weights(matrices[i - 1], _columns(PIECES, i + 1, j) + (late if LATE else 0), m, WIDTHS[i + 1], WIDTHS[i])
+                    w = _weights(matrices[i - 1], _columns(PIECES, i + 1, j), m, WIDTHS[i + 1], WIDTHS[i])
                     wider = wider + (product(x.to(w.dtype), w, sums[j], WHOLE),)
                 sums = wider
             h = sums
@@ -196,7 +196,6 @@ def unit_kernel(
     E: tl.constexpr, WIDTHS: tl.constexpr, PIECES: tl.constexpr,
     F1: tl.constexpr, F2: tl.constexpr, F3: tl.constexpr, LAST: tl.constexpr, SCORE: tl.constexpr,
     SOFTMAX: tl.constexpr, WHOLE: tl.constexpr, BT: tl.constexpr, EP: tl.constexpr, SPLIT: tl.constexpr,
-    LATE: tl.constexpr,
 ):  # fmt: skip
     """One row a program, or one of SPLIT parts of its history, which the last program of a row adds up.
 
@@ -231,7 +230,7 @@ def unit_kernel(
         ok = t < T
         s = _network(
             k, t.to(tl.int64) * k_steps[2], k_steps[3], ok, first >> 30, target, wk, wp, start, matrices, biases,
-            operands, steps, WIDTHS, PIECES, F1, F2, F3, LAST, WHOLE, LATE,
+            operands, steps, WIDTHS, PIECES, F1, F2, F3, LAST, WHOLE,
         )  # fmt: skip
         places = ()
         none = ()
