@@ -150,7 +150,7 @@ def measure_heads(batch: int, heads: int, s: int, t: int, d: int) -> dict[str, A
     sets = [one() for _ in range(copies(4 * batch * heads * d * (s + 2 * t), 8))]
     score = f"{d**-0.5!r} * h"
     peers: dict[str, Run] = {
-        "ours": lambda q, k, v: attention(q, k, v, score, [], False), "sdpa": F.scaled_dot_product_attention,
+        "ours": lambda q, k, v: attention(q, k, v, score, [], "nan"), "sdpa": F.scaled_dot_product_attention,
     }  # fmt: skip
     exact = F.scaled_dot_product_attention(*(x[:64].double() for x in sets[0]))
     return {"heads": (batch, heads, s, t, d)} | _measured(peers, sets, exact)

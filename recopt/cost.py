@@ -12,7 +12,7 @@ from functools import lru_cache
 
 import sympy
 
-from .fused import Attention, Concat, EmbeddingBags, Linear, TargetAttention, View
+from .fused import Attention, Concat, EmbeddingBags, LayerNorm, Linear, TargetAttention, View
 from .hosts.base import Host, Node, Value
 from .ir import sizes
 from .ir.rules import WIDTH
@@ -152,6 +152,13 @@ def target_cost(spec: TargetAttention) -> Cost:
     matrices = [nominal(sizes.product(w.shape)) for w in (*spec.weights[1:2], *spec.weights[4::2])]
     flops = 2.0 * items * (sum(matrices) + nominal(spec.shape[-1]))
     return Cost(width * (read + nominal(sizes.product(spec.shape))), flops, 1.0)
+
+
+def norm_cost(spec: LayerNorm) -> Cost:
+    """A layer normalisation: x is read, y is written, and x moved where its features are not last."""
+    moved = 2.0 * nominal(sizes.product(spec.shape)) * WIDTH.get(spec.dtype, 32) / 8
+    moves = _copies(spec.x) + sum(type(s).__name__ == "Permute" for s in spec.steps)
+    return Cost(moved * (1 + moves), 0.0, 1.0 + moves)
 
 
 def _copies(view: View) -> int:

@@ -6,8 +6,19 @@ from dataclasses import dataclass, field, replace
 from types import ModuleType
 
 from . import lower, merge
-from .cost import CPU, MACHINES, Cost, attention_cost, bags_cost, linear_cost, nodes_cost, product_flops, target_cost
-from .fused import Attention, EmbeddingBags, Linear, Step, TargetAttention, View, reading
+from .cost import (
+    CPU,
+    MACHINES,
+    Cost,
+    attention_cost,
+    bags_cost,
+    linear_cost,
+    nodes_cost,
+    norm_cost,
+    product_flops,
+    target_cost,
+)
+from .fused import Attention, EmbeddingBags, LayerNorm, Linear, Step, TargetAttention, View, reading
 from .hosts.base import Host, Node, Value
 from .lift import lift
 from .lift.base import Lifted
@@ -103,6 +114,8 @@ def saving(lifted: Lifted, found: Match, target: str) -> Cost:
     if isinstance(spec, Attention):  # its own products are those that are gone; scores that stay are computed twice
         twice = sum(product_flops(lifted.definition[v]) for v in found.products if v not in gone)
         return nodes_cost(lifted.host, found.dead) - attention_cost(spec, twice)
+    if isinstance(spec, LayerNorm):
+        return nodes_cost(lifted.host, found.dead) - norm_cost(spec)
     if isinstance(spec, TargetAttention):
         gone = [v for node in found.dead for v in node.outputs if v in lifted.definition]
     before = nodes_cost(lifted.host, found.dead) + Cost(flops=sum(product_flops(lifted.definition[v]) for v in gone))
@@ -116,7 +129,10 @@ def saving(lifted: Lifted, found: Match, target: str) -> Cost:
 def declines(host: Host, found: Match, saved: Cost, target: str) -> str | None:
     """Why a match is not worth making; None where it is."""
     machine = MACHINES[target]
-    if isinstance(found.spec, Attention) and nodes_cost(host, found.dead).launches <= 1:
+    missing = lower.missing(host, found.spec)
+    if missing is not None:
+        return missing
+    if isinstance(found.spec, (Attention, LayerNorm)) and nodes_cost(host, found.dead).launches <= 1:
         return "is one operator already"
     if saved.seconds(machine) < -0.5 * machine.launch:
         amounts = f"{saved.launches:+.0f} launches, {saved.bytes:+.2g} bytes, {saved.flops:+.2g} FLOPs"

@@ -11,7 +11,19 @@ import numpy as np
 
 from . import epilogue
 from .errors import VerifyError
-from .fused import Attention, Bag, Concat, EmbeddingBags, Permute, Reshape, Slice, Step, TargetAttention, View
+from .fused import (
+    Attention,
+    Bag,
+    Concat,
+    EmbeddingBags,
+    LayerNorm,
+    Permute,
+    Reshape,
+    Slice,
+    Step,
+    TargetAttention,
+    View,
+)
 from .hosts.base import Array, Host, Node, Value
 from .ir import sizes
 from .ir.evaluate import evaluate
@@ -166,6 +178,10 @@ def _run(lifted: Lifted, match: Match, leaf: Callable[[Leaf], Array], symbols: M
 
     if isinstance(spec, Attention):
         return apply_steps(_attention(spec, value), spec.steps, symbols)
+    if isinstance(spec, LayerNorm):
+        x = value(spec.x)
+        x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + spec.eps)
+        return apply_steps(x * spec.g + spec.b, spec.steps, symbols)
     if isinstance(spec, TargetAttention):
         return apply_steps(_target_attention(spec, value), spec.steps, symbols)
 
@@ -188,8 +204,8 @@ def _attention(spec: Attention, value: Callable[[View], Array]) -> Array:
         top = scores.max(axis=-1, keepdims=True)
         weights = np.exp(scores - np.where(np.isfinite(top), top, 0.0))
         weights /= weights.sum(axis=-1, keepdims=True)
-    if spec.zero:
-        weights = np.where(top == -np.inf, 0.0, weights)
+    if spec.unseen != "nan":
+        weights = np.where(np.isnan(weights) if spec.unseen == "clean" else top == -np.inf, 0.0, weights)
     return np.asarray(weights @ v)
 
 

@@ -24,17 +24,20 @@ def _at(pointers, steps, outer, inner, s, t):
 
 
 @triton.jit
-def _finished(total, weight, highest, ZERO: tl.constexpr):
-    """Sums over their weights; for a query that sees nothing 0 or, as a softmax has it, nan."""
+def _finished(total, weight, highest, UNSEEN: tl.constexpr):
+    """Sums over their weights. A query whose scores are all -inf has nan, as a softmax gives, or 0 where UNSEEN is
+    "zero"; where it is "clean", so has one with a score that makes every weight nan."""
     # A split product of zeros is not quite 0, so the division alone would make an infinity of it.
-    unseen = 0.0 if ZERO else float("nan")
-    return tl.where(highest == -float("inf"), unseen, total / weight)
+    blind = highest == -float("inf")
+    if UNSEEN == "clean":
+        blind = blind | (weight != weight)
+    return tl.where(blind, float("nan") if UNSEEN == "nan" else 0.0, total / weight)
 
 
 @triton.jit
 def block_kernel(
     q, k, v, out, marks, mark_steps, q_steps, k_steps, v_steps, INNER, S, T,
-    D: tl.constexpr, E: tl.constexpr, SCORE: tl.constexpr, ZERO: tl.constexpr, WHOLE: tl.constexpr,
+    D: tl.constexpr, E: tl.constexpr, SCORE: tl.constexpr, UNSEEN: tl.constexpr, WHOLE: tl.constexpr,
     BS: tl.constexpr, BT: tl.constexpr, DP: tl.constexpr, EP: tl.constexpr,
 ):  # fmt: skip
     """A block of BS queries of one row and head a program; BT keys at a time, with a running softmax."""
@@ -87,7 +90,7 @@ def block_kernel(
         highest = above
     for c in tl.static_range(EP // EC):
         e = c * EC + tl.arange(0, EC)
-        y = _finished(total[c], weight[:, None], highest[:, None], ZERO)
+        y = _finished(total[c], weight[:, None], highest[:, None], UNSEEN)
         at = (row.to(tl.int64) * S + s[:, None]) * E + e[None, :]
         tl.store(out + at, y.to(out.dtype.element_ty), mask=s_ok[:, None] & (e < E)[None, :])
 
@@ -95,7 +98,7 @@ def block_kernel(
 @triton.jit
 def single_kernel(
     q, k, v, out, marks, mark_steps, q_steps, k_steps, v_steps, INNER, ROWS, T,
-    D: tl.constexpr, E: tl.constexpr, SCORE: tl.constexpr, ZERO: tl.constexpr,
+    D: tl.constexpr, E: tl.constexpr, SCORE: tl.constexpr, UNSEEN: tl.constexpr,
     R: tl.constexpr, BT: tl.constexpr, DP: tl.constexpr, EP: tl.constexpr,
 ):  # fmt: skip
     """One query a row, R rows a program, all keys at once: as fast as keys and values can be read."""
@@ -123,6 +126,6 @@ def single_kernel(
     highest = tl.max(h, 1)
     p = tl.exp(h - tl.where(highest == -float("inf"), 0.0, highest)[:, None])
     total = tl.sum(p[:, :, None] * z.to(tl.float32), 1)
-    total = _finished(total, tl.sum(p, 1)[:, None], highest[:, None], ZERO)
+    total = _finished(total, tl.sum(p, 1)[:, None], highest[:, None], UNSEEN)
     at = row[:, None] * E + e[None, :]
     tl.store(out + at, total.to(out.dtype.element_ty), mask=row_ok[:, None] & (e < E)[None, :])

@@ -59,7 +59,7 @@ _plans: dict[tuple[Any, ...], _Plan] = {}
 
 
 def attention_triton(
-    q: Tensor, k: Tensor, v: Tensor, score: str, params: Sequence[Tensor], zero: bool, blocks: Blocks | None = None
+    q: Tensor, k: Tensor, v: Tensor, score: str, params: Sequence[Tensor], unseen: str, blocks: Blocks | None = None
 ) -> Tensor | None:
     """`recopt::attention` in one launch; operands as there. None where they do not fit the kernels (`fits`), or where
     their leading dimensions take more than two counters.
@@ -67,13 +67,13 @@ def attention_triton(
     ``blocks`` forces a configuration. The first call at new shapes compiles or binds the kernel. Raises EpilogueError.
     """
     key = (
-        score, zero, blocks, q.device.index,
+        score, unseen, blocks, q.device.index,
         tuple((t.shape, t.stride(), t.dtype, t.data_ptr() % 16) for t in (q, k, v, *params)),
     )  # fmt: skip
     if key not in _plans:
         if len(_plans) >= _MAX_PLANS:
             _plans.clear()
-        _plans[key] = _bind(q, k, v, score, params, zero, blocks)
+        _plans[key] = _bind(q, k, v, score, params, unseen, blocks)
     plan = _plans[key]
     if plan is None:
         return None
@@ -84,7 +84,7 @@ def attention_triton(
 
 
 def _bind(
-    q: Tensor, k: Tensor, v: Tensor, score: str, params: Sequence[Tensor], zero: bool, blocks: Blocks | None
+    q: Tensor, k: Tensor, v: Tensor, score: str, params: Sequence[Tensor], unseen: str, blocks: Blocks | None
 ) -> _Plan:
     from . import attention_kernels as kernels
 
@@ -103,7 +103,7 @@ def _bind(
     function = compile_epilogue(score).triton_function()
     single = s == 1 and (blocks.queries < 16 if blocks else _power(t) * max(dp, ep) <= MAX_SINGLE)
     blocks = blocks or choose(s, t, max(dp, ep))
-    numbers = (*steps[:3], inner, rows if single else s, t, d, e, function, zero)
+    numbers = (*steps[:3], inner, rows if single else s, t, d, e, function, unseen)
     grid: tuple[int, int, int]
     if single:
         kernel, grid = kernels.single_kernel, (-(-rows // blocks.queries), 1, 1)

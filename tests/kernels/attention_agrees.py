@@ -7,6 +7,7 @@ import sys
 import torch
 from test_attention import reference
 
+from recopt.kernels.attention import attention_torch
 from recopt.kernels.attention_triton import Blocks, attention_triton
 
 # (leading dimensions, S, T, D, E, score, dtype, blocks)
@@ -33,22 +34,36 @@ def check(lead: tuple[int, ...], s: int, t: int, d: int, e: int, score: str, blo
     v = torch.randn(*((1,) * len(lead)), t, e).to(dtype)
     p0 = (torch.rand(*lead[:1], *((1,) * (len(lead) - 1)), s, t) > 0.6).float()
     p0[..., 0] = 0.0
-    unseen = score.startswith("where(p0, -inf") and bool(lead)
-    if unseen:
+    blind = score.startswith("where(p0, -inf") and bool(lead)
+    if blind:
         p0[0, ..., 0, :] = 1.0
     p1 = torch.randn(*((1,) * (len(lead) + 1)), t)
     params = [p for n, p in enumerate((p0, p1)) if f"p{n}" in score]
     exact = reference(q, k, v, score, params)
-    if unseen:
+    if blind:
         params = [p0.bool()]
-    for zero in (False, True):
-        out = attention_triton(*(x.to(device) for x in (q, k, v)), score, [p.to(device) for p in params], zero, blocks)
+    for unseen in ("nan", "zero", "clean"):
+        out = attention_triton(
+            *(x.to(device) for x in (q, k, v)), score, [p.to(device) for p in params], unseen, blocks
+        )
         assert out is not None
-        expected = exact.nan_to_num(0.0) if zero else exact
+        expected = exact if unseen == "nan" else exact.nan_to_num(0.0)
         tolerance = {"rtol": 1.3e-6, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 3e-2, "atol": 2e-2}
         torch.testing.assert_close(
             out.cpu().double(), expected, equal_nan=True, msg=lambda m: f"{lead} {s} {t} {score}\n{m}", **tolerance
         )
+
+
+def check_clean(device: str) -> None:
+    """A score of nan makes every weight of its query nan: they count 0 where that is asked for."""
+    for s in (1, 5):
+        q, k, v = (torch.randn(3, n, 8, device=device) for n in (s, 20, 20))
+        q[1, 0] = torch.nan
+        out = attention_triton(q, k, v, "h", [], "clean")
+        assert out is not None
+        expected = attention_torch(q.double(), k.double(), v.double(), "h", [], "clean")
+        torch.testing.assert_close(out.double(), expected, rtol=1.3e-6, atol=1e-5)
+        assert not out[1, 0].any()
 
 
 def main(device: str) -> None:
@@ -60,7 +75,8 @@ def main(device: str) -> None:
     for dtype in halves:
         for lead, s, t, d, e, blocks in (SHAPES[1], SHAPES[3]):
             check(lead, s, t, d, e, SCORES[1], blocks, device, dtype)
-    print(len(SHAPES) * len(SCORES) + 2 * len(halves), "cases agree")
+    check_clean(device)
+    print(len(SHAPES) * len(SCORES) + 1 + 2 * len(halves), "cases agree")
 
 
 if __name__ == "__main__":
