@@ -44,7 +44,7 @@ def block_kernel(
     row = tl.program_id(0)
     outer = (row // INNER).to(tl.int64)
     inner = (row % INNER).to(tl.int64)
-    s = tl.program_id(1) * BS + tl.arange(0, BS)
+    s = (tl.program_id(1) * BS + tl.arange(0, BS)).to(tl.int64)
     s_ok = s < S
     q += outer * q_steps[0] + inner * q_steps[1]
     k += outer * k_steps[0] + inner * k_steps[1]
@@ -63,7 +63,7 @@ def block_kernel(
     highest = tl.full((BS,), -float("inf"), tl.float32)
     weight = tl.zeros((BS,), tl.float32)
     for first in range(0, T, BT):
-        t = first + tl.arange(0, BT)
+        t = (first + tl.arange(0, BT)).to(tl.int64)
         t_ok = t < T
         h = tl.zeros((BS, BT), tl.float32)
         for c in tl.static_range(DP // DC):
@@ -79,7 +79,7 @@ def block_kernel(
         kept = tl.exp(highest - origin)
         weight = weight * kept + tl.sum(p, 1)
         p = as_left(p, WHOLE).to(v.dtype.element_ty)
-        t_left = first + left_columns(tl.arange(0, BT), WHOLE)
+        t_left = (first + left_columns(tl.arange(0, BT), WHOLE)).to(tl.int64)
         sums = ()
         for c in tl.static_range(EP // EC):
             e = c * EC + tl.arange(0, EC)
