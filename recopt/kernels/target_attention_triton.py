@@ -17,6 +17,8 @@ from .target_attention import Network, parse_network
 
 MAX_WIDTH = 256
 MAX_HIDDEN = 3
+HOPPER_BYTES = 227 << 10  # of a processor's shared memory
+OTHER_BYTES = 27 << 10  # of it that the layers' matrices leave for the history and for moves between layouts
 _MAX_PLANS = 4096
 
 
@@ -57,7 +59,8 @@ def fits(
     q: Tensor, k: Tensor, v: Tensor, weights: Sequence[Tensor], params: Sequence[Tensor], network: Network
 ) -> bool:
     """Whether the kernel takes these operands: on Ampere or newer, float32 or half precision of one dtype, at most 3
-    hidden layers, widths, D and E of at most 256, something to read of each item, the layers' parameters by channel."""
+    hidden layers, widths, D and E of at most 256, matrices that a processor's shared memory holds (both halves in
+    float32: 64-80-40 is 70 KiB, 128-128-64 192), something to read of each item, the layers' parameters by channel."""
     hidden = len(network.layers) - 1
     if q.is_cuda and _architecture(q.device.index) < 8:  # no TF32
         return False
@@ -74,7 +77,19 @@ def fits(
         if width > MAX_WIDTH or any(p.numel() != 1 and tuple(p.shape) != (width,) for p in params[at : at + f.params]):
             return False
         at += f.params
-    return not any(p.dtype == torch.float64 or p.dim() > q.dim() for p in params)
+    if any(p.dtype == torch.float64 or p.dim() > q.dim() for p in params):
+        return False
+    padded = [sum(pieces(n)[-1]) for n in (q.shape[-1], *(b.shape[0] for b in biases[:-1]))]
+    held = sum(a * b for a, b in itertools.pairwise(padded)) * (8 if q.dtype == torch.float32 else 2)
+    there = _shared_bytes(q.device.index) if q.is_cuda else HOPPER_BYTES
+    return held + OTHER_BYTES <= there
+
+
+@functools.lru_cache
+def _shared_bytes(device: int) -> int:
+    properties = torch.cuda.get_device_properties(device)
+    # Some builds name only what a program gets without asking, which is less.
+    return int(getattr(properties, "shared_memory_per_block_optin", properties.shared_memory_per_block))
 
 
 _Plan = Callable[..., Tensor] | None

@@ -85,6 +85,10 @@ def test_what_the_kernel_takes() -> None:
     assert not fits(q, k[:, :0], k[:, :0], weights, [torch.rand(6)], network)
     wide = unit(3, 5, 4, (300,))[3]
     assert not fits(q, k, k, wide, [torch.rand(300)], network)
+    q, k, _, large = unit(3, 5, 128, (256,))  # 256 KiB
+    assert not fits(q, k, k, large, [], parse_network("h; h; h"))
+    assert fits(q.half(), k.half(), k.half(), [w.half() for w in large], [], parse_network("h; h; h"))
+    q, k, _, weights = unit(3, 5, 4, (6,))
     deep = unit(3, 5, 4, (6, 6, 6, 6))[3]
     assert not fits(q, k, k, deep, [], parse_network("h; h; h; h; h; h"))
 
