@@ -168,12 +168,17 @@ def _run(lifted: Lifted, match: Match, leaf: Callable[[Leaf], Array], symbols: M
     """The fused operator as its lowering must compute it, in float64."""
     spec = match.spec
 
+    def stored(view: View) -> Array:
+        return apply_steps(leaf(view.value), view.steps, symbols)
+
     def value(view: View) -> Array:
-        array = leaf(view.value)
-        return apply_steps(array.astype(np.float64) if view.value.dtype in FLOATS else array, view.steps, symbols)
+        array = stored(view)
+        return array.astype(np.float64) if view.value.dtype in FLOATS else array
 
     if isinstance(spec, EmbeddingBags):
-        pieces = [sum((_bag(t, value) if isinstance(t, Bag) else value(t)) for t in piece) for piece in spec.pieces]
+        pieces = [
+            sum((_bag(t, value, stored) if isinstance(t, Bag) else value(t)) for t in piece) for piece in spec.pieces
+        ]
         return apply_steps(np.concatenate(pieces, axis=-1), spec.steps, symbols)
 
     if isinstance(spec, Attention):
@@ -233,9 +238,9 @@ def _target_attention(spec: TargetAttention, value: Callable[[View], Array]) -> 
     return np.asarray((h[..., None, :] @ v)[..., 0, :])
 
 
-def _bag(bag: Bag, value: Callable[[View], Array]) -> Array:
-    """One bag, [rows.., columns]."""
-    ids, table = value(bag.ids), value(bag.table)
+def _bag(bag: Bag, value: Callable[[View], Array], stored: Callable[[View], Array]) -> Array:
+    """One bag, [rows.., columns]. Of its table, which may be larger than memory, only rows that are read are copied."""
+    ids, table = value(bag.ids), stored(bag.table)
     read = (ids % bag.modulus if bag.modulus else ids) + bag.shift
     if not bag.wraps and read.min(initial=0) < 0:
         raise IndexError("a negative id")
@@ -244,7 +249,8 @@ def _bag(bag: Bag, value: Callable[[View], Array]) -> Array:
         weights = weights * (read != bag.pad)
     if bag.lengths is not None:
         weights = weights * (np.arange(ids.shape[-1]) < value(bag.lengths).reshape(*ids.shape[:-1], 1))
-    rows: Array = table[read] * weights[..., None]
+    picked = table[read].astype(np.float64) if bag.table.value.dtype in FLOATS else table[read]
+    rows: Array = picked * weights[..., None]
     if bag.pool == "row":
         return rows.reshape(*rows.shape[:-2], -1)
     if bag.pool == "max":

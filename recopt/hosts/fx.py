@@ -29,6 +29,7 @@ from ..ir.rules import FLOATS, WIDTH
 from ..ir.sizes import Size
 from . import fx_capture, fx_module, fx_operators, fx_ops
 from .base import Array, Node, Value
+from .files import staged
 from .fx_graph import STORED, FxGraph
 from .fx_wide import Widened
 
@@ -319,7 +320,7 @@ class FxHost(FxGraph):
     def save(self, path: Path) -> None:
         """Write a .pt2 archive. A loader needs `import recopt.hosts.fx`, which defines the fused operators.
         Raises GraphError for what torch's archives do not hold, such as an unregistered namedtuple."""
-        with open(path, "wb") as file:
+        with staged(path) as place, open(place, "wb") as file:
             try:
                 with fx_capture.quiet():
                     torch.export.save(self.program(), file)
