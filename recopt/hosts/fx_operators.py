@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..kernels.attention import attention, attention_torch
+from ..kernels.attention import attention, attention_cuda, attention_torch
 from ..kernels.attention import check_operands as check_attention
 from ..kernels.embedding_bags import (
     Operands,
@@ -24,7 +24,7 @@ from ..kernels.embedding_bags import (
 from ..kernels.epilogue import compile_epilogue
 from ..kernels.linear import linear as linear_kernel
 from ..kernels.target_attention import check_operands as check_target_attention
-from ..kernels.target_attention import target_attention, target_attention_torch
+from ..kernels.target_attention import target_attention, target_attention_cuda, target_attention_torch
 
 LINEAR = "recopt.linear.default"
 
@@ -188,7 +188,8 @@ def attention_call(
     """`recopt::attention` without the dispatcher, as `linear_call`; its operands were checked with the node."""
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
         return torch.ops.recopt.attention.default(q, k, v, score, params, unseen)  # type: ignore[no-any-return]  # torch.ops is untyped
-    return attention_torch(q, k, v, score, params, unseen)
+    run = attention_cuda if q.is_cuda else attention_torch
+    return run(q, k, v, score, params, unseen)
 
 
 TARGET_ATTENTION = "recopt.target_attention.default"
@@ -233,7 +234,8 @@ def target_attention_call(
     """`recopt::target_attention` without the dispatcher, as `attention_call`."""
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
         return torch.ops.recopt.target_attention.default(q, k, v, weights, params, text, softmax)  # type: ignore[no-any-return]  # torch.ops is untyped
-    return target_attention_torch(q, k, v, weights, params, text, softmax)
+    run = target_attention_cuda if q.is_cuda else target_attention_torch
+    return run(q, k, v, weights, params, text, softmax)
 
 
 CALLS: dict[str, Callable[..., Any]] = {

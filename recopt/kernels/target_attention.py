@@ -93,6 +93,19 @@ def target_attention_torch(
     return (s.unsqueeze(-2) @ v).squeeze(-2)
 
 
+def target_attention_cuda(
+    q: Tensor, k: Tensor, v: Tensor, weights: Sequence[Tensor], params: Sequence[Tensor], text: str, softmax: bool
+) -> Tensor:
+    """The same on a GPU: one kernel for what fits it (`target_attention_triton.fits`), else torch's operators."""
+    if not (torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v, *weights, *params))):
+        from .target_attention_triton import target_attention_triton
+
+        y = target_attention_triton(q, k, v, weights, params, text, softmax)
+        if y is not None:
+            return y
+    return target_attention_torch(q, k, v, weights, params, text, softmax)
+
+
 def target_attention(
     q: Tensor, k: Tensor, v: Tensor, weights: Sequence[Tensor], params: Sequence[Tensor], text: str, softmax: bool
 ) -> Tensor:
@@ -101,4 +114,5 @@ def target_attention(
     Raises TargetAttentionError for operands that do not fit, EpilogueError for a text outside the language.
     """
     check_operands(q, k, v, weights, params, text)
-    return target_attention_torch(q, k, v, weights, params, text, softmax)
+    run = target_attention_cuda if q.is_cuda else target_attention_torch
+    return run(q, k, v, weights, params, text, softmax)

@@ -1,4 +1,5 @@
-"""recopt::attention in plain torch: every kind of score, shared rows, queries that see nothing, bad operands."""
+"""recopt::attention in plain torch: every kind of score, shared rows, queries that see nothing, bad operands; its
+kernels in Triton's interpreter, and on a GPU if there is one."""
 
 from __future__ import annotations
 
@@ -6,10 +7,12 @@ import math
 
 import pytest
 import torch
+from test_target_attention import needs_gpu, run
 from torch import Tensor
 
 from recopt.kernels.attention import AttentionError, attention
 from recopt.kernels.attention_score import Affine, affine
+from recopt.kernels.attention_triton import MAX_SINGLE, choose
 from recopt.kernels.epilogue import EpilogueError, compile_epilogue
 
 PLANS = {
@@ -70,7 +73,8 @@ def test_a_query_that_sees_nothing(size: int, unseen: str, left: float) -> None:
 
 
 def test_half_precision_softmax_is_wide() -> None:
-    q, k, v = (torch.randn(20, 1, 3, 8).half() for _ in range(3))
+    # Products small enough that their own rounding to half precision is less than the tolerance.
+    q, k, v = (torch.randn(20, 1, 3, 8).half() * size for size in (0.5, 0.5, 1.0))
     y = attention(q, k, v, "20.0 * tanh(0.05 * h)", [], "nan")
     assert y.dtype == torch.float16
     torch.testing.assert_close(y, reference(q, k, v, "20.0 * tanh(0.05 * h)", []).half(), rtol=2e-3, atol=1e-3)
@@ -83,3 +87,22 @@ def test_operands_that_do_not_fit() -> None:
             attention(*operands, "h", [], "nan")
     with pytest.raises(EpilogueError):
         attention(q, k, v, "p0", [torch.ones(1, 1, 1)], "nan")
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, needs_gpu])])
+def test_kernels_agree_with_float64(device: str) -> None:
+    """Short and single queries, shared values, masks by head, queries that see nothing: see the script."""
+    run("attention_agrees.py", device)
+
+
+@pytest.mark.parametrize("s", [1, 2, 10, 50, 64, 200])
+@pytest.mark.parametrize("t", [1, 10, 50, 100, 200, 300])
+def test_every_shape_has_blocks(s: int, t: int) -> None:
+    queries, keys, warps, _ = choose(s, t, 64)
+    assert all(n & (n - 1) == 0 for n in (queries, keys, warps))
+    assert warps <= 8
+    if s == 1 and t <= MAX_SINGLE // 64:  # all keys at once
+        assert t <= keys < 2 * t
+    else:
+        assert queries >= 16
+        assert keys >= 16

@@ -1,0 +1,214 @@
+"""DIN's activation unit and multi-head attention on a GPU, float32 without TF32: recopt's kernels against eager torch,
+Inductor and `scaled_dot_product_attention`, all as CUDA graphs in one process.
+
+    python benchmarks/attention.py [--json attention.json] [--no-inductor] [--only units | heads]
+
+Wall time is the median from before the launch until the device is done; device time the median of a graph that repeats
+the call over rotating inputs. Beside them stands the largest error against float64 over the root mean square of the
+output.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timing import copies, device_times
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from recopt.kernels.attention import attention
+from recopt.kernels.target_attention import target_attention
+
+WIDTHS = (80, 40)
+DICE = "h * (p0 + (1.0 - p0) * sigmoid(h * p1 + p2))"
+TEXT = f"{DICE}; {DICE}; h; where(p0, h, 0.0)"
+# (rows, one history for all of them, items, dim)
+UNITS = (
+    (1024, True, 100, 64), (1, False, 100, 64), (256, False, 100, 64), (2048, False, 100, 64),
+    (1024, True, 50, 64), (256, False, 50, 32), (2048, False, 50, 32), (2048, False, 100, 16), (1, False, 1000, 64),
+    (256, False, 1000, 64), (1024, True, 1000, 64),
+)  # fmt: skip
+COMPILED = UNITS[:4]  # Inductor takes many seconds each
+# (batch, heads, queries, keys, dim)
+HEADS = (
+    (2048, 4, 10, 10, 16), (2048, 8, 20, 20, 8), (2048, 4, 33, 33, 16), (2048, 8, 33, 33, 8), (2048, 2, 50, 50, 32),
+    (256, 2, 50, 50, 32), (1024, 1, 50, 50, 64), (2048, 4, 64, 64, 16), (1024, 4, 100, 100, 16),
+    (1024, 2, 100, 100, 32), (1024, 1, 100, 100, 64), (1024, 1, 200, 200, 64), (512, 2, 200, 200, 32),
+    (2048, 1, 1, 50, 64), (2048, 4, 1, 50, 16), (2048, 1, 1, 200, 64), (1, 1, 1, 50, 64), (1, 2, 50, 50, 32),
+)  # fmt: skip
+Inputs = tuple[Any, ...]
+Run = Callable[..., Tensor]
+
+
+def graph_of(call: Callable[[], object]) -> Callable[[], None]:
+    """A CUDA graph of one call, after a warm-up on a stream of its own."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
+
+
+def wall(call: Callable[[], object], rounds: int = 50) -> float:
+    """Median microseconds from before the launch until the device is done."""
+    times = []
+    for n in range(rounds + 10):
+        start = time.perf_counter()
+        call()
+        torch.cuda.synchronize()
+        if n >= 10:
+            times.append((time.perf_counter() - start) * 1e6)
+    return statistics.median(times)
+
+
+# --- DIN's unit
+
+
+def unit_eager(q: Tensor, k: Tensor, mask: Tensor, w: list[Tensor], p: list[Tensor]) -> Tensor:
+    """What users write; w: W1 over [q, k, q - k, q * k], b1, W2, b2, W3, b3; p: alpha, and a BatchNorm's scale and
+    shift for each of two Dice."""
+    wide = q.unsqueeze(1).expand_as(k)
+    h = torch.cat([wide, k, wide - k, wide * k], -1)
+    for n in range(2):
+        h = F.linear(h, w[2 * n], w[2 * n + 1])
+        gate = torch.sigmoid(h * p[3 * n + 1] + p[3 * n + 2])
+        h = gate * h + p[3 * n] * (1 - gate) * h
+    s = F.linear(h, w[4], w[5]).squeeze(-1)
+    return torch.bmm(torch.where(mask, s, torch.zeros_like(s)).unsqueeze(1), k).squeeze(1)
+
+
+def unit_ours(q: Tensor, k: Tensor, mask: Tensor, w: list[Tensor], p: list[Tensor]) -> Tensor:
+    """recopt::target_attention; w as the pattern writes it, in `p` lists."""
+    return target_attention(q, k, k, w, [*p, mask], TEXT, False)
+
+
+def unit_weights(dim: int) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Weights for eager, the same split for ours, and Dice's parameters."""
+    sizes = (4 * dim, *WIDTHS, 1)
+    w: list[Tensor] = []
+    for a, b in itertools.pairwise(sizes):
+        w += [torch.randn(b, a, device="cuda") / a**0.5, torch.randn(b, device="cuda") / 4]
+    wq, wk, wd, wp = w[0].split(dim, 1)
+    ours = [(wq + wd).contiguous(), (wk - wd).contiguous(), wp.contiguous(), *w[1:]]
+    p = [torch.rand(n, device="cuda") for n in (WIDTHS[0],) * 3 + (WIDTHS[1],) * 3]
+    return w, ours, p
+
+
+def unit_inputs(rows: int, shared: bool, items: int, dim: int) -> Inputs:
+    """q, k and a mask by length."""
+    q, k = (torch.randn(n, device="cuda") for n in ((rows, dim), (1 if shared else rows, items, dim)))
+    length = torch.randint(1, items + 1, (1 if shared else rows, 1), device="cuda")
+    mask = torch.arange(items, device="cuda") < length
+    return q, k.expand(rows, items, dim), mask.expand(rows, items)
+
+
+def measure_unit(rows: int, shared: bool, items: int, dim: int, with_inductor: bool) -> dict[str, Any]:
+    """Times of every peer and the errors at one shape of DIN's unit."""
+    w, ours, p = unit_weights(dim)
+    some = copies(4 * dim * items * (1 if shared else rows), 8)
+    sets = [unit_inputs(rows, shared, items, dim) for _ in range(some)]
+    peers: dict[str, Run] = {
+        "ours": lambda q, k, m: unit_ours(q, k, m, ours, p), "eager": lambda q, k, m: unit_eager(q, k, m, w, p)
+    }  # fmt: skip
+    if with_inductor:
+        torch._dynamo.reset()
+        compiled = torch.compile(unit_eager, dynamic=False)
+        peers["inductor"] = lambda q, k, m: compiled(q, k, m, w, p)
+    q, k, mask = sets[0]
+    few = slice(0, 64)  # float64 of the whole concat would take much of the memory
+    exact = unit_eager(q[few].double(), k[few].double(), mask[few], [t.double() for t in w], [t.double() for t in p])
+    return {"unit": (rows, "shared" if shared else "own", items, dim)} | _measured(peers, sets, exact)
+
+
+# --- attention
+
+
+def measure_heads(batch: int, heads: int, s: int, t: int, d: int) -> dict[str, Any]:
+    """Times of every peer and the errors at one shape of multi-head attention, heads second in storage."""
+
+    def one() -> Inputs:
+        parts = [torch.randn(batch, n, heads, d, device="cuda").movedim(2, 1) for n in (s, t, t)]
+        return tuple(parts)
+
+    sets = [one() for _ in range(copies(4 * batch * heads * d * (s + 2 * t), 8))]
+    score = f"{d**-0.5!r} * h"
+    peers: dict[str, Run] = {
+        "ours": lambda q, k, v: attention(q, k, v, score, [], "nan"), "sdpa": F.scaled_dot_product_attention,
+    }  # fmt: skip
+    exact = F.scaled_dot_product_attention(*(x[:64].double() for x in sets[0]))
+    return {"heads": (batch, heads, s, t, d)} | _measured(peers, sets, exact)
+
+
+def _measured(peers: dict[str, Run], sets: list[Inputs], exact: Tensor) -> dict[str, Any]:
+    scale = exact.square().mean().sqrt()
+    row: dict[str, Any] = {"wall_us": {}, "device_us": {}, "error": {}}
+    for name, run in peers.items():
+        calls = [partial(run, *s) for s in sets]
+        out = calls[0]()[: exact.shape[0]].double()
+        row["error"][name] = float((out - exact).abs().max() / scale)
+        row["wall_us"][name] = wall(graph_of(calls[0]))
+        row["device_us"][name] = device_times(calls, least_us=1000.0).median
+    return row
+
+
+def show(row: dict[str, Any]) -> str:
+    """One line: the shape, wall and device time and error of each peer, how much faster ours is than the best peer."""
+    shape = " x ".join(map(str, row.get("unit") or row["heads"]))
+    cells = [
+        f"{name} {row['wall_us'][name]:.1f} / {row['device_us'][name]:.2f} ({row['error'][name]:.0e})"
+        for name in row["wall_us"]
+    ]
+    best = {key: min(v for name, v in row[key].items() if name != "ours") / row[key]["ours"] for key in TIMES}
+    return f"{shape:32s} {'  '.join(cells)}  x{best['wall_us']:.2f} / x{best['device_us']:.2f}"
+
+
+TIMES = ("wall_us", "device_us")
+
+
+def rows(inductor: bool, only: str | None) -> Iterator[dict[str, Any]]:
+    """Every case, as it is measured."""
+    for unit in UNITS if only != "heads" else ():
+        yield measure_unit(*unit, inductor and unit in COMPILED)
+    for heads in HEADS if only != "units" else ():
+        yield measure_heads(*heads)
+
+
+def main() -> None:
+    """Measure and print; JSON on request."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--no-inductor", action="store_true")
+    parser.add_argument("--only", choices=("units", "heads"))
+    args = parser.parse_args()
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.manual_seed(0)
+    name = torch.cuda.get_device_name()
+    print(f"{name}, torch {torch.__version__}; us as CUDA graphs: wall / device (error against float64)")
+    found = []
+    for row in rows(not args.no_inductor, args.only):
+        print(show(row), flush=True)
+        found.append(row)
+    if args.json:
+        args.json.write_text(json.dumps({"device": name, "torch": torch.__version__, "rows": found}))
+
+
+if __name__ == "__main__":
+    with torch.no_grad():
+        main()
