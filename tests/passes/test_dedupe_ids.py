@@ -25,7 +25,10 @@ def test_nothing_changes(name: str, road: str, bits: int, drawn: Any) -> None:
     ids, weights, dtype = drawn
     first = () if bits == 32 else (QuantizeTables(bits, error=5.0),)
     result, run = roads.prepared(name, road, (*first, DedupeIds(always=1)), dtype)
-    assert result.report.counts()[NAME] == 1
+    # In a file a pad is compared with the row, which is a place among distinct rows then.
+    left = [r for r in roads.reasons(result, NAME) if "padding id" in r or "conditions" in r]
+    assert result.report.counts().get(NAME, 0) == (not left)
+    assert not left or (name == "masked" and road != "cpu")
     plain = roads.prepared(name, road, first, dtype)[1]
     torch.testing.assert_close(run(ids, weights), plain(ids, weights))
 
