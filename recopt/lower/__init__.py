@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..errors import OptionError
-from ..fused import Attention, Linear, Spec, TargetAttention, View
+from ..fused import Attention, Gru, Linear, Spec, TargetAttention, View
 from ..hosts.base import Host, Value
 
 # For each dialect the targets that it can be written for, the default first.
@@ -17,7 +17,7 @@ def write(host: Host, spec: Spec, target: str) -> Value:
 
 def _write(host: Host, spec: Spec, target: str) -> Value:
     if host.dialect == "aten":
-        from . import torch, torch_attention, torch_bags
+        from . import torch, torch_attention, torch_bags, torch_gru
 
         if isinstance(spec, Linear):
             return torch.linear(host, spec, target)  # type: ignore[arg-type]  # the dialect says which host it is
@@ -25,6 +25,8 @@ def _write(host: Host, spec: Spec, target: str) -> Value:
             return torch_attention.attention(host, spec, target)  # type: ignore[arg-type]  # the dialect says which host it is
         if isinstance(spec, TargetAttention):
             return torch_attention.target_attention(host, spec, target)  # type: ignore[arg-type]  # the dialect says which host it is
+        if isinstance(spec, Gru):
+            return torch_gru.gru(host, spec, target)  # type: ignore[arg-type]  # the dialect says which host it is
         return torch_bags.embedding_bags(host, spec, target)  # type: ignore[arg-type]  # the dialect says which host it is
     from . import onnx, onnx_attention, onnx_bags, onnx_target
 

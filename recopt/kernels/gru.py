@@ -1,0 +1,87 @@
+"""recopt::gru and recopt::augru: a recurrence of gated steps over a sequence, from its inputs to all of its states.
+
+    r = sigmoid(Wr x[t] + bi_r + Ur h + bh_r)       z = keep(Wz x[t] + bi_z + Uz h + bh_z, gates[t])
+    n = tanh(Wn x[t] + bi_n + r * (Un h + bh_n))    or, where not `after`,  tanh(Wn x[t] + bi_n + Un (r * h) + bh_n)
+    h = z * h + (1 - z) * n
+
+``wi`` [3H, K] and ``wh`` [3H, H] hold r, z and n one below the other, as ``torch.nn.GRU`` stores them. For a GRU
+``keep`` is the sigmoid; for an AUGRU it is a text in the language of ``epilogue.py`` over ``h``, the pre-activation,
+and ``p0..``, the ``gates``, which broadcast to [B, T]: ``1.0 - p0 * sigmoid(h)`` is the gate of DIEN, and a mask by
+length one that is 1 where a step does not count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .epilogue import compile_epilogue
+
+KEEP = "sigmoid(h)"  # the gate of a GRU
+
+
+class GruError(ValueError):
+    """Operands that do not fit each other."""
+
+
+def check_gru(
+    x: Tensor, h0: Tensor | None, wi: Tensor, wh: Tensor, bi: Tensor, bh: Tensor, keep: str, gates: Sequence[Tensor]
+) -> tuple[torch.SymInt | int, torch.SymInt | int, torch.SymInt | int]:
+    """The shape [B, T, H] of the result. Raises GruError unless x is [B, T, K], h0 [B, H] and the others are as the
+    module's text has them, EpilogueError for a text outside the language."""
+    if compile_epilogue(keep).params != len(gates):
+        raise GruError(f"{len(gates)} gates for {keep!r}")
+    hidden = wh.shape[-1]
+    fits = x.dim() == 3 and wi.dim() == wh.dim() == 2 and wi.shape[1] == x.shape[-1]
+    fits = fits and all(t.shape[0] == 3 * hidden for t in (wi, wh, bi, bh)) and bi.dim() == bh.dim() == 1
+    fits = fits and (h0 is None or (h0.dim() == 2 and h0.shape[-1] == hidden))
+    if not fits or any(g.dim() != 2 for g in gates):
+        shapes = [tuple(t.shape) for t in (x, h0, wi, wh, bi, bh, *gates) if t is not None]
+        raise GruError(f"operands of shapes {shapes} do not fit each other")
+    return x.shape[0], x.shape[1], hidden
+
+
+def gru_torch(
+    x: Tensor, h0: Tensor | None, wi: Tensor, wh: Tensor, bi: Tensor, bh: Tensor, after: bool,
+    keep: str = KEEP, gates: Sequence[Tensor] = (),
+) -> Tensor:  # fmt: skip
+    """`recopt::gru` and `recopt::augru` in torch's operators; shapes as in the module's text. The result lies as
+    [T, B, H]."""
+    batch, steps, hidden = x.shape[0], x.shape[1], wh.shape[1]
+    h = x.new_zeros((batch, hidden)) if h0 is None else h0.expand(batch, hidden)
+    if after and keep == KEEP:
+        states: Tensor = torch.gru(x, h.unsqueeze(0).contiguous(), [wi, wh, bi, bh], True, 1, 0.0, False, False, True)[
+            0
+        ]
+        return states
+    gate = compile_epilogue(keep)
+    # The products of the inputs, of all steps at once; what is added to them in every step is added here.
+    bias = bi + bh if not after else torch.cat([bi[: 2 * hidden] + bh[: 2 * hidden], bi[2 * hidden :]])
+    inputs = F.linear(x.transpose(0, 1), wi, bias)
+    early, late = inputs[..., : 2 * hidden].unbind(0), inputs[..., 2 * hidden :].unbind(0)
+    of_steps = [g.expand(batch, steps).t().unsqueeze(-1).unbind(0) for g in gates]
+    of_gates, of_candidate, offset = wh[: 2 * hidden].t(), wh[2 * hidden :].t(), bh[2 * hidden :]
+    found = []
+    for t in range(steps):
+        r, z = torch.addmm(early[t], h, of_gates).split(hidden, -1)
+        r, z = r.sigmoid(), gate.apply(z, [g[t] for g in of_steps])
+        if after:
+            n = torch.addcmul(late[t], r, torch.addmm(offset, h, of_candidate))
+        else:
+            n = torch.addmm(late[t], r * h, of_candidate)
+        h = torch.lerp(n.tanh_(), h, z)
+        found.append(h)
+    return torch.stack(found).transpose(0, 1)
+
+
+def gru(
+    x: Tensor, h0: Tensor | None, wi: Tensor, wh: Tensor, bi: Tensor, bh: Tensor, after: bool,
+    keep: str = KEEP, gates: Sequence[Tensor] = (),
+) -> Tensor:  # fmt: skip
+    """All states [B, T, H] of a recurrence over x [B, T, K] from h0 [B, H], zeros where it is None: see the module's
+    text. Raises GruError for operands that do not fit, EpilogueError for a text outside the language."""
+    check_gru(x, h0, wi, wh, bi, bh, keep, gates)
+    return gru_torch(x, h0, wi, wh, bi, bh, after, keep, gates)
