@@ -1,0 +1,64 @@
+"""Every spelling of GRU and AUGRU, by torch.export and by both exporters: one operator, and the same numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from spellings.export import BATCH, run_onnx, to_onnx, to_program
+from spellings.recurrent import NEAR_MISSES, SPELLINGS, Case
+
+import recopt
+from recopt.hosts.base import Node
+
+EXPORTERS = [
+    pytest.param(exporter, name, id=f"{exporter}-{name}", marks=[pytest.mark.slow] if exporter == "dynamo" else [])
+    for name in SPELLINGS
+    for exporter in ("torchscript", "dynamo")
+]
+
+
+def is_fused(node: Node) -> bool:
+    return node.op in ("recopt.gru.default", "recopt.augru.default", "GRU") or node.op.startswith("recopt::Gru")
+
+
+def check_fused(case: Case, result: recopt.Optimized) -> None:
+    """As many operators as the case says, and nothing of a step beside them."""
+    ops = [n.op for n in result.host.nodes]
+    assert sum(map(is_fused, result.host.nodes)) == case.fused, (ops, [str(r) for r in result.report.refusals])
+    assert not {"aten.sigmoid.default", "aten.tanh.default", "Sigmoid", "Tanh"} & set(ops[5:]), ops
+    assert not result.report.undone
+
+
+def check_numbers(case: Case, run: Callable[..., Any]) -> None:
+    module = case.module()
+    for batch in (1, 3, 7):
+        args = case.args(batch)
+        with torch.no_grad():
+            expected, found = module(*args), run(*args)
+        expected, found = ((v if isinstance(v, (tuple, list)) else (v,)) for v in (expected, found))
+        for e, f in zip(expected, found, strict=True):
+            torch.testing.assert_close(torch.as_tensor(np.asarray(f)), e)
+
+
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_torch(name: str) -> None:
+    case = SPELLINGS[name]
+    result = recopt.optimize(to_program(case.module(), case.args(BATCH)), target="cpu")
+    check_fused(case, result)
+    check_numbers(case, result)
+
+
+@pytest.mark.parametrize("name", NEAR_MISSES)
+def test_near_misses(name: str) -> None:
+    case = NEAR_MISSES[name]
+    result = recopt.optimize(to_program(case.module(), case.args(BATCH)), target="cpu")
+    check_numbers(case, result)
+    assert not any(is_fused(n) for n in result.host.nodes)
+    assert not result.report.undone
+    reasons = [r.reason for r in result.report.refusals if r.pattern == "gru"]
+    assert not case.reason or any(case.reason in reason for reason in reasons), reasons
