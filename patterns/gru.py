@@ -23,7 +23,7 @@ from recopt.gates import SIGMOID, Cell, Weighed, cell_of
 from recopt.hosts.base import Array, Node, Value
 from recopt.ir import sizes, tensor
 from recopt.ir.tensor import Tensor
-from recopt.ir.term import Atom, Axis, Guard, Leaf, Mono, Poly, Read, TooLarge, coord, substitute
+from recopt.ir.term import Atom, Axis, Guard, Leaf, Mono, Poly, Read, TooLarge, add, coord, substitute
 from recopt.lift.base import Lifted
 from recopt.match import Match, No, dead_after
 from recopt.operands import stored_as
@@ -223,18 +223,12 @@ def _turned(held: Tensor, expected: Tensor) -> tuple[Step, ...] | None:
 def _inputs(place: Place, cell: Cell, position: Axis) -> tuple[View, Array]:
     """The sequence of inputs [B, T, K], and the weights [3H, K] on it."""
     gates: tuple[Weighed, ...] = (cell.reset, cell.update, cell.candidate)
-    pieces = list(dict.fromkeys((x, k) for g in gates for x, k, _ in g.inputs))
+    pieces = _pieces(gates)
     if not 0 < len(pieces) <= MAX_PIECES:
         raise No("a step weighs {} inputs", len(pieces))
     refused: No | None = None
     for order in permutations(pieces):
-        parts = [Tensor(((k,),), x) for x, k in order]
-        whole = tensor.concat(parts, 0)
-        rows = []
-        for g in gates:
-            known = {(x, k): w for x, k, w in g.inputs}
-            height = len(g.bias)
-            rows.append(np.concatenate([known.get(p, np.zeros((height, int(p[1].size)))) for p in order], axis=1))
+        whole = tensor.concat([Tensor(((k,),), x) for x, k, _ in order], 0)
         try:
             view = place.view(whole.body, [(position,), whole.dims[0]], "the inputs")
         except No as why:
@@ -242,6 +236,21 @@ def _inputs(place: Place, cell: Cell, position: Axis) -> tuple[View, Array]:
             continue
         if view.shape[1] != position.size or whole.body.axes_read.isdisjoint(place.rows[0]):
             raise No("the inputs do not vary along the batch and the sequence")
-        return view, np.concatenate(rows)
+        return view, np.concatenate([w for _, _, w in order], axis=1)
     assert refused is not None
     raise refused
+
+
+def _pieces(gates: Sequence[Weighed]) -> list[tuple[Poly, Axis, Array]]:
+    """What the gates weigh, each over an axis and with the weights [3H, K]; terms under one weight are added up."""
+    pieces: list[tuple[Poly, Axis, Array]] = []
+    for x, k in dict.fromkeys((x, k) for g in gates for x, k, _ in g.inputs):
+        known = [{(y, a): w for y, a, w in g.inputs}.get((x, k)) for g in gates]
+        rows = [np.zeros((len(g.bias), int(k.size))) if w is None else w for g, w in zip(gates, known, strict=True)]
+        weights = np.concatenate(rows)
+        same = next((n for n, (_, a, w) in enumerate(pieces) if a == k and np.array_equal(w, weights)), None)
+        if same is None:
+            pieces.append((x, k, weights))
+        else:
+            pieces[same] = (add(pieces[same][0], x), k, weights)
+    return pieces
