@@ -23,12 +23,12 @@ from recopt.gates import SIGMOID, Cell, Weighed, cell_of
 from recopt.hosts.base import Array, Node, Value
 from recopt.ir import sizes, tensor
 from recopt.ir.tensor import Tensor
-from recopt.ir.term import Atom, Axis, Guard, Leaf, Mono, Poly, Read, TooLarge, add, coord, substitute
+from recopt.ir.term import Atom, Axis, Leaf, Poly, Read, TooLarge, add, coord, substitute
 from recopt.lift.base import Lifted
 from recopt.match import Match, No, dead_after
 from recopt.operands import stored_as
 from recopt.places import Place, ScoreText
-from recopt.recurrence import Chain, chain
+from recopt.recurrence import Chain, chain, is_layout
 from recopt.views import regroup
 
 name = "gru"
@@ -184,7 +184,7 @@ def _stacks(lifted: Lifted, states: Sequence[Value]) -> dict[Value, tuple[Step, 
 def _laid_out(lifted: Lifted, value: Value, states: frozenset[Value]) -> Tensor | None:
     """A value that layout makes of states, over them; None where it is anything else."""
     own = lifted.local(value)
-    if own is None or not all(_is_layout(m) for m in own.body.monos):
+    if own is None or not is_layout(own.body):
         return None
     inner: dict[Leaf, Tensor] = {}
     for leaf in own.body.leaves - states:
@@ -197,11 +197,6 @@ def _laid_out(lifted: Lifted, value: Value, states: frozenset[Value]) -> Tensor 
         return inner[atom.leaf].at(list(atom.index)) if isinstance(atom, Read) and atom.leaf in inner else None
 
     return own.with_body(substitute(own.body, {}, opened))
-
-
-def _is_layout(mono: Mono) -> bool:
-    reads = [a for a in mono.atoms if not isinstance(a, Guard)]
-    return not mono.axes and mono.coef == 1 and len(reads) == 1 and isinstance(reads[0], Read)
 
 
 def _turned(held: Tensor, expected: Tensor) -> tuple[Step, ...] | None:

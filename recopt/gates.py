@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from . import epilogue
-from .contractions import is_contraction
 from .epilogue import H
 from .hosts.base import Array, Value
 from .ir.rules import fn
@@ -42,6 +41,7 @@ from .match import No, fold, is_data
 from .recurrence import PREVIOUS
 
 SIGMOID = "sigmoid(h)"
+MAX_ADDED = 4  # values between a pre-activation and the products that it adds up
 
 
 @dataclass(frozen=True)
@@ -285,17 +285,21 @@ class _Weigher:
         return fold(self.lifted, Tensor(((self.column,),), term))
 
     def _spelled(self, inputs: Poly) -> Poly:
-        """Products that the graph holds for all positions at once, spelled out."""
+        """Products that the graph holds for all positions at once, spelled out, and what is added to them."""
 
         def inner(atom: Atom) -> Poly | None:
             if not isinstance(atom, Read) or not isinstance(atom.leaf, Value) or self.column not in atom.axes_read:
                 return None
-            if not is_contraction(self.lifted, atom.leaf):
-                return None
-            return self.lifted.definition[atom.leaf].at(list(atom.index))
+            own = self.lifted.definition.get(atom.leaf)
+            sums = own is not None and all(isinstance(a, Read) for m in own.body.monos for a in m.atoms)
+            return own.at(list(atom.index)) if own is not None and sums else None
 
-        bare = [m for m in inputs.monos if not m.axes]
-        return add_all(
-            [*(monomial(m, inputs.dtype) for m in inputs.monos if m.axes),
-             *(substitute(monomial(m, inputs.dtype), {}, inner) for m in bare)], inputs.dtype,
-        )  # fmt: skip
+        for _ in range(MAX_ADDED):
+            bare = [m for m in inputs.monos if not m.axes and is_data(self.lifted, m)]
+            if not bare:
+                break
+            spelled = [substitute(monomial(m, inputs.dtype), {}, inner) for m in bare]
+            inputs = add_all(
+                [*(monomial(m, inputs.dtype) for m in inputs.monos if m not in bare), *spelled], inputs.dtype
+            )
+        return inputs

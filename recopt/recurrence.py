@@ -149,7 +149,6 @@ def _opened(lifted: Lifted, value: Value, before: Value | None, stop: frozenset[
     """`value` over the state `before`, over constants and over what stands still while steps go by: positions of
     tensors, or the leaves in `stop`. None where it cannot be told."""
     opened: dict[Value, Tensor] = {}
-    later = lifted.order.get(before, 0) if before is not None else FAR * FAR
 
     def of(u: Value) -> Tensor | None:
         if u not in opened:
@@ -167,8 +166,7 @@ def _opened(lifted: Lifted, value: Value, before: Value | None, stop: frozenset[
             return read(PREVIOUS, atom.index, atom.dtype)
         if leaf in stop or lifted.host.is_constant(leaf) or leaf.node is None:
             return None
-        placed = before is not None and any(isinstance(p.number, int) for p in atom.index)
-        if placed and lifted.order.get(leaf, 0) < later:
+        if before is not None and _is_placed(atom, leaf) and not _follows(lifted, leaf, before):
             return _seen(lifted, atom)
         found = of(leaf)
         return None if found is None else found.at(list(atom.index))
@@ -180,10 +178,41 @@ def _opened(lifted: Lifted, value: Value, before: Value | None, stop: frozenset[
     return None if found is None else found.canonical()
 
 
+def _is_placed(atom: Read, leaf: Value) -> bool:
+    """Whether a read is at one place of several along some dimension."""
+    shape = leaf.shape or ()
+    return any(isinstance(p.number, int) and size != 1 for p, size in zip(atom.index, shape, strict=False))
+
+
+def _follows(lifted: Lifted, value: Value, before: Value) -> bool:
+    """Whether a value is computed from another."""
+    earliest = lifted.order.get(before, 0)
+    pending, seen = [value], {value}
+    while pending:
+        v = pending.pop()
+        if v is before:
+            return True
+        if v.node is not None and lifted.order.get(v, 0) > earliest:
+            fresh = [u for u in v.node.inputs if u not in seen]
+            seen.update(fresh)
+            pending += fresh
+    return False
+
+
 def _seen(lifted: Lifted, atom: Read) -> Poly | None:
-    """A read as users of its value see it, through layout."""
+    """A read of what layout moves there; sums and products that the graph holds stay as they are."""
     t = lifted.term.get(atom.leaf) if isinstance(atom.leaf, Value) else None
-    return None if t is None or t.body.atom is atom else t.at(list(atom.index))
+    return None if t is None or not is_layout(t.body) else t.at(list(atom.index))
+
+
+def is_layout(term: Poly) -> bool:
+    """Whether a term is one read, or several in their places of a concat."""
+    for mono in term.monos:
+        reads = [a for a in mono.atoms if not isinstance(a, Guard)]
+        apart = len(term.monos) == 1 or len(reads) < len(mono.atoms)
+        if mono.axes or mono.coef != 1 or len(reads) != 1 or not isinstance(reads[0], Read) or not apart:
+            return False
+    return bool(term.monos)
 
 
 # --- two steps as one

@@ -74,10 +74,7 @@ def gru_torch(
     for t in range(steps):
         r = do.sigmoid(do.addmm(ar[t], h, ur))
         z = keeps(do.addmm(az[t], h, uz), [p[t] for p in of_steps])
-        if after:
-            n = do.addcmul(an[t], r, torch.addmm(bn, h, un))
-        else:
-            n = do.addmm(an[t], do.mul(r, h), un)
+        n = do.addcmul(an[t], r, torch.addmm(bn, h, un)) if after else do.addmm(an[t], do.mul(r, h), un)
         h = torch.lerp(do.tanh(n), h, z, out=None if y is None else y[t])
         found.append(h)
     return (torch.stack(found) if y is None else y).transpose(0, 1)

@@ -28,7 +28,7 @@ def _write(host: Host, spec: Spec, target: str) -> Value:
         if isinstance(spec, Gru):
             return torch_gru.gru(host, spec, target)  # type: ignore[arg-type]  # the dialect says which host it is
         return torch_bags.embedding_bags(host, spec, target)  # type: ignore[arg-type]  # the dialect says which host it is
-    from . import onnx, onnx_attention, onnx_bags, onnx_target
+    from . import onnx, onnx_attention, onnx_bags, onnx_gru, onnx_target
 
     if isinstance(spec, Linear):
         return onnx.linear(host, spec, target)  # type: ignore[arg-type]  # the dialect says which host it is
@@ -36,6 +36,8 @@ def _write(host: Host, spec: Spec, target: str) -> Value:
         return onnx_attention.attention(host, spec, target)  # type: ignore[arg-type]  # the dialect says which host it is
     if isinstance(spec, TargetAttention):
         return onnx_target.target_attention(host, spec, target)  # type: ignore[arg-type]  # the dialect says which host it is
+    if isinstance(spec, Gru):
+        return onnx_gru.gru(host, spec, target)  # type: ignore[arg-type]  # the dialect says which host it is
     return onnx_bags.embedding_bags(host, spec, target)  # type: ignore[arg-type]  # the dialect says which host it is
 
 

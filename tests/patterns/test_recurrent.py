@@ -45,12 +45,28 @@ def check_numbers(case: Case, run: Callable[..., Any]) -> None:
             torch.testing.assert_close(torch.as_tensor(np.asarray(f)), e)
 
 
+def run_file(file: bytes, args: tuple[Any, ...]) -> list[Any]:
+    """The outputs of a file, which has those inputs alone that it reads."""
+    names = [int(i.name[1:]) for i in onnx.load_from_string(file).graph.input]
+    return run_onnx(file, tuple(args[n] for n in names))
+
+
 @pytest.mark.parametrize("name", SPELLINGS)
 def test_torch(name: str) -> None:
     case = SPELLINGS[name]
     result = recopt.optimize(to_program(case.module(), case.args(BATCH)), target="cpu")
     check_fused(case, result)
     check_numbers(case, result)
+
+
+@pytest.mark.parametrize(("exporter", "name"), EXPORTERS)
+def test_onnx(exporter: str, name: str) -> None:
+    case = SPELLINGS[name]
+    file = to_onnx(case.module(), case.args(BATCH), dynamo=exporter == "dynamo")
+    result = recopt.optimize(onnx.load_from_string(file), target="recopt")
+    check_fused(case, result)
+    optimized = result.to_proto().SerializeToString()
+    check_numbers(case, lambda *args: run_file(optimized, args))
 
 
 @pytest.mark.parametrize("name", NEAR_MISSES)
