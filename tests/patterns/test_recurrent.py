@@ -78,3 +78,23 @@ def test_near_misses(name: str) -> None:
     assert not result.report.undone
     reasons = [r.reason for r in result.report.refusals if r.pattern == "gru"]
     assert not case.reason or any(case.reason in reason for reason in reasons), reasons
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["dien", "by_length", "sequence", "first_state"])
+def test_exported_again(name: str) -> None:
+    case = SPELLINGS[name]
+    result = recopt.optimize(to_program(case.module(), case.args(BATCH)), target="cpu")
+    args = case.args(BATCH)
+    exported = torch.onnx.export(
+        result.model,
+        args,
+        dynamo=True,
+        dynamic_shapes=tuple({0: torch.export.Dim("batch")} for _ in args),
+        custom_translation_table=recopt.onnx_translations(),
+        input_names=[f"x{n}" for n in range(len(args))],
+        verbose=False,
+    )
+    assert exported is not None
+    file = exported.model_proto.SerializeToString()
+    check_numbers(case, lambda *args: run_file(file, args))
