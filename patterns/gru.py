@@ -20,6 +20,7 @@ from recopt import epilogue
 from recopt.cost import product_flops
 from recopt.fused import Gru, Reshape, Slice, Step, View
 from recopt.gates import SIGMOID, Cell, Weighed, cell_of
+from recopt.gru_layers import OP, layer_match
 from recopt.hosts.base import Array, Node, Value
 from recopt.ir import sizes, tensor
 from recopt.ir.tensor import Tensor
@@ -45,7 +46,10 @@ def roots(lifted: Lifted) -> list[Value]:
     """The last states of chains of steps, last first."""
     chains: dict[Value, Chain] = {}
     seen: set[Value] = set()
+    layers: list[Value] = []
     for node in reversed(lifted.host.nodes):
+        if node.op == OP:
+            layers.append(node.outputs[0])
         for value in node.outputs:
             found = None if value in seen else chain(lifted, value)
             if found is not None:
@@ -53,7 +57,7 @@ def roots(lifted: Lifted) -> list[Value]:
                 if len(found.states) >= MIN_STEPS:
                     chains[value] = found
     lifted.notes["chains"] = chains
-    return list(chains)
+    return sorted([*chains, *layers], key=lambda v: -lifted.order[v])
 
 
 # --- the match ---
@@ -62,6 +66,8 @@ def roots(lifted: Lifted) -> list[Value]:
 def match(lifted: Lifted, root: Value) -> Match | None:
     """The chain that ends in `root` as a fused recurrence. None where its step is no gated cell; raises No where it
     nearly is one."""
+    if root.node is not None and root.node.op == OP:
+        return layer_match(lifted, root.node)
     chains = lifted.notes.get("chains")
     assert isinstance(chains, dict)
     found = chains.get(root)

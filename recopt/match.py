@@ -42,6 +42,7 @@ class Match:
     flops: float = 0.0
     inside: frozenset[Value] = frozenset()  # leaves of the meaning that the operator computes by itself
     serves: tuple[tuple[Value, tuple[Step, ...]], ...] = ()  # what is made of the operator, where it is not just root
+    reference: Callable[[Callable[[Leaf], Array]], Array] | None = None  # what the nodes compute, where no term has it
     at: Node | None = None  # before which the operator has to stand, where that is not root's
     again: frozenset[Value] = frozenset()  # what is computed inside, and by the graph for others too
 

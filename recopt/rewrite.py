@@ -131,6 +131,8 @@ def declines(host: Host, found: Match, saved: Cost, target: str) -> str | None:
     machine = MACHINES[target]
     if isinstance(found.spec, Attention) and nodes_cost(host, found.dead).launches <= 1:
         return "is one operator already"
+    if isinstance(found.spec, Gru) and found.reference is not None:
+        return "is one operator already, as fast there" if target == "cpu" else None
     if saved.seconds(machine) < -0.5 * machine.launch:
         amounts = f"{saved.launches:+.0f} launches, {saved.bytes:+.2g} bytes, {saved.flops:+.2g} FLOPs"
         return f"does not pay on {target}: {amounts} saved"

@@ -102,7 +102,7 @@ def verify_match(lifted: Lifted, match: Match, seed: int = 0) -> Verdict:
         leaf = _Leaves(lifted, symbols, np.random.default_rng(seed), match.inside)
         for value in sorted(match.inside, key=lambda v: lifted.order.get(v, 0)):  # a chain would nest too deep
             leaf(value)
-        expected = evaluate(match.meaning, leaf, symbols)
+        expected = evaluate(match.meaning, leaf, symbols) if match.reference is None else match.reference(leaf)
         actual = _run(lifted, match, leaf, symbols)
         rtol = 4 * TOLERANCE[match.spec.dtype][0]
         scale = max(float(np.max(np.abs(expected[np.isfinite(expected)]), initial=0.0)), 1.0)
