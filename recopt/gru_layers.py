@@ -8,7 +8,6 @@ import numpy as np
 
 from .fused import Gru, Permute, Reshape, Slice, Step, View
 from .hosts.base import Array, Node, Value
-from .ir import sizes
 from .ir.term import Leaf
 from .lift.base import Lifted
 from .match import Match, No, dead_after
@@ -21,9 +20,8 @@ def layer_match(lifted: Lifted, node: Node) -> Match:
     x, start, params, biased, layers, _, training, both, batch_first = node.args
     states, last = node.outputs
     if layers != 1 or both or training:
-        raise No(
-            "a GRU of {} layers{}{}", layers, ", both directions" if both else "", ", training" if training else ""
-        )
+        kind = f"{', both directions' if both else ''}{', training' if training else ''}"
+        raise No("a GRU of {} layers{}", layers, kind)
     if not biased or x.shape is None or len(x.shape) != 3 or states.dtype is None:
         raise No("a GRU without biases, or of no known shape")
     wi, wh, bi, bh = (View(p, p.shape) for p in params)
@@ -42,7 +40,6 @@ def layer_match(lifted: Lifted, node: Node) -> Match:
         h0 = View(start, (batch, hidden), (Reshape((batch, hidden)),))
     spec = Gru(View(x, (batch, steps, x.shape[2]), turn), h0, wi, wh, bi, bh, True, "sigmoid(h)", (),
                (batch, steps, hidden), states.dtype, (), states.name)  # fmt: skip
-    width = sizes.product((batch, steps, 3, hidden))
 
     def reference(array: Callable[[Leaf], Array]) -> Array:
         """What the node computes, in the order of its own operands."""
@@ -51,7 +48,7 @@ def layer_match(lifted: Lifted, node: Node) -> Match:
 
     return Match(
         "gru", states, spec, lambda: lifted.term[states], dead_after(lifted, states, [v.value for v in spec.views]),
-        frozenset((states,)), 2.0 * float(hidden) * (1.0 if not isinstance(width, int) else width),
+        frozenset((states,)),
         serves=tuple(serves), reference=reference,
     )  # fmt: skip
 

@@ -114,6 +114,8 @@ def saving(lifted: Lifted, found: Match, target: str) -> Cost:
     if isinstance(spec, Attention):  # its own products are those that are gone; scores that stay are computed twice
         twice = sum(product_flops(lifted.definition[v]) for v in found.products if v not in gone)
         return nodes_cost(lifted.host, found.dead) - attention_cost(spec, twice)
+    if isinstance(spec, Gru) and found.reference is not None:
+        return Cost()  # one operator for another
     if isinstance(spec, Gru):
         return nodes_cost(lifted.host, found.dead) + Cost(flops=found.flops) - gru_cost(spec)
     if isinstance(spec, TargetAttention):

@@ -80,6 +80,30 @@ def test_near_misses(name: str) -> None:
     assert not case.reason or any(case.reason in reason for reason in reasons), reasons
 
 
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_a_layer(batch_first: bool) -> None:
+    module = torch.nn.GRU(5, 16, batch_first=batch_first).eval()
+    x, h0 = torch.randn(6, 6, 5), torch.randn(1, 6, 16)
+    program = torch.export.export(module, (x, h0), strict=False)
+    kept = recopt.optimize(program, target="cpu")
+    assert [r.reason for r in kept.report.refusals] == ["is one operator already, as fast there"]
+    result = recopt.optimize(program, target="cuda")
+    assert [n.op for n in result.host.nodes].count("recopt.gru.default") == 1
+    assert not result.report.undone and result.report.rewrites[0].error is not None
+    with torch.no_grad():
+        for found, expected in zip(result(x, h0), module(x, h0), strict=True):
+            torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("options", [{"num_layers": 2}, {"bidirectional": True}, {"bias": False}])
+def test_layers_that_are_left_alone(options: dict[str, Any]) -> None:
+    module = torch.nn.GRU(5, 16, batch_first=True, **options).eval()
+    program = torch.export.export(module, (torch.randn(4, 6, 5),), strict=False)
+    result = recopt.optimize(program, target="cuda")
+    assert not result.report.rewrites
+    assert any("a GRU" in r.reason for r in result.report.refusals if r.pattern == "gru")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["dien", "by_length", "sequence", "first_state"])
 def test_exported_again(name: str) -> None:
