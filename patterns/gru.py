@@ -93,6 +93,9 @@ def _match(lifted: Lifted, found: Chain, cell: Cell) -> Match | None:
     def joined(arrays: Iterator[Array]) -> Array:
         return stored_as(np.concatenate(list(arrays)), dtype)
 
+    # in torch the last of all states is a view of them
+    last = lifted.host.dialect == "onnx" and [v for v, _ in served] == [found.states[-1]]
+    shape = (row.size, column.size) if last else (row.size, found.position.size, column.size)
     spec = Gru(
         x,
         _start(place, found, row, column),
@@ -103,10 +106,11 @@ def _match(lifted: Lifted, found: Chain, cell: Cell) -> Match | None:
         cell.after,
         keep,
         tuple(printer.operands),
-        (row.size, found.position.size, column.size),
+        shape,
         dtype,
         (),
         found.states[-1].name,
+        last,
     )
     dead = dead_after(lifted, found.states[-1], [v.value for v in spec.views], [*found.states, *others])
     inside = [v for node in dead for v in node.outputs if v in lifted.definition]
@@ -115,12 +119,12 @@ def _match(lifted: Lifted, found: Chain, cell: Cell) -> Match | None:
         name,
         found.states[-1],
         spec,
-        lambda: _sequence(lifted, found.states),
+        lambda: _leaf(found.states[-1]) if last else _sequence(lifted, found.states),
         dead,
         frozenset(found.states),
         flops,
         frozenset((*inside, *found.states)),
-        serves=tuple(served),
+        serves=((found.states[-1], ()),) if last else tuple(served),
         at=first.node,
     )
 

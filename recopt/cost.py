@@ -158,8 +158,8 @@ def gru_cost(spec: Gru) -> Cost:
     """A fused recurrence: inputs and gates are read once, the weights in every step, the states are written. Its
     launches are those of its steps in operators of the host; one kernel has fewer."""
     width = WIDTH.get(spec.dtype, 32) / 8
-    steps, hidden = nominal(spec.shape[1]), nominal(spec.shape[2])
-    states = nominal(sizes.product(spec.shape))
+    steps, hidden = nominal(spec.x.shape[1]), nominal(spec.shape[-1])
+    states = nominal(spec.x.shape[0]) * steps * hidden
     read = nominal(sizes.product(spec.x.shape)) + nominal(sizes.product(spec.wi.shape))
     moved = read + steps * 3 * hidden**2 + 7 * states
     flops = 2.0 * 3 * states * (hidden + nominal(spec.x.shape[-1]))

@@ -245,6 +245,7 @@ class Gru:
     dtype: str
     steps: tuple[Step, ...] = ()
     name: str = "gru"
+    last: bool = False  # y is the last state alone, [B, H]: what an ONNX graph need not write out in full
 
     @property
     def views(self) -> tuple[View, ...]:

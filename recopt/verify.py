@@ -242,7 +242,7 @@ def _gru(spec: Gru, value: Callable[[View], Array]) -> Array:
         n = np.tanh(an + (r * (h @ un.T + cn) if spec.after else (r * h) @ un.T + cn))
         h = z * h + (1 - z) * n
         states.append(h)
-    return np.stack(states, axis=1)
+    return h if spec.last else np.stack(states, axis=1)
 
 
 def _bag(bag: Bag, value: Callable[[View], Array]) -> Array:

@@ -12,6 +12,7 @@ from ..fused import Gru, Permute, Reshape, Step, View
 from ..hosts.base import Array, Value
 from ..hosts.onnx import OnnxHost
 from ..hosts.types.onnx import element_code, numpy_dtype
+from ..ir import sizes
 from ..ir.sizes import Size
 from .onnx_epilogue import emit
 from .onnx_layout import apply, runtime_size, view
@@ -55,7 +56,7 @@ def _real(host: Writer, spec: Gru, gate: Value) -> Value:
 
 def _first_state(host: Writer, spec: Gru, item: Array | View) -> Value:
     """h0 as [B, H]."""
-    batch, _, hidden = spec.shape
+    batch, hidden = spec.shape[0], spec.shape[-1]
     value = _constant(host, spec, item, "h0")
     if item.shape[0] == batch:
         return value
@@ -70,7 +71,7 @@ def _first_state(host: Writer, spec: Gru, item: Array | View) -> Value:
 
 def _standard(host: Writer, spec: Gru, h0: Value | None) -> Value:
     """`GRU`, whose gates are in the order z, r, n and whose sequences are [T, B, ..]."""
-    batch, steps, hidden = spec.shape
+    batch, steps, hidden = spec.shape[0], spec.x.shape[1], spec.shape[-1]
     x = apply(host, spec.x.value, _turned(spec.x), spec.name)
 
     def stored(item: Array | View, part: str) -> Value:
@@ -90,6 +91,10 @@ def _standard(host: Writer, spec: Gru, h0: Value | None) -> Value:
     attributes = {"hidden_size": hidden, "linear_before_reset": int(spec.after)}
     shape: tuple[Size, ...] = (steps, 1, batch, hidden)
     y = host.call("GRU", operands, attributes, name=spec.name, shape=shape, dtype=spec.dtype)
+    if spec.last:
+        at = host.share_constant(np.asarray(-1, np.int64), name=f"{spec.name}_last")
+        end = host.call("Gather", [y, at], {"axis": 0}, name=spec.name, shape=shape[1:], dtype=spec.dtype)
+        return apply(host, end, (Reshape(spec.shape),), spec.name)
     return apply(host, y, (Permute((2, 0, 1, 3)), Reshape((batch, steps, hidden))), spec.name)
 
 
@@ -109,7 +114,7 @@ def _steps(
     host: Writer | OnnxHost, spec: Gru, x: Value, h0: Value | None, weights: Sequence[Value], gates: Sequence[Value]
 ) -> Value:
     """All states, of x [B, T, K], weights r, z, n of each part and gates that broadcast to [B, T]."""
-    batch, steps, hidden = spec.shape
+    batch, steps, hidden = spec.shape[0], spec.x.shape[1], spec.shape[-1]
     assert isinstance(steps, int)
     wi, wh, bi, bh = (weights[n : n + 3] for n in range(0, 12, 3))
 
@@ -127,10 +132,12 @@ def _steps(
         return host.call("Gather", [value, index], {"axis": 1}, name=spec.name, shape=shape, dtype=value.dtype)
 
     whole: tuple[Size, ...] = (batch, steps, hidden)
+    flat = apply(host, x, (Reshape((sizes.product((batch, steps)), spec.x.shape[2])),), spec.name)
     inputs = []
     for gate, (w, b, c) in enumerate(zip(wi, bi, bh, strict=True)):
         offset = b if spec.after and gate == 2 else call("Add", [b, c], (hidden,))
-        inputs.append(call("Add", [call("MatMul", [x, w], whole), offset], whole))
+        product = call("Gemm", [flat, w, offset], (sizes.product((batch, steps)), hidden))
+        inputs.append(apply(host, product, (Reshape(whole),), spec.name))
     h, states = h0, []
     for t in range(steps):
         r, z, n = (at(value, t, (batch, hidden)) for value in inputs)
@@ -146,7 +153,11 @@ def _steps(
         n = call("Tanh", [n])
         kept = call("Mul", [z, n if h is None else call("Sub", [h, n])])
         h = call("Sub" if h is None else "Add", [n, kept])
-        states.append(apply(host, h, (Reshape((batch, 1, hidden)),), spec.name))
+        if not spec.last:
+            states.append(apply(host, h, (Reshape((batch, 1, hidden)),), spec.name))
+    if spec.last:
+        assert h is not None
+        return h
     return call("Concat", states, whole, axis=1)
 
 
@@ -156,7 +167,7 @@ def _function(
     """One node `recopt::Gru_*`; its function is shared by all of its length, gates and dtypes."""
     operands = [x, *([] if h0 is None else [h0]), *weights, *gates]
     wide = [g.shape[1] != 1 for g in spec.gates]
-    text = repr((spec.keep, spec.after, spec.shape[1], h0 is None, wide, [v.dtype for v in operands]))
+    text = repr((spec.keep, spec.after, spec.x.shape[1], spec.last, h0 is None, wide, [v.dtype for v in operands]))
     name = f"Gru_{hashlib.sha1(text.encode()).hexdigest()[:8]}"
 
     def body(inner: OnnxHost, values: list[Value]) -> Value:
