@@ -1,5 +1,5 @@
-"""Fused recurrences as ONNX nodes: the standard GRU where no gate is added, else steps one after the other with the
-products of their inputs made at once; for `recopt` one node around these."""
+"""Fused recurrences as ONNX nodes: the standard GRU where no gate is added, else steps one after the other; for
+`recopt` one node around these."""
 
 from __future__ import annotations
 
@@ -23,21 +23,30 @@ STANDARD = {"float32", "float64"}  # what ONNX Runtime's GRU takes
 
 def gru(host: Writer, spec: Gru, target: str) -> Value:
     """Append the nodes of `spec` at the host's insertion point and return its value. Raises LowerError."""
-    h0 = None if spec.h0 is None else _first_state(host, spec, spec.h0)
     if spec.plain and spec.dtype in STANDARD:
+        h0 = None if spec.h0 is None else _first_state(host, spec, spec.h0)
         return apply(host, _standard(host, spec, h0), spec.steps, spec.name)
+    hidden = spec.shape[-1]
+    h0 = _first_state(host, spec, np.zeros((1, int(hidden))) if spec.h0 is None else spec.h0)
     x = view(host, spec.x, spec.name)
-    parts = {"wi": 1, "wh": 1, "bi": 0, "bh": 0}  # matrices as MatMul takes them, [K, H] a gate
-    weights = [_constant(host, spec, w, f"{n}{g}") for n in parts for g, w in enumerate(_gates(spec, n))]
+    weights = [_constant(host, spec, w, f"w{n}") for n, w in enumerate(_weights(spec))]
     gates = [_real(host, spec, _constant(host, spec, g, f"g{n}")) for n, g in enumerate(spec.gates)]
     write = _function if target == "recopt" else _steps
     return apply(host, write(host, spec, x, h0, weights, gates), spec.steps, spec.name)
 
 
-def _gates(spec: Gru, part: str) -> list[Array | View]:
-    item = getattr(spec, part)
-    assert isinstance(item, np.ndarray)
-    return [np.ascontiguousarray(w.T) for w in np.split(item, 3)]
+def _weights(spec: Gru) -> list[Array]:
+    """A matrix and a bias for each product of a step, matrices as MatMul takes them, [K, H]: r and z of input and state
+    side by side, and n likewise, or of each where the reset gate weighs a product."""
+    assert all(isinstance(w, np.ndarray) for w in (spec.wi, spec.wh, spec.bi, spec.bh))
+    wi, wh, bi, bh = (np.split(np.asarray(w), 3) for w in (spec.wi, spec.wh, spec.bi, spec.bh))
+    found: list[Array] = []
+    for n in range(3):
+        if n == 2 and spec.after:
+            found += [wi[n].T, bi[n], wh[n].T, bh[n]]
+        else:
+            found += [np.concatenate([wi[n], wh[n]], axis=1).T, bi[n] + bh[n]]
+    return [np.ascontiguousarray(w) for w in found]
 
 
 def _constant(host: Writer, spec: Gru, item: Array | View, part: str) -> Value:
@@ -110,70 +119,56 @@ def _turned(x: View) -> tuple[Step, ...]:
 # --- step by step
 
 
+# The products of the inputs stay in the steps: made at once they are 0.87 to 0.94 of the time at batch 1 for DIEN, and
+# 1.04 to 1.08 at 16 and 256, since a step then copies them out, and Gemm copies them again.
 def _steps(
-    host: Writer | OnnxHost, spec: Gru, x: Value, h0: Value | None, weights: Sequence[Value], gates: Sequence[Value]
+    host: Writer | OnnxHost, spec: Gru, x: Value, h0: Value, weights: Sequence[Value], gates: Sequence[Value]
 ) -> Value:
-    """All states, of x [B, T, K], weights r, z, n of each part and gates that broadcast to [B, T]."""
+    """All states, or the last, of x [B, T, K], `_weights` and gates that broadcast to [B, T]."""
     batch, steps, hidden = spec.shape[0], spec.x.shape[1], spec.shape[-1]
     assert isinstance(steps, int)
-    wi, wh, bi, bh = (weights[n : n + 3] for n in range(0, 12, 3))
 
     def call(op: str, args: Sequence[object], shape: tuple[Size, ...] = (batch, hidden), **attributes: object) -> Value:
         return host.call(op, args, attributes, name=spec.name, shape=shape, dtype=spec.dtype)
 
-    def at(value: Value, step: int, shape: tuple[Size, ...]) -> Value:
-        index = host.share_constant(np.asarray(step, np.int64), name=f"{spec.name}_t")
+    def at(value: Value, place: object, width: Size) -> Value:
+        """The elements at one place of dimension 1; a list keeps that dimension."""
+        index = host.share_constant(np.asarray(place, np.int64), name=f"{spec.name}_t")
+        shape = (batch, width)
         return host.call("Gather", [value, index], {"axis": 1}, name=spec.name, shape=shape, dtype=value.dtype)
 
-    def column(value: Value, step: int, wide: bool) -> Value:
-        """One column of a gate, [B, 1]."""
-        index = host.share_constant(np.asarray([step if wide else 0], np.int64), name=f"{spec.name}_t")
-        shape: tuple[Size, ...] = (batch, 1)
-        return host.call("Gather", [value, index], {"axis": 1}, name=spec.name, shape=shape, dtype=value.dtype)
-
-    whole: tuple[Size, ...] = (batch, steps, hidden)
-    flat = apply(host, x, (Reshape((sizes.product((batch, steps)), spec.x.shape[2])),), spec.name)
-    inputs = []
-    for gate, (w, b, c) in enumerate(zip(wi, bi, bh, strict=True)):
-        offset = b if spec.after and gate == 2 else call("Add", [b, c], (hidden,))
-        product = call("Gemm", [flat, w, offset], (sizes.product((batch, steps)), hidden))
-        inputs.append(apply(host, product, (Reshape(whole),), spec.name))
+    width = spec.x.shape[2]
+    wr, br, wz, bz, *of_new = weights
     h, states = h0, []
     for t in range(steps):
-        r, z, n = (at(value, t, (batch, hidden)) for value in inputs)
-        if h is not None:
-            r, z = (call("Gemm", [h, w, c]) for w, c in zip(wh[:2], (r, z), strict=True))
-        r = call("Sigmoid", [r])
-        now = [column(g, t, s.shape[1] != 1) for g, s in zip(gates, spec.gates, strict=True)]
-        z = emit(host, spec.keep, z, now, spec.name)
+        now = at(x, t, width)
+        both = call("Concat", [now, h], (batch, sizes.add(width, hidden)), axis=1)
+        columns = [at(g, [t if s.shape[1] != 1 else 0], 1) for g, s in zip(gates, spec.gates, strict=True)]
+        r = call("Sigmoid", [call("Gemm", [both, wr, br])])
+        z = emit(host, spec.keep, call("Gemm", [both, wz, bz]), columns, spec.name)
         if spec.after:
-            n = call("Add", [n, call("Mul", [r, bh[2] if h is None else call("Gemm", [h, wh[2], bh[2]])])])
-        elif h is not None:
-            n = call("Gemm", [call("Mul", [r, h]), wh[2], n])
+            wn, bn, un, cn = of_new
+            n = call("Add", [call("Gemm", [now, wn, bn]), call("Mul", [r, call("Gemm", [h, un, cn])])])
+        else:
+            reset = call("Mul", [r, h])
+            n = call("Gemm", [call("Concat", [now, reset], (batch, sizes.add(width, hidden)), axis=1), *of_new])
         n = call("Tanh", [n])
-        kept = call("Mul", [z, n if h is None else call("Sub", [h, n])])
-        h = call("Sub" if h is None else "Add", [n, kept])
+        h = call("Add", [n, call("Mul", [z, call("Sub", [h, n])])])
         if not spec.last:
             states.append(apply(host, h, (Reshape((batch, 1, hidden)),), spec.name))
-    if spec.last:
-        assert h is not None
-        return h
-    return call("Concat", states, whole, axis=1)
+    return h if spec.last else call("Concat", states, (batch, steps, hidden), axis=1)
 
 
-def _function(
-    host: Writer, spec: Gru, x: Value, h0: Value | None, weights: Sequence[Value], gates: Sequence[Value]
-) -> Value:
+def _function(host: Writer, spec: Gru, x: Value, h0: Value, weights: Sequence[Value], gates: Sequence[Value]) -> Value:
     """One node `recopt::Gru_*`; its function is shared by all of its length, gates and dtypes."""
-    operands = [x, *([] if h0 is None else [h0]), *weights, *gates]
+    operands = [x, h0, *weights, *gates]
     wide = [g.shape[1] != 1 for g in spec.gates]
-    text = repr((spec.keep, spec.after, spec.x.shape[1], spec.last, h0 is None, wide, [v.dtype for v in operands]))
+    text = repr((spec.keep, spec.after, spec.x.shape[1], spec.last, wide, [v.dtype for v in operands]))
     name = f"Gru_{hashlib.sha1(text.encode()).hexdigest()[:8]}"
 
     def body(inner: OnnxHost, values: list[Value]) -> Value:
-        x, *rest = values
-        first = rest.pop(0) if h0 is not None else None
-        return _steps(inner, spec, x, first, rest[:12], rest[12:])
+        x, h0, *rest = values
+        return _steps(inner, spec, x, h0, rest[: len(weights)], rest[len(weights) :])
 
     op = host.define(name, [v.dtype or spec.dtype for v in operands], body, ["keep"])
     return host.call(op, operands, {"keep": spec.keep}, name=spec.name, shape=spec.shape, dtype=spec.dtype)

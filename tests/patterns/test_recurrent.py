@@ -69,6 +69,31 @@ def test_onnx(exporter: str, name: str) -> None:
     check_numbers(case, lambda *args: run_file(optimized, args))
 
 
+@pytest.mark.parametrize("target", ["portable", "ort-cpu"])
+@pytest.mark.parametrize("name", ["joined", "chunked", "first_state", "sequence", "in_the_middle"])
+def test_the_standard_operator(name: str, target: str) -> None:
+    case = SPELLINGS[name]
+    file = to_onnx(case.module(), case.args(BATCH), dynamo=False)
+    result = recopt.optimize(onnx.load_from_string(file), target=target)
+    assert [n.op for n in result.host.nodes].count("GRU") == 1
+    optimized = result.to_proto()
+    onnx.checker.check_model(optimized, full_check=True)
+    check_numbers(case, lambda *args: run_file(optimized.SerializeToString(), args))
+
+
+@pytest.mark.parametrize("target", ["portable", "ort-cpu"])
+@pytest.mark.parametrize("name", ["by_length", "dien_masked"])
+def test_gates_in_standard_operators(name: str, target: str) -> None:
+    """Written step by step, where that is shorter than what it replaces."""
+    case = SPELLINGS[name]
+    file = to_onnx(case.module(), case.args(BATCH), dynamo=False)
+    result = recopt.optimize(onnx.load_from_string(file), target=target)
+    made = result.report.counts().get("gru", 0)
+    reasons = [r.reason for r in result.report.refusals if r.pattern == "gru"]
+    assert made == 1 or any("as short as" in reason for reason in reasons)
+    check_numbers(case, lambda *args: run_file(result.to_proto().SerializeToString(), args))
+
+
 @pytest.mark.parametrize("name", NEAR_MISSES)
 def test_near_misses(name: str) -> None:
     case = NEAR_MISSES[name]
