@@ -119,7 +119,7 @@ def _match(lifted: Lifted, found: Chain, cell: Cell) -> Match | None:
         name,
         found.states[-1],
         spec,
-        lambda: _leaf(found.states[-1]) if last else _sequence(lifted, found.states),
+        lambda: _leaf(lifted, found.states[-1]) if last else _sequence(lifted, found.states),
         dead,
         frozenset(found.states),
         flops,
@@ -143,12 +143,12 @@ def _start(place: Place, found: Chain, row: Axis, column: Axis) -> View | None:
 
 def _sequence(lifted: Lifted, states: Sequence[Value]) -> Tensor:
     """All states, [B, T, H], as the graph has them."""
-    return tensor.stack([_leaf(v) for v in states], 1)
+    return tensor.stack([_leaf(lifted, v) for v in states], 1)
 
 
-def _leaf(value: Value) -> Tensor:
-    assert value.shape is not None and value.dtype is not None
-    return tensor.leaf(value, value.shape, value.dtype)
+def _leaf(lifted: Lifted, value: Value) -> Tensor:
+    own = lifted.term[value]
+    return tensor.leaf(value, own.shape, own.dtype)
 
 
 def _served(lifted: Lifted, found: Chain) -> tuple[list[tuple[Value, tuple[Step, ...]]], list[Value]]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from .epilogue import Pre
 from .hosts.base import Value
 from .ir.rules import FLOATS, fn
+from .ir.sizes import Size
 from .ir.tensor import Tensor
 from .ir.term import (
     Atom,
@@ -113,7 +114,7 @@ def previous(lifted: Lifted, value: Value) -> Value | None:
         if not pending:
             return None
         _, _, v = heapq.heappop(pending)
-        if flags[v] == 3 and v is not value and v.shape == value.shape and v.dtype == value.dtype:
+        if flags[v] == 3 and v is not value and _shape(lifted, v) == _shape(lifted, value) and v.dtype == value.dtype:
             return v
         own = lifted.local(v) if v.node is not None else None
         if own is None:
@@ -127,9 +128,15 @@ def previous(lifted: Lifted, value: Value) -> Value | None:
     return None
 
 
+def _shape(lifted: Lifted, value: Value) -> tuple[Size, ...] | None:
+    """The shape as far as terms show: exporters give every step sizes of its own."""
+    t = lifted.term.get(value)
+    return None if t is None else t.shape
+
+
 def _blends(lifted: Lifted, value: Value) -> bool:
     """Whether a value adds up products of data, or chooses between two values: a cheap sign of a gate."""
-    if value.dtype not in FLOATS or value.shape is None or len(value.shape) != 2 or value.node is None:
+    if value.dtype not in FLOATS or value.node is None or len(_shape(lifted, value) or ()) != 2:
         return False
     own = lifted.local(value)
     if own is None or any(m.axes for m in own.body.monos):
@@ -166,7 +173,7 @@ def _opened(lifted: Lifted, value: Value, before: Value | None, stop: frozenset[
             return read(PREVIOUS, atom.index, atom.dtype)
         if leaf in stop or lifted.host.is_constant(leaf) or leaf.node is None:
             return None
-        if before is not None and _is_placed(atom, leaf) and not _follows(lifted, leaf, before):
+        if before is not None and _is_placed(lifted, atom, leaf) and not _follows(lifted, leaf, before):
             return _seen(lifted, atom)
         found = of(leaf)
         return None if found is None else found.at(list(atom.index))
@@ -178,9 +185,9 @@ def _opened(lifted: Lifted, value: Value, before: Value | None, stop: frozenset[
     return None if found is None else found.canonical()
 
 
-def _is_placed(atom: Read, leaf: Value) -> bool:
+def _is_placed(lifted: Lifted, atom: Read, leaf: Value) -> bool:
     """Whether a read is at one place of several along some dimension."""
-    shape = leaf.shape or ()
+    shape = _shape(lifted, leaf) or ()
     return any(isinstance(p.number, int) and size != 1 for p, size in zip(atom.index, shape, strict=False))
 
 
