@@ -5,7 +5,8 @@
 
 Requests rotate through more memory than the L2 holds. Gathered bytes count every row that an id names, unique bytes
 each row of a table once; ids and the result are in both. FBGEMM (fbgemm_gpu's inference TBE, without its check of ids)
-and ONNX Runtime take part where they can be imported. Ours checks its ids.
+and ONNX Runtime take part where they can be imported. Ours checks its ids, and its layout holds the hint that
+``hinted`` finds in the first request of a class; "no hint" is without.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import torch
 from timing import copies, device_times, host_times
 from torch import Tensor
 
-from recopt.kernels.embedding_bags import bytes_moved, embedding_bags
+from recopt.kernels.embedding_bags import bytes_moved, embedding_bags, hinted
 
 
 class Workload(NamedTuple):
@@ -192,6 +193,15 @@ def quantise(table: Tensor) -> tuple[Tensor, Tensor]:
     return q, torch.cat([scale, low], 1)
 
 
+def operands(w: Workload, stored: str, tables: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor], str]:
+    """Tables stored as fp32, fp16 or int8, the scales of the last, and the layout of the workload on them."""
+    if stored == "int8":
+        pairs = [quantise(t) for t in tables]
+        text = layout(w).replace("sum t", "sum q8 t").replace("row t", "row q8 t")
+        return [q for q, _ in pairs], [s for _, s in pairs], text
+    return [t.half() if stored == "fp16" else t for t in tables], [], layout(w)
+
+
 def ours(text: str, tables: Sequence[Tensor], scales: Sequence[Tensor], ids: Tensor) -> Tensor:
     """recopt::embedding_bags."""
     return embedding_bags(tables, [ids], [], [], [], scales, text)
@@ -260,14 +270,17 @@ def on_cpu(name: str, w: Workload) -> dict[str, Any]:
 def on_gpu(name: str, w: Workload, kinds: Sequence[str], with_inductor: bool, bandwidth: float) -> list[dict[str, Any]]:
     """Device and wall times of every peer on every class of ids."""
     tables = make_tables(w, "cuda")
-    peer, text, rows = fbgemm(w), layout(w), []
+    peer, plain, rows = fbgemm(w), layout(w), []
     alike = len(set(w.tables)) == 1
     many = len(w.tables) > 200
     for kind in kinds:
         length = w.tables[0][2]
         fetched = w.batch * sum(dim * length for _, dim, length in w.tables) * 4
         requests = [make_ids(w, kind, "cuda", seed) for seed in range(3 if many else copies(fetched, 24))]
+        text = hinted(plain, [requests[0]])
         calls: dict[str, list[Callable[[], Tensor]]] = {"ours": [partial(ours, text, tables, (), i) for i in requests]}
+        if text != plain:
+            calls["no hint"] = [partial(ours, plain, tables, (), i) for i in requests]
         if not many:
             calls["eager"] = [partial(eager, w, tables, i) for i in requests[:6]]
         if with_inductor and kind == kinds[-1]:
@@ -276,9 +289,9 @@ def on_gpu(name: str, w: Workload, kinds: Sequence[str], with_inductor: bool, ba
         if peer is not None:
             calls["fbgemm"] = [peer(i) for i in requests]
         if alike:
-            for u, warps in ((16, 2), (32, 4)) if length > 1 else ((1, 1),):
+            for u, warps in ((16, 2), (32, 4), (16, 1), (32, 8)) if length > 1 else ((1, 1), (1, 2)):
                 bind = bare_kernel(tables, w, min(u, 1 << (length - 1).bit_length()), warps)
-                calls[f"bare {u}"] = [bind(i) for i in requests]
+                calls[f"bare {u}, {warps}"] = [bind(i) for i in requests]
         want = eager(w, tables, requests[0])
         torch.testing.assert_close(calls["ours"][0](), want, rtol=1e-4, atol=1e-4)  # two sums of 150 in float32
         times = {n: device_times(c, 8) for n, c in calls.items()}
@@ -286,6 +299,9 @@ def on_gpu(name: str, w: Workload, kinds: Sequence[str], with_inductor: bool, ba
         if many:
             wall["eager"] = [waited(partial(eager, w, tables, requests[0]))]
         wall |= {f"{n} graph": [graphed(c[0])] for n, c in calls.items() if n in ("ours", "fbgemm")}
+        # What replaying and waiting cost by themselves.
+        one = torch.zeros(1, device="cuda")
+        wall["empty graph"] = [graphed(lambda one=one: one.add_(1))]
         walls = host_times(wall, 11)
         gathered = bytes_moved(text, tables, [requests[0]])
         unique = bytes_moved(text, tables, [requests[0]], unique=True)
@@ -296,9 +312,32 @@ def on_gpu(name: str, w: Workload, kinds: Sequence[str], with_inductor: bool, ba
               f" {gathered / us / 1e3:.0f} GB/s gathered, {unique / us / 1e3:.0f} unique,"
               f" {100 * unique / us / bandwidth:.0f} % of a copy")  # fmt: skip
         rows.append({
-            "workload": name, "ids": kind, "gathered_bytes": gathered, "unique_bytes": unique,
+            "workload": name, "stored": "fp32", "ids": kind, "gathered_bytes": gathered, "unique_bytes": unique,
             "device_us": {n: t._asdict() for n, t in times.items()},
             "wall_us": {n: t._asdict() for n, t in walls.items()},
+        })  # fmt: skip
+    return rows
+
+
+def on_gpu_stored(name: str, w: Workload, stored: str, kinds: Sequence[str]) -> list[dict[str, Any]]:
+    """Device times, ours and FBGEMM's, on tables of fp16 or int8."""
+    tables, scales, text = operands(w, stored, make_tables(w, "cuda"))
+    peer, rows = fbgemm(w, stored), []
+    for kind in kinds:
+        fetched = w.batch * sum(dim * length for _, dim, length in w.tables) * tables[0].element_size()
+        requests = [make_ids(w, kind, "cuda", seed) for seed in range(copies(fetched, 24))]
+        hint = hinted(text, [requests[0]])
+        calls: dict[str, list[Callable[[], Tensor]]] = {
+            "ours": [partial(ours, hint, tables, scales, i) for i in requests]
+        }
+        if peer is not None:
+            calls["fbgemm"] = [peer(i) for i in requests]
+        times = {n: device_times(c, 8) for n, c in calls.items()}
+        gathered, unique = (bytes_moved(text, tables, [requests[0]], unique=u) for u in (False, True))
+        print(f"{name:24s} {kind:8s} {stored}  device:", "  ".join(f"{n} {t.median:.2f}" for n, t in times.items()))
+        rows.append({
+            "workload": name, "stored": stored, "ids": kind, "gathered_bytes": gathered, "unique_bytes": unique,
+            "device_us": {n: t._asdict() for n, t in times.items()}, "wall_us": {},
         })  # fmt: skip
     return rows
 
@@ -336,6 +375,7 @@ def main() -> None:
     parser.add_argument("--svg", type=Path)
     parser.add_argument("--only", nargs="+", default=(), help="parts of workloads' names")
     parser.add_argument("--ids", nargs="+", default=CLASSES)
+    parser.add_argument("--stored", nargs="*", default=("fp16", "int8"), help="types besides fp32")
     parser.add_argument("--inductor", nargs="+", default=("TINY T26",), help="parts of names; it compiles for minutes")
     parser.add_argument("--budget", type=float, default=450.0, help="seconds; what is left out is told")
     args = parser.parse_args()
@@ -355,6 +395,10 @@ def main() -> None:
             kinds = args.ids if w.batch > 1 else args.ids[-1:]
             rows += on_gpu(name, w, kinds, any(part in name for part in args.inductor), bandwidth)
             torch.cuda.empty_cache()
+            for stored in args.stored:
+                if len(set(w.tables)) == 1 and len(w.tables) <= 200 and w.batch > 1:
+                    rows += on_gpu_stored(name, w, stored, kinds)
+                    torch.cuda.empty_cache()
     if args.json:
         args.json.write_text(json.dumps({"device": device, "torch": torch.__version__, "rows": rows}))
     if args.svg and args.device == "cuda":

@@ -18,22 +18,41 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from embedding import CLASSES, WORKLOADS, Workload, bare_kernel, fbgemm, layout, make_ids, make_tables, quantise
+from embedding import CLASSES, WORKLOADS, Workload, bare_kernel, fbgemm, make_ids, make_tables, operands
 from timing import copies, device_times
 from torch import Tensor
 
 from recopt.kernels.embedding_bags import bytes_moved
-from recopt.kernels.embedding_bags_config import Config
+from recopt.kernels.embedding_bags_config import Config, Staged
 from recopt.kernels.embedding_bags_launch import embedding_bags_triton
 from recopt.kernels.embedding_bags_operands import Operands
 
 TABLE = Path(__file__).parent.parent / "recopt" / "kernels" / "embedding_bags_table.py"
+HOT = {"one", "zipf 1.2"}  # the classes that embedding_bags.hinted calls so
+Shape = tuple[int, int, int, int]
 SHAPES = ("32x500Kx128 L150 B2048", "26x1Mx128 L1 B2048", "26x1Mx128 L1 B256", "100x100Kx32 L20 B512",
           "8x1Mx32 L80 B256")  # fmt: skip
 
 
-def candidates(w: Workload, stored: str) -> list[Config]:
-    """The configurations worth measuring: warps, values a thread, columns of a slice, ids at once."""
+def candidates(w: Workload, stored: str) -> list[Config | Staged]:
+    """The configurations worth measuring, Triton's and those in CUDA C++."""
+    return [*triton_candidates(w, stored), *staged_candidates(w, stored)]
+
+
+def staged_candidates(w: Workload, stored: str) -> list[Config | Staged]:
+    """Warps, quads of rows, bytes of a slice, programs a processor; none for single and for quantised rows."""
+    _, dim, length = w.tables[0]
+    if length == 1 or stored == "int8":
+        return []
+    ways = ((4, 2, 8), (4, 2, 4), (4, 3, 6), (4, 4, 1), (4, 5, 1), (1, 2, 16), (1, 3, 16), (2, 3, 8), (2, 6, 1))
+    if length < 100:
+        ways = ((4, 1, 8), (2, 1, 16), (1, 1, 16), (4, 2, 8), (2, 2, 8), (1, 2, 16), (1, 4, 8), (2, 4, 1), (4, 4, 1))
+    slices = (256, 512) if stored == "fp32" and dim == 128 else (256,)
+    return [Staged(*way[:2], wide, way[2], ahead) for way in ways for wide in slices for ahead in (False, True)]
+
+
+def triton_candidates(w: Workload, stored: str) -> list[Config | Staged]:
+    """Warps, values a thread, columns of a slice, ids at once."""
     _, dim, length = w.tables[0]
     first = "evict_first"
     if length == 1:
@@ -46,7 +65,7 @@ def candidates(w: Workload, stored: str) -> list[Config]:
     if stored == "fp16":
         return [Config(*s, 16, columns, n) for columns in (64, 128) for s in ((1, 32), (2, 16)) for n in (8, 16)]
     shapes = ((1, 16), (1, 32), (2, 16), (4, 16))
-    found = [Config(*s, 16, columns, n) for columns in (32, 64) for s in shapes for n in (8, 16)]
+    found: list[Config | Staged] = [Config(*s, 16, columns, n) for columns in (32, 64) for s in shapes for n in (8, 16)]
     found += [Config(*s, 16, 128, n) for s, n in (((2, 16), 2), ((4, 32), 32), ((2, 16), 16), ((2, 32), 8))]
     found += [Config(4, 16, 16, 64, 32)]
     # What registers, prefetching and hints to the L2 give beside them.
@@ -55,19 +74,13 @@ def candidates(w: Workload, stored: str) -> list[Config]:
     return [*found, *(base._replace(**lever) for lever in levers)]
 
 
-def _operands(w: Workload, stored: str, tables: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor], str]:
-    if stored == "int8":
-        pairs = [quantise(t) for t in tables]
-        text = layout(w).replace("sum t", "sum q8 t").replace("row t", "row q8 t")
-        return [q for q, _ in pairs], [s for _, s in pairs], text
-    return [t.half() if stored == "fp16" else t for t in tables], [], layout(w)
-
-
-def _compile(job: tuple[Workload, str, Config]) -> str:
+def _compile(job: tuple[Workload, str, Config | Staged]) -> str:
     w, stored, config = job
+    if isinstance(config, Staged):  # compiled where it runs
+        return ""
     small = Workload(tuple((1000, dim, length) for _, dim, length in w.tables[:1]), w.batch)
     try:
-        tables, scales, text = _operands(small, stored, make_tables(small, "cuda"))
+        tables, scales, text = operands(small, stored, make_tables(small, "cuda"))
         embedding_bags_triton(
             Operands(tables, [make_ids(small, "uniform", "cuda", 0)], [], [], [], scales), text, config
         )
@@ -109,7 +122,7 @@ def measure(
         full = make_tables(w, "cuda")
         _, dim, length = w.tables[0]
         for store in stored:
-            tables, scales, text = _operands(w, store, full)
+            tables, scales, text = operands(w, store, full)
             peer = fbgemm(w, store) if with_peers else None
             for kind in kinds:
                 if time.perf_counter() - begin > budget:
@@ -155,37 +168,64 @@ def measure(
 
 
 def write(paths: Sequence[Path]) -> None:
-    """Write the table: for each shape the least geometric mean, over the classes of ids, of time over the best time.
+    """Write the table. A shape of a later file replaces that of an earlier one, and of any that of the present table.
 
-    A shape in a later file replaces that of an earlier one.
+    For each shape the way of the least geometric mean, over classes of ids, of time over the best time: in Triton over
+    all classes; in CUDA C++, where that is faster, over the classes of each hint, and without one over all, among those
+    that are nowhere slower than the bare kernel.
     """
-    loss: dict[tuple[int, int, int, int], dict[Config, list[float]]] = {}
+    from recopt.kernels.embedding_bags_table import CHOICES, STAGED
+
+    choices, staged = dict(CHOICES), {key: dict(ways) for key, ways in STAGED.items()}
+    times: dict[Shape, dict[Config | Staged, dict[str, float]]] = {}
+    bare: dict[tuple[Shape, str], float] = {}
     for path in paths:
         data = json.loads(path.read_text())
-        here: dict[tuple[int, int, int, int], dict[Config, list[float]]] = {}
+        here: dict[Shape, dict[Config | Staged, dict[str, float]]] = {}
         for r in data["results"]:
             w = WORKLOADS[r["shape"]]
             _, dim, length = w.tables[0]
             key = ({"fp32": 4, "fp16": 2, "int8": 1}[r["stored"]], dim, length, w.batch)
-            best = min(t for t, _, _ in r["rows"])
+            if "bare" in r["peers"]:
+                bare[key, r["ids"]] = r["peers"]["bare"]
             for t, error, c in r["rows"]:
                 if error < 1e-3:
-                    here.setdefault(key, {}).setdefault(Config(*c), []).append(math.log(t / best))
-        loss |= here
-    lines = ""
-    for key, ways in loss.items():
-        most = max(map(len, ways.values()))
-        choice = min((c for c in ways if len(ways[c]) == most), key=lambda c, ways=ways: sum(ways[c]))
-        values = ", ".join(f'"{v}"' if isinstance(v, str) else str(v) for v in choice)
-        lines += f"    {key}: Config({values}),\n"
+                    way = Staged(*c) if len(c) == len(Staged._fields) else Config(*c)
+                    here.setdefault(key, {}).setdefault(way, {})[r["ids"]] = t
+        times |= here
+    for key, ways in times.items():
+        classes = set().union(*ways.values())
+        measured = {way: ts for way, ts in ways.items() if set(ts) == classes}
+        choices[key] = _fastest([w for w in measured if isinstance(w, Config)], measured, classes)
+        staged[key] = {}
+        for hint, part in (("", classes), ("hot", classes & HOT), ("cold", classes - HOT)):
+            able = [w for w, ts in measured.items() if hint or all(ts[k] <= bare.get((key, k), ts[k]) for k in classes)]
+            way = _fastest(able or list(measured), measured, part)
+            if isinstance(way, Staged):
+                staged[key][hint] = way
+    lines = "".join(f"    {key}: {_text(c)},\n" for key, c in choices.items())
+    fast = "".join(f"    {key}: {{{', '.join(f'{h!r}: {_text(c)}' for h, c in ways.items())}}},\n".replace("'", '"')
+                   for key, ways in staged.items() if ways)  # fmt: skip
     TABLE.write_text(
         '"""The fastest way for embedding bags on Hopper; data from benchmarks/tune_embedding.py."""\n\n'
-        "from .embedding_bags_config import Config\n\n"
+        "from .embedding_bags_config import Config, Staged\n\n"
         f'MEASURED = "{data["device"]}, torch {data["torch"]}"\n'
         "# Bytes a value is stored in, columns as stored, ids a bag, bags -> the least geometric mean over classes of "
         "ids.\nCHOICES: dict[tuple[int, int, int, int], Config] = {\n" + lines + "}\n"
+        "# The same shapes, where the kernel in CUDA C++ is faster in that mean, by the hint of the layout.\n"
+        "STAGED: dict[tuple[int, int, int, int], dict[str, Staged]] = {\n" + fast + "}\n"
     )
     print(TABLE.read_text())
+
+
+def _fastest(
+    ways: Sequence[Config | Staged], times: dict[Config | Staged, dict[str, float]], classes: set[str]
+) -> Config | Staged:
+    return min(ways, key=lambda way: sum(math.log(times[way][k]) for k in classes))
+
+
+def _text(c: Config | Staged) -> str:
+    return f"{type(c).__name__}({', '.join(chr(34) + v + chr(34) if isinstance(v, str) else str(v) for v in c)})"
 
 
 if __name__ == "__main__":

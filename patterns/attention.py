@@ -12,9 +12,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from recopt.epilogue import H
-from recopt.fused import Attention, Heads
+from recopt.fused import Attention, Heads, View
 from recopt.hosts.base import Value
 from recopt.ir import sizes
+from recopt.ir.rules import FLOATS
 from recopt.ir.tensor import Dim, Tensor
 from recopt.ir.term import Guard, Poly, Read, TooLarge, mul, normal_mono, substitute, sum_over, walk
 from recopt.lift.base import Lifted
@@ -85,7 +86,11 @@ def _match(lifted: Lifted, root: Value, term: Tensor, found: Average) -> Match |
     text = printer.poly(scores.outer)
     dims = (*place.rows, axes.queries, axes.columns)
     shape = tuple(sizes.product(a.size for a in d) for d in dims)
-    spec = Attention(q, k, v, text, tuple(printer.operands), found.zero, shape, term.dtype,
+    if any(isinstance(p, View) and _is_other_float(p, term.dtype) for p in printer.operands):
+        raise No("a mask of another float type than the queries'")
+    if {q.value.dtype, k.value.dtype, v.value.dtype} != {term.dtype}:
+        raise No("queries, keys and values of several float types")
+    spec = Attention(q, k, v, text, tuple(printer.operands), found.unseen, shape, term.dtype,
                      regroup(dims, term.dims), root.name, heads)  # fmt: skip
     dead = dead_after(lifted, root, [view.value for view in spec.views])
     shared = [value.name for value in found.opened if value.node not in dead]
@@ -103,10 +108,14 @@ def _match(lifted: Lifted, root: Value, term: Tensor, found: Average) -> Match |
     )
 
 
+def _is_other_float(view: View, dtype: str) -> bool:
+    return view.value.dtype in FLOATS and view.value.dtype != dtype
+
+
 def _meaning(found: Average, scores: Scores, v: Poly) -> Poly:
     """The root over what the operator reads."""
     score = substitute(scores.outer, {}, lambda a: scores.product if isinstance(a, Read) and a.leaf is H else None)
-    return sum_over(mul(softmax(score, found.along, found.zero), v), found.along)
+    return sum_over(mul(softmax(score, found.along, found.unseen), v), found.along)
 
 
 # --- operands

@@ -10,14 +10,14 @@ in the same concat come along.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from recopt.bag_factors import Factors, ends_of, factors
 from recopt.cost import nominal
 from recopt.fused import Bag, EmbeddingBags, View
-from recopt.hosts.base import Value
+from recopt.hosts.base import Array, Value
 from recopt.ir import sizes
 from recopt.ir.rules import FLOATS
 from recopt.ir.tensor import Dim, Tensor
@@ -278,10 +278,11 @@ def _bag(place: _Place, mono: Mono, columns: Sequence[Axis]) -> Bag:
 
 def _check_finite(lifted: Lifted, table: Value, found: Factors) -> None:
     """Refuse a table whose rows are no numbers where the operator does not read them: 0 * inf is not 0."""
-    rows = lifted.host.constant(table)
     if found.lengths is None and found.pad is not None:
-        rows = rows[found.pad : found.pad + 1]
-    if not math.isfinite(rows.sum(dtype="float64")):  # a sum needs no second table in memory
+        blocks: Iterable[Array] = [lifted.host.constant(table)[found.pad : found.pad + 1]]
+    else:
+        blocks = lifted.host.blocks(table)
+    if not all(math.isfinite(rows.sum(dtype="float64")) for rows in blocks):  # a sum needs no second table in memory
         raise No("{} holds values that are not finite, which a mask does not hide", table.name)
 
 

@@ -105,7 +105,7 @@ def _weighted(lifted: Lifted, term: Tensor) -> Iterator[tuple[Poly, Poly, Axis, 
     except (No, TooLarge):
         softmax = None
     if softmax is not None:
-        if len(softmax.along) == 1 and softmax.coef == 1 and not softmax.zero:
+        if len(softmax.along) == 1 and softmax.coef == 1 and softmax.unseen == "nan":
             yield softmax.score, normal_mono(1, softmax.rest, term.dtype), softmax.along[0], True
         return
     if len(term.body.monos) != 1 or len(term.body.monos[0].axes) != 1:
@@ -144,6 +144,8 @@ def _match(
     values = place.view(v, [(along,), columns], "the values")
     if any(a not in found.q.axes_read for dim in rows for a in dim):
         raise No("the target is shared along an axis")
+    if {q.value.dtype, k.value.dtype, values.value.dtype} != {term.dtype}:
+        raise No("target, history and values of several float types")
     printer = ScoreText(place, [(along,)])
     texts = [layer.epilogue for layer in found.layers] + [printer.poly(found.outer)]
     params = [p for layer in found.layers for p in layer.params] + printer.operands
@@ -175,8 +177,7 @@ def _network(lifted: Lifted, weights: Poly, along: Axis) -> _Network | None:
         return None
     (score,) = reads
     assert isinstance(score.leaf, Value)
-    place = [n for n, p in enumerate(score.index) if along in p.axes_read]
-    if len(place) != 1 or score.index[place[0]] is not coord(along) or lifted.term[score.leaf].shape[-1] != 1:
+    if lifted.term[score.leaf].shape[-1] != 1 or along in score.index[-1].axes_read:
         return None
     layers: list[Linear] = []
     value = score.leaf
@@ -235,11 +236,14 @@ _First = tuple[Poly, Poly, Axis, tuple[Array | None, Array | None, Array | None]
 
 def _first(lifted: Lifted, x: Value, rows: Sequence[Poly], along: Axis, layer: Linear) -> _First | None:
     """The target, the items and the weights on q, k and q * k, where x is pieces of these side by side."""
-    own = lifted.local(x)
-    if own is None or len(own.dims) != len(rows) + 1 or not isinstance(own.shape[-1], int):
+    width = lifted.term[x].shape[-1]
+    if len(lifted.term[x].dims) != len(rows) + 1 or not isinstance(width, int):
         return None
-    column = axis(own.shape[-1])
-    body = _grounded(lifted, own.at([*rows, coord(column)]), along)
+    column = axis(width)
+    body = _joined(lifted, read(x, [*rows, coord(column)], layer.dtype))
+    if body is None:
+        return None
+    body = _grounded(lifted, body, along)
     w = _weights(lifted, layer)
     parts: dict[tuple[bool, bool], Array] = {}
     bases: dict[bool, Poly] = {}  # by whether it varies along the history
@@ -295,6 +299,16 @@ def _piece(lifted: Lifted, mono: Mono, column: Axis) -> tuple[int, int, float, l
     if mono.axes or not (isinstance(low, int) and isinstance(high, int) and isinstance(mono.coef, (int, float))):
         return None
     return low, high, float(mono.coef), atoms
+
+
+def _joined(lifted: Lifted, term: Poly) -> Poly | None:
+    """What a read reads, with layout seen through: the pieces of the concat at its end."""
+    while isinstance(term.atom, Read) and isinstance(term.atom.leaf, Value):
+        own = lifted.local(term.atom.leaf)
+        if own is None:
+            return None
+        term = own.at(list(term.atom.index))
+    return term
 
 
 def _grounded(lifted: Lifted, term: Poly, along: Axis) -> Poly:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -69,6 +68,13 @@ class Optimized:
         """The rewritten model: a torch.fx.GraphModule, or an onnx_ir.Model."""
         return self.host.native()
 
+    @property
+    def files(self) -> frozenset[Path]:
+        """The files that the original's weights lie in, other than the model's own: they must stay."""
+        self.host  # noqa: B018 - captures the model
+        assert self._before is not None
+        return self._before.files()
+
     @cached_property
     def _executable(self) -> Any:
         return self.model if self.host.dialect == "aten" else self.host.executable()
@@ -88,17 +94,16 @@ class Optimized:
 
     def save(self, path: str | os.PathLike[str], force: bool = True) -> None:
         """Write the model to `path`: `.onnx` (with its external data beside it, where it has any), or `.pt2`.
-        Raises OptionError for another suffix, an existing file without `force`. Nothing half-written is left."""
+        Raises OptionError for another suffix, an existing file without `force`, and where the external data would
+        replace the file that the original's weights lie in, unless `path` is the original. Nothing half-written is
+        left."""
         target = Path(path)
         wanted = ".onnx" if self.host.dialect == "onnx" else ".pt2"
         if target.suffix != wanted:
             raise OptionError(f"{target}: this model is saved as {wanted}")
         if target.exists() and not force:
             raise OptionError(f"{target}: exists already")
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
-            self.host.save(Path(folder) / target.name)
-            for file in sorted(Path(folder).iterdir(), key=lambda f: f.name == target.name):  # the model last
-                file.replace(target.parent / file.name)
+        self.host.save(target)
 
     def diff(self) -> str:
         """What was removed, added and rewired, as text, grouped by rewrite."""

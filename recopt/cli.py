@@ -13,7 +13,7 @@ import sys
 import tempfile
 import traceback
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from contextlib import ExitStack, contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -129,8 +129,7 @@ def optimize(
     passes = _passes(only or [], skip or [])
     with _progress(f"optimizing {model.name}"):
         result = recopt.optimize(model, target=target, passes=passes, verify=verify.value, tolerance=tolerance)
-    with _progress(f"writing {output.name}"), ExitStack() as stack:
-        places = [stack.enter_context(_staged(path, force)) for path in files]
+    with _progress(f"writing {output.name}"), _staged(files, force, result.files) as places:
         result.save(places[0])
         if report is not None:
             places[1].write_text(result.report.to_json() + "\n", encoding="utf-8")
@@ -266,20 +265,31 @@ def _check_output(path: Path, taken: Sequence[Path], force: bool) -> None:
 
 
 @contextmanager
-def _staged(path: Path, force: bool) -> Iterator[Path]:
-    """A place beside `path`, of the same name: what is written there moves to `path` when the block ends well."""
+def _staged(paths: Sequence[Path], force: bool, kept: Set[Path]) -> Iterator[list[Path]]:
+    """A place beside each of `paths`, of the same name: when the block ends well, what is written there moves to them,
+    all of it or nothing. `kept` are files that nothing may overwrite."""
+    path = paths[0]
     try:
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-            yield Path(folder) / path.name
-            # The model goes last: until then nobody reads the external data that it names.
-            written = sorted(Path(folder).iterdir(), key=lambda file: file.name == path.name)
-            # External data that exists beside no model of this name may be another's, whatever --force says.
-            replaceable = force and path.exists()
-            for file in written:
-                if (path.parent / file.name).exists() and not replaceable:
-                    raise OptionError(f"{path.parent / file.name}: exists, and would be overwritten")
-            for file in written:
-                file.replace(path.parent / file.name)
+        with ExitStack() as stack:
+            places = []
+            for path in paths:
+                folder = tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent)
+                places.append(Path(stack.enter_context(folder)) / path.name)
+            yield places
+            moves = []
+            for path, place in zip(paths, places, strict=True):
+                # External data that exists beside no model of this name may be another's, whatever --force says.
+                replaceable = force and path.exists()
+                for file in place.parent.iterdir():
+                    target = path.parent / file.name
+                    if target.resolve() in kept:
+                        raise OptionError(f"{target}: the original's weights lie there")
+                    if target.exists() and not replaceable:
+                        raise OptionError(f"{target}: exists, and would be overwritten")
+                    moves.append((file, target))
+            # The models go last: until then nobody reads the external data that they name.
+            for file, path in sorted(moves, key=lambda move: move[1] in paths):
+                file.replace(path)
     except OSError as error:
         raise WriteError(f"{path}: {error.strerror or error}") from error
 

@@ -12,7 +12,7 @@ from functools import lru_cache
 
 import sympy
 
-from .fused import Attention, Concat, EmbeddingBags, Gru, Linear, TargetAttention, View
+from .fused import Attention, Concat, EmbeddingBags, Gru, LayerNorm, Linear, TargetAttention, View
 from .hosts.base import Host, Node, Value
 from .ir import sizes
 from .ir.rules import WIDTH
@@ -164,6 +164,13 @@ def gru_cost(spec: Gru) -> Cost:
     moved = read + steps * 3 * hidden**2 + 7 * states
     flops = 2.0 * 3 * states * (hidden + nominal(spec.x.shape[-1]))
     return Cost(width * moved, flops, 1.0 + steps * (5 if spec.plain else 9))
+
+
+def norm_cost(spec: LayerNorm) -> Cost:
+    """A layer normalisation: x is read, y is written, and x moved where its features are not last."""
+    moved = 2.0 * nominal(sizes.product(spec.shape)) * WIDTH.get(spec.dtype, 32) / 8
+    moves = _copies(spec.x) + sum(type(s).__name__ == "Permute" for s in spec.steps)
+    return Cost(moved * (1 + moves), 0.0, 1.0 + moves)
 
 
 def _copies(view: View) -> int:

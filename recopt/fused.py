@@ -174,7 +174,8 @@ class Attention:
 
     q is [rows.., S, D], k [rows.., T, D], v [rows.., T, E], size 1 along the rows that they do not vary with. `score`
     is an expression over `h` and `p0..`, the `params`, which broadcast to [rows.., S, T] (grammar:
-    kernels/epilogue.py). Where every score of a query is -inf the result is 0 if `zero`, else NaN.
+    kernels/epilogue.py). `unseen` is what becomes of a query whose scores are all -inf: "nan", as a softmax gives,
+    "zero", or "clean" where every weight that is NaN, for whatever reason, counts 0.
     """
 
     q: View
@@ -182,7 +183,7 @@ class Attention:
     v: View
     score: str
     params: tuple[Array | View, ...]
-    zero: bool
+    unseen: str
     shape: tuple[Size, ...]  # of y before `steps`
     dtype: str
     steps: tuple[Step, ...] = ()
@@ -259,7 +260,22 @@ class Gru:
         return self.keep == "sigmoid(h)"
 
 
-Spec: TypeAlias = Linear | EmbeddingBags | Attention | TargetAttention | Gru
+@dataclass(frozen=True)
+class LayerNorm:
+    """The target's own layer normalisation of x [rows.., D]: (x - mean) / sqrt(variance + eps) * g [D] + b [D], then
+    `steps`."""
+
+    x: View
+    g: Array
+    b: Array
+    eps: float
+    shape: tuple[Size, ...]  # of y before `steps`
+    dtype: str
+    steps: tuple[Step, ...] = ()
+    name: str = "layer_norm"
+
+
+Spec: TypeAlias = Linear | EmbeddingBags | Attention | TargetAttention | Gru | LayerNorm
 
 
 def reading(spec: Spec, current: Callable[[View], View]) -> Spec:
@@ -276,6 +292,8 @@ def reading(spec: Spec, current: Callable[[View], View]) -> Spec:
         q, k, v = current(spec.q), current(spec.k), current(spec.v)
         return replace(spec, q=q, k=k, v=v, params=params, heads=heads)
 
+    if isinstance(spec, LayerNorm):
+        return replace(spec, x=current(spec.x))
     if isinstance(spec, TargetAttention):
         weights, params = (
             tuple(current(p) if isinstance(p, View) else p for p in items) for items in (spec.weights, spec.params)

@@ -15,10 +15,11 @@ from .cost import (
     gru_cost,
     linear_cost,
     nodes_cost,
+    norm_cost,
     product_flops,
     target_cost,
 )
-from .fused import Attention, EmbeddingBags, Gru, Linear, Step, TargetAttention, View, reading
+from .fused import Attention, EmbeddingBags, Gru, LayerNorm, Linear, Step, TargetAttention, View, reading
 from .hosts.base import Host, Node, Value
 from .lift import lift
 from .lift.base import Lifted
@@ -118,6 +119,8 @@ def saving(lifted: Lifted, found: Match, target: str) -> Cost:
         return Cost()  # one operator for another
     if isinstance(spec, Gru):
         return nodes_cost(lifted.host, found.dead) + Cost(flops=found.flops) - gru_cost(spec)
+    if isinstance(spec, LayerNorm):
+        return nodes_cost(lifted.host, found.dead) - norm_cost(spec)
     if isinstance(spec, TargetAttention):
         gone = [v for node in found.dead for v in node.outputs if v in lifted.definition]
     before = nodes_cost(lifted.host, found.dead) + Cost(flops=sum(product_flops(lifted.definition[v]) for v in gone))
@@ -131,7 +134,10 @@ def saving(lifted: Lifted, found: Match, target: str) -> Cost:
 def declines(host: Host, found: Match, saved: Cost, target: str) -> str | None:
     """Why a match is not worth making; None where it is."""
     machine = MACHINES[target]
-    if isinstance(found.spec, Attention) and nodes_cost(host, found.dead).launches <= 1:
+    missing = lower.missing(host, found.spec)
+    if missing is not None:
+        return missing
+    if isinstance(found.spec, (Attention, LayerNorm)) and nodes_cost(host, found.dead).launches <= 1:
         return "is one operator already"
     if isinstance(found.spec, Gru) and found.reference is not None:
         return "is one operator already, as fast there" if target == "cpu" else None

@@ -109,14 +109,15 @@ def _moved_by_data(lifted: Lifted, read: Read) -> bool:
 
 @dataclass(frozen=True)
 class Average:
-    """sum over `along` of softmax(score) * coef * rest; `zero` where a softmax over nothing but -inf gives 0, not NaN;
+    """sum over `along` of softmax(score) * coef * rest; `unseen` is what a softmax over nothing but -inf gives: "nan",
+    "zero", or "clean" where every weight that is NaN counts 0;
     `opened` are the values between that were seen through."""
 
     score: Poly
     along: tuple[Axis, ...]
     rest: tuple[Atom, ...]
     coef: float
-    zero: bool
+    unseen: str
     opened: frozenset[Value]
 
 
@@ -152,10 +153,15 @@ def average(lifted: Lifted, term: Poly) -> Average | None:
         raise No("the softmax runs over another axis than the sum, or over other scores")
     # a number among them stays: with it the graph holds -10000 + 10000*m, without it nobody does
     whole_score = add(_along(score, along), number(_number(score), score.dtype))
-    for hidden in parts.hidden:
-        if not _is_nothing(hidden, (score, below, whole_score), along):
+    unseen = "nan"
+    for hidden, weights in parts.hidden:
+        if _is_nan(lifted, hidden, weights):
+            unseen = "clean"
+        elif _is_nothing(hidden, (score, below, whole_score), along):
+            unseen = "zero"
+        else:
             raise No("weights are set to 0 by {}", hidden.text)
-    return Average(whole_score, along, tuple(parts.rest), mono.coef, bool(parts.hidden), frozenset(seen))
+    return Average(whole_score, along, tuple(parts.rest), mono.coef, unseen, frozenset(seen))
 
 
 class _Parts:
@@ -165,7 +171,7 @@ class _Parts:
         self.lifted = lifted
         self.exponents: list[Poly] = []
         self.totals: list[Mono] = []
-        self.hidden: list[Poly] = []
+        self.hidden: list[tuple[Poly, Poly]] = []  # conditions, and the weights that they set to 0
         self.rest: list[Atom] = []
 
     def add(self, atom: Atom) -> None:
@@ -176,7 +182,7 @@ class _Parts:
         elif isinstance(atom, Fn) and atom.name == "reciprocal" and (sums := _sum_of_exps(atom.args[0])) is not None:
             self.totals.append(sums)
         elif isinstance(atom, Fn) and atom.name == "where" and atom.args[1].number == 0 and _is_weight(atom.args[2]):
-            self.hidden.append(atom.args[0])
+            self.hidden.append((atom.args[0], atom.args[2]))
             for inner in atom.args[2].monos[0].atoms:
                 self.add(inner)
         else:
@@ -219,17 +225,27 @@ def _is_nothing(condition: Poly, scores: Sequence[Poly], along: Sequence[Axis]) 
     return any(condition is reduce("all", along, fn("eq", [s, number(-math.inf, s.dtype)], "bool")) for s in scores)
 
 
+def _is_nan(lifted: Lifted, condition: Poly, weights: Poly) -> bool:
+    """Whether a condition says that the weights are NaN."""
+    atom = condition.atom
+    if isinstance(atom, Read) and isinstance(atom.leaf, Value) and atom.leaf in lifted.definition:
+        atom = _open(lifted, lifted.definition[atom.leaf].at(list(atom.index)), set()).atom
+    return isinstance(atom, Fn) and atom.name == "isnan" and atom.args[0] is weights
+
+
 def _only(term: Poly) -> Atom:
     assert term.atom is not None
     return term.atom
 
 
-def softmax(score: Poly, along: Sequence[Axis], zero: bool) -> Poly:
-    """The weights of scores; where every one along the axes is -inf they are 0 if `zero`."""
+def softmax(score: Poly, along: Sequence[Axis], unseen: str) -> Poly:
+    """The weights of scores, with what `unseen` says of those that are all -inf."""
     exponential = fn("exp", [score], score.dtype)
     weights = mul(exponential, fn("reciprocal", [sum_over(exponential, along)], score.dtype))
-    if not zero:
+    if unseen == "nan":
         return weights
+    if unseen == "clean":
+        return fn("where", [fn("isnan", [weights], "bool"), number(0, score.dtype), weights], score.dtype)
     hidden = reduce("all", along, fn("eq", [score, number(-math.inf, score.dtype)], "bool"))
     return fn("where", [hidden, number(0, score.dtype), weights], score.dtype)
 
@@ -260,9 +276,9 @@ def _open(lifted: Lifted, term: Poly, seen: set[Value]) -> Poly:
 
 
 def _is_logarithm(lifted: Lifted, value: Value) -> bool:
-    """Whether a value is the logarithm of weights: x - log(sum(exp(x)))."""
+    """Whether a value is the logarithm of weights, x - log(sum(exp(x))), or of their sum."""
     t = lifted.definition.get(value)
-    lines = [] if t is None else [m.atoms[0] for m in t.body.monos if len(m.atoms) == 1 and m.coef == -1 and not m.axes]
+    lines = [] if t is None else [m.atoms[0] for m in t.body.monos if len(m.atoms) == 1 and not m.axes]
     logs = [a.args[0] for a in lines if isinstance(a, Fn) and a.name == "log"]
     return any({_kind_of_mono(lifted, m) for m in x.monos} == {"weights"} for x in logs)
 

@@ -11,7 +11,20 @@ import numpy as np
 
 from . import epilogue
 from .errors import VerifyError
-from .fused import Attention, Bag, Concat, EmbeddingBags, Gru, Permute, Reshape, Slice, Step, TargetAttention, View
+from .fused import (
+    Attention,
+    Bag,
+    Concat,
+    EmbeddingBags,
+    Gru,
+    LayerNorm,
+    Permute,
+    Reshape,
+    Slice,
+    Step,
+    TargetAttention,
+    View,
+)
 from .hosts.base import Array, Host, Node, Value
 from .ir import sizes
 from .ir.evaluate import evaluate
@@ -158,16 +171,25 @@ def _run(lifted: Lifted, match: Match, leaf: Callable[[Leaf], Array], symbols: M
     """The fused operator as its lowering must compute it, in float64."""
     spec = match.spec
 
+    def stored(view: View) -> Array:
+        return apply_steps(leaf(view.value), view.steps, symbols)
+
     def value(view: View) -> Array:
-        array = leaf(view.value)
-        return apply_steps(array.astype(np.float64) if view.value.dtype in FLOATS else array, view.steps, symbols)
+        array = stored(view)
+        return array.astype(np.float64) if view.value.dtype in FLOATS else array
 
     if isinstance(spec, EmbeddingBags):
-        pieces = [sum((_bag(t, value) if isinstance(t, Bag) else value(t)) for t in piece) for piece in spec.pieces]
+        pieces = [
+            sum((_bag(t, value, stored) if isinstance(t, Bag) else value(t)) for t in piece) for piece in spec.pieces
+        ]
         return apply_steps(np.concatenate(pieces, axis=-1), spec.steps, symbols)
 
     if isinstance(spec, Attention):
         return apply_steps(_attention(spec, value), spec.steps, symbols)
+    if isinstance(spec, LayerNorm):
+        x = value(spec.x)
+        x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + spec.eps)
+        return apply_steps(x * spec.g + spec.b, spec.steps, symbols)
     if isinstance(spec, TargetAttention):
         return apply_steps(_target_attention(spec, value), spec.steps, symbols)
 
@@ -193,8 +215,8 @@ def _attention(spec: Attention, value: Callable[[View], Array]) -> Array:
         top = scores.max(axis=-1, keepdims=True)
         weights = np.exp(scores - np.where(np.isfinite(top), top, 0.0))
         weights /= weights.sum(axis=-1, keepdims=True)
-    if spec.zero:
-        weights = np.where(top == -np.inf, 0.0, weights)
+    if spec.unseen != "nan":
+        weights = np.where(np.isnan(weights) if spec.unseen == "clean" else top == -np.inf, 0.0, weights)
     return np.asarray(weights @ v)
 
 
@@ -245,9 +267,9 @@ def _gru(spec: Gru, value: Callable[[View], Array]) -> Array:
     return h if spec.last else np.stack(states, axis=1)
 
 
-def _bag(bag: Bag, value: Callable[[View], Array]) -> Array:
-    """One bag, [rows.., columns]."""
-    ids, table = value(bag.ids), value(bag.table)
+def _bag(bag: Bag, value: Callable[[View], Array], stored: Callable[[View], Array]) -> Array:
+    """One bag, [rows.., columns]. Of its table, which may be larger than memory, only rows that are read are copied."""
+    ids, table = value(bag.ids), stored(bag.table)
     read = (ids % bag.modulus if bag.modulus else ids) + bag.shift
     if not bag.wraps and read.min(initial=0) < 0:
         raise IndexError("a negative id")
@@ -256,7 +278,8 @@ def _bag(bag: Bag, value: Callable[[View], Array]) -> Array:
         weights = weights * (read != bag.pad)
     if bag.lengths is not None:
         weights = weights * (np.arange(ids.shape[-1]) < value(bag.lengths).reshape(*ids.shape[:-1], 1))
-    rows: Array = table[read] * weights[..., None]
+    picked = table[read].astype(np.float64) if bag.table.value.dtype in FLOATS else table[read]
+    rows: Array = picked * weights[..., None]
     if bag.pool == "row":
         return rows.reshape(*rows.shape[:-2], -1)
     if bag.pool == "max":

@@ -29,6 +29,7 @@ class Engine:
         self.calls: list[dict[str, Any]] = []
         self.error: BaseException | None = None
         self.total, self.first_wrong = 5, 99
+        self.files: set[Path] = set()  # what the model's weights lie in
         self.data = False  # whether a file of external data is written too
 
     def __call__(self, model: Path, **options: Any) -> SimpleNamespace:
@@ -41,7 +42,7 @@ class Engine:
         report = Report(
             "onnx", "portable", 9, 4, rewrites=rewrites, model_error=2.0 if made >= self.first_wrong else 0.1
         )
-        return SimpleNamespace(report=report, save=self.save)
+        return SimpleNamespace(report=report, save=self.save, files=frozenset(self.files))
 
     def save(self, path: Path, force: bool = False) -> None:
         path.write_text("rewritten")
@@ -223,6 +224,20 @@ def test_external_data_of_another_model_stays(
     Path("out.onnx.data").write_text("perhaps in.onnx reads it")
     before = files(folder)
     assert "out.onnx.data: exists" in failure(capsys, "optimize", "in.onnx", "-o", "out.onnx", *force)
+    assert files(folder) == before
+
+
+@pytest.mark.parametrize("report", ["weights.bin", "r.json"])
+def test_the_data_of_the_input_stays(
+    report: str, engine: Engine, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine.data = True
+    for name in ("out.onnx", "out.onnx.data", "weights.bin"):
+        Path(name).write_text("before")
+    engine.files = {folder / "weights.bin"} if report == "weights.bin" else {folder / "out.onnx.data"}
+    before = files(folder)
+    argv = ["optimize", "in.onnx", "-o", "out.onnx", "--report", report, "--force"]
+    assert "the original's weights lie there" in failure(capsys, *argv)
     assert files(folder) == before
 
 

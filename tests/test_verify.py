@@ -117,3 +117,16 @@ def test_a_graph_of_several_float_types_is_not_widened() -> None:
     plain = FxHost.capture(nn.Linear(4, 5), (x,))
     (wide,) = plain.run_in_float64([x.numpy()]) or [np.zeros(0)]
     assert wide.dtype == np.float64
+
+
+def test_wide_islands_in_a_narrow_graph_are_rounding() -> None:
+    """A softmax in float32 between float16 tensors: every rounding is to the type that the outputs have."""
+
+    class Island(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.softmax(x.float(), -1).half() * x
+
+    x = torch.randn(3, 4).half()
+    (wide,) = FxHost.capture(Island(), (x,)).run_in_float64([x.numpy()]) or [np.zeros(0)]
+    assert wide.dtype == np.float64
+    np.testing.assert_allclose(wide, torch.softmax(x.double(), -1) * x.double())

@@ -7,6 +7,7 @@ valid until the value is erased. Everything that recopt does not understand is l
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -133,6 +134,12 @@ class Host(abc.ABC):
         """The value of a constant, computed by the host's own operators where it is computed, cached; never copied
         for a stored parameter. Raises GraphError when `value` is not constant."""
 
+    def blocks(self, value: Value) -> Iterator[Array]:
+        """The rows of a constant a few at a time, for who reads a table whole: it may be larger than memory."""
+        array = self.constant(value)
+        for start, stop in row_blocks(array.shape, array.itemsize):
+            yield array[start:stop]
+
     @abc.abstractmethod
     def at(self, node: Node) -> AbstractContextManager[None]:
         """While open, `call` inserts new nodes just before `node`."""
@@ -197,7 +204,11 @@ class Host(abc.ABC):
 
     @abc.abstractmethod
     def save(self, path: Path) -> None:
-        """Write the graph to `path` (which does not exist yet), complete with its external data."""
+        """Write the graph to `path`, complete with its external data: whole or not at all, over what is there."""
+
+    def files(self) -> frozenset[Path]:
+        """The files other than the model's own that its weights lie in."""
+        return frozenset()
 
     @abc.abstractmethod
     def native(self) -> Any:
@@ -219,3 +230,12 @@ class Host(abc.ABC):
     @abc.abstractmethod
     def count_nodes(self) -> int:
         """Operator calls in the graph, constants and parameters excluded."""
+
+
+BLOCK = 64 << 20  # bytes of a table that are read at a time
+
+
+def row_blocks(shape: Sequence[int], itemsize: int) -> Iterator[tuple[int, int]]:
+    """(first, end) of the rows of blocks of an array of at least one dimension."""
+    most = max(1, BLOCK // max(1, math.prod(shape[1:]) * itemsize))
+    return ((start, min(start + most, shape[0])) for start in range(0, shape[0], most))

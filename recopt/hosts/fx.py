@@ -25,10 +25,11 @@ from torch.export.graph_signature import (
 
 from ..errors import GraphError, LoadError, VerifyError
 from ..ir import sizes
-from ..ir.rules import FLOATS
+from ..ir.rules import FLOATS, WIDTH
 from ..ir.sizes import Size
 from . import fx_capture, fx_module, fx_operators, fx_ops
 from .base import Array, Node, Value
+from .files import staged
 from .fx_graph import STORED, FxGraph
 from .fx_wide import Widened
 
@@ -278,10 +279,11 @@ class FxHost(FxGraph):
         return self._run(feeds, lambda *args: self._gm.forward(*args))
 
     def run_in_float64(self, feeds: Sequence[Array]) -> list[Array] | None:
-        """The same with every float widened; None where an operator insists on its own dtype, and where the graph has
-        several float types, since what it rounds to is then part of its meaning."""
+        """The same with every float widened; None where an operator insists on its own dtype, and where the graph
+        rounds to a narrower float than its outputs are, since that is part of its meaning."""
         values = [*self.inputs, *(v for node in self.nodes for v in node.outputs)]
-        if len({v.dtype for v in values if v.dtype in FLOATS}) > 1:
+        narrowest = min((WIDTH[v.dtype] for v in values if v.dtype in FLOATS), default=0)
+        if any(WIDTH[v.dtype] > narrowest for v in self.outputs if v.dtype in FLOATS):
             return None
         try:
             return self._run(feeds, lambda *args: Widened(self._gm).run_wide(args))
@@ -318,7 +320,7 @@ class FxHost(FxGraph):
     def save(self, path: Path) -> None:
         """Write a .pt2 archive. A loader needs `import recopt.hosts.fx`, which defines the fused operators.
         Raises GraphError for what torch's archives do not hold, such as an unregistered namedtuple."""
-        with open(path, "wb") as file:
+        with staged(path) as place, open(place, "wb") as file:
             try:
                 with fx_capture.quiet():
                     torch.export.save(self.program(), file)

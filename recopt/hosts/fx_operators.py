@@ -156,7 +156,7 @@ ATTENTION = "recopt.attention.default"
 
 torch.library.define(
     "recopt::attention",
-    "(Tensor q, Tensor k, Tensor v, str score, Tensor[] params, bool zero) -> Tensor",
+    "(Tensor q, Tensor k, Tensor v, str score, Tensor[] params, str unseen) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 
@@ -164,16 +164,16 @@ ATTENTION_OPERATOR = torch.ops.recopt.attention.default
 
 
 def _attention(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, score: str, params: Tensors | None, zero: bool
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, score: str, params: Tensors | None, unseen: str
 ) -> torch.Tensor:
-    return attention(q, k, v, score, params or (), zero)
+    return attention(q, k, v, score, params or (), unseen)
 
 
 torch.library.impl("recopt::attention", ("cpu", "cuda"), _attention)
 
 
 def _attention_fake(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, score: str, params: Tensors, zero: bool
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, score: str, params: Tensors, unseen: str
 ) -> torch.Tensor:
     """Shape and dtype of the result; AttentionError for operands that do not fit each other."""
     compile_epilogue(score)
@@ -184,12 +184,12 @@ torch.library.register_fake("recopt::attention", _attention_fake)
 
 
 def attention_call(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, score: str, params: Tensors, zero: bool
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, score: str, params: Tensors, unseen: str
 ) -> torch.Tensor:
     """`recopt::attention` without the dispatcher, as `linear_call`; its operands were checked with the node."""
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
-        return torch.ops.recopt.attention.default(q, k, v, score, params, zero)  # type: ignore[no-any-return]  # torch.ops is untyped
-    return attention_torch(q, k, v, score, params, zero)
+        return torch.ops.recopt.attention.default(q, k, v, score, params, unseen)  # type: ignore[no-any-return]  # torch.ops is untyped
+    return attention_torch(q, k, v, score, params, unseen)
 
 
 TARGET_ATTENTION = "recopt.target_attention.default"

@@ -21,12 +21,14 @@ import onnx_ir.passes.common as common
 
 from ..errors import GraphError, LoadError, OptionError, VerifyError
 from ..ir.sizes import Size
-from .base import Array, Host, Node, Region, Value
+from .base import Array, Host, Node, Region, Value, row_blocks
 from .model.onnx import (
     GRAPHS,
     OLDEST_OPSET,
+    data_of,
     dense,
     evaluate,
+    external_tensors,
     has_recurrence,
     inner_graphs,
     inner_nodes,
@@ -62,6 +64,7 @@ class OnnxHost(Host):
         self.model = model
         self.revision = 0  # grows with every change
         self.strict = True  # whether onnx's own checks accept the model as it came, so that a rewrite must please them
+        self.source: Path | None = None  # the file that the model was loaded from
         self._values: dict[ir.Value, Value] = {}
         self._nodes: dict[ir.Node, Node] = {}
         self._ir_values: dict[Value, ir.Value] = {}
@@ -133,12 +136,14 @@ class OnnxHost(Host):
             raise LoadError(str(error)) from error
         host = cls(model)
         host.strict = strict
+        host.source = Path(source) if isinstance(source, (str, os.PathLike)) else None
         return host
 
     def clone(self) -> Self:
         types = {value.name: (value.shape, value.dtype) for value in self._values.values()}
         copy = type(self)(self.model.clone(), types)
         copy.strict = self.strict
+        copy.source = self.source
         return copy
 
     def to_proto(self) -> onnx.ModelProto:
@@ -146,7 +151,15 @@ class OnnxHost(Host):
         return ir.to_proto(self.model)
 
     def save(self, path: Path) -> None:
-        save(self.model, Path(path))
+        """Raises OptionError where the original's weights lie in the file that this model's would go to."""
+        data = data_of(path)
+        over = self.source is not None and path.exists() and path.samefile(self.source)
+        if data.resolve() in self.files() and not over:
+            raise OptionError(f"{data}: the original's weights lie there")
+        save(self.model, path)
+
+    def files(self) -> frozenset[Path]:
+        return frozenset(Path(tensor.path).resolve() for tensor in external_tensors(self.model))
 
     # Reading
 
@@ -215,6 +228,17 @@ class OnnxHost(Host):
             stored = self._stored(value)
             self._computed[value] = self._compute(value) if stored is None else stored.numpy()
         return self._computed[value]
+
+    def blocks(self, value: Value) -> Iterator[Array]:
+        tensor = self._stored(value)
+        if not isinstance(tensor, ir.ExternalTensor) or tensor.dtype.bitwidth < 8:
+            yield from super().blocks(value)
+            return
+        dtype, (rows, *rest) = tensor.dtype.numpy(), tensor.shape.numpy()
+        step = dtype.itemsize * math.prod(rest)
+        for start, stop in row_blocks((rows, *rest), dtype.itemsize):  # a mapping each, whose pages go with it
+            at = (tensor.offset or 0) + start * step
+            yield np.memmap(tensor.path, dtype, "r", at, (stop - start, *rest))
 
     def _stored(self, value: Value) -> ir.TensorProtocol | None:
         source = self._ir_values[value]

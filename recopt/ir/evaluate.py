@@ -182,9 +182,7 @@ class _Evaluation:
 
     def read(self, atom: Read, axes: Sequence[Axis]) -> Array:
         source = self.leaves(atom.leaf)
-        source = source.astype(
-            np.float64 if atom.dtype in FLOATS else bool if atom.dtype == "bool" else np.int64, copy=False
-        )
+        carrier = np.float64 if atom.dtype in FLOATS else bool if atom.dtype == "bool" else np.int64
         plain = [p.atom.axis if isinstance(p.atom, Coord) else None for p in atom.index]
         if None not in plain and len(set(plain)) == len(plain) and all(
             self.extent(a) == source.shape[n] for n, a in enumerate(plain) if a is not None
@@ -193,7 +191,7 @@ class _Evaluation:
             shape = [1] * len(axes)
             for n in order:
                 shape[list(axes).index(plain[n])] = source.shape[n]  # type: ignore[arg-type]  # only axes are left here
-            return source.transpose(order).reshape(shape)
+            return source.astype(carrier, copy=False).transpose(order).reshape(shape)
         index = [self.poly(p, axes) for p in atom.index]
         for n, position in enumerate(index):
             outside = (position < 0) | (position >= source.shape[n])
@@ -202,8 +200,8 @@ class _Evaluation:
                     raise IndexError(f"{atom.text} reads outside of {source.shape} in dimension {n}")
                 index[n] = np.where(outside, 0, position)
         if not index:
-            return source.reshape([1] * len(axes))
-        return source[tuple(index)]
+            return source.astype(carrier, copy=False).reshape([1] * len(axes))
+        return source[tuple(index)].astype(carrier, copy=False)  # what is read alone: a table may be larger than memory
 
 
 def _sum_of_exps(atom: Atom, function: str) -> Mono | None:

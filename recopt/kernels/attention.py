@@ -50,21 +50,28 @@ def _shape(t: Tensor) -> tuple[int, ...]:
 # --- plain torch
 
 
-def attention_torch(q: Tensor, k: Tensor, v: Tensor, score: str, params: Sequence[Tensor], zero: bool) -> Tensor:
-    """`recopt::attention` in torch's operators: shapes as in the module's text; where every score of a query is -inf
-    the result is 0 if `zero`, else NaN, as a softmax gives."""
+def attention_torch(q: Tensor, k: Tensor, v: Tensor, score: str, params: Sequence[Tensor], unseen: str) -> Tensor:
+    """`recopt::attention` in torch's operators: shapes as in the module's text. `unseen` says what becomes of a query
+    whose scores are all -inf: "nan", as a softmax gives, "zero", or "clean": every weight that is NaN counts 0."""
     plan = affine(score)
     lead, (s, t) = _lead(q, k, v), (q.shape[-2], k.shape[-2])
-    if plan is None or plan.scale == 0.0 or (not q.is_cuda and not _pays(math.prod(lead), s, t)):
-        return _as_written(q, k, v, score, params, zero)
+    other = any(p.dtype not in (q.dtype, torch.bool) for p in params)  # wider masks hold what q's dtype cannot
+    if (
+        plan is None
+        or plan.scale == 0.0
+        or unseen == "clean"
+        or other
+        or (not q.is_cuda and not _pays(math.prod(lead), s, t))
+    ):
+        return _as_written(q, k, v, score, params, unseen)
     mask = _mask(plan, params, q.dtype)
     rank = q.dim()
     x, y, z = (_four(o, lead) for o in (q, k, v))
     bias = None if mask is None else _four(mask, lead)
     out = F.scaled_dot_product_attention(x, y, z, attn_mask=bias, scale=plan.scale)
-    if mask is not None and not zero:
-        unseen = (mask == -math.inf).all(-1, keepdim=True)
-        out = out.masked_fill(_four(unseen, lead), math.nan)
+    if mask is not None and unseen == "nan":
+        blind = (mask == -math.inf).all(-1, keepdim=True)
+        out = out.masked_fill(_four(blind, lead), math.nan)
     return out if rank == 4 else out.reshape(*lead, s, v.shape[-1])
 
 
@@ -78,14 +85,16 @@ def _pays(rows: int, s: int, t: int) -> bool:
     return rows <= _FEW_ROWS or s * t >= _LONG
 
 
-def _as_written(q: Tensor, k: Tensor, v: Tensor, score: str, params: Sequence[Tensor], zero: bool) -> Tensor:
+def _as_written(q: Tensor, k: Tensor, v: Tensor, score: str, params: Sequence[Tensor], unseen: str) -> Tensor:
     compiled = compile_epilogue(score)
     h = q @ k.transpose(-1, -2)
     wide = h if h.dtype in (torch.float32, torch.float64) else h.float()
     scores = compiled.apply(wide, params)
     weights = torch.softmax(scores, -1)
-    if zero:
+    if unseen == "zero":
         weights = weights.masked_fill((scores == -math.inf).all(-1, keepdim=True), 0.0)
+    elif unseen == "clean":
+        weights = weights.masked_fill(weights.isnan(), 0.0)
     return weights.to(v.dtype) @ v
 
 
@@ -113,10 +122,10 @@ def _four(t: Tensor, lead: Sequence[int]) -> Tensor:
     return t
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, score: str, params: Sequence[Tensor], zero: bool) -> Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor, score: str, params: Sequence[Tensor], unseen: str) -> Tensor:
     """y[.., s, e] = sum_t softmax_t(score(h)) v[.., t, e] with h = sum_d q[.., s, d] k[.., t, d]: the module's text.
 
     Raises AttentionError for operands that do not fit, EpilogueError for a text outside the language.
     """
     check_operands(q, k, v, params)
-    return attention_torch(q, k, v, score, params, zero)
+    return attention_torch(q, k, v, score, params, unseen)

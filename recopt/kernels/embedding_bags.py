@@ -9,6 +9,7 @@ their tables; ``RECOPT_UNCHECKED_IDS=1`` in the environment leaves that out on a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from .embedding_bags_torch import embedding_bags_torch
 
 __all__ = [
     "EmbeddingBagsError", "Operands", "bytes_moved", "check_operands", "embedding_bags", "embedding_bags_torch",
-    "flops", "parse_layout", "result_dtype", "rows_of",
+    "flops", "hinted", "parse_layout", "result_dtype", "rows_of",
 ]  # fmt: skip
 
 
@@ -66,6 +67,26 @@ def read_rows(t: Term, ids: Sequence[Tensor]) -> Tensor:
         i = i.narrow(1, t.first, t.count)
     i = i.reshape(-1)
     return (i % t.modulus if t.modulus else i) + t.shift
+
+
+def hinted(layout: str, ids: Sequence[Tensor]) -> str:
+    """The layout with a hint at each fixed bag of 64 ids and more, from example ids [R, C]: ``hot`` where at least a
+    quarter of a bag's ids stand in it already, ``cold`` where fewer do.
+
+    Of 150 ids under Zipf 1.2 over 500 000 rows half repeat, under Zipf 0.9 one in fifteen. Reads the ids: not for the
+    time of a request.
+    """
+    pieces = []
+    for piece in parse_layout(layout).pieces:
+        terms = []
+        for t in piece:
+            hint = ""
+            if t.pool != "dense" and t.count >= 64 and ids[t.ids].dim() > 1:
+                rows = ids[t.ids].narrow(1, t.first, t.count).sort(1).values
+                hint = "hot" if float((rows.diff(dim=1) == 0).double().mean()) >= 0.25 else "cold"
+            terms.append(replace(t, hint=hint))
+        pieces.append(tuple(terms))
+    return str(Layout(tuple(pieces)))
 
 
 def _reads(t: Term, ids: Sequence[Tensor]) -> int:

@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from . import embedding_bags_table as table
-from .embedding_bags_config import Config
+from .embedding_bags_config import Config, Staged
 from .embedding_bags_layout import Layout, Term, parse_layout
-from .embedding_bags_operands import Operands, check_operands, rows_of
+from .embedding_bags_operands import Operands, check_operands, result_dtype, rows_of
 from .embedding_bags_plan import make_plan, supports
+from .embedding_bags_split import MOST_ROWS, in_parts
+from .embedding_bags_staged import Launch, staged
 from .embedding_bags_torch import embedding_bags_torch
 
 _Run = Callable[[Operands, int], Tensor]
@@ -25,14 +27,19 @@ _MAX_PLANS = 1024
 _MAX_ARGUMENTS = 64
 
 
-def embedding_bags_triton(o: Operands, text: str, config: Config | None = None) -> Tensor:
+def embedding_bags_triton(o: Operands, text: str, config: Config | Staged | None = None) -> Tensor:
     """One launch for the whole layout. The first call with some tables and shapes binds it; later ones only launch.
 
-    ``config`` forces a configuration; without one it is the table's. What the kernel does not know goes the plain way.
+    ``config`` forces a configuration; without one it is the table's. What the kernel does not know goes the plain way,
+    and what the kernel in CUDA C++ does not, Triton's.
     Raises EmbeddingBagsError. An id that its table does not hold stops the device with an assertion, as in torch.
     """
     layout = parse_layout(text)
     rows = rows_of(layout, o)
+    if config is None and rows <= MOST_ROWS:
+        joined = in_parts(text, o, rows, embedding_bags_triton)
+        if joined is not None:
+            return joined
     device = (o.tables or o.dense)[0].device
     # Everything that the records and the compiled kernel depend on. Tables are known by identity and address: a plan
     # dies with the first of its tables, so neither is another's.
@@ -46,7 +53,7 @@ def embedding_bags_triton(o: Operands, text: str, config: Config | None = None) 
         if len(_plans) >= _MAX_PLANS:
             _plans.clear()
         known = supports(layout, o)
-        run = _bind(layout, o, rows, config or choose_config(layout, o, rows)) if known else _plainly(text)
+        run = _bind(layout, o, rows, config) if known else _plainly(text)
         _plans[key] = run
         for t in (*o.tables, *o.scales):
             weakref.finalize(t, _plans.pop, key, None)
@@ -69,7 +76,10 @@ def _plainly(text: str) -> _Run:
 
 def choose_config(layout: Layout, o: Operands, rows: int) -> Config:
     """The measured choice for the shape nearest to the term that reads most: its type, width, bag and batch."""
+    return table.CHOICES[_nearest(layout, o, rows)]
 
+
+def _nearest(layout: Layout, o: Operands, rows: int) -> tuple[int, int, int, int]:
     def read(t: Term) -> tuple[int, int, int]:
         stored = o.tables[t.source]
         count = 1 if t.pool == "row" or t.lookup else t.count or 32
@@ -78,8 +88,7 @@ def choose_config(layout: Layout, o: Operands, rows: int) -> Config:
     found = max((read(t) for t in layout.lookups), default=(0, 1, 64))
     item = found[0] // max(1, found[1] * found[2]) or 4
     here = (item, found[2], found[1], rows)
-    nearest = min(table.CHOICES, key=lambda shape: _distance(shape, here))
-    return table.CHOICES[nearest]
+    return min(table.CHOICES, key=lambda shape: _distance(shape, here))
 
 
 def _distance(a: tuple[int, ...], b: tuple[int, ...]) -> float:
@@ -88,7 +97,33 @@ def _distance(a: tuple[int, ...], b: tuple[int, ...]) -> float:
     return sum(abs(math.log(max(x, 1) / max(y, 1))) for x, y in zip(a, b, strict=True)) + (0.0 if alike else 100.0)
 
 
-def _bind(layout: Layout, o: Operands, rows: int, config: Config) -> _Run:
+def _bind(layout: Layout, o: Operands, rows: int, config: Config | Staged | None) -> _Run:
+    shape = _nearest(layout, o, rows)
+    way = table.STAGED.get(shape, {}).get(layout.hint) if config is None else config
+    if isinstance(way, Staged):
+        launch = staged(layout, o, way) if (o.tables or o.dense)[0].is_cuda else None
+        if launch is not None:
+            return _bind_staged(layout, o, launch)
+    return _bind_triton(layout, o, rows, config if isinstance(config, Config) else table.CHOICES[shape])
+
+
+def _bind_staged(layout: Layout, o: Operands, launch: Launch) -> _Run:
+    device = o.tables[0].device
+    width = sum(layout.widths([t.shape[1] for t in o.tables], []))
+    dtype = result_dtype(layout, [t.dtype for t in o.tables], [])
+    addresses = _Addresses(device) if len(layout.slots) > 1 else None
+
+    def run(o: Operands, rows: int) -> Tensor:
+        out = torch.empty((rows, width), dtype=dtype, device=device)
+        if rows:
+            dynamic = tuple([getattr(o, which)[n] for which, n in layout.slots])
+            launch(out, dynamic[0] if addresses is None else addresses.of(dynamic))
+        return out
+
+    return run
+
+
+def _bind_triton(layout: Layout, o: Operands, rows: int, config: Config) -> _Run:
     from .embedding_bags_kernels import bags_kernel
 
     plan = make_plan(layout, o, rows, config)

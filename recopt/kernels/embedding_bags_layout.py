@@ -15,6 +15,7 @@
              pad 0        ids of row 0 are left out: of a sum, a mean's count, a maximum; a row is zeros
              div 1 1e-8   of a sum: over max(n, 1) + 1e-8, where n is the sum of the weights, or how many ids count;
                           div -inf 0 is over n alone
+    hint     hot, cold    ids of a bag repeat much, or hardly: of matter for the time alone, see embedding_bags.hinted
 
 ``mean`` is ``sum`` with ``div 1 0``. A quantised table's values are q * scale + bias; scales[k] is [rows, 2], of the
 k-th quantised table in the order of their numbers.
@@ -52,6 +53,7 @@ class Term:
     div: tuple[float, float] | None = None
     bits: int = 0  # 0: not quantised
     values: int = 0  # of a row of 4 bits; 0: two a byte
+    hint: str = ""  # "hot", "cold"; "" is anything
 
     @property
     def ragged(self) -> bool:
@@ -82,7 +84,8 @@ class Term:
         if self.weights is not None:
             text += f" * w{self.weights}" + ("" if self.ragged else f":{self.weights_first}")
         text += f" pad {self.pad}" if self.pad is not None else ""
-        return text + (f" div {self.div[0]!r} {self.div[1]!r}" if self.div is not None else "")
+        text += f" div {self.div[0]!r} {self.div[1]!r}" if self.div is not None else ""
+        return text + (f" {self.hint}" if self.hint else "")
 
 
 @dataclass(frozen=True)
@@ -126,6 +129,12 @@ class Layout:
         return {table: k for k, table in enumerate(sorted({t.source for t in self.lookups if t.bits}))}
 
     @functools.cached_property
+    def hint(self) -> str:
+        """What most lookups are hinted to be, "" where nothing holds for most."""
+        hints = [t.hint for t in self.lookups]
+        return next((h for h in ("hot", "cold") if 2 * hints.count(h) > len(hints)), "")
+
+    @functools.cached_property
     def operands(self) -> dict[str, int]:
         """How many tensors each list must hold at least."""
         reads = self.lookups
@@ -156,7 +165,7 @@ _TERM = re.compile(
     r"\[i(?P<ids>\d+)(?:@o(?P<offsets>\d+)(?P<last>\+1)?|:(?P<first>\d+)\+(?P<count>\d+)(?:<o(?P<lengths>\d+))?)"
     r"(?: % (?P<modulus>\d+))?(?: \+ (?P<shift>-?\d+))?\]"
     r"(?: \* w(?P<weights>\d+)(?::(?P<weights_first>\d+))?)?(?: pad (?P<pad>\d+))?"
-    rf"(?: div (?P<low>{_NUMBER}) (?P<eps>{_NUMBER}))?"
+    rf"(?: div (?P<low>{_NUMBER}) (?P<eps>{_NUMBER}))?(?: (?P<hint>hot|cold))?"
 )
 _PLUS = re.compile(r" \+ (?=x\d|row |sum |mean |max )")
 
@@ -197,6 +206,7 @@ def _term(text: str) -> Term:
         pool, number("table"), number("ids"), number("first"), number("count"), maybe("offsets"),
         found["last"] is not None, maybe("lengths"), number("modulus"), number("shift"), maybe("weights"),
         number("weights_first"), maybe("pad"), div, number("bits"), number("values"),
+        found["hint"] or "",
     )  # fmt: skip
     wrong = (
         (not term.ragged and term.count == 0, "a bag of no columns"),

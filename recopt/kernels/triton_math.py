@@ -73,7 +73,7 @@ def f_reciprocal(x):
 
 @triton.jit
 def f_sigmoid(x):
-    return 1.0 / (1.0 + tl.exp(-x))
+    return 1.0 / (1.0 + f_exp(-x))
 
 
 @triton.jit
@@ -292,24 +292,24 @@ def f_gelu_tanh(x):
 
 @triton.jit
 def f_silu(x):
-    return x / (1.0 + tl.exp(-x))
+    return x / (1.0 + f_exp(-x))
 
 
 @triton.jit
 def f_softplus(x, beta, threshold):
     z = x * beta
-    return tl.where(z > threshold, x, f_log1p(tl.exp(z)) / beta)
+    return tl.where(z > threshold, x, f_log1p(f_exp(z)) / beta)
 
 
 @triton.jit
 def f_mish(x):
     # torch's own: softplus without a threshold.
-    return x * f_tanh(f_log1p(tl.exp(x)))
+    return x * f_tanh(f_log1p(f_exp(x)))
 
 
 @triton.jit
 def f_logsigmoid(x):
-    return f_min(x, 0.0) - f_log1p(tl.exp(-tl.abs(x)))
+    return f_min(x, 0.0) - f_log1p(f_exp(-tl.abs(x)))
 
 
 @triton.jit

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..errors import OptionError
-from ..fused import Attention, Gru, Linear, Spec, TargetAttention, View
+from ..fused import Attention, Gru, LayerNorm, Linear, Spec, TargetAttention, View
 from ..hosts.base import Host, Value
 
 # For each dialect the targets that it can be written for, the default first.
@@ -27,6 +27,8 @@ def _write(host: Host, spec: Spec, target: str) -> Value:
             return torch_attention.target_attention(host, spec, target)  # type: ignore[arg-type]  # the dialect says which host it is
         if isinstance(spec, Gru):
             return torch_gru.gru(host, spec, target)  # type: ignore[arg-type]  # the dialect says which host it is
+        if isinstance(spec, LayerNorm):
+            return torch.layer_norm(host, spec)  # type: ignore[arg-type]  # the dialect says which host it is
         return torch_bags.embedding_bags(host, spec, target)  # type: ignore[arg-type]  # the dialect says which host it is
     from . import onnx, onnx_attention, onnx_bags, onnx_gru, onnx_target
 
@@ -38,6 +40,8 @@ def _write(host: Host, spec: Spec, target: str) -> Value:
         return onnx_target.target_attention(host, spec, target)  # type: ignore[arg-type]  # the dialect says which host it is
     if isinstance(spec, Gru):
         return onnx_gru.gru(host, spec, target)  # type: ignore[arg-type]  # the dialect says which host it is
+    if isinstance(spec, LayerNorm):
+        return onnx.layer_norm(host, spec)  # type: ignore[arg-type]  # the dialect says which host it is
     return onnx_bags.embedding_bags(host, spec, target)  # type: ignore[arg-type]  # the dialect says which host it is
 
 
@@ -50,6 +54,17 @@ def view(host: Host, item: View, name: str) -> Value:
     from .onnx_layout import view as onnx_view
 
     return onnx_view(host, item, name)  # type: ignore[arg-type]  # the dialect says which host it is
+
+
+def missing(host: Host, spec: Spec) -> str | None:
+    """Why `write` has no operator for `spec` in this graph; None where it has."""
+    if not isinstance(spec, LayerNorm) or host.dialect == "aten":
+        return None
+    from .onnx import NORMALISES
+
+    if (host.opset or 0) >= NORMALISES:
+        return None
+    return f"LayerNormalization needs opset {NORMALISES}, this is {host.opset}"
 
 
 def in_place(host: Host, spec: Linear) -> bool:

@@ -27,7 +27,13 @@ def attention(host: Writer, spec: Attention, target: str) -> Value:
     if target == "recopt":
         return apply(host, _function(host, spec, params), spec.steps, spec.name)
     plan = affine(spec.score)
-    if plan is not None and plan.hidden is None and len(plan.added) <= 1 and spec.dtype in FLOATS and not spec.zero:
+    if (
+        plan is not None
+        and plan.hidden is None
+        and len(plan.added) <= 1
+        and spec.dtype in FLOATS
+        and spec.unseen == "nan"
+    ):
         bias = params[plan.added[0]] if plan.added else None
         if host.opset >= STANDARD and (made := _standard(host, spec, plan, bias)) is not None:
             return made
@@ -103,10 +109,13 @@ def _plain(host: Writer | OnnxHost, spec: Attention, operands: Sequence[Value], 
     h = host.call("MatMul", [q, kt], name=f"{spec.name}_scores", shape=shape, dtype=spec.dtype)
     scores = emit(host, spec.score, h, params, f"{spec.name}_scores")
     weights = host.call("Softmax", [scores], {"axis": -1}, name=f"{spec.name}_weights", shape=shape, dtype=spec.dtype)
-    if spec.zero:
-        nothing = host.share_constant(np.asarray(-np.inf, numpy_dtype(spec.dtype)), name=f"{spec.name}_nothing")
+    if spec.unseen != "nan":  # weights that are 0 anyway may be set to 0 again
         nought = host.share_constant(np.asarray(0, numpy_dtype(spec.dtype)), name=f"{spec.name}_nought")
-        hidden = host.call("Equal", [scores, nothing], name=f"{spec.name}_hidden", shape=shape, dtype="bool")
+        if spec.unseen == "clean":
+            hidden = host.call("IsNaN", [weights], name=f"{spec.name}_unseen", shape=shape, dtype="bool")
+        else:
+            nothing = host.share_constant(np.asarray(-np.inf, numpy_dtype(spec.dtype)), name=f"{spec.name}_nothing")
+            hidden = host.call("Equal", [scores, nothing], name=f"{spec.name}_unseen", shape=shape, dtype="bool")
         weights = host.call("Where", [hidden, nought, weights], name=f"{spec.name}_weights", shape=shape,
                             dtype=spec.dtype)  # fmt: skip
     return host.call("MatMul", [weights, v], name=spec.name, shape=spec.shape, dtype=spec.dtype)
@@ -133,7 +142,7 @@ def _function(host: Writer, spec: Attention, params: Sequence[Value]) -> Value:
     """One node `recopt::Attention_*`; its function is shared by all of its score, rank and dtype."""
     operands = [view(host, spec.q, spec.name), view(host, spec.k, spec.name), view(host, spec.v, spec.name), *params]
     rank = len(spec.shape)
-    text = repr((spec.score, rank, spec.zero, [v.dtype for v in operands]))
+    text = repr((spec.score, rank, spec.unseen, [v.dtype for v in operands]))
     name = f"Attention_{hashlib.sha1(text.encode()).hexdigest()[:8]}"
 
     def body(inner: OnnxHost, values: list[Value]) -> Value:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..fused import TargetAttention, View
+from ..fused import Permute, TargetAttention, View
 from ..hosts.base import Array, Value
 from ..hosts.onnx import OnnxHost
 from ..hosts.types.onnx import numpy_dtype
@@ -23,15 +23,25 @@ from .onnx_writer import Writer
 def target_attention(host: Writer, spec: TargetAttention, target: str) -> Value:
     """Append the nodes of `spec` at the host's insertion point and return its value. Raises LowerError."""
     operands = [view(host, item, spec.name) for item in (spec.q, spec.k, spec.v)]
-    weights = [None if 0 in w.shape else _constant(host, spec, w, n) for n, w in enumerate(_turned(spec))]
+    weights = [None if 0 in w.shape else _constant(host, spec, w, n) for n, w in enumerate(_turned(host, spec))]
     params = [_constant(host, spec, p, f"p{n}") for n, p in enumerate(spec.params)]
     write = _function if target == "recopt" else _nodes
     return apply(host, write(host, spec, operands, weights, params), spec.steps, spec.name)
 
 
-def _turned(spec: TargetAttention) -> list[Array | View]:
+def _turned(host: Writer, spec: TargetAttention) -> list[Array | View]:
     """The weights, matrices as [K, N]: a row's own one is made of them, and MatMul takes them so."""
-    return [w.T if isinstance(w, np.ndarray) and w.ndim == 2 else w for w in spec.weights]
+
+    def turned(w: Array | View) -> Array | View:
+        if len(w.shape) < 2:
+            return w
+        if isinstance(w, np.ndarray):
+            return w.T
+        if not w.steps and host.is_constant(w.value):
+            return host.constant(w.value).T
+        return View(w.value, w.shape[::-1], (*w.steps, Permute((1, 0))))
+
+    return [turned(w) for w in spec.weights]
 
 
 def _constant(host: Writer, spec: TargetAttention, item: Array | View, part: object) -> Value:

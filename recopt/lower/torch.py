@@ -7,7 +7,7 @@ from typing import TypeAlias
 import numpy as np
 
 from ..errors import GraphError, LowerError
-from ..fused import Concat, Linear, Permute, Reshape, Slice, Step, View
+from ..fused import Concat, LayerNorm, Linear, Permute, Reshape, Slice, Step, View
 from ..hosts.base import Array, Value
 from ..hosts.fx import FxHost
 from ..hosts.fx_operators import LINEAR
@@ -37,6 +37,17 @@ def linear(host: FxHost, spec: Linear, target: str) -> Value:
         return layout(host, y, spec.steps, spec.name)
     except GraphError as error:
         raise LowerError(f"recopt::linear {spec.name}: {error}") from error
+
+
+def layer_norm(host: FxHost, spec: LayerNorm) -> Value:
+    """Write torch's own layer normalisation and the layout steps around it. Raises LowerError."""
+    try:
+        x = layout(host, spec.x.value, spec.x.steps, f"{spec.name}_x")
+        g, b = (host.add_constant(w, name=f"{spec.name}_{n}") for w, n in ((spec.g, "weight"), (spec.b, "bias")))
+        y = host.call("aten.layer_norm.default", (x, [len(spec.g)], g, b, spec.eps), name=spec.name, like=spec.x.value)
+        return layout(host, y, spec.steps, spec.name)
+    except GraphError as error:
+        raise LowerError(f"layer_norm {spec.name}: {error}") from error
 
 
 def _over_space(host: FxHost, spec: Linear) -> Value:

@@ -19,7 +19,7 @@ def attention(host: FxHost, spec: Attention, target: str) -> Value:
     try:
         q, k, v = (_operand(host, spec, item, part) for item, part in ((spec.q, "q"), (spec.k, "k"), (spec.v, "v")))
         params = [_operand(host, spec, p, f"p{n}") for n, p in enumerate(spec.params)]
-        y = host.call(ATTENTION, (q, k, v, spec.score, params, spec.zero), name=spec.name, like=spec.q.value)
+        y = host.call(ATTENTION, (q, k, v, spec.score, params, spec.unseen), name=spec.name, like=spec.q.value)
         return _finished(host, spec, y)
     except GraphError as error:
         raise LowerError(f"recopt::attention {spec.name}: {error}") from error

@@ -76,7 +76,7 @@ def onnx_translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     def bags(tables: Any, ids: Any, offsets: Any, weights: Any, dense: Any, scales: Any, layout: str) -> Any:
         return embedding_bags(opset18, (tables, ids, offsets, weights, dense, scales), layout)
 
-    def attention(q: Any, k: Any, v: Any, score: str, params: Sequence[Any], zero: bool) -> Any:
+    def attention(q: Any, k: Any, v: Any, score: str, params: Sequence[Any], unseen: str) -> Any:
         dtype = q.dtype.numpy().name if q.dtype is not None else "float32"
         rank = len(k.shape)
         h = opset18.MatMul(q, opset18.Transpose(k, perm=[*range(rank - 2), rank - 1, rank - 2]))
@@ -84,7 +84,9 @@ def onnx_translations() -> dict[Callable[..., Any], Callable[..., Any]]:
         operands = [exporter.value(p, dtype if p.dtype is None else p.dtype.numpy().name) for p in params or ()]
         scores = exporter.made[emit(exporter, score, exporter.value(h, dtype), operands, "y")]  # type: ignore[arg-type]  # the part of a host that emit calls
         weights = opset18.Softmax(scores, axis=-1)
-        if zero:
+        if unseen == "clean":
+            weights = opset18.Where(opset18.IsNaN(weights), 0.0, weights)
+        elif unseen == "zero":
             weights = opset18.Where(opset18.Equal(scores, float("-inf")), 0.0, weights)
         return opset18.MatMul(weights, v)
 

@@ -14,7 +14,8 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 import recopt.hosts.onnx
-from recopt.errors import GraphError, LoadError, VerifyError
+from recopt.errors import GraphError, LoadError, OptionError, VerifyError
+from recopt.hosts import base
 from recopt.hosts.base import Array
 from recopt.hosts.onnx import OnnxHost
 from recopt.hosts.types.onnx import parse_size
@@ -391,10 +392,14 @@ def big(path: Path) -> Array:
     return table
 
 
-def test_external_data(tmp_path: Path) -> None:
+def test_external_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = big(tmp_path / "in.onnx")
     host = OnnxHost.load(tmp_path / "in.onnx")
     value = host.nodes[0].args[0]
+    monkeypatch.setattr(base, "BLOCK", 1000 * 64)
+    blocks = list(host.blocks(value))
+    assert [len(block) for block in blocks] == [1000] * 65 + [536]
+    np.testing.assert_array_equal(np.concatenate(blocks), table)
     stored = host.constant(value)
     assert isinstance(host.model.graph.initializers["table"].const_value, ir.ExternalTensor)
     assert not stored.flags.writeable
@@ -420,6 +425,35 @@ def test_external_data(tmp_path: Path) -> None:
     again.save(out / "model.onnx")  # onto the files that it is mapped from
     np.testing.assert_array_equal(again.constant(again.nodes[0].args[0]), table)
     np.testing.assert_allclose(OnnxHost.load(out / "model.onnx").run([ids])[0], expected + 1, rtol=1e-5, atol=1e-6)
+
+
+def test_a_model_that_replaces_its_own_file_lies_in_the_new_one(tmp_path: Path) -> None:
+    table = big(tmp_path / "in.onnx")
+    ids = np.random.default_rng(6).integers(0, 1 << 16, (3, 5))
+    OnnxHost.load(tmp_path / "in.onnx").save(tmp_path / "out.onnx")
+    host = OnnxHost.load(tmp_path / "out.onnx")
+    with host.at(host.nodes[0]):
+        front = host.add_constant(np.ones((1 << 16, 16), "f"), name="front")  # moves the table in the file
+    old = host.outputs[0]
+    row = host.call("Gather", [front, host.add_constant(np.array(3), name="i")], name="row", dtype="float32")
+    host.replace(old, host.call("Add", [old, row], name="z", dtype="float32"))
+    graph = host.model.graph
+    graph.initializers["table"] = graph.initializers.pop("table")  # ... to its end
+    expected = table[ids].sum(1) + 1
+    for _ in range(2):
+        host.save(tmp_path / "out.onnx")
+        for again in (host.clone(), OnnxHost.load(tmp_path / "out.onnx")):
+            np.testing.assert_allclose(again.run([ids])[0], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_data_of_another_model_is_not_replaced(tmp_path: Path) -> None:
+    big(tmp_path / "in.onnx")
+    OnnxHost.load(tmp_path / "in.onnx").save(tmp_path / "out.onnx")
+    (tmp_path / "copy.onnx").write_bytes((tmp_path / "out.onnx").read_bytes())  # its data is out.onnx.data too
+    before = (tmp_path / "out.onnx.data").read_bytes()
+    with pytest.raises(OptionError, match=r"out\.onnx\.data: the original's weights lie there"):
+        OnnxHost.load(tmp_path / "copy.onnx").save(tmp_path / "out.onnx")
+    assert (tmp_path / "out.onnx.data").read_bytes() == before
 
 
 def test_a_failed_save_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,7 @@ def check(device: str) -> None:
     """Each within 8 units of float32's rounding, or twice what torch's own float32 function is off there. h is x
     itself, since K is 1."""
     x, w = POINTS[:, None].to(device), torch.ones(2, 1, device=device)
+    faults = []
     for name, f in FUNCTIONS.items():
         if name == "pow" and device == "cpu":  # the interpreter has no power of a negative number
             continue
@@ -40,7 +41,11 @@ def check(device: str) -> None:
             allowed = torch.maximum(8 * 2.0**-24 * exact.abs(), 2 * (plain - exact).abs()).nan_to_num(0.0, 0.0, 0.0)
             same = (out == exact.float().double()) | (out.isnan() & exact.isnan())
             wrong = ~same & ~((out - exact).abs() <= allowed + CANCELS.get(name, 1e-38))
-            assert not wrong.any(), f"{text}, {second}: {h[wrong][:4]} {out[wrong][:4]} {exact[wrong][:4]}"
+            if wrong.any():
+                found = [(f"at {a:.9g}: {b:.9g}, exactly {c:.9g}, plainly {d:.9g}") for a, b, c, d in
+                         zip(*(v[wrong].tolist()[:4] for v in (h, out, exact, plain)), strict=True)]  # fmt: skip
+                faults.append(f"{text}, p0 = {second}: {int(wrong.sum())} points\n    " + "\n    ".join(found))
+    assert not faults, "\n" + "\n".join(faults)
 
 
 if __name__ == "__main__":

@@ -50,28 +50,28 @@ def test_agrees_with_float64(score: str, shape: tuple[tuple[int, ...], int, int,
     mask = (torch.rand(*(1 for _ in lead), s, t, generator=g) > 0.6).float()
     mask[..., 0] = 0.0
     params = [mask] if "p0" in score else []
-    torch.testing.assert_close(attention(q, k, v, score, params, False), reference(q, k, v, score, params).float())
+    torch.testing.assert_close(attention(q, k, v, score, params, "nan"), reference(q, k, v, score, params).float())
 
 
 def test_keys_that_rows_share() -> None:
     q, k, v = torch.randn(4, 3, 50, 8), torch.randn(1, 3, 40, 8), torch.randn(4, 1, 40, 8)
-    torch.testing.assert_close(attention(q, k, v, "0.3 * h", [], False), reference(q, k, v, "0.3 * h", []).float())
+    torch.testing.assert_close(attention(q, k, v, "0.3 * h", [], "nan"), reference(q, k, v, "0.3 * h", []).float())
 
 
 @pytest.mark.parametrize("size", [5, 60])
-@pytest.mark.parametrize(("zero", "left"), [(False, math.nan), (True, 0.0)])
-def test_a_query_that_sees_nothing(size: int, zero: bool, left: float) -> None:
+@pytest.mark.parametrize(("unseen", "left"), [("nan", math.nan), ("zero", 0.0), ("clean", 0.0)])
+def test_a_query_that_sees_nothing(size: int, unseen: str, left: float) -> None:
     q, k, v = (torch.randn(9, 2, size, 4) for _ in range(3))
     hidden = torch.zeros(9, 1, 1, size, dtype=torch.bool)
     hidden[1] = True
-    y = attention(q, k, v, "where(p0, -inf, h)", [hidden], zero)
+    y = attention(q, k, v, "where(p0, -inf, h)", [hidden], unseen)
     assert torch.equal(y[1].nan_to_num(7.0), torch.full_like(y[1], left).nan_to_num(7.0))
     assert y[0].isfinite().all()
 
 
 def test_half_precision_softmax_is_wide() -> None:
     q, k, v = (torch.randn(20, 1, 3, 8).half() for _ in range(3))
-    y = attention(q, k, v, "20.0 * tanh(0.05 * h)", [], False)
+    y = attention(q, k, v, "20.0 * tanh(0.05 * h)", [], "nan")
     assert y.dtype == torch.float16
     torch.testing.assert_close(y, reference(q, k, v, "20.0 * tanh(0.05 * h)", []).half(), rtol=2e-3, atol=1e-3)
 
@@ -80,6 +80,6 @@ def test_operands_that_do_not_fit() -> None:
     q, k, v = torch.randn(2, 3, 4), torch.randn(2, 5, 4), torch.randn(2, 5, 6)
     for operands in ((q, k[..., :3], v), (q, k, v[:, :4]), (q[0], k, v), (q, k.double(), v)):
         with pytest.raises(AttentionError):
-            attention(*operands, "h", [], False)
+            attention(*operands, "h", [], "nan")
     with pytest.raises(EpilogueError):
-        attention(q, k, v, "p0", [torch.ones(1, 1, 1)], False)
+        attention(q, k, v, "p0", [torch.ones(1, 1, 1)], "nan")

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recopt.hosts import fx_operators
-from recopt.kernels.embedding_bags import bytes_moved, embedding_bags, flops
+from recopt.kernels.embedding_bags import bytes_moved, embedding_bags, flops, hinted
 from recopt.kernels.embedding_bags_config import Config
 from recopt.kernels.embedding_bags_launch import choose_config, embedding_bags_triton
 from recopt.kernels.embedding_bags_layout import EmbeddingBagsError, parse_layout
@@ -30,6 +30,7 @@ row t0[i0:3+4]
 row t0[i0:0+1]; row t0[i0:1+1 + 3]; row t0[i0:2+2]; row t1[i0:4+1]
 row t0[i0:0+1 % 5]; row t0[i0:1+1 % 7 + 2]; row t0[i0:2+1 + 1]
 row t0[i0:0+3] * w0:2
+sum t0[i0:0+3] div 1.0 0.0 hot; row t1[i0:3+1] cold
 row t0[i0:0+3] pad 4; x0
 sum t1[i0:4+5]
 sum t0[i0:2+6] * w0:1 pad 3
@@ -227,6 +228,17 @@ def test_cost_counts_what_is_read() -> None:
     read = 6 * 8 + 6 * 16 + 2 * 4 * 4
     assert bytes_moved("sum t0[i0:0+3]", [table], [ids]) == read
     assert bytes_moved("sum t0[i0:0+3]", [table], [ids], unique=True) == read - 4 * 16
+
+
+def test_hints_say_whether_ids_repeat() -> None:
+    ids = torch.arange(300).reshape(2, 150).repeat(1, 2)
+    ids[:, 150:] %= 3
+    text = "sum t0[i0:0+150]; mean t0[i0:150+150]; sum t0[i0:0+63]; sum t0[i1@o0]; x0"
+    assert hinted(text, [ids, ids[0]]) == (
+        "sum t0[i0:0+150] cold; sum t0[i0:150+150] div 1.0 0.0 hot; sum t0[i0:0+63]; sum t0[i1@o0]; x0"
+    )
+    assert parse_layout("sum t0[i0:0+9] hot; sum t0[i0:0+9] hot; x0; sum t0[i0:0+9]").hint == "hot"
+    assert parse_layout("sum t0[i0:0+9] hot; sum t0[i0:0+9] cold").hint == ""
 
 
 @st.composite

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from spellings.attention import MODELS, NEAR_MISSES, SPELLINGS, Case
+from spellings.attention import MODELS, NEAR_MISSES, PLAIN, SPELLINGS, Case, S, T
 from spellings.export import BATCH, run_onnx, to_onnx, to_program
 
 import recopt
@@ -157,6 +157,25 @@ def test_a_query_that_sees_nothing_is_what_it_was() -> None:
     y = result(q, k, v, seen)
     assert y[0].isnan().all()
     torch.testing.assert_close(y, case.module()(q, k, v, seen), equal_nan=True)
+
+
+@pytest.mark.parametrize("dynamo", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_what_the_exporters_make_of_a_masked_operator(dynamo: bool) -> None:
+    """They set every weight that is NaN to 0, as torch's operator gives 0 for a query that sees nothing."""
+    case = Case(torch.nn.functional.scaled_dot_product_attention, (*PLAIN, ("mask", 1, S, T)))
+    file = to_onnx(case.module(), case.args(BATCH), dynamo)
+    result = recopt.optimize(onnx.load_from_string(file), target="recopt")
+    assert sum(map(is_fused, result.host.nodes)) == 1 and not softmaxes(result.host)
+    optimized = result.to_proto().SerializeToString()
+    check_numbers(case, lambda *args: run_onnx(optimized, args))
+    q, k, v, seen = case.args(2)
+    seen[0, 0, 3] = False
+    q[1, 2, 1] = torch.nan
+    torch.testing.assert_close(
+        torch.from_numpy(run_onnx(optimized, (q, k, v, seen))[0]),
+        torch.from_numpy(run_onnx(file, (q, k, v, seen))[0]),
+        equal_nan=True,
+    )
 
 
 @pytest.mark.slow

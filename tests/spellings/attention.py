@@ -192,6 +192,9 @@ SPELLINGS: dict[str, Case] = {
     "no_maximum": Case(lambda q, k, v: normal(torch.exp(q @ turned(k) / 3)) @ v),
     "divided_after": Case(lambda q, k, v: exps(q @ turned(k) / 3) @ v / exps(q @ turned(k) / 3).sum(-1, keepdim=True)),
     "log_softmax": Case(lambda q, k, v: torch.log_softmax(q @ turned(k) / 3, -1).exp() @ v),
+    "log_sum_exp": Case(
+        lambda q, k, v: torch.exp(q @ turned(k) - torch.logsumexp(q @ turned(k), -1, keepdim=True)) @ v
+    ),
     "keys_times_queries": Case(lambda q, k, v: softmax(turned(k @ turned(q)) / 3) @ v),
     "einsum": Case(
         lambda q, k, v: torch.einsum("bhst,bhte->bhse", softmax(torch.einsum("bhsd,bhtd->bhst", q, k) / 3), v)
@@ -236,6 +239,9 @@ NEAR_MISSES: dict[str, Case] = {
     "mask_of_the_scores": Case(only_the_highest, reason="depend on the scores"),
     "two_products": Case(
         lambda q, k, v, r: softmax(q @ turned(k) + q @ turned(r)) @ v, (*PLAIN, (H, T, D)), "several products"
+    ),
+    "wide_scores": Case(
+        lambda q, k, v: softmax(q.double() @ turned(k.double())).float() @ v, reason="several float types"
     ),
     "sigmoid": Case(lambda q, k, v: torch.sigmoid(q @ turned(k)) @ v),
     "other_scores_below": Case(

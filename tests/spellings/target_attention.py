@@ -130,6 +130,11 @@ def shallow(u: Any, q: Tensor, k: Tensor, n: Tensor) -> Tensor:
     return (torch.where(seen(n), s, 0.0)[..., None] * k).sum(1)
 
 
+def flattened(u: Any, q: Tensor, k: Tensor, n: Tensor) -> Tensor:
+    s = u.network(full(q, k).reshape(-1, 4 * D)).view(-1, T)
+    return (torch.where(seen(n), s, 0.0)[..., None] * k).sum(1)
+
+
 def joined_pieces(u: Any, q: Tensor, k: Tensor, n: Tensor) -> Tensor:
     """Target and items of two embeddings each."""
     q, k = torch.cat([q[:, :4].sin(), q[:, 4:].cos()], -1), torch.cat([k[..., :4].sin(), k[..., 4:].cos()], -1)
@@ -150,6 +155,7 @@ SPELLINGS: dict[str, Case] = {
     "averaged": Case(averaged),
     "other_values": Case(other_values),
     "joined_pieces": Case(joined_pieces),
+    "flattened": Case(flattened),
 }
 
 

@@ -6,7 +6,6 @@ import contextlib
 import os
 import pickle
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -28,6 +27,7 @@ from onnx.reference import ReferenceEvaluator
 
 from ...errors import GraphError, LoadError, VerifyError
 from ..base import Array
+from ..files import staged
 
 OLDEST_OPSET = 11
 GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
@@ -236,24 +236,38 @@ def evaluate(model: ir.Model, nodes: Sequence[ir.Node], feeds: Mapping[str, Arra
 
 def save(model: ir.Model, path: Path) -> None:
     """Write `model` to `path`, its weights to `path` + ".data" beside it when it came with external data or is too big
-    for one file. Both are written to a folder beside `path` and renamed at the end: an error (OSError) leaves nothing
-    behind. Tables are streamed from their mapping."""
-    data = f"{path.name}.data" if is_external(model) else None
-    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
-        ir.save(model, folder / path.name, format="protobuf", external_data=data)
-        if data is not None and (folder / data).exists():
-            for tensor in external_tensors(model):
-                if Path(tensor.path).resolve() == (path.parent / data).resolve():
-                    tensor.numpy()  # mapped now, it keeps the old file's bytes after the rename
-            os.replace(folder / data, path.parent / data)
-        os.replace(folder / path.name, path)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    for one file. Both appear whole or not at all (OSError). Tables go from file to file, in blocks. A model that lies
+    in the very file that is replaced lies in the new one from then on."""
+    data = data_of(path) if is_external(model) else None
+    old = [v for v in initialized(model) if data is not None and _lies_in(v, data)]
+    with staged(path) as place:
+        ir.save(model, place, format="protobuf", external_data=None if data is None else data.name)
+    if old:
+        written = {v.name: v.const_value for v in initialized(read(path))}
+        for value in old:
+            value.const_value = written[value.name]
+
+
+def data_of(path: Path) -> Path:
+    """Where the external data of a model that is saved as `path` goes."""
+    return path.with_name(f"{path.name}.data")
+
+
+def _lies_in(value: ir.Value, file: Path) -> bool:
+    tensor = value.const_value
+    return isinstance(tensor, ir.ExternalTensor) and Path(tensor.path).resolve() == file.resolve()
+
+
+def initialized(model: ir.Model) -> Iterator[ir.Value]:
+    """The initializers of a model, those of sub-graphs too."""
+    yield from model.graph.initializers.values()
+    for node in model.graph:
+        for graph in inner_graphs(node):
+            yield from graph.initializers.values()
 
 
 def external_tensors(model: ir.Model) -> list[ir.ExternalTensor]:
-    tensors = (value.const_value for value in model.graph.initializers.values())
+    tensors = (value.const_value for value in initialized(model))
     return [tensor for tensor in tensors if isinstance(tensor, ir.ExternalTensor)]
 
 

@@ -1,0 +1,205 @@
+"""Layer normalisation, in every spelling.
+
+    y[r.., d] = (x[r.., d] - mean_d x) / sqrt(var_d x + eps) * g[d] + b[d]
+
+The mean of squares less the square of the mean, the mean of squared differences, a variance over n - 1, a reciprocal
+square root, a power: all are one term once what lies between x and y is put in, and that term is compared with the one
+that the definition gives.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from recopt.fused import LayerNorm
+from recopt.hosts.base import Value
+from recopt.ir import ops, sizes
+from recopt.ir.rules import FLOATS
+from recopt.ir.tensor import Tensor
+from recopt.ir.term import (
+    Atom,
+    Axis,
+    Fn,
+    Poly,
+    Read,
+    TooLarge,
+    add,
+    mul,
+    normal_mono,
+    number,
+    scale,
+    single,
+    substitute,
+    walk,
+)
+from recopt.lift.base import Lifted
+from recopt.match import Match, No, dead_after, fold, is_data
+from recopt.operands import stored_as
+from recopt.views import arrange, held_by, regroup
+
+name = "layer-norm"
+operator = "recopt::layer_norm"
+
+STEPS = 6  # nodes between the square root and the result
+
+
+# --- where to look ---
+
+
+def roots(lifted: Lifted) -> list[Value]:
+    """The values that are made of a square root of sums, a few steps on, last first."""
+    found: dict[Value, int] = {}
+    for node in lifted.host.nodes:
+        for value in node.outputs if node not in lifted.opaque else ():
+            t = lifted.local(value)
+            if t is None or value.dtype not in FLOATS:
+                continue
+            left = max((found.get(v, 0) - 1 for v in node.inputs), default=0)
+            rooted = any(isinstance(a, Fn) and a.name == "sqrt" and is_data(lifted, a) for a in walk(t.body))
+            if rooted or left > 0:
+                found[value] = STEPS if rooted else left
+    return list(found)[::-1]
+
+
+# --- the match ---
+
+
+def match(lifted: Lifted, root: Value) -> Match | None:
+    """`root` as a layer normalisation; None where it is none."""
+    term = lifted.local(root)
+    if term is None:
+        return None
+    for x in _candidates(lifted, root):
+        inside: set[Value] = set()
+        try:
+            found = _normalised(lifted, term, x, inside)
+        except TooLarge:
+            continue
+        if found is not None:
+            return _match(lifted, root, term, found, inside)
+    return None
+
+
+def _candidates(lifted: Lifted, root: Value) -> Iterator[Value]:
+    """What the first reductions before `root` read, earliest first."""
+    found: dict[Value, None] = {}
+    pending, seen = [(root, 0)], {root}
+    while pending:
+        value, depth = pending.pop()
+        own = lifted.local(value)
+        if own is None or depth > 2 * STEPS:
+            continue
+        for leaf in own.body.leaves:
+            if not isinstance(leaf, Value) or lifted.host.is_constant(leaf):
+                continue
+            if any(m.axes and leaf in m.leaves for m in own.body.monos):
+                found[leaf] = None
+            if leaf not in seen:
+                seen.add(leaf)
+                pending.append((leaf, depth + 1))
+    yield from sorted(found, key=lambda v: lifted.order.get(v, 0))
+
+
+class _Found:
+    """x [.., along], its scale and offset, and what is added to the variance."""
+
+    def __init__(self, x: Read, along: tuple[Axis, ...], g: Poly, b: Poly, eps: float) -> None:
+        self.x, self.along, self.g, self.b, self.eps = x, along, g, b, eps
+
+
+def _normalised(lifted: Lifted, term: Tensor, x: Value, inside: set[Value]) -> _Found | None:
+    body = _over(lifted, term.body, x, inside)
+    if any(isinstance(v, Value) and v is not x and not lifted.host.is_constant(v) for v in body.leaves):
+        return None
+    reads = {a for m in body.monos for a in m.atoms if isinstance(a, Read) and a.leaf is x and not m.axes}
+    roots_of = {a for m in body.monos for a in m.atoms if _is_root(a)}
+    if len(reads) != 1 or len(roots_of) != 1:
+        return None
+    (read,), (root,) = reads, roots_of
+    along = tuple(a for a in term.axes if a in read.axes_read and a not in root.axes_read)
+    if not along or not all(isinstance(a.size, int) for a in along):
+        return None
+    plain = Tensor(((), *((a,) for a in along)), single(read, read.dtype))
+    mean, variance = ops.moments(plain, list(range(1, len(along) + 1)))
+    assert isinstance(root, Fn)
+    inner = root.args[0].atom
+    assert isinstance(inner, Fn)
+    spread = _shape_of(inner.args[0], variance.body)
+    if spread is None:
+        return None
+    factor, eps = spread
+    centred = add(plain.body, scale(mean.body, -1))
+    unit = mul(centred, single(root, body.dtype))
+    mine = [m for m in body.monos if read in m.atoms and root in m.atoms and not m.axes]
+    if len(mine) != 1:
+        return None
+    g = normal_mono(mine[0].coef, [a for a in mine[0].atoms if a not in (read, root)], body.dtype)
+    rest = add(body, scale(mul(g, unit), -1))
+    if is_data(lifted, rest) or is_data(lifted, g):
+        return None
+    return _Found(read, along, scale(g, 1 / math.sqrt(factor)), rest, eps / factor)
+
+
+def _is_root(atom: Atom) -> bool:
+    """Whether a factor is 1 / sqrt(..)."""
+    inner = atom.args[0].atom if isinstance(atom, Fn) and atom.name == "reciprocal" else None
+    return isinstance(inner, Fn) and inner.name == "sqrt"
+
+
+def _shape_of(spread: Poly, variance: Poly) -> tuple[float, float] | None:
+    """A term as factor * variance + eps; None where it is not."""
+    numbers = [m.coef for m in spread.monos if not m.atoms and not m.axes]
+    eps = numbers[0] if numbers else 0.0
+    rest = add(spread, number(-eps, spread.dtype))
+    if not rest.monos or not variance.monos or not isinstance(eps, (int, float)):
+        return None
+    like = next((m for m in rest.monos if m.atoms == variance.monos[0].atoms), None)
+    first = variance.monos[0].coef
+    if like is None or not isinstance(like.coef, (int, float)) or not isinstance(first, (int, float)):
+        return None
+    factor = like.coef / first
+    return (factor, float(eps)) if factor > 0 and _vanishes(add(rest, scale(variance, -factor)), factor) else None
+
+
+def _vanishes(term: Poly, factor: float) -> bool:
+    """Whether what is left of two equal terms is rounding of their numbers."""
+    return all(isinstance(m.coef, (int, float)) and abs(m.coef) < 1e-9 * factor for m in term.monos)
+
+
+def _over(lifted: Lifted, term: Poly, x: Value, inside: set[Value]) -> Poly:
+    """`term` over x and constants: everything between is put in."""
+
+    def inner(atom: Atom) -> Poly | None:
+        if not isinstance(atom, Read) or not isinstance(atom.leaf, Value) or atom.leaf is x:
+            return None
+        own = None if lifted.host.is_constant(atom.leaf) else lifted.local(atom.leaf)
+        if own is None or lifted.order.get(atom.leaf, 0) <= lifted.order.get(x, 0):
+            return None
+        inside.add(atom.leaf)
+        return _over(lifted, own.at(list(atom.index)), x, inside)
+
+    return substitute(term, {}, inner)
+
+
+def _match(lifted: Lifted, root: Value, term: Tensor, found: _Found, inside: set[Value]) -> Match:
+    rows = [a for a in term.axes if a not in found.along]
+    options = []
+    for held in held_by(lifted, single(found.x, found.x.dtype), list(term.axes), lifted.order[root]):
+        try:
+            view, dims, order = arrange(held, set(rows), found.along)
+        except No:
+            continue
+        if order == found.along:
+            options.append((len(view.steps), lifted.order.get(held.value, 0), view, dims))
+    if not options:
+        raise No("no value of the graph holds what is normalised")
+    _, _, view, dims = min(options, key=lambda o: o[:2])
+    if found.g.axes_read - set(found.along) or found.b.axes_read - set(found.along):
+        raise No("its scale varies along a batch axis")
+    g, b = (stored_as(fold(lifted, Tensor((found.along,), t)), term.dtype) for t in (found.g, found.b))
+    shape = (*(sizes.product(a.size for a in d) for d in dims), sizes.product(a.size for a in found.along))
+    spec = LayerNorm(view, g, b, found.eps, shape, term.dtype, regroup((*dims, found.along), term.dims), root.name)
+    return Match(
+        name, root, spec, lambda: term, dead_after(lifted, root, [view.value]), frozenset(), inside=frozenset(inside)
+    )

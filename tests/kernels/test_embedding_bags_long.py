@@ -1,0 +1,215 @@
+"""recopt::embedding_bags of long bags: the kernel in CUDA C++, and few long bags in parts."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from embedding_bags_reference import operands, reference
+
+from recopt.kernels import embedding_bags_staged
+from recopt.kernels.embedding_bags import embedding_bags
+from recopt.kernels.embedding_bags_config import Staged
+from recopt.kernels.embedding_bags_launch import embedding_bags_triton
+from recopt.kernels.embedding_bags_layout import parse_layout
+from recopt.kernels.embedding_bags_operands import Operands
+from recopt.kernels.embedding_bags_split import in_parts
+from recopt.kernels.embedding_bags_staged import eligible, staged
+from recopt.kernels.embedding_bags_torch import embedding_bags_torch
+
+gpu = pytest.mark.gpu
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+LONG = [
+    "sum t0[i0:0+5000]",
+    "sum t0[i0:0+5000 % 7] * w0:3 pad 2; row t1[i0:9+2]; mean t1[i0:0+5000]; x0",
+    "max t0[i0:2+4000]; sum t1[i0:0+3000] div 1.0 1e-08",
+    "sum t0[i0@o0]",
+    "sum t0[i0@o0+1] * w0 pad 2; mean t1[i1@o1]",
+]
+
+
+def long_operands(text: str, rows: int) -> Operands:
+    """Operands for long bags: tables of 11 rows and more, flat ids of one long bag and short ones."""
+    o = operands(text, rows, 16)
+    if "@" not in text:
+        return o._replace(tables=[t.float() for t in o.tables])
+    count = 5000 * rows
+    ids = [torch.randint(0, 11, (count,)) for _ in o.ids]
+    cuts = [torch.arange(len(b)) * 3 for b in o.offsets]
+    if rows > 1:
+        cuts = [c.index_fill(0, torch.tensor([len(c) - 1]), count) if "+1" in text and n == 0 else c
+                for n, c in enumerate(cuts)]  # fmt: skip
+    else:
+        cuts = [torch.tensor([0, count])[: len(c)] for c in cuts]
+    return o._replace(ids=ids, offsets=cuts, weights=[torch.rand(count) for _ in o.weights])
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("text", LONG)
+def test_long_bags_in_parts_agree_with_float64(text: str, rows: int) -> None:
+    o = long_operands(text, rows)
+    ran: list[str] = []
+
+    def run(o: Operands, text: str) -> torch.Tensor:
+        ran.append(text)
+        return embedding_bags_torch(*o, text)
+
+    out = in_parts(text, o, rows, run)
+    assert out is not None
+    assert ran
+    # Sums of up to 15000 values near 1, added in float32: partial sums near 120.
+    torch.testing.assert_close(out, reference(o, text), rtol=1e-5, atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("text", "rows"),
+    [
+        ("sum t0[i0:0+2000]", 1),
+        ("sum t0[i0:0+5000]", 65),
+        ("mean t0[i0:0+5000] pad 1", 1),
+        ("max t0[i0:0+5000] pad 1", 1),
+        ("sum t0[i0:0+5000<o0]", 1),
+        ("sum t0[i0:0+5000] * w0:0 div 1.0 0.0", 1),
+        ("sum t0[i0:0+5000] + x0", 1),
+        ("mean t0[i0@o0] pad 1", 1),
+        ("max t0[i0@o0]", 1),
+        ("sum t0[i0@o0]; x0", 1),
+        ("sum t2[i0:0+5000]", 1),  # of half precision
+    ],
+)
+def test_bags_that_stay_whole(text: str, rows: int) -> None:
+    o = operands(text, rows, 16)
+    if "@" in text:
+        o = o._replace(ids=[torch.zeros(5000, dtype=torch.int64)], offsets=[torch.zeros(1, dtype=torch.int64)])
+    assert in_parts(text, o, rows, lambda o, text: torch.zeros(0)) is None
+
+
+@gpu
+@needs_gpu
+@pytest.mark.parametrize("text", LONG)
+def test_gpu_long_bags_agree_with_float64(text: str) -> None:
+    for rows in (1, 3):
+        o = long_operands(text, rows)
+        out = embedding_bags(*([t.cuda() for t in ts] for ts in o), text).cpu()
+        torch.testing.assert_close(out, reference(o, text), rtol=1e-5, atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("text", "known"),
+    [
+        ("sum t0[i0:0+5]; mean t1[i1:2+3]; sum t0[i0:0+5] div 1.0 1e-08", True),
+        ("sum t0[i0:0+5]; row t1[i1:0+1]", False),
+        ("sum t0[i0:0+5] + sum t1[i1:0+5]", False),
+        ("sum t0[i0:0+5]; x0", False),
+        ("sum t0[i0:0+5] pad 1", False),
+        ("sum t0[i0:0+5] * w0:0", False),
+        ("sum t0[i0:0+5 % 3]", False),
+        ("sum t0[i0:0+5<o0]", False),
+        ("sum t0[i0@o0]", False),
+        ("max t0[i0:0+5]", False),
+        ("sum t2[i0:0+5]", False),  # rows of 24 bytes
+        ("sum t0[i0:0+5]; sum t3[i0:0+5]", False),  # of two types
+        ("sum t0[i0:0+5]; sum t0[i2:0+5]", False),  # ids of two types
+        ("sum t4[i0:0+5]", False),  # rows at odd addresses
+    ],
+)
+def test_layouts_that_the_kernel_of_staged_ids_knows(text: str, known: bool) -> None:
+    tables = [torch.ones(9, 8), torch.ones(9, 16), torch.ones(9, 6), torch.ones(9, 8).half(), torch.ones(9, 9)[:, 1:]]
+    ids = [torch.zeros(4, 6, dtype=torch.int64)] * 2 + [torch.zeros(4, 6, dtype=torch.int32)]
+    bounds = [torch.zeros(4, dtype=torch.int64)]
+    o = Operands(tables, ids, bounds, [torch.ones(4, 6)], [torch.ones(4, 8)], [])
+    assert eligible(parse_layout(text), o) == known
+
+
+def test_records_of_staged_ids(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slices of wide rows, narrow rows whole; columns, ids, counts and what is read ahead; None without a compiler."""
+    options: list[str] = []
+    monkeypatch.setattr(embedding_bags_staged, "_compile", lambda device, given: options.extend(given) or len)
+    tables, ids = [torch.ones(9, 128), torch.ones(7, 48)[:, :32]], torch.zeros(4, 240, dtype=torch.int64)
+    layout = parse_layout("sum t0[i0:5+150]; mean t1[i0:155+80]")
+    o = Operands(tables, [ids[:, 3:]], [], [], [], [])
+    launch = staged(layout, o, Staged(4, 2, 256, 8, True))
+    assert launch is not None
+    assert launch.units == 3
+    one, mean = torch.tensor([1.0, 1 / 80]).view(torch.int32).tolist()
+    first = 240 << 32
+    assert launch.records.tolist() == [
+        [tables[0].data_ptr(), 9, 32, 16, 0, 0, first | 5, 150, 0, one, 640],
+        [tables[0].data_ptr(), 9, 32, 16, 1, 0, first | 5, 150, 0, one, 0],
+        [tables[1].data_ptr(), 7, 12, 8, 0, 0, first | 155, 80, 128, mean, 0],
+    ]
+    assert {"-DWAYS=24", "-DCHUNKS=5", "-DDIRECT=1", "-DIDS=i64", "-DTYPE=0", "-DOUT=0"} <= set(options)
+    monkeypatch.setattr(embedding_bags_staged, "_compile", lambda device, given: None)
+    assert staged(layout, o, Staged()) is None
+
+
+@gpu
+@needs_gpu
+@pytest.mark.parametrize("config", [Staged(), Staged(1, 1, 128, 1), Staged(2, 8, 512, 1)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("rows", [1, 7, 781])
+def test_gpu_staged_ids_agree_with_float64(rows: int, dtype: torch.dtype, config: Staged) -> None:
+    """Bags shorter than a quad and longer than what is held at once; ids that repeat, read by whole rows, and not."""
+    item, text = dtype.itemsize, "; ".join(f"{('sum', 'mean')[n % 2]} t{n}[i{n % 2}:{n}+{c}]" for n, c in
+                                           enumerate((1, 3, 32, 65, 150, 333)))  # fmt: skip
+    tables = [torch.randn(1000 + n, 40 * 16, device="cuda").to(dtype) for n in range(6)]
+    tables = [t[:, 16 : 16 + (32 << n) // item] for n, t in enumerate(tables)]  # 32 to 512 bytes, and one of 256
+    tables[5] = tables[5][:, : 256 // item]
+    for kind in (torch.int64, torch.int32):
+        ids = [torch.randint(1000, (rows, 345), device="cuda", dtype=kind) for _ in range(2)]
+        ids[0] = ids[0][:, 1:].remainder(7) if rows == 7 else ids[0][:, 1:]
+        ids[1][:, ::2] = 3
+        o = Operands(tables, ids, [], [], [], [])
+        assert staged(parse_layout(text), o, config) is not None
+        poison = torch.full((rows, 4096), float("nan"), device="cuda")
+        del poison
+        out = embedding_bags_triton(o, text, config)
+        exact = []
+        for n, t in enumerate(parse_layout(text).lookups):
+            bag = tables[n].double()[ids[n % 2][:, t.first : t.first + t.count].long()].sum(1)
+            exact.append(bag / t.count if n % 2 else bag)
+        assert out.dtype == dtype
+        # Sums of up to 333 values near 1: each addition rounds a partial sum near 18.
+        tolerance = {"rtol": 1.3e-6, "atol": 1e-4} if dtype == torch.float32 else {}
+        torch.testing.assert_close(out, torch.cat(exact, 1).to(dtype), **tolerance)
+
+
+@gpu
+@needs_gpu
+@pytest.mark.parametrize("bad", [-1, 90, 1 << 40])
+def test_gpu_a_staged_id_that_its_table_does_not_hold_stops_the_device(bad: int) -> None:
+    script = (
+        "import torch; from recopt.kernels.embedding_bags_launch import embedding_bags_triton as run\n"
+        "from recopt.kernels.embedding_bags_config import Staged; from recopt.kernels.embedding_bags import Operands\n"
+        "t, i = torch.randn(90, 128).cuda(), torch.zeros(3, 70, dtype=torch.int64).cuda()\n"
+        "def call(): run(Operands([t], [i], [], [], [], []), 'sum t0[i0:0+70]', Staged()); torch.cuda.synchronize()\n"
+        f"call(); print('in range'); i[2, 69] = {bad}; call()\n"
+    )
+    root = str(Path(__file__).parents[2])
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([root, *sys.path])}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=300)
+    assert "in range" in done.stdout
+    assert done.returncode != 0
+    assert "assert" in done.stderr
+
+
+@gpu
+@needs_gpu
+def test_gpu_staged_ids_in_many_tensors_under_a_graph() -> None:
+    text = "; ".join(f"sum t0[i{n}:0+70]" for n in range(3))
+    table = torch.randn(500, 128, device="cuda")
+    ids = [torch.randint(500, (33, 70), device="cuda") for _ in range(3)]
+    o = Operands([table], ids, [], [], [], [])
+    for _ in range(2):
+        embedding_bags_triton(o, text, Staged())
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = embedding_bags_triton(o, text, Staged())
+    ids[1].random_(0, 500)
+    out.fill_(float("nan"))
+    graph.replay()
+    torch.testing.assert_close(out, torch.cat([table.double()[i].sum(1) for i in ids], 1).float(), rtol=1e-5, atol=1e-5)

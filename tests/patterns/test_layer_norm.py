@@ -1,0 +1,121 @@
+"""Every spelling of layer normalisation, by torch.export and by both exporters: the target's own operator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import onnx
+import pytest
+import torch
+from spellings.export import BATCH, run_onnx, to_onnx, to_program
+from torch import Tensor, nn
+
+import recopt
+
+T, D = 5, 8
+G, B = torch.rand(D, generator=torch.Generator().manual_seed(1)) + 0.5, torch.arange(D) / 7 - 0.4
+
+
+def mean(x: Tensor) -> Tensor:
+    return x.mean(-1, keepdim=True)
+
+
+def spread(x: Tensor) -> Tensor:
+    return ((x - mean(x)) ** 2).mean(-1, keepdim=True) + 1e-5
+
+
+def over_channels(x: Tensor) -> Tensor:
+    x = x.transpose(1, 2)
+    m = x.mean(1, keepdim=True)
+    y = (x - m) / torch.sqrt(((x - m) ** 2).mean(1, keepdim=True) + 1e-5) * G[:, None] + B[:, None]
+    return y.transpose(1, 2)
+
+
+def residual(x: Tensor) -> Tensor:
+    x = x + x.sin()
+    return (x - mean(x)) / torch.sqrt(spread(x)) * G + B
+
+
+def by_sums(x: Tensor) -> Tensor:
+    m = x.sum(-1, keepdim=True) / D
+    return (x - m) * (((x - m) * (x - m)).sum(-1, keepdim=True) / D + 1e-5) ** -0.5 * G + B
+
+
+def folded(x: Tensor) -> Tensor:
+    s = G / torch.sqrt(spread(x))
+    return x * s + (B - mean(x) * s)
+
+
+SPELLINGS: dict[str, Callable[[Tensor], Tensor]] = {
+    "plain": lambda x: (x - mean(x)) / torch.sqrt(spread(x)) * G + B,
+    "reciprocal_root": lambda x: G * ((x - mean(x)) * torch.rsqrt(spread(x))) + B,
+    "mean_of_squares": lambda x: (x - mean(x)) / (mean(x * x) - mean(x) ** 2 + 1e-5).sqrt() * G + B,
+    "variance": lambda x: (x - mean(x)) / torch.sqrt(x.var(-1, keepdim=True, unbiased=False) + 1e-5) * G + B,
+    "unbiased_variance": lambda x: (x - mean(x)) / torch.sqrt(x.var(-1, keepdim=True) + 1e-5) * G + B,
+    "no_scale": lambda x: (x - mean(x)) / torch.sqrt(spread(x)),
+    "by_sums": by_sums,
+    "folded": folded,
+    "residual": residual,
+    "over_channels": over_channels,
+}
+NEAR_MISSES: dict[str, Callable[[Tensor], Tensor]] = {
+    "added_to_the_deviation": lambda x: G * (x - mean(x)) / (x.std(-1, keepdim=True) + 1e-6) + B,
+    "no_mean": lambda x: x * torch.rsqrt(mean(x * x) + 1e-5) * G,
+    "another_axis": lambda x: (x - mean(x)) / torch.sqrt(((x - mean(x)) ** 2).mean(1, keepdim=True) + 1e-5),
+    "another_input": lambda x: (x - mean(x)) / torch.sqrt(spread(x.sin())),
+}
+
+
+class Spelled(nn.Module):
+    """A spelling as a module."""
+
+    def __init__(self, spell: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.spell = spell
+
+    def forward(self, *args: Tensor) -> Tensor:
+        return self.spell(*args)
+
+
+def check_numbers(spell: Callable[[Tensor], Tensor], run: Callable[[Tensor], Any]) -> None:
+    for batch in (1, 3):
+        x = torch.randn(batch, T, D, generator=torch.Generator().manual_seed(batch)) + 0.3
+        torch.testing.assert_close(torch.as_tensor(run(x)), spell(x))
+
+
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_torch(name: str) -> None:
+    result = recopt.optimize(to_program(Spelled(SPELLINGS[name]), (torch.randn(BATCH, T, D),)))
+    assert result.report.counts() == {"layer-norm": 1} and not result.report.undone
+    ops = {n.op for n in result.host.nodes}
+    assert "aten.layer_norm.default" in ops and not ops & {"aten.sqrt.default", "aten.rsqrt.default", "aten.div.Tensor"}
+    check_numbers(SPELLINGS[name], result)
+
+
+@pytest.mark.parametrize("dynamo", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_onnx(name: str, dynamo: bool) -> None:
+    file = to_onnx(Spelled(SPELLINGS[name]), (torch.randn(BATCH, T, D),), dynamo)
+    result = recopt.optimize(onnx.load_from_string(file), target="portable")
+    assert sum(n.op == "LayerNormalization" for n in result.host.nodes) == 1
+    assert not result.report.undone and not any(n.op == "Sqrt" for n in result.host.nodes)
+    optimized = result.to_proto()
+    onnx.checker.check_model(optimized, full_check=True)
+    check_numbers(SPELLINGS[name], lambda x: run_onnx(optimized.SerializeToString(), (x,))[0])
+
+
+@pytest.mark.parametrize("name", NEAR_MISSES)
+def test_near_misses(name: str) -> None:
+    result = recopt.optimize(to_program(Spelled(NEAR_MISSES[name]), (torch.randn(BATCH, T, D),)))
+    assert "layer-norm" not in result.report.counts()
+    check_numbers(NEAR_MISSES[name], result)
+
+
+def test_an_old_opset_has_no_such_operator() -> None:
+    file = to_onnx(Spelled(SPELLINGS["plain"]), (torch.randn(BATCH, T, D),), dynamo=False)
+    old = onnx.load_from_string(file)
+    old.opset_import[0].version = 13
+    result = recopt.optimize(old, target="portable")
+    assert any("needs opset 17" in r.reason for r in result.report.refusals)
+    check_numbers(SPELLINGS["plain"], lambda x: run_onnx(result.to_proto().SerializeToString(), (x,))[0])
