@@ -37,7 +37,7 @@ def roots(lifted: Lifted) -> list[Value]:
     the weights, to be refused."""
     found: list[Value] = []
     for node in lifted.host.nodes:
-        if node in lifted.opaque:  # a dropout in training, say
+        if node in lifted.opaque and not node.op.startswith("recopt"):  # a dropout in training, say
             found += node.outputs[:1] if any(weighs(lifted, v) for v in node.inputs) else []
         else:
             found += [v for v in node.outputs if averages(lifted, v)]

@@ -12,7 +12,7 @@ from functools import lru_cache
 
 import sympy
 
-from .fused import Attention, Bag, Concat, EmbeddingBags, LayerNorm, Linear, TargetAttention, View
+from .fused import Attention, Bag, Concat, EmbeddingBags, Gru, LayerNorm, Linear, TargetAttention, View
 from .hosts.base import Host, Node, Value
 from .ir import sizes
 from .ir.rules import WIDTH
@@ -158,6 +158,18 @@ def target_cost(spec: TargetAttention) -> Cost:
     matrices = [nominal(sizes.product(w.shape)) for w in (*spec.weights[1:2], *spec.weights[4::2])]
     flops = 2.0 * items * (sum(matrices) + nominal(spec.shape[-1]))
     return Cost(width * (read + nominal(sizes.product(spec.shape))), flops, 1.0)
+
+
+def gru_cost(spec: Gru) -> Cost:
+    """A fused recurrence: inputs and gates are read once, the weights in every step, the states are written. Its
+    launches are those of its steps in operators of the host; one kernel has fewer."""
+    width = WIDTH.get(spec.dtype, 32) / 8
+    steps, hidden = nominal(spec.x.shape[1]), nominal(spec.shape[-1])
+    states = nominal(spec.x.shape[0]) * steps * hidden
+    read = nominal(sizes.product(spec.x.shape)) + nominal(sizes.product(spec.wi.shape))
+    moved = read + steps * 3 * hidden**2 + 7 * states
+    flops = 2.0 * 3 * states * (hidden + nominal(spec.x.shape[-1]))
+    return Cost(width * moved, flops, 1.0 + steps * (5 if spec.plain else 9))
 
 
 def norm_cost(spec: LayerNorm) -> Cost:

@@ -254,6 +254,42 @@ class TargetAttention:
 
 
 @dataclass(frozen=True)
+class Gru:
+    """`recopt::gru` and `recopt::augru`: the states y[b, t, n] of a recurrence of gated steps, then `steps` on y.
+
+    x is [B, T, K]; h0 [B, H], or None for zeros; wi [3H, K], wh [3H, H], bi and bh [3H] hold the reset gate r, the keep
+    gate z and the candidate n. h = z * h + (1 - z) * n; `after` says that r weighs the product of h and not h. `keep`
+    is z as an expression over `h`, its pre-activation, and `p0..`, the `gates`, which broadcast to [B, T].
+    """
+
+    x: View
+    h0: View | Array | None
+    wi: Array | View
+    wh: Array | View
+    bi: Array | View
+    bh: Array | View
+    after: bool
+    keep: str
+    gates: tuple[Array | View, ...]
+    shape: tuple[Size, ...]  # of y before `steps`
+    dtype: str
+    steps: tuple[Step, ...] = ()
+    name: str = "gru"
+    last: bool = False  # y is the last state alone, [B, H]: what an ONNX graph need not write out in full
+
+    @property
+    def views(self) -> tuple[View, ...]:
+        """Every value of the graph that it reads."""
+        weights = (self.wi, self.wh, self.bi, self.bh)
+        return (self.x, *(v for v in (self.h0, *weights, *self.gates) if isinstance(v, View)))
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is a GRU, with no gate beside its own."""
+        return self.keep == "sigmoid(h)"
+
+
+@dataclass(frozen=True)
 class LayerNorm:
     """The target's own layer normalisation of x [rows.., D]: (x - mean) / sqrt(variance + eps) * g [D] + b [D], then
     `steps`."""
@@ -268,7 +304,7 @@ class LayerNorm:
     name: str = "layer_norm"
 
 
-Spec: TypeAlias = Linear | EmbeddingBags | Attention | TargetAttention | LayerNorm
+Spec: TypeAlias = Linear | EmbeddingBags | Attention | TargetAttention | Gru | LayerNorm
 
 
 def reading(spec: Spec, current: Callable[[View], View]) -> Spec:
@@ -292,6 +328,16 @@ def reading(spec: Spec, current: Callable[[View], View]) -> Spec:
             tuple(current(p) if isinstance(p, View) else p for p in items) for items in (spec.weights, spec.params)
         )
         return replace(spec, q=current(spec.q), k=current(spec.k), v=current(spec.v), weights=weights, params=params)
+
+    if isinstance(spec, Gru):
+
+        def moved(item: Array | View) -> Array | View:
+            return current(item) if isinstance(item, View) else item
+
+        wi, wh, bi, bh = map(moved, (spec.wi, spec.wh, spec.bi, spec.bh))
+        h0 = None if spec.h0 is None else moved(spec.h0)
+        gates = tuple(map(moved, spec.gates))
+        return replace(spec, x=current(spec.x), h0=h0, wi=wi, wh=wh, bi=bi, bh=bh, gates=gates)
 
     def term(item: Bag | View) -> Bag | View:
         if isinstance(item, View):

@@ -8,7 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
-from .fused import Spec
+from .fused import Spec, Step
 from .hosts.base import Array, Host, Node, Value
 from .ir.evaluate import evaluate
 from .ir.show import show
@@ -41,6 +41,9 @@ class Match:
     products: frozenset[Value]  # the contractions inside
     flops: float = 0.0
     inside: frozenset[Value] = frozenset()  # leaves of the meaning that the operator computes by itself
+    serves: tuple[tuple[Value, tuple[Step, ...]], ...] = ()  # what is made of the operator, where it is not just root
+    reference: Callable[[Callable[[Leaf], Array]], Array] | None = None  # what the nodes compute, where no term has it
+    at: Node | None = None  # before which the operator has to stand, where that is not root's
     again: frozenset[Value] = frozenset()  # what is computed inside, and by the graph for others too
 
     @cached_property
@@ -89,26 +92,28 @@ def fold(lifted: Lifted, t: Tensor) -> Array:
         raise No("a constant is read where only a guard allows it: {}", outside) from outside
 
 
-def dead_after(lifted: Lifted, root: Value, kept: Sequence[Value]) -> tuple[Node, ...]:
-    """The nodes that nothing needs once every use of `root` reads something else, `kept` values apart; root's last."""
-    return needless(lifted.host, root, kept, lifted.opaque)
+def dead_after(lifted: Lifted, root: Value, kept: Sequence[Value], also: Sequence[Value] = ()) -> tuple[Node, ...]:
+    """The nodes that nothing needs once every use of `root`, and of the values in `also`, reads something else, `kept`
+    values apart; root's last."""
+    return needless(lifted.host, root, kept, lifted.opaque, also)
 
 
 def needless(
-    host: Host, root: Value, kept: Sequence[Value], opaque: Collection[Node] | None = None
+    host: Host, root: Value, kept: Sequence[Value], opaque: Collection[Node] | None = None, also: Sequence[Value] = ()
 ) -> tuple[Node, ...]:
     """`dead_after` of a graph as it is; `opaque` are the nodes that must stay (default: all that the host says)."""
     if root.node is None:
         return ()
     dead: dict[Node, None] = {}
-    pending = [root.node]
+    replaced = {root, *also}
+    pending = [v.node for v in (*also, root) if v.node is not None]
     needed = set(kept)
     while pending:
         node = pending.pop()
         if node in dead or (node.opaque and (opaque is None or node in opaque)):
             continue
         for v in node.outputs:
-            if v is root:
+            if v in replaced:
                 continue
             if v in needed or host.is_output(v) or any(u not in dead for u in host.users(v)):
                 break

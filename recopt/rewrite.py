@@ -13,13 +13,14 @@ from .cost import (
     Cost,
     attention_cost,
     bags_cost,
+    gru_cost,
     linear_cost,
     nodes_cost,
     norm_cost,
     product_flops,
     target_cost,
 )
-from .fused import Attention, EmbeddingBags, LayerNorm, Linear, Step, TargetAttention, View, reading
+from .fused import Attention, EmbeddingBags, Gru, LayerNorm, Linear, Step, TargetAttention, View, reading
 from .hosts.base import Array, Host, Node, Value
 from .lift import lift
 from .lift.base import Lifted
@@ -155,6 +156,10 @@ def saving(lifted: Lifted, found: Match, target: str) -> Cost:
     if isinstance(spec, Attention):  # its own products are those that are gone; scores that stay are computed twice
         twice = sum(product_flops(lifted.definition[v]) for v in found.products if v not in gone)
         return nodes_cost(lifted.host, found.dead) - attention_cost(spec, twice)
+    if isinstance(spec, Gru) and found.reference is not None:
+        return Cost()  # one operator for another
+    if isinstance(spec, Gru):
+        return nodes_cost(lifted.host, found.dead) + Cost(flops=found.flops) - gru_cost(spec)
     if isinstance(spec, LayerNorm):
         return nodes_cost(lifted.host, found.dead) - norm_cost(spec)
     if isinstance(spec, TargetAttention):
@@ -175,6 +180,8 @@ def declines(host: Host, found: Match, saved: Cost, target: str) -> str | None:
         return missing
     if isinstance(found.spec, (Attention, LayerNorm)) and nodes_cost(host, found.dead).launches <= 1:
         return "is one operator already"
+    if isinstance(found.spec, Gru) and found.reference is not None:
+        return "is one operator already, as fast there" if target == "cpu" else None
     if saved.seconds(machine) < -0.5 * machine.launch:
         amounts = f"{saved.launches:+.0f} launches, {saved.bytes:+.2g} bytes, {saved.flops:+.2g} FLOPs"
         return f"does not pay on {target}: {amounts} saved"
@@ -203,23 +210,32 @@ def write(host: Host, chosen: list[Chosen], pattern: ModuleType, context: Contex
         return replace(view, value=moved.get(view.value, view.value))
 
     for group in _groups(host, chosen, context.target):
-        first = group[0].match.root  # the earliest: all of a group read the same, and constants
-        assert first.node is not None
-        with host.at(first.node):
+        first = group[0].match.root.node  # the earliest: all of a group read the same, and constants
+        first = group[0].match.at or first
+        assert first is not None
+        with host.at(first):
             steps: list[tuple[Step, ...]]
-            if len(group) == 1:
+            serves = group[0].match.serves
+            if serves:
+                spec, steps = reading(group[0].match.spec, current), [s for _, s in serves]
+            elif len(group) == 1:
                 spec, steps = reading(group[0].match.spec, current), [()]
             else:
                 specs = [reading(item.match.spec, current) for item in group]
                 spec, steps = merge.joined(host, [s for s in specs if isinstance(s, Linear)])
             whole = lower.write(host, spec, context.target)
             made = [lower.view(host, View(whole, spec.shape, s), spec.name) if s else whole for s in steps]
-        for item, value in zip(group, made, strict=True):
-            after = dict.fromkeys(v.node.name if v.node else v.name for v in (whole, value))
+        replaced = [v for v, _ in serves] or [item.match.root for item in group]
+        for n, item in enumerate(group):
+            values = (whole, *made) if serves else (whole, made[n])
+            after = dict.fromkeys(v.node.name if v.node else v.name for v in values)
             context.report.rewrites.append(_account(item, pattern, tuple(after)))
-            host.replace(item.match.root, value)
-            moved[item.match.root] = value
-            written.append((replace(item.match, spec=reading(item.match.spec, current)), value))
+        for old, value in zip(replaced, made, strict=True):
+            host.replace(old, value)
+            moved[old] = value
+        if not serves:
+            for item, value in zip(group, made, strict=True):
+                written.append((replace(item.match, spec=reading(item.match.spec, current)), value))
     host.erase_dead()
     return written
 

@@ -16,6 +16,7 @@ from .fused import (
     Bag,
     Concat,
     EmbeddingBags,
+    Gru,
     LayerNorm,
     Permute,
     Reshape,
@@ -116,7 +117,9 @@ def verify_match(lifted: Lifted, match: Match, seed: int = 0) -> Verdict:
         symbols = _Symbols(batch)
         leaf = _Leaves(lifted, symbols, np.random.default_rng(seed), match.inside)
         try:
-            expected = evaluate(match.meaning, leaf, symbols)
+            for value in sorted(match.inside, key=lambda v: lifted.order.get(v, 0)):  # a chain would nest too deep
+                leaf(value)
+            expected = evaluate(match.meaning, leaf, symbols) if match.reference is None else match.reference(leaf)
             actual = _run(lifted, match, leaf, symbols)
         except IndexError as outside:
             return Verdict(float("inf"), float("inf"), f"symbols={batch} seed={seed}: {outside}")
@@ -200,6 +203,9 @@ def _run(lifted: Lifted, match: Match, leaf: Callable[[Leaf], Array], symbols: M
     if isinstance(spec, TargetAttention):
         return apply_steps(_target_attention(spec, value), spec.steps, symbols)
 
+    if isinstance(spec, Gru):
+        return apply_steps(_gru(spec, value), spec.steps, symbols)
+
     views = spec.x.views if isinstance(spec.x, Concat) else (spec.x,)
     x = np.concatenate([value(v) for v in views], axis=-1)
     w = value(spec.w) if isinstance(spec.w, View) else spec.w.astype(np.float64)
@@ -246,6 +252,29 @@ def _target_attention(spec: TargetAttention, value: Callable[[View], Array]) -> 
         h = np.exp(h - h.max(axis=-1, keepdims=True))
         h = h / h.sum(axis=-1, keepdims=True)
     return np.asarray((h[..., None, :] @ v)[..., 0, :])
+
+
+def _gru(spec: Gru, value: Callable[[View], Array]) -> Array:
+    """[B, T, H]."""
+
+    def array(item: View | Array) -> Array:
+        return value(item) if isinstance(item, View) else item.astype(np.float64)
+
+    x, wi, wh, bi, bh = (array(item) for item in (spec.x, spec.wi, spec.wh, spec.bi, spec.bh))
+    batch, steps, hidden = *x.shape[:2], wh.shape[1]
+    gates = [np.broadcast_to(array(g), (batch, steps)) for g in spec.gates]
+    h = np.zeros((batch, hidden)) if spec.h0 is None else np.broadcast_to(array(spec.h0), (batch, hidden))
+    ur, uz, un = np.split(wh, 3)
+    cr, cz, cn = np.split(bh, 3)
+    states = []
+    for t in range(steps):
+        ar, az, an = np.split(x[:, t] @ wi.T + bi, 3, axis=-1)
+        r = epilogue.compute("sigmoid(h)", ar + h @ ur.T + cr, ())
+        z = epilogue.compute(spec.keep, az + h @ uz.T + cz, [g[:, t, None] for g in gates])
+        n = np.tanh(an + (r * (h @ un.T + cn) if spec.after else (r * h) @ un.T + cn))
+        h = z * h + (1 - z) * n
+        states.append(h)
+    return h if spec.last else np.stack(states, axis=1)
 
 
 def _bag(bag: Bag, value: Callable[[View], Array], stored: Callable[[View], Array]) -> Array:

@@ -239,13 +239,14 @@ def test_dump_writes_the_graph_after_each_pass(tmp_path: Path, monkeypatch: pyte
         "01-clean-up.txt",
         "02-fuse-embedding-bags.txt",
         "03-hint-repeats.txt",
-        "04-fuse-target-attention.txt",
-        "05-fuse-attention.txt",
-        "06-fuse-layer-norm.txt",
-        "07-fuse-linear.txt",
+        "04-fuse-gru.txt",
+        "05-fuse-target-attention.txt",
+        "06-fuse-attention.txt",
+        "07-fuse-layer-norm.txt",
+        "08-fuse-linear.txt",
     ]
     assert "MatMul" in files[0].read_text() and "FusedGemm" not in files[0].read_text()
-    assert "FusedGemm" in files[7].read_text()
+    assert "FusedGemm" in files[8].read_text()
 
 
 def test_debug_says_more_at_each_level(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,7 +261,7 @@ def test_debug_says_more_at_each_level(capsys: pytest.CaptureFixture[str], monke
     assert texts[0] == ""
     assert "fuse-linear: 2 nodes" in texts[1] and "linear at relu1" not in texts[1]
     assert "linear at relu1" in texts[2]
-    assert "after 07-fuse-linear" in texts[4] and "after 07-fuse-linear" not in texts[3]
+    assert "after 08-fuse-linear" in texts[4] and "after 08-fuse-linear" not in texts[3]
     assert len(texts[1]) < len(texts[2]) <= len(texts[3]) < len(texts[4])
 
 

@@ -22,6 +22,7 @@ from ..kernels.embedding_bags import (
     rows_of,
 )  # fmt: skip
 from ..kernels.epilogue import compile_epilogue
+from ..kernels.gru import KEEP, check_gru, gru, gru_torch
 from ..kernels.linear import linear as linear_kernel
 from ..kernels.target_attention import check_operands as check_target_attention
 from ..kernels.target_attention import target_attention, target_attention_cuda, target_attention_torch
@@ -238,9 +239,57 @@ def target_attention_call(
     return run(q, k, v, weights, params, text, softmax)
 
 
+GRU = "recopt.gru.default"
+AUGRU = "recopt.augru.default"
+_RECURRENT = "Tensor x, Tensor? h0, Tensor wi, Tensor wh, Tensor bi, Tensor bh, bool after"
+
+torch.library.define("recopt::gru", f"({_RECURRENT}) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
+torch.library.define(
+    "recopt::augru", f"({_RECURRENT}, str keep, Tensor[] gates) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,)
+)
+
+GRU_OPERATOR = torch.ops.recopt.gru.default
+AUGRU_OPERATOR = torch.ops.recopt.augru.default
+
+
+def _gru(
+    x: torch.Tensor, h0: torch.Tensor | None, wi: torch.Tensor, wh: torch.Tensor, bi: torch.Tensor, bh: torch.Tensor,
+    after: bool, keep: str = KEEP, gates: Tensors | None = None,
+) -> torch.Tensor:  # fmt: skip
+    return gru(x, h0, wi, wh, bi, bh, after, keep, gates or ())
+
+
+def _gru_fake(
+    x: torch.Tensor, h0: torch.Tensor | None, wi: torch.Tensor, wh: torch.Tensor, bi: torch.Tensor, bh: torch.Tensor,
+    after: bool, keep: str = KEEP, gates: Tensors | None = None,
+) -> torch.Tensor:  # fmt: skip
+    """Shape, dtype and layout of the result; GruError for operands that do not fit each other."""
+    batch, steps, hidden = check_gru(x, h0, wi, wh, bi, bh, keep, gates or ())
+    return x.new_empty((steps, batch, hidden)).transpose(0, 1)
+
+
+for _name in ("recopt::gru", "recopt::augru"):
+    torch.library.impl(_name, ("cpu", "cuda"), _gru)
+    torch.library.register_fake(_name, _gru_fake)
+
+
+def gru_call(
+    x: torch.Tensor, h0: torch.Tensor | None, wi: torch.Tensor, wh: torch.Tensor, bi: torch.Tensor, bh: torch.Tensor,
+    after: bool, keep: str = KEEP, gates: Tensors | None = None,
+) -> torch.Tensor:  # fmt: skip
+    """`recopt::gru` and `recopt::augru` without the dispatcher, as `attention_call`."""
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
+        if gates is None:
+            return GRU_OPERATOR(x, h0, wi, wh, bi, bh, after)  # type: ignore[no-any-return]  # torch.ops is untyped
+        return AUGRU_OPERATOR(x, h0, wi, wh, bi, bh, after, keep, gates)  # type: ignore[no-any-return]  # torch.ops is untyped
+    return gru_torch(x, h0, wi, wh, bi, bh, after, keep, gates or ())
+
+
 CALLS: dict[str, Callable[..., Any]] = {
     LINEAR: linear_call,
     EMBEDDING_BAGS: embedding_bags_call,
     ATTENTION: attention_call,
     TARGET_ATTENTION: target_attention_call,
+    GRU: gru_call,
+    AUGRU: gru_call,
 }

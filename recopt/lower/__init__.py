@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..errors import OptionError
-from ..fused import Attention, LayerNorm, Linear, Spec, TargetAttention, View
+from ..fused import Attention, Gru, LayerNorm, Linear, Spec, TargetAttention, View
 from ..hosts.base import Array, Host, Value
 
 # For each dialect the targets that it can be written for, the default first.
@@ -19,7 +19,7 @@ def write(host: Host, spec: Spec, target: str) -> Value:
 
 def _write(host: Host, spec: Spec, target: str) -> Value:
     if host.dialect == "aten":
-        from . import torch, torch_attention, torch_bags
+        from . import torch, torch_attention, torch_bags, torch_gru
 
         if isinstance(spec, Linear):
             return torch.linear(host, spec, target)  # type: ignore[arg-type]  # the dialect says which host it is
@@ -27,10 +27,12 @@ def _write(host: Host, spec: Spec, target: str) -> Value:
             return torch_attention.attention(host, spec, target)  # type: ignore[arg-type]  # the dialect says which host it is
         if isinstance(spec, TargetAttention):
             return torch_attention.target_attention(host, spec, target)  # type: ignore[arg-type]  # the dialect says which host it is
+        if isinstance(spec, Gru):
+            return torch_gru.gru(host, spec, target)  # type: ignore[arg-type]  # the dialect says which host it is
         if isinstance(spec, LayerNorm):
             return torch.layer_norm(host, spec)  # type: ignore[arg-type]  # the dialect says which host it is
         return torch_bags.embedding_bags(host, spec, target)  # type: ignore[arg-type]  # the dialect says which host it is
-    from . import onnx, onnx_attention, onnx_bags, onnx_target
+    from . import onnx, onnx_attention, onnx_bags, onnx_gru, onnx_target
 
     if isinstance(spec, Linear):
         return onnx.linear(host, spec, target)  # type: ignore[arg-type]  # the dialect says which host it is
@@ -38,6 +40,8 @@ def _write(host: Host, spec: Spec, target: str) -> Value:
         return onnx_attention.attention(host, spec, target)  # type: ignore[arg-type]  # the dialect says which host it is
     if isinstance(spec, TargetAttention):
         return onnx_target.target_attention(host, spec, target)  # type: ignore[arg-type]  # the dialect says which host it is
+    if isinstance(spec, Gru):
+        return onnx_gru.gru(host, spec, target)  # type: ignore[arg-type]  # the dialect says which host it is
     if isinstance(spec, LayerNorm):
         return onnx.layer_norm(host, spec)  # type: ignore[arg-type]  # the dialect says which host it is
     return onnx_bags.embedding_bags(host, spec, target)  # type: ignore[arg-type]  # the dialect says which host it is

@@ -7,9 +7,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..hosts.base import Array, Value
-from ..hosts.fx_operators import ATTENTION_OPERATOR, EMBEDDING_BAGS_OPERATOR, LINEAR_OPERATOR
+from ..hosts.fx_operators import (
+    ATTENTION_OPERATOR,
+    AUGRU_OPERATOR,
+    EMBEDDING_BAGS_OPERATOR,
+    GRU_OPERATOR,
+    LINEAR_OPERATOR,
+)
 from .onnx_epilogue import emit
 from .translation_bags import embedding_bags
+from .translation_gru import augru, gru
 
 OPSET = 18  # what torch's exporter translates to
 
@@ -50,7 +57,8 @@ class _Exporter:
 def onnx_translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     """What `torch.onnx.export(module, args, dynamo=True, custom_translation_table=...)` needs to export an optimized
     module: `recopt::linear` as MatMul, Add (or Conv) and the operators of its epilogue, `recopt::embedding_bags` as
-    Gathers and reductions, `recopt::attention` as MatMul, Softmax, MatMul. Needs onnxscript."""
+    Gathers and reductions, `recopt::attention` as MatMul, Softmax, MatMul, `recopt::gru` as GRU, `recopt::augru` step
+    by step. Needs onnxscript."""
     from onnxscript import opset18
 
     def linear(x: Any, w: Any, b: Any, epilogue: str, params: Sequence[Any]) -> Any:
@@ -82,7 +90,29 @@ def onnx_translations() -> dict[Callable[..., Any], Callable[..., Any]]:
             weights = opset18.Where(opset18.Equal(scores, float("-inf")), 0.0, weights)
         return opset18.MatMul(weights, v)
 
-    return {LINEAR_OPERATOR: linear, EMBEDDING_BAGS_OPERATOR: bags, ATTENTION_OPERATOR: attention}
+    def plain(x: Any, h0: Any, wi: Any, wh: Any, bi: Any, bh: Any, after: bool) -> Any:
+        return gru(opset18, x, h0, (wi, wh, bi, bh), after)
+
+    def gated(x: Any, h0: Any, wi: Any, wh: Any, bi: Any, bh: Any, after: bool, keep: str, gates: Sequence[Any]) -> Any:
+        dtype = x.dtype.numpy().name if x.dtype is not None else "float32"
+
+        def kept(z: Any, now: Sequence[Any]) -> Any:
+            exporter = _Exporter(opset18)
+            names = [dtype if p.dtype is None else p.dtype.numpy().name for p in gates or ()]
+            cast = [opset18.CastLike(p, x) if "int" in n else p for p, n in zip(now, names, strict=True)]
+            kinds = [dtype if "int" in n else n for n in names]
+            operands = [exporter.value(p, n) for p, n in zip(cast, kinds, strict=True)]
+            return exporter.made[emit(exporter, keep, exporter.value(z, dtype), operands, "z")]  # type: ignore[arg-type]  # the part of a host that emit calls
+
+        return augru(opset18, x, h0, (wi, wh, bi, bh), after, gates or (), kept)
+
+    return {
+        LINEAR_OPERATOR: linear,
+        EMBEDDING_BAGS_OPERATOR: bags,
+        ATTENTION_OPERATOR: attention,
+        GRU_OPERATOR: plain,
+        AUGRU_OPERATOR: gated,
+    }
 
 
 __all__ = ["onnx_translations"]

@@ -1,0 +1,164 @@
+"""Every spelling of GRU and AUGRU, by torch.export and by both exporters: one operator, and the same numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from spellings.export import BATCH, run_onnx, to_onnx, to_program
+from spellings.recurrent import NEAR_MISSES, SPELLINGS, Case
+
+import recopt
+from recopt.hosts.base import Node
+
+EXPORTERS = [
+    pytest.param(exporter, name, id=f"{exporter}-{name}", marks=[pytest.mark.slow] if exporter == "dynamo" else [])
+    for name in SPELLINGS
+    for exporter in ("torchscript", "dynamo")
+]
+
+
+def is_fused(node: Node) -> bool:
+    return node.op in ("recopt.gru.default", "recopt.augru.default", "GRU") or node.op.startswith("recopt::Gru")
+
+
+def check_fused(case: Case, result: recopt.Optimized) -> None:
+    """As many operators as the case says, and nothing of a step beside them."""
+    ops = [n.op for n in result.host.nodes]
+    assert sum(map(is_fused, result.host.nodes)) == case.fused, (ops, [str(r) for r in result.report.refusals])
+    assert not {"aten.sigmoid.default", "aten.tanh.default", "Sigmoid", "Tanh"} & set(ops), ops
+    assert not result.report.undone
+
+
+def check_numbers(case: Case, run: Callable[..., Any]) -> None:
+    module = case.module()
+    for batch in (1, 3, 7):
+        args = case.args(batch)
+        with torch.no_grad():
+            expected, found = module(*args), run(*args)
+        expected, found = ((v if isinstance(v, (tuple, list)) else (v,)) for v in (expected, found))
+        for e, f in zip(expected, found, strict=True):
+            torch.testing.assert_close(torch.as_tensor(np.asarray(f)), e)
+
+
+def run_file(file: bytes, args: tuple[Any, ...]) -> list[Any]:
+    """The outputs of a file, which has those inputs alone that it reads."""
+    names = [int(i.name[1:]) for i in onnx.load_from_string(file).graph.input]
+    return run_onnx(file, tuple(args[n] for n in names))
+
+
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_torch(name: str) -> None:
+    case = SPELLINGS[name]
+    result = recopt.optimize(to_program(case.module(), case.args(BATCH)), target="cpu")
+    check_fused(case, result)
+    check_numbers(case, result)
+
+
+@pytest.mark.parametrize(("exporter", "name"), EXPORTERS)
+def test_onnx(exporter: str, name: str) -> None:
+    case = SPELLINGS[name]
+    file = to_onnx(case.module(), case.args(BATCH), dynamo=exporter == "dynamo")
+    result = recopt.optimize(onnx.load_from_string(file), target="recopt")
+    check_fused(case, result)
+    optimized = result.to_proto().SerializeToString()
+    check_numbers(case, lambda *args: run_file(optimized, args))
+
+
+@pytest.mark.parametrize("name", ["chunked", "hoisted", "dien_masked", "by_length"])
+def test_more_than_ten_steps(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Positions of one and of two digits, and sizes that an exporter makes up for every step."""
+    monkeypatch.setattr("spellings.recurrent.T", 12)
+    case = SPELLINGS[name]
+    program = recopt.optimize(to_program(case.module(), case.args(BATCH)), target="cpu")
+    file = recopt.optimize(
+        onnx.load_from_string(to_onnx(case.module(), case.args(BATCH), dynamo=False)), target="recopt"
+    )
+    check_fused(case, program)
+    check_fused(case, file)
+    check_numbers(case, program)
+    check_numbers(case, lambda *args: run_file(file.to_proto().SerializeToString(), args))
+
+
+@pytest.mark.parametrize("target", ["portable", "ort-cpu"])
+@pytest.mark.parametrize("name", ["joined", "chunked", "first_state", "sequence", "in_the_middle"])
+def test_the_standard_operator(name: str, target: str) -> None:
+    case = SPELLINGS[name]
+    file = to_onnx(case.module(), case.args(BATCH), dynamo=False)
+    result = recopt.optimize(onnx.load_from_string(file), target=target)
+    assert [n.op for n in result.host.nodes].count("GRU") == 1
+    optimized = result.to_proto()
+    onnx.checker.check_model(optimized, full_check=True)
+    check_numbers(case, lambda *args: run_file(optimized.SerializeToString(), args))
+
+
+@pytest.mark.parametrize("target", ["portable", "ort-cpu"])
+@pytest.mark.parametrize("name", ["by_length", "dien_masked"])
+def test_gates_in_standard_operators(name: str, target: str) -> None:
+    """Written step by step, where that is shorter than what it replaces."""
+    case = SPELLINGS[name]
+    file = to_onnx(case.module(), case.args(BATCH), dynamo=False)
+    result = recopt.optimize(onnx.load_from_string(file), target=target)
+    made = result.report.counts().get("gru", 0)
+    reasons = [r.reason for r in result.report.refusals if r.pattern == "gru"]
+    assert made == 1 or any("as short as" in reason for reason in reasons)
+    check_numbers(case, lambda *args: run_file(result.to_proto().SerializeToString(), args))
+
+
+@pytest.mark.parametrize("name", NEAR_MISSES)
+def test_near_misses(name: str) -> None:
+    case = NEAR_MISSES[name]
+    result = recopt.optimize(to_program(case.module(), case.args(BATCH)), target="cpu")
+    check_numbers(case, result)
+    assert not any(is_fused(n) for n in result.host.nodes)
+    assert not result.report.undone
+    reasons = [r.reason for r in result.report.refusals if r.pattern == "gru"]
+    assert not case.reason or any(case.reason in reason for reason in reasons), reasons
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_a_layer(batch_first: bool) -> None:
+    module = torch.nn.GRU(5, 16, batch_first=batch_first).eval()
+    x, h0 = torch.randn(6, 6, 5), torch.randn(1, 6, 16)
+    program = torch.export.export(module, (x, h0), strict=False)
+    kept = recopt.optimize(program, target="cpu")
+    assert [r.reason for r in kept.report.refusals] == ["is one operator already, as fast there"]
+    result = recopt.optimize(program, target="cuda")
+    assert [n.op for n in result.host.nodes].count("recopt.gru.default") == 1
+    assert not result.report.undone and result.report.rewrites[0].error is not None
+    with torch.no_grad():
+        for found, expected in zip(result(x, h0), module(x, h0), strict=True):
+            torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("options", [{"num_layers": 2}, {"bidirectional": True}, {"bias": False}])
+def test_layers_that_are_left_alone(options: dict[str, Any]) -> None:
+    module = torch.nn.GRU(5, 16, batch_first=True, **options).eval()
+    program = torch.export.export(module, (torch.randn(4, 6, 5),), strict=False)
+    result = recopt.optimize(program, target="cuda")
+    assert not result.report.rewrites
+    assert any("a GRU" in r.reason for r in result.report.refusals if r.pattern == "gru")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["dien", "by_length", "sequence", "first_state"])
+def test_exported_again(name: str) -> None:
+    case = SPELLINGS[name]
+    result = recopt.optimize(to_program(case.module(), case.args(BATCH)), target="cpu")
+    args = case.args(BATCH)
+    exported = torch.onnx.export(
+        result.model,
+        args,
+        dynamo=True,
+        dynamic_shapes=tuple({0: torch.export.Dim("batch")} for _ in args),
+        custom_translation_table=recopt.onnx_translations(),
+        input_names=[f"x{n}" for n in range(len(args))],
+        verbose=False,
+    )
+    assert exported is not None
+    file = exported.model_proto.SerializeToString()
+    check_numbers(case, lambda *args: run_file(file, args))
