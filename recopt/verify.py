@@ -2,29 +2,13 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from . import epilogue
 from .errors import VerifyError
-from .fused import (
-    Attention,
-    Bag,
-    Concat,
-    EmbeddingBags,
-    Gru,
-    LayerNorm,
-    Permute,
-    Reshape,
-    Slice,
-    Step,
-    TargetAttention,
-    View,
-)
 from .hosts.base import Array, Host, Node, Value
 from .ir import sizes
 from .ir.evaluate import evaluate
@@ -34,6 +18,7 @@ from .ir.term import Fn, Leaf, Poly, Read, walk
 from .lift import lift
 from .lift.base import Lifted, reads
 from .match import Match
+from .reference import computed
 
 # torch.testing.assert_close's defaults by dtype: (rtol, atol)
 TOLERANCE = {
@@ -120,7 +105,7 @@ def verify_match(lifted: Lifted, match: Match, seed: int = 0) -> Verdict:
             for value in sorted(match.inside, key=lambda v: lifted.order.get(v, 0)):  # a chain would nest too deep
                 leaf(value)
             expected = evaluate(match.meaning, leaf, symbols) if match.reference is None else match.reference(leaf)
-            actual = _run(lifted, match, leaf, symbols)
+            actual = computed(match.spec, leaf, symbols)
         except IndexError as outside:
             return Verdict(float("inf"), float("inf"), f"symbols={batch} seed={seed}: {outside}")
         rtol = 4 * TOLERANCE[match.spec.dtype][0]
@@ -175,154 +160,6 @@ class _Leaves:
             return evaluate(t, self, self.symbols)
         shape = [sizes.evaluate(s, self.symbols) for s in t.shape]
         return self.rng.standard_normal(shape) if value.dtype in FLOATS else self.rng.integers(0, 2, shape)
-
-
-def _run(lifted: Lifted, match: Match, leaf: Callable[[Leaf], Array], symbols: Mapping[str, int]) -> Array:
-    """The fused operator as its lowering must compute it, in float64."""
-    spec = match.spec
-
-    def stored(view: View) -> Array:
-        return apply_steps(leaf(view.value), view.steps, symbols)
-
-    def value(view: View) -> Array:
-        array = stored(view)
-        return array.astype(np.float64) if view.value.dtype in FLOATS else array
-
-    if isinstance(spec, EmbeddingBags):
-        pieces = [
-            sum((_bag(t, value, stored) if isinstance(t, Bag) else value(t)) for t in piece) for piece in spec.pieces
-        ]
-        return apply_steps(np.concatenate(pieces, axis=-1), spec.steps, symbols)
-
-    if isinstance(spec, Attention):
-        return apply_steps(_attention(spec, value), spec.steps, symbols)
-    if isinstance(spec, LayerNorm):
-        x = value(spec.x)
-        x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + spec.eps)
-        return apply_steps(x * spec.g + spec.b, spec.steps, symbols)
-    if isinstance(spec, TargetAttention):
-        return apply_steps(_target_attention(spec, value), spec.steps, symbols)
-
-    if isinstance(spec, Gru):
-        return apply_steps(_gru(spec, value), spec.steps, symbols)
-
-    views = spec.x.views if isinstance(spec.x, Concat) else (spec.x,)
-    x = np.concatenate([value(v) for v in views], axis=-1)
-    w = value(spec.w) if isinstance(spec.w, View) else spec.w.astype(np.float64)
-    h = x @ w.T
-    if spec.b is not None:
-        h = h + (value(spec.b) if isinstance(spec.b, View) else spec.b.astype(np.float64))
-    params = [value(p) if isinstance(p, View) else p.astype(np.float64) for p in spec.params]
-    return apply_steps(epilogue.compute(spec.epilogue, h, params), spec.steps, symbols)
-
-
-def _attention(spec: Attention, value: Callable[[View], Array]) -> Array:
-    """[rows.., S, E]."""
-    q, k, v = value(spec.q), value(spec.k), value(spec.v)
-    params = [value(p) if isinstance(p, View) else p.astype(np.float64) for p in spec.params]
-    scores = epilogue.compute(spec.score, q @ k.swapaxes(-1, -2), params)
-    with np.errstate(all="ignore"):
-        top = scores.max(axis=-1, keepdims=True)
-        weights = np.exp(scores - np.where(np.isfinite(top), top, 0.0))
-        weights /= weights.sum(axis=-1, keepdims=True)
-    if spec.unseen != "nan":
-        weights = np.where(np.isnan(weights) if spec.unseen == "clean" else top == -np.inf, 0.0, weights)
-    return np.asarray(weights @ v)
-
-
-def _target_attention(spec: TargetAttention, value: Callable[[View], Array]) -> Array:
-    """[rows.., E]."""
-    weights, params = (
-        [value(p) if isinstance(p, View) else p.astype(np.float64) for p in items]
-        for items in (spec.weights, spec.params)
-    )
-    q, k, v = value(spec.q)[..., None, :], value(spec.k), value(spec.v)
-    h = weights[3]
-    for x, w in zip((q, k, q * k), weights[:3], strict=True):
-        h = h + (x @ w.T if w.size else 0.0)
-    texts = [text.strip() for text in spec.text.split(";")]
-    for n, text in enumerate(texts):
-        if 0 < n < len(texts) - 1:
-            h = h @ weights[2 + 2 * n].T + weights[3 + 2 * n]
-        h = h[..., 0] if n == len(texts) - 1 else h
-        count = len(set(re.findall(r"\bp\d+", text)))
-        h = epilogue.compute(text, h, params[:count])
-        params = params[count:]
-    if spec.softmax:
-        h = np.exp(h - h.max(axis=-1, keepdims=True))
-        h = h / h.sum(axis=-1, keepdims=True)
-    return np.asarray((h[..., None, :] @ v)[..., 0, :])
-
-
-def _gru(spec: Gru, value: Callable[[View], Array]) -> Array:
-    """[B, T, H]."""
-
-    def array(item: View | Array) -> Array:
-        return value(item) if isinstance(item, View) else item.astype(np.float64)
-
-    x, wi, wh, bi, bh = (array(item) for item in (spec.x, spec.wi, spec.wh, spec.bi, spec.bh))
-    batch, steps, hidden = *x.shape[:2], wh.shape[1]
-    gates = [np.broadcast_to(array(g), (batch, steps)) for g in spec.gates]
-    h = np.zeros((batch, hidden)) if spec.h0 is None else np.broadcast_to(array(spec.h0), (batch, hidden))
-    ur, uz, un = np.split(wh, 3)
-    cr, cz, cn = np.split(bh, 3)
-    states = []
-    for t in range(steps):
-        ar, az, an = np.split(x[:, t] @ wi.T + bi, 3, axis=-1)
-        r = epilogue.compute("sigmoid(h)", ar + h @ ur.T + cr, ())
-        z = epilogue.compute(spec.keep, az + h @ uz.T + cz, [g[:, t, None] for g in gates])
-        n = np.tanh(an + (r * (h @ un.T + cn) if spec.after else (r * h) @ un.T + cn))
-        h = z * h + (1 - z) * n
-        states.append(h)
-    return h if spec.last else np.stack(states, axis=1)
-
-
-def _bag(bag: Bag, value: Callable[[View], Array], stored: Callable[[View], Array]) -> Array:
-    """One bag, [rows.., columns]. Of its table, which may be larger than memory, only rows that are read are copied."""
-    ids, table = value(bag.ids), stored(bag.table)
-    read = (ids % bag.modulus if bag.modulus else ids) + np.asarray(bag.shift)
-    inside = (read < bag.below) & (read >= (-bag.below if bag.wraps else 0))
-    if bag.below:
-        read = np.where(inside, read, 0)
-    if not bag.wraps and read.min(initial=0) < 0:
-        raise IndexError("a negative id")
-    weights = np.ones(ids.shape) if bag.weights is None else value(bag.weights)
-    weights = weights * inside if bag.below else weights
-    if bag.pad is not None:
-        weights = weights * (read > bag.pad if bag.above else read != bag.pad)
-    if bag.lengths is not None:
-        weights = weights * (np.arange(ids.shape[-1]) < value(bag.lengths).reshape(*ids.shape[:-1], 1))
-    picked = table[read].astype(np.float64) if bag.table.value.dtype in FLOATS else table[read]
-    rows: Array = picked * weights[..., None]
-    if bag.pool == "row":
-        return rows.reshape(*rows.shape[:-2], -1)
-    if bag.pool == "max":
-        return np.asarray(rows.max(axis=-2))
-    if bag.offsets is not None:
-        starts = value(bag.offsets).reshape(-1)
-        ends = starts[1:] if bag.last else np.append(starts[1:], len(ids))
-        place = np.arange(len(ids))
-        member = ((starts[: len(ends), None] <= place) & (place < ends[:, None])).astype(np.float64)
-        pooled, n = member @ rows, member @ weights
-    else:
-        pooled, n = rows.sum(axis=-2), weights.sum(axis=-1)
-    div = (1.0, 0.0) if bag.pool == "mean" else bag.div
-    return np.asarray(pooled if div is None else pooled / (np.maximum(n, div[0]) + div[1])[..., None])
-
-
-def apply_steps(array: Array, steps: Sequence[Step], symbols: Mapping[str, int]) -> Array:
-    """Layout steps in numpy."""
-    for step in steps:
-        if isinstance(step, Permute):
-            array = array.transpose(step.perm)
-        elif isinstance(step, Reshape):
-            array = array.reshape([sizes.evaluate(s, symbols) for s in step.shape])
-        else:
-            assert isinstance(step, Slice)
-            index: list[slice] = [slice(None)] * array.ndim
-            index[step.dim] = slice(step.start, sizes.evaluate(step.stop, symbols), step.step)
-            array = array[tuple(index)]
-    return array
 
 
 # --- the whole model
@@ -491,4 +328,4 @@ def _same(a: Any, b: Any) -> bool:
     return np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
 
-__all__ = ["Verdict", "apply_steps", "compare", "feeds", "index_limits", "shapes_of", "verify_match", "verify_model"]
+__all__ = ["Verdict", "compare", "feeds", "index_limits", "shapes_of", "verify_match", "verify_model"]

@@ -16,7 +16,7 @@ FLOORS = (
     ("ir",),
     ("hosts", "lift", "match", "views", "fused", "report", "view", "kernels", "load"),
     ("epilogue", "preactivation", "contractions", "lookups", "softmax", "cost"),
-    ("product", "operands", "bag_factors", "scores", "places", "recurrence", "gates", "gru_layers"),
+    ("reference", "product", "operands", "bag_factors", "scores", "places", "recurrence", "gates", "gru_layers"),
     ("patterns",),
     ("rewrite", "merge", "lower", "verify", "tables"),
     ("passes",),

@@ -13,10 +13,12 @@ from ..hosts.fx_operators import (
     EMBEDDING_BAGS_OPERATOR,
     GRU_OPERATOR,
     LINEAR_OPERATOR,
+    TARGET_ATTENTION_OPERATOR,
 )
 from .onnx_epilogue import emit
 from .translation_bags import embedding_bags
 from .translation_gru import augru, gru
+from .translation_target import target_attention
 
 OPSET = 18  # what torch's exporter translates to
 
@@ -57,7 +59,8 @@ class _Exporter:
 def onnx_translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     """What `torch.onnx.export(module, args, dynamo=True, custom_translation_table=...)` needs to export an optimized
     module: `recopt::linear` as MatMul, Add (or Conv) and the operators of its epilogue, `recopt::embedding_bags` as
-    Gathers and reductions, `recopt::attention` as MatMul, Softmax, MatMul, `recopt::gru` as GRU, `recopt::augru` step
+    Gathers and reductions, `recopt::attention` as MatMul, Softmax, MatMul, `recopt::target_attention` as products with
+    a row's own weights, `recopt::gru` as GRU, `recopt::augru` step
     by step. Needs onnxscript."""
     from onnxscript import opset18
 
@@ -90,6 +93,16 @@ def onnx_translations() -> dict[Callable[..., Any], Callable[..., Any]]:
             weights = opset18.Where(opset18.Equal(scores, float("-inf")), 0.0, weights)
         return opset18.MatMul(weights, v)
 
+    def target(q: Any, k: Any, v: Any, weights: Sequence[Any], params: Sequence[Any], text: str, softmax: bool) -> Any:
+        dtype = q.dtype.numpy().name if q.dtype is not None else "float32"
+
+        def applied(part: str, h: Any, mine: Sequence[Any]) -> Any:
+            exporter = _Exporter(opset18)
+            operands = [exporter.value(p, dtype if p.dtype is None else p.dtype.numpy().name) for p in mine]
+            return exporter.made[emit(exporter, part, exporter.value(h, dtype), operands, "y")]  # type: ignore[arg-type]  # the part of a host that emit calls
+
+        return target_attention(opset18, (q, k, v), weights, params or (), text, softmax, applied)
+
     def plain(x: Any, h0: Any, wi: Any, wh: Any, bi: Any, bh: Any, after: bool) -> Any:
         return gru(opset18, x, h0, (wi, wh, bi, bh), after)
 
@@ -110,6 +123,7 @@ def onnx_translations() -> dict[Callable[..., Any], Callable[..., Any]]:
         LINEAR_OPERATOR: linear,
         EMBEDDING_BAGS_OPERATOR: bags,
         ATTENTION_OPERATOR: attention,
+        TARGET_ATTENTION_OPERATOR: target,
         GRU_OPERATOR: plain,
         AUGRU_OPERATOR: gated,
     }

@@ -85,3 +85,18 @@ def test_near_misses(name: str) -> None:
     assert not result.report.undone
     reasons = [r.reason for r in result.report.refusals if r.pattern == "target-attention"]
     assert not case.reason or any(case.reason in reason for reason in reasons), reasons
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["paper", "softmaxed", "turned", "dice"])
+def test_an_optimized_module_exports(name: str) -> None:
+    case = SPELLINGS[name]
+    result = recopt.optimize(to_program(case.module(), case.args(BATCH)), target="cpu")
+    program = torch.onnx.export(
+        result.model, case.args(BATCH), dynamo=True, input_names=["x0", "x1", "x2"], verbose=False,
+        dynamic_shapes=({0: torch.export.Dim("batch")},) * 3,
+        custom_translation_table=recopt.onnx_translations(),
+    )  # fmt: skip
+    assert program is not None
+    file = program.model_proto.SerializeToString()
+    check_numbers(case, lambda *args: run_onnx(file, args))
