@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
+import pytest
 import torch
 from spellings.case import Case
 from spellings.export import run_onnx
@@ -106,3 +107,31 @@ def runner(result: recopt.Optimized) -> Callable[..., Sequence[Any]]:
 def reasons(result: recopt.Optimized) -> list[str]:
     """Why places were refused, in words."""
     return [refusal.reason for refusal in result.report.refusals]
+
+
+class Drawn(Protocol):
+    """A case whose module and inputs are made from a seed."""
+
+    def module(self) -> nn.Module: ...
+    def args(self, batch: int) -> tuple[Tensor, ...]: ...
+
+
+def check_numbers(case: Drawn, run: Callable[..., Any]) -> None:
+    """`run` gives what the case's module does, at several batch sizes; NaN where it gives NaN."""
+    module = case.module()
+    for batch in BATCHES:
+        args = case.args(batch)
+        with torch.no_grad():
+            expected, found = module(*args), run(*args)
+        expected, found = ((v if isinstance(v, (tuple, list)) else (v,)) for v in (expected, found))
+        for e, f in zip(expected, found, strict=True):
+            torch.testing.assert_close(torch.as_tensor(np.asarray(f)), e, equal_nan=True)
+
+
+def exporters(names: Iterable[str]) -> list[Any]:
+    """Parameters (exporter, name): every case by both of torch's ONNX exporters."""
+    return [
+        pytest.param(exporter, name, id=f"{exporter}-{name}", marks=[pytest.mark.slow] if exporter == "dynamo" else [])
+        for name in names
+        for exporter in ("torchscript", "dynamo")
+    ]

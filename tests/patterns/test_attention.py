@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import onnx
 import pytest
 import torch
@@ -15,7 +13,8 @@ from spellings.export import BATCH, run_onnx, to_onnx, to_program
 import recopt
 from recopt.hosts.base import Host, Node
 
-BATCHES = (1, 3, 7)
+from .harness import check_numbers, exporters
+
 # What describes tensors anew, and what makes a mask of lengths or ids.
 BESIDE = set(
     """
@@ -25,12 +24,7 @@ BESIDE = set(
     GreaterOrEqual MatMul
 """.split()
 )
-EXPORTERS = [
-    pytest.param(exporter, name, id=f"{exporter}-{name}", marks=[pytest.mark.slow] if exporter == "dynamo" else [])
-    for name, case in SPELLINGS.items()
-    if case.onnx
-    for exporter in ("torchscript", "dynamo")
-]
+EXPORTERS = exporters(name for name, case in SPELLINGS.items() if case.onnx)
 
 
 def is_fused(node: Node) -> bool:
@@ -44,17 +38,6 @@ def check_one(result: recopt.Optimized, beside: tuple[str, ...]) -> None:
     plain = {op for op in ops if not op.startswith("recopt")}
     assert plain <= BESIDE | {*beside}, ops
     assert not result.report.undone
-
-
-def check_numbers(case: Case, run: Callable[..., Any]) -> None:
-    module = case.module()
-    for batch in BATCHES:
-        args = case.args(batch)
-        with torch.no_grad():
-            expected, found = module(*args), run(*args)
-        expected, found = ((v if isinstance(v, (tuple, list)) else (v,)) for v in (expected, found))
-        for e, f in zip(expected, found, strict=True):
-            torch.testing.assert_close(torch.as_tensor(np.asarray(f)), e, equal_nan=True)
 
 
 @pytest.mark.parametrize("name", SPELLINGS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,8 @@ from recopt.lift import lift
 from recopt.load import host_of
 from recopt.patterns import embedding_bags
 
-BATCHES = (1, 3, 7)
+from .harness import check_numbers, exporters
+
 LAYOUT = {
     "slice",
     "select",
@@ -33,27 +33,11 @@ LAYOUT = {
     "to",
     "squeeze",
 }
-EXPORTERS = [
-    pytest.param(exporter, name, id=f"{exporter}-{name}", marks=[pytest.mark.slow] if exporter == "dynamo" else [])
-    for name, case in LOOKUPS.items()
-    if case.onnx
-    for exporter in ("torchscript", "dynamo")
-]
+EXPORTERS = exporters(name for name, case in LOOKUPS.items() if case.onnx)
 
 
 def is_fused(node: Node) -> bool:
     return node.op == "recopt.embedding_bags.default" or node.op.startswith("recopt::EmbeddingBags")
-
-
-def check_numbers(case: Lookup, run: Callable[..., Any]) -> None:
-    module = case.module()
-    for batch in BATCHES:
-        args = case.args(batch)
-        with torch.no_grad():
-            expected, found = module(*args), run(*args)
-        expected, found = ((v if isinstance(v, (tuple, list)) else (v,)) for v in (expected, found))
-        for e, f in zip(expected, found, strict=True):
-            torch.testing.assert_close(torch.as_tensor(np.asarray(f)), e, equal_nan=True)
 
 
 def check_one(result: recopt.Optimized, layout: set[str]) -> None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import onnx
 import pytest
 import torch
@@ -16,11 +14,9 @@ from spellings.recurrent import NEAR_MISSES, SPELLINGS, Case
 import recopt
 from recopt.hosts.base import Node
 
-EXPORTERS = [
-    pytest.param(exporter, name, id=f"{exporter}-{name}", marks=[pytest.mark.slow] if exporter == "dynamo" else [])
-    for name in SPELLINGS
-    for exporter in ("torchscript", "dynamo")
-]
+from .harness import check_numbers, exporters
+
+EXPORTERS = exporters(SPELLINGS)
 
 
 def is_fused(node: Node) -> bool:
@@ -33,17 +29,6 @@ def check_fused(case: Case, result: recopt.Optimized) -> None:
     assert sum(map(is_fused, result.host.nodes)) == case.fused, (ops, [str(r) for r in result.report.refusals])
     assert not {"aten.sigmoid.default", "aten.tanh.default", "Sigmoid", "Tanh"} & set(ops), ops
     assert not result.report.undone
-
-
-def check_numbers(case: Case, run: Callable[..., Any]) -> None:
-    module = case.module()
-    for batch in (1, 3, 7):
-        args = case.args(batch)
-        with torch.no_grad():
-            expected, found = module(*args), run(*args)
-        expected, found = ((v if isinstance(v, (tuple, list)) else (v,)) for v in (expected, found))
-        for e, f in zip(expected, found, strict=True):
-            torch.testing.assert_close(torch.as_tensor(np.asarray(f)), e)
 
 
 def run_file(file: bytes, args: tuple[Any, ...]) -> list[Any]:

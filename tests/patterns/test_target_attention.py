@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
-import numpy as np
 import onnx
 import pytest
 import torch
 from spellings.export import BATCH, run_onnx, to_onnx, to_program
-from spellings.target_attention import NEAR_MISSES, SPELLINGS, Case
+from spellings.target_attention import NEAR_MISSES, SPELLINGS
 
 import recopt
 from recopt.hosts.base import Node
 
-EXPORTERS = [
-    pytest.param(exporter, name, id=f"{exporter}-{name}", marks=[pytest.mark.slow] if exporter == "dynamo" else [])
-    for name in SPELLINGS
-    for exporter in ("torchscript", "dynamo")
-]
+from .harness import check_numbers, exporters
+
+EXPORTERS = exporters(SPELLINGS)
 
 
 def is_fused(node: Node) -> bool:
@@ -33,17 +27,6 @@ def check_one(result: recopt.Optimized) -> None:
     left = {"MatMul", "Gemm", "aten.linear.default", "aten.bmm.default", "aten.matmul.default", "recopt.linear.default"}
     assert not left & set(ops) and not any(op.startswith("recopt::Linear") for op in ops), ops
     assert not result.report.undone
-
-
-def check_numbers(case: Case, run: Callable[..., Any]) -> None:
-    module = case.module()
-    for batch in (1, 3, 7):
-        args = case.args(batch)
-        with torch.no_grad():
-            expected, found = module(*args), run(*args)
-        expected, found = ((v if isinstance(v, (tuple, list)) else (v,)) for v in (expected, found))
-        for e, f in zip(expected, found, strict=True):
-            torch.testing.assert_close(torch.as_tensor(np.asarray(f)), e)
 
 
 @pytest.mark.parametrize("name", SPELLINGS)
