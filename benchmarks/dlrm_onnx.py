@@ -29,7 +29,7 @@ import recopt
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 import dlrm  # type: ignore[import-not-found]  # examples/ is put on the path above
-from common import seeded, to_onnx  # type: ignore[import-not-found]
+from common import seeded, to_onnx  # type: ignore[import-not-found]  # likewise
 
 HOTS = {
     "one": (1,) * 26,

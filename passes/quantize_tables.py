@@ -31,7 +31,7 @@ LARGEST = 60_000.0  # which float16 holds, whatever the rounding
 class QuantizeTables:
     """Optional. Embedding tables in fewer bits a number: bits=8, or 16 or 4; no column is off by more than error=0.01.
 
-    The error is absolute.     Raises OptionError for other bits, and for an error that is not positive.
+    The error is absolute. Raises OptionError for other bits, and for an error that is not positive.
     """
 
     bits: int = 8
