@@ -23,6 +23,7 @@ from . import (
     fuse_linear,
     fuse_target_attention,
     hint_repeats,
+    simplify_layout,
 )
 from .cartesian_tables import CartesianTables
 from .dedupe_ids import DedupeIds
@@ -59,6 +60,7 @@ PIPELINE: tuple[Pass, ...] = (
     fuse_attention,
     fuse_layer_norm,
     fuse_linear,
+    simplify_layout,
 )
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ..errors import OptionError
 from ..fused import Attention, Gru, LayerNorm, Linear, Spec, TargetAttention, View
 from ..hosts.base import Array, Host, Value
+from ..moves import Plan
 
 # For each dialect the targets that it can be written for, the default first.
 TARGETS = {"aten": ("cpu", "cuda"), "onnx": ("portable", "ort-cpu", "ort-cuda", "recopt")}
@@ -106,3 +107,27 @@ def check_target(host: Host, target: str | None) -> str:
     if target not in known:
         raise OptionError(f"no target {target!r} for this model; there are: {', '.join(known)}")
     return target
+
+
+def moves(host: Host, plans: Sequence[tuple[Value, Plan]], now: Mapping[Value, Value]) -> list[Value]:
+    """Append what makes each plan, in front of the value that it is for; over the values that sources are `now`.
+    Raises LowerError."""
+    from .onnx_moves import moved
+
+    made = []
+    for value, plan in plans:
+        assert value.node is not None
+        with host.at(value.node):
+            made.append(moved(host, plan, value.name, now))  # type: ignore[arg-type]  # the dialect says which host it is
+    return made
+
+
+def moves_written(host: Host, plans: Sequence[Plan], now: Mapping[Value, Value]) -> int:
+    """How many host nodes `moves` makes. Raises LowerError."""
+    from .onnx_moves import moved
+    from .onnx_writer import Counter
+
+    counter = Counter(host)  # type: ignore[arg-type]  # the dialect says which host it is
+    for plan in plans:
+        moved(counter, plan, "counted", now)
+    return counter.nodes

@@ -1,0 +1,18 @@
+"""Values that only re-read others are made by the fewest layout operators: simplify_layout.
+
+before:  split, reshape, transpose, concat of slices, gathers by constants, run-time shape arithmetic, ...
+after:   at most one each of slice, gather, reshape, transpose, expand, pad, and a concat where there are several sources
+"""
+
+from __future__ import annotations
+
+from recopt.hosts.base import Host
+from recopt.relayout import relayout
+from recopt.rewrite import Context
+
+name = "simplify-layout"
+
+
+def run(host: Host, context: Context) -> bool:
+    """Whether anything was rewritten."""
+    return relayout(host, context, name)
