@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from . import lower
 from .elements import Elements, NotLayout, of_term, through
 from .errors import LowerError
 from .hosts.base import Host, Node, Value
-from .match import needless
-from .moves import Plan, shortest
+from .fused import Reshape
+from .moves import Cut, Join, Pad, Plan, Take, shortest
 from .moves_check import agrees
 from .report import Refusal, Rewrite
 from .rewrite import Context
 
-OPERATORS = {
+OPERATORS: dict[str, frozenset[str]] = {
     "onnx": frozenset(
         """Identity Reshape Flatten Squeeze Unsqueeze Transpose Expand Tile Concat Slice Split Pad Gather GatherElements
         GatherND DepthToSpace SpaceToDepth Trilu com.microsoft::ExpandDims com.microsoft::GatherND
         com.microsoft::Trilu""".split()
     ),
-    "aten": frozenset[str](),
 }
 SOURCES = 1024  # of one value
 
@@ -45,14 +45,19 @@ def find(host: Host, context: Context) -> Layouts:
         return found
     lifted = context.terms_of(host)
     for node in nodes:
+        for value in (*node.inputs, *node.outputs):
+            seen = lifted.term.get(value)
+            if seen is not None and value.node is not None:
+                value.shape = seen.shape  # a size that the graph computes, and the terms know
         for value in node.outputs:
-            t = None if host.is_constant(value) or value.dtype in (None, "string") else lifted.local(value)
-            if t is None or value.dtype is None:
+            if host.is_constant(value) or value.dtype in (None, "string"):
                 continue
-            try:
-                found.local[value] = of_term(lifted, t, value.dtype)
-            except NotLayout:
-                continue
+            for t in (lifted.local(value), lifted.definition.get(value)):  # indices may be computed from sizes
+                if t is None or value.dtype is None:
+                    continue
+                with contextlib.suppress(NotLayout):
+                    found.local[value] = of_term(lifted, t, value.dtype)
+                    break
     inside = {v.node for v in found.local}
     for value, local in found.local.items():
         readers = host.users(value)
@@ -82,98 +87,202 @@ def _bounded(elements: Elements) -> Elements:
 
 def relayout(host: Host, context: Context, name: str) -> bool:
     """Write the shorter ones. True where any is written."""
+    if host.dialect == "aten" and any(n.opaque for n in host.nodes):
+        return False  # what writes in place may see which tensors share memory
     found = find(host, context)
-    now: dict[Value, Value] = {}
-    changed = False
+    work = _Work(host, context, name, found)
     for root in reversed(found.roots):
-        changed |= _alone(host, context, name, found, root, now)
-    left = [r for r in found.roots if r not in now]
-    for group in _groups(found, left):
+        work.alone(root)
+    for group in _groups(found, [r for r in found.roots if r not in work.now]):
         if len(group) > 1:
-            changed |= _together(host, context, name, found, group, now)
-    if changed:
-        context.lifted = None
-        host.normalise()
-    return changed
-
-
-def _candidates(found: Layouts, root: Value) -> list[tuple[Plan, Elements]]:
-    plans = []
-    for elements in dict.fromkeys((found.deep[root], found.shallow[root])):
-        plan = shortest(elements)
-        if plan is not None:
-            plans.append((plan, elements))
-    return plans
-
-
-def _alone(host: Host, context: Context, name: str, found: Layouts, root: Value, now: dict[Value, Value]) -> bool:
-    """Rewrite one root where that alone makes the graph smaller."""
-    best: tuple[int, Plan, Elements, tuple[Node, ...]] | None = None
-    for plan, elements in _candidates(found, root):
-        dead = needless(host, root, [now.get(v, v) for v in elements.leaves])
-        try:
-            saved = _count(host, dead) - lower.moves_written(host, [plan], now)
-        except LowerError:
-            continue
-        if saved > 0 and (best is None or saved > best[0]):
-            best = saved, plan, elements, dead
-    if best is None:
+            work.together(group)
+    if not work.now:
         return False
-    saved, plan, elements, dead = best
-    return _write(host, context, name, [(root, plan, elements)], dead, saved, now)
-
-
-def _together(
-    host: Host, context: Context, name: str, found: Layouts, group: Sequence[Value], now: dict[Value, Value]
-) -> bool:
-    """Rewrite roots that share layouts where all of them together make the graph smaller."""
-    chosen = []
-    for root in group:
-        plan = shortest(found.deep[root])
-        if plan is None:
-            return False
-        chosen.append((root, plan, found.deep[root]))
-    kept = [v for _, _, elements in chosen for v in elements.leaves]
-    dead = needless(host, group[-1], kept, None, group[:-1])
-    try:
-        saved = _count(host, dead) - lower.moves_written(host, [plan for _, plan, _ in chosen], now)
-    except LowerError:
-        return False
-    return saved > 0 and _write(host, context, name, chosen, dead, saved, now)
-
-
-def _count(host: Host, nodes: Iterable[Node]) -> int:
-    return sum(not all(host.is_constant(v) for v in n.outputs) for n in nodes)
-
-
-def _write(
-    host: Host,
-    context: Context,
-    name: str,
-    chosen: Sequence[tuple[Value, Plan, Elements]],
-    dead: Sequence[Node],
-    saved: int,
-    now: dict[Value, Value],
-) -> bool:
-    root = chosen[0][0]
-    if not context.allows(name, root.name):
-        return False
-    for value, plan, elements in chosen:
-        if not agrees(plan, elements):
-            context.report.undone.append(Refusal(name, value.name, "the elements are not those of the original"))
-            return False
-    before = tuple(n.name for n in dead)
-    detail = f"{len(dead)} layout operators are {len(dead) - saved}"
-    made = lower.moves(host, [(value, plan) for value, plan, _ in chosen], now)
-    for (value, _, _), new in zip(chosen, made, strict=True):
-        now[value] = new
-        host.replace(value, new)
-    after = tuple(dict.fromkeys(v.node.name if v.node else v.name for v in made))
+    context.lifted = None
     host.erase_dead()
-    context.report.rewrites.append(
-        Rewrite(name, "layout", root.name, before, after, 0.0, 0.0, float(saved), None, detail)
-    )
+    host.normalise()
     return True
+
+
+Cost = tuple[int, int]  # kernels and nodes; in ONNX each node is a kernel
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """How a root could be written."""
+
+    root: Value
+    plan: Plan
+    elements: Elements
+    finish: str | None  # an operator after the plan
+
+
+@dataclass
+class _Work:
+    """Rewrites of one graph, whose nodes go all at once in the end."""
+
+    host: Host
+    context: Context
+    name: str
+    found: Layouts
+    now: dict[Value, Value] = field(default_factory=dict)  # what roots are made by now
+    gone: set[Node] = field(default_factory=set)  # nodes that nothing needs any more
+
+    def alone(self, root: Value) -> None:
+        """Rewrite one root where that alone makes the graph smaller."""
+        best: tuple[Cost, _Choice, list[Node]] | None = None
+        for elements in dict.fromkeys((self.found.deep[root], self.found.shallow[root])):
+            plan = shortest(elements)
+            if plan is None:
+                continue
+            dead = self.dead([root], elements.leaves)
+            choice = self.finished(root, plan, elements, dead)
+            try:
+                saved = self.saved(dead, [choice]) if choice else (0, 0)
+            except LowerError:
+                continue
+            if choice is not None and pays(saved) and (best is None or saved > best[0]):
+                best = saved, choice, dead
+        if best is not None:
+            self.write([best[1]], best[2], best[0])
+
+    def together(self, group: Sequence[Value]) -> None:
+        """Rewrite roots that share layouts where all of them together make the graph smaller."""
+        choices = []
+        kept = [v for root in group for v in self.found.deep[root].leaves]
+        dead = self.dead(group, kept)
+        for root in group:
+            plan = shortest(self.found.deep[root])
+            choice = None if plan is None else self.finished(root, plan, self.found.deep[root], dead)
+            if choice is None:
+                return
+            choices.append(choice)
+        try:
+            saved = self.saved(dead, choices)
+        except LowerError:
+            return
+        if pays(saved):
+            self.write(choices, dead, saved)
+
+    def dead(self, roots: Sequence[Value], kept: Sequence[Value]) -> list[Node]:
+        """What nothing needs once these roots are made of `kept`, what is gone already apart."""
+        needed = {*kept, *(self.now.get(v, v) for v in kept)}
+        replaced, dead = set(roots), dict[Node, None]()
+        pending = [v.node for v in roots if v.node is not None]
+        while pending:
+            node = pending.pop()
+            if node in dead or node.opaque or node in self.gone:
+                continue
+            others = [v for v in node.outputs if v not in replaced]
+            if any(
+                v in needed or self.host.is_output(v) or not self.gone.union(dead).issuperset(self.host.users(v))
+                for v in others
+            ):
+                continue
+            dead[node] = None
+            pending += [v.node for v in node.inputs if v.node is not None]
+        return [n for n in dead if not all(self.host.is_constant(v) for v in n.outputs)]
+
+    def finished(self, root: Value, plan: Plan, elements: Elements, dead: Sequence[Node]) -> _Choice | None:
+        """A choice that keeps what can be seen of a tensor of torch: whose memory it is, and that it is contiguous where
+        some operator made it so. None where nothing but views would take the place of views."""
+        if self.host.dialect == "onnx" or is_fresh(plan):
+            return _Choice(root, plan, elements, None)
+        if not any(copies(n) for n in dead):
+            return None if self.host.is_output(root) and not plan.moves else _Choice(root, plan, elements, None)
+        ends = self.host.is_output(root)
+        return _Choice(root, plan, elements, "aten.clone.default" if ends else "aten.contiguous.default")
+
+    def saved(self, dead: Sequence[Node], choices: Sequence[_Choice]) -> Cost:
+        """Raises LowerError."""
+        written = sum(lower.moves_written(self.host, c.plan, self.now) + (c.finish is not None) for c in choices)
+        if self.host.dialect == "onnx":
+            return len(dead) - written, len(dead) - written
+        kernels = sum(plan_copies(c.plan) + (c.finish is not None and bool(c.plan.moves)) for c in choices)
+        return sum(map(copies, dead)) - kernels, len(dead) - written
+
+    def write(self, choices: Sequence[_Choice], dead: Sequence[Node], saved: Cost) -> None:
+        """Write and account for it, where the elements are proved to be the same."""
+        root, report = choices[0].root, self.context.report
+        if not self.context.allows(self.name, root.name):
+            return
+        wrong = next((c.root for c in choices if not agrees(c.plan, c.elements)), None)
+        if wrong is not None:
+            report.undone.append(Refusal(self.name, wrong.name, "the elements are not those of the original"))
+            return
+        made = lower.moves(self.host, [(c.root, c.plan, c.finish) for c in choices], self.now)
+        for choice, new in zip(choices, made, strict=True):
+            self.now[choice.root] = new
+            self.host.replace(choice.root, new)
+        self.gone.update(dead)
+        after = tuple(dict.fromkeys(v.node.name if v.node else v.name for v in made))
+        before = tuple(n.name for n in dead)
+        detail = f"{len(dead)} layout operators are {len(dead) - saved[1]}"
+        report.rewrites.append(
+            Rewrite(self.name, "layout", root.name, before, after, 0.0, 0.0, float(saved[0]), None, detail)
+        )
+
+
+def pays(saved: Cost) -> bool:
+    """Whether something is saved and nothing is paid for it."""
+    return saved > (0, 0) and min(saved) >= 0
+
+
+VIEWS = frozenset(
+    f"aten.{n}"
+    for n in """permute.default transpose.int swapaxes.default swapdims.default t.default numpy_T.default mT.default
+    adjoint.default movedim.int movedim.intlist moveaxis.int moveaxis.intlist view.default expand.default
+    expand_as.default broadcast_to.default squeeze.default squeeze.dim squeeze.dims unsqueeze.default slice.Tensor
+    select.int narrow.default split.Tensor split.sizes split_with_sizes.default chunk.default unsafe_split.Tensor
+    unsafe_chunk.default tensor_split.sections tensor_split.indices unbind.int diagonal.default unfold.default
+    atleast_1d.default view_as.default sym_size.int""".split()
+)
+REGROUPS = frozenset(
+    f"aten.{n}"
+    for n in """reshape.default _unsafe_view.default reshape_as.default flatten.using_ints unflatten.int
+    ravel.default _reshape_alias.default""".split()
+)
+COPIES = frozenset(
+    f"aten.{n}"
+    for n in """cat.default concat.default concatenate.default stack.default hstack.default vstack.default
+    column_stack.default repeat.default tile.default repeat_interleave.self_int roll.default flip.default fliplr.default
+    flipud.default pad.default constant_pad_nd.default tril.default triu.default index_select.default gather.default
+    index.Tensor""".split()
+)
+OPERATORS["aten"] = VIEWS | REGROUPS | COPIES
+
+
+def copies(node: Node) -> bool:
+    """Whether a node of torch moves elements; a reshape of what lies in memory as it is read does not."""
+    if node.op in REGROUPS:
+        source = node.inputs[0].node
+        return source is not None and source.op in VIEWS and source.op not in ("aten.view.default", "aten.unsqueeze.default")
+    return node.op not in VIEWS and not node.op.startswith(("aten.sym_", "operator.", "_operator."))
+
+
+def plan_copies(plan: Plan) -> int:
+    """How many of the operators of a plan move elements."""
+    total = 0
+    strided = False
+    if isinstance(plan.source, Join):
+        total = 1 + sum(plan_copies(part) for part in plan.source.parts)
+    for move in plan.moves:
+        flips = isinstance(move, Cut) and min(move.steps) < 0
+        if isinstance(move, Pad) or flips or (isinstance(move, Take) and move.index.ndim > 0):
+            total, strided = total + 1, False
+        elif isinstance(move, Reshape):
+            total, strided = total + strided, False
+        else:
+            strided = True
+    return total
+
+
+def is_fresh(plan: Plan) -> bool:
+    """Whether the last operator that is no reshape of contiguous memory makes a contiguous tensor of its own."""
+    last = next((m for m in reversed(plan.moves) if not isinstance(m, Reshape)), None)
+    if last is None:
+        return isinstance(plan.source, Join)
+    return isinstance(last, Pad) or (isinstance(last, Take) and last.index.ndim > 0)
 
 
 def _groups(found: Layouts, roots: Sequence[Value]) -> list[list[Value]]:

@@ -109,25 +109,31 @@ def check_target(host: Host, target: str | None) -> str:
     return target
 
 
-def moves(host: Host, plans: Sequence[tuple[Value, Plan]], now: Mapping[Value, Value]) -> list[Value]:
-    """Append what makes each plan, in front of the value that it is for; over the values that sources are `now`.
-    Raises LowerError."""
-    from .onnx_moves import moved
-
+def moves(host: Host, plans: Sequence[tuple[Value, Plan, str | None]], now: Mapping[Value, Value]) -> list[Value]:
+    """Append what makes each plan, in front of the value that it is for, and an operator of one operand after it where
+    one is named; over the values that sources are `now`. Raises LowerError."""
     made = []
-    for value, plan in plans:
+    for value, plan, finish in plans:
         assert value.node is not None
         with host.at(value.node):
+            if host.dialect == "aten":
+                from .torch_moves import moved as torch_moved
+
+                made.append(torch_moved(host, plan, value.name, now, finish))  # type: ignore[arg-type]  # the dialect says which host it is
+                continue
+            from .onnx_moves import moved
+
             made.append(moved(host, plan, value.name, now))  # type: ignore[arg-type]  # the dialect says which host it is
     return made
 
 
-def moves_written(host: Host, plans: Sequence[Plan], now: Mapping[Value, Value]) -> int:
-    """How many host nodes `moves` makes. Raises LowerError."""
+def moves_written(host: Host, plan: Plan, now: Mapping[Value, Value]) -> int:
+    """How many host nodes `moves` makes of a plan. Raises LowerError."""
+    if host.dialect == "aten":
+        return plan.nodes
     from .onnx_moves import moved
     from .onnx_writer import Counter
 
     counter = Counter(host)  # type: ignore[arg-type]  # the dialect says which host it is
-    for plan in plans:
-        moved(counter, plan, "counted", now)
+    moved(counter, plan, "counted", now)
     return counter.nodes
