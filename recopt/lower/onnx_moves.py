@@ -46,7 +46,7 @@ def _move(host: Writer, value: Value, move: Move, name: str) -> Value:
             return _cut(host, value, move, name)
         case Take(dim, index):
             shape = (*_known(value)[:dim], *index.shape, *_known(value)[dim + 1 :])
-            ids = host.share_constant(np.ascontiguousarray(index, np.int64), name=f"{name}_index")
+            ids = host.share_constant(np.array(index, np.int64, order="C"), name=f"{name}_index")
             return host.call("Gather", [value, ids], {"axis": dim}, name=f"{name}_gather", shape=shape, dtype=value.dtype)
         case Expand(shape):
             before = [1] * (len(shape) - len(_known(value))) + list(_known(value))

@@ -54,7 +54,7 @@ def _move(host: FxHost, value: Value, move: Move, name: str) -> Value:
 def _take(host: FxHost, value: Value, dim: int, index: np.ndarray[tuple[int, ...], np.dtype[np.int64]], name: str) -> Value:
     if index.ndim == 0:
         return host.call("aten.select.int", (value, dim, int(index)), name=name, like=value)
-    ids = host.add_constant(np.ascontiguousarray(index, np.int64), name=f"{name}_index")
+    ids = host.add_constant(np.array(index, np.int64, order="C"), name=f"{name}_index")
     if index.ndim == 1:
         return host.call("aten.index_select.default", (value, dim, ids), name=name, like=value)
     return host.call("aten.index.Tensor", (value, [*[None] * dim, ids]), name=name, like=value)

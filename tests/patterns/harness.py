@@ -18,7 +18,7 @@ from recopt.hosts.base import Host, Node, Value
 BATCHES = (1, 3, 7)
 LAYOUT = {
     "aten.cat.default", "aten.slice.Tensor", "aten.permute.default", "aten.reshape.default", "aten.view.default",
-    "Concat", "Slice", "Transpose", "Reshape", "Split",
+    "Concat", "Slice", "Transpose", "Reshape", "Split", "Gather",
 }  # fmt: skip
 
 
