@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -24,6 +24,20 @@ from .lift.base import Lifted
 
 MOST = 1 << 16  # elements that are enumerated
 ORDINARY = frozenset({"mod", "floordiv", "where", "lt", "le", "gt", "ge", "eq", "ne", "max", "min", "abs"})
+
+
+CASTS = frozenset({"Cast", "aten.to.dtype", "aten._to_copy.default"})
+# What holds every value of a type.
+EXACT = {
+    "bool": ("uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64"),
+    "uint8": ("int16", "int32", "int64", "float16", "float32", "float64"),
+    "int8": ("int16", "int32", "int64", "float16", "float32", "float64"),
+    "int16": ("int32", "int64", "float32", "float64"),
+    "int32": ("int64", "float64"),
+    "float16": ("float32", "float64"),
+    "bfloat16": ("float32", "float64"),
+    "float32": ("float64",),
+}
 
 
 class NotLayout(Exception):
@@ -239,8 +253,13 @@ class _Reading:
             return inside
         if isinstance(atom, Read):
             host = self.lifted.host
-            if not isinstance(atom.leaf, Value) or "int" not in atom.dtype or not host.is_constant(atom.leaf):
+            if not isinstance(atom.leaf, Value) or "int" not in atom.dtype:
                 raise NotLayout
+            if not host.is_constant(atom.leaf):  # computed from sizes, perhaps
+                seen = self.lifted.term.get(atom.leaf)
+                if seen is None or atom.leaf in seen.body.leaves:
+                    raise NotLayout
+                return self.plain(seen.at(list(atom.index)))
             array = host.constant(atom.leaf)
             if array.size > MOST:
                 raise NotLayout
@@ -257,6 +276,19 @@ class _Reading:
                     raise NotLayout
                 return np.asarray(FUNCTIONS[atom.name](*args))
         raise NotLayout
+
+
+def uncast(elements: Elements, dtype: str) -> Elements:
+    """Elements of casts that lose nothing, cast back to `dtype`: those of what was cast. Raises NotLayout for others."""
+    sources = []
+    for value, order in elements.sources:
+        node = value.node
+        origin = node.args[0] if node is not None and node.op in CASTS else None
+        exact = isinstance(origin, Value) and origin.dtype == dtype and value.dtype in EXACT.get(dtype, ())
+        if not exact or origin.shape != value.shape:
+            raise NotLayout
+        sources.append((origin, order))
+    return replace(elements, dtype=dtype, sources=tuple(sources))
 
 
 def through(local: Elements, known: Mapping[Value, Elements]) -> Elements:

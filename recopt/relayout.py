@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from . import lower
-from .elements import Elements, NotLayout, of_term, through
+from .elements import CASTS, Elements, NotLayout, itself, of_term, through, uncast
 from .errors import LowerError
 from .hosts.base import Host, Node, Value
 from .fused import Reshape
@@ -20,7 +20,7 @@ OPERATORS: dict[str, frozenset[str]] = {
     "onnx": frozenset(
         """Identity Reshape Flatten Squeeze Unsqueeze Transpose Expand Tile Concat Slice Split Pad Gather GatherElements
         GatherND DepthToSpace SpaceToDepth Trilu com.microsoft::ExpandDims com.microsoft::GatherND
-        com.microsoft::Trilu""".split()
+        com.microsoft::Trilu Cast""".split()
     ),
 }
 SOURCES = 1024  # of one value
@@ -50,24 +50,33 @@ def find(host: Host, context: Context) -> Layouts:
             if seen is not None and value.node is not None:
                 value.shape = seen.shape  # a size that the graph computes, and the terms know
         for value in node.outputs:
-            if host.is_constant(value) or value.dtype in (None, "string"):
+            if host.is_constant(value) or value.dtype is None or value.dtype == "string":
+                continue
+            if node.op in CASTS:
+                source = node.inputs[0]
+                with contextlib.suppress(NotLayout):
+                    found.local[value] = uncast(found.deep.get(source) or itself(source), value.dtype)
+                    found.deep[value] = found.local[value]
                 continue
             for t in (lifted.local(value), lifted.definition.get(value)):  # indices may be computed from sizes
-                if t is None or value.dtype is None:
+                if t is None:
                     continue
                 with contextlib.suppress(NotLayout):
                     found.local[value] = of_term(lifted, t, value.dtype)
                     break
+            if value in found.local:
+                try:
+                    found.deep[value] = _bounded(through(found.local[value], found.deep))
+                except NotLayout:
+                    found.deep[value] = found.local[value]
     inside = {v.node for v in found.local}
     for value, local in found.local.items():
         readers = host.users(value)
         ends = host.is_output(value) or any(n not in inside for n in readers)
         try:
-            found.deep[value] = _bounded(through(local, found.deep))
             found.shallow[value] = _bounded(through(local, _except(found, local)))
         except NotLayout:
-            found.deep[value] = found.shallow[value] = local
-            ends = True
+            found.shallow[value] = local
         if ends:
             found.roots.append(value)
     return found
@@ -249,7 +258,7 @@ COPIES = frozenset(
     flipud.default pad.default constant_pad_nd.default tril.default triu.default index_select.default gather.default
     index.Tensor""".split()
 )
-OPERATORS["aten"] = VIEWS | REGROUPS | COPIES
+OPERATORS["aten"] = VIEWS | REGROUPS | COPIES | (CASTS - {"Cast"})
 
 
 def copies(node: Node) -> bool:
