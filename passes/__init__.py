@@ -24,6 +24,7 @@ from . import (
     fuse_target_attention,
     hint_repeats,
     simplify_layout,
+    stack_columns,
 )
 from .cartesian_tables import CartesianTables
 from .dedupe_ids import DedupeIds
@@ -60,6 +61,7 @@ PIPELINE: tuple[Pass, ...] = (
     fuse_attention,
     fuse_layer_norm,
     fuse_linear,
+    stack_columns,
     simplify_layout,
 )
 

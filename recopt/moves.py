@@ -18,6 +18,8 @@ from .ir import sizes
 from .ir.sizes import Size
 
 MAX_PIECES = 1024  # of one join
+MANY = 64  # single numbers of a row that a gather copies
+SLOW = 3  # operators that such a gather costs as much as
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,12 @@ class Take:
 
     dim: int
     index: Array
+    block: int  # numbers that lie together
+
+    @property
+    def slow(self) -> bool:
+        """Whether it copies many single numbers, 5 to 10 ns each: from 64 a row on a transpose is faster at any batch."""
+        return self.block == 1 and self.index.size >= MANY
 
 
 @dataclass(frozen=True)
@@ -72,8 +80,9 @@ class Plan:
 
     @property
     def cost(self) -> tuple[int, float]:
-        inner = self.source.cost[1] if isinstance(self.source, Join) else 0.0
-        return self.nodes, inner + sum(WEIGHT[type(m)] for m in self.moves)
+        count, inner = self.source.cost if isinstance(self.source, Join) else (0, 0.0)
+        slow = sum(isinstance(m, Take) and m.slow for m in self.moves)
+        return len(self.moves) + SLOW * slow + count, inner + sum(WEIGHT[type(m)] for m in self.moves)
 
     def then(self, shape: tuple[Size, ...], *moves: Move) -> Plan:
         """With further moves; two reshapes in a row are one, one that changes nothing is none."""
@@ -98,7 +107,8 @@ class Join:
 
     @property
     def cost(self) -> tuple[int, float]:
-        return self.nodes, 1.0 + sum(part.cost[1] for part in self.parts)
+        costs = [part.cost for part in self.parts]
+        return 1 + sum(count for count, _ in costs), 1.0 + sum(weight for _, weight in costs)
 
 
 def shortest(wanted: Elements) -> Plan | None:
@@ -171,7 +181,7 @@ def _taken(start: Plan, form: Form, out: Form, where: Array) -> Iterator[Plan]:
                 place = grid[n if n < d else n + rank - 1]
             position = position * count + place
         if np.array_equal(np.broadcast_to(position, out.counts), where):
-            yield start.then(out.shape, Take(d, index))
+            yield start.then(out.shape, Take(d, index, inner))
 
 
 def _gathered(start: Plan, form: Form, order: tuple[int, ...], out: Form, where: Array) -> Iterator[Plan]:
@@ -190,16 +200,16 @@ def _gathered(start: Plan, form: Form, order: tuple[int, ...], out: Form, where:
         concrete = [c for n, c in enumerate(counts) if n >= len(opens) or c != 1]
         if row == 1:
             shape = (*opens, *concrete)
-            made = base.then(shape, Take(len(opens), index.reshape(concrete)))
+            made = base.then(shape, Take(len(opens), index.reshape(concrete), 1))
         else:
             shape = (*opens, len(index), *tail)
-            made = base.then(shape, Take(len(opens), index))
+            made = base.then(shape, Take(len(opens), index, row))
         yield made if shape == out.shape else made.then(out.shape, Reshape(out.shape))
     elif row == 1 and all(out.counts[n] == 1 for n in out.symbolic):
         concrete = [c for n, c in enumerate(out.counts) if n not in out.symbolic]
         rest = [n for n in range(len(out.counts)) if n not in out.symbolic]
         perm = np.argsort([*out.symbolic, *rest])
-        made = base.then((*opens, *concrete), Take(len(opens), index.reshape(concrete)))
+        made = base.then((*opens, *concrete), Take(len(opens), index.reshape(concrete), 1))
         yield made.then(out.shape, Permute(tuple(int(p) for p in perm)))
 
 

@@ -84,7 +84,7 @@ def _run(plan: Plan, arrays: Mapping[Value, Array], symbols: Mapping[str, int], 
                 for d, (start, count, step) in enumerate(zip(starts, counts, steps, strict=True)):
                     if count is not None:
                         value = np.take(value, start + step * np.arange(count), d)
-            case Take(dim, index):
+            case Take(dim, index, _):
                 value = np.take(value, index, dim)
             case Expand(shape):
                 value = np.broadcast_to(value, [sizes.evaluate(s, symbols) for s in shape])

@@ -44,7 +44,7 @@ def _move(host: Writer, value: Value, move: Move, name: str) -> Value:
             return reshape(host, value, shape, name)
         case Cut():
             return _cut(host, value, move, name)
-        case Take(dim, index):
+        case Take(dim, index, _):
             shape = (*_known(value)[:dim], *index.shape, *_known(value)[dim + 1 :])
             ids = host.share_constant(np.array(index, np.int64, order="C"), name=f"{name}_index")
             return host.call("Gather", [value, ids], {"axis": dim}, name=f"{name}_gather", shape=shape, dtype=value.dtype)

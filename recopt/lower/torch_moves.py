@@ -41,7 +41,7 @@ def _move(host: FxHost, value: Value, move: Move, name: str) -> Value:
             return layout(host, value, (move,), name)
         case Cut():
             return _cut(host, value, move, name)
-        case Take(dim, index):
+        case Take(dim, index, _):
             return _take(host, value, dim, index, name)
         case Expand(shape):
             sizes = [-1 if not isinstance(s, int) else s for s in shape]  # an open size stays as it is

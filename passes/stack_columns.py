@@ -1,0 +1,18 @@
+"""The same chain on many columns of one tensor becomes one chain on all of them (ONNX).
+
+before:  ids[:, 0] % 10, ids[:, 1] % 20, ...
+after:   (ids % [10, 20, ...])[:, 0], ..., whose slices the layout pass takes into what reads them
+"""
+
+from __future__ import annotations
+
+from recopt import columns
+from recopt.hosts.base import Host
+from recopt.rewrite import Context
+
+name = "stack-columns"
+
+
+def run(host: Host, context: Context) -> bool:
+    """Whether anything was rewritten."""
+    return columns.stack_columns(host, context, name)
