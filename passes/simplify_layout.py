@@ -1,7 +1,7 @@
 """Values that only re-read others are made by the fewest layout operators: simplify_layout.
 
 before:  split, reshape, transpose, concat of slices, gathers by constants, run-time shape arithmetic, ...
-after:   at most one each of slice, gather, reshape, transpose, expand, pad, and a concat where there are several sources
+after:   at most one each of slice, gather, reshape, transpose, expand, pad, and a concat of several sources
 """
 
 from __future__ import annotations

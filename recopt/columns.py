@@ -144,7 +144,9 @@ class _Work:
         out, data = node.outputs[0], node.args[0]
         below, row = self.trees.get(data.node), self.row(out)
         axes = node.kwargs.get("axes") or (
-            self.host.constant(node.args[1]).tolist() if len(node.args) > 1 and self.host.is_constant(node.args[1]) else ()
+            self.host.constant(node.args[1]).tolist()
+            if len(node.args) > 1 and self.host.is_constant(node.args[1])
+            else ()
         )
         if below is None or row is None or out.dtype not in ("int32", "int64") or not below.counts:
             return None

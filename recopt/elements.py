@@ -96,6 +96,7 @@ class Elements:
     which: Array
     where: Array
     fills: tuple[float, ...] = ()
+    pieces: Array | None = None  # which operand each element came by, of the operator that made the value
 
     @cached_property
     def single(self) -> bool:
@@ -279,13 +280,14 @@ class _Reading:
 
 
 def uncast(elements: Elements, dtype: str) -> Elements:
-    """Elements of casts that lose nothing, cast back to `dtype`: those of what was cast. Raises NotLayout for others."""
+    """Elements of casts that lose nothing, cast back to `dtype`: those of what was cast. Raises NotLayout."""
     sources = []
     for value, order in elements.sources:
         node = value.node
         origin = node.args[0] if node is not None and node.op in CASTS else None
-        exact = isinstance(origin, Value) and origin.dtype == dtype and value.dtype in EXACT.get(dtype, ())
-        if not exact or origin.shape != value.shape:
+        if not isinstance(origin, Value) or origin.dtype != dtype or origin.shape != value.shape:
+            raise NotLayout
+        if value.dtype not in EXACT.get(dtype, ()):
             raise NotLayout
         sources.append((origin, order))
     return replace(elements, dtype=dtype, sources=tuple(sources))
@@ -316,7 +318,7 @@ def through(local: Elements, known: Mapping[Value, Elements]) -> Elements:
             fills += inner.fills
     if not sources:
         raise NotLayout
-    return Elements(local.form, local.dtype, tuple(sources), which, where, tuple(fills))
+    return Elements(local.form, local.dtype, tuple(sources), which, where, tuple(fills), local.which)
 
 
 def _place(sources: list[Source], source: Source) -> int:

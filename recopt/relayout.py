@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from . import lower
 from .elements import CASTS, Elements, NotLayout, itself, of_term, through, uncast
 from .errors import LowerError
-from .hosts.base import Host, Node, Value
 from .fused import Reshape
+from .hosts.base import Host, Node, Value
 from .moves import Cut, Join, Pad, Plan, Take, shortest
 from .moves_check import agrees
 from .report import Refusal, Rewrite
@@ -193,8 +193,8 @@ class _Work:
         return [n for n in dead if not all(self.host.is_constant(v) for v in n.outputs)]
 
     def finished(self, root: Value, plan: Plan, elements: Elements, dead: Sequence[Node]) -> _Choice | None:
-        """A choice that keeps what can be seen of a tensor of torch: whose memory it is, and that it is contiguous where
-        some operator made it so. None where nothing but views would take the place of views."""
+        """A choice that keeps what can be seen of a tensor of torch: whose memory it is, and that it is contiguous
+        where some operator made it so. None where nothing but views would take the place of views."""
         if self.host.dialect == "onnx" or is_fresh(plan):
             return _Choice(root, plan, elements, None)
         if not any(copies(n) for n in dead):
@@ -206,7 +206,8 @@ class _Work:
         """Raises LowerError."""
         written = sum(lower.moves_written(self.host, c.plan, self.now) + (c.finish is not None) for c in choices)
         if self.host.dialect == "onnx":
-            return len(dead) - written, len(dead) - written
+            slow = sum(c.plan.cost[0] - c.plan.nodes for c in choices)  # gathers that cost as much as several operators
+            return len(dead) - written - slow, len(dead) - written
         kernels = sum(plan_copies(c.plan) + (c.finish is not None and bool(c.plan.moves)) for c in choices)
         return sum(map(copies, dead)) - kernels, len(dead) - written
 
@@ -265,7 +266,11 @@ def copies(node: Node) -> bool:
     """Whether a node of torch moves elements; a reshape of what lies in memory as it is read does not."""
     if node.op in REGROUPS:
         source = node.inputs[0].node
-        return source is not None and source.op in VIEWS and source.op not in ("aten.view.default", "aten.unsqueeze.default")
+        return (
+            source is not None
+            and source.op in VIEWS
+            and source.op not in ("aten.view.default", "aten.unsqueeze.default")
+        )
     return node.op not in VIEWS and not node.op.startswith(("aten.sym_", "operator.", "_operator."))
 
 

@@ -47,7 +47,9 @@ def _move(host: Writer, value: Value, move: Move, name: str) -> Value:
         case Take(dim, index, _):
             shape = (*_known(value)[:dim], *index.shape, *_known(value)[dim + 1 :])
             ids = host.share_constant(np.array(index, np.int64, order="C"), name=f"{name}_index")
-            return host.call("Gather", [value, ids], {"axis": dim}, name=f"{name}_gather", shape=shape, dtype=value.dtype)
+            return host.call(
+                "Gather", [value, ids], {"axis": dim}, name=f"{name}_gather", shape=shape, dtype=value.dtype
+            )
         case Expand(shape):
             before = [1] * (len(shape) - len(_known(value))) + list(_known(value))
             target = [1 if b == s else s for b, s in zip(before, shape, strict=True)]  # 1 keeps what is there

@@ -15,7 +15,7 @@ from .torch import layout
 
 
 def moved(host: FxHost, plan: Plan, name: str, now: Mapping[Value, Value], finish: str | None) -> Value:
-    """The value of a plan, over the values that its sources are `now`, through the operator `finish` where one is given.
+    """The value of a plan, over the values that its sources are `now`, through the operator `finish` if one is given.
     Raises LowerError."""
     try:
         value = _moved(host, plan, name, now)
@@ -51,7 +51,9 @@ def _move(host: FxHost, value: Value, move: Move, name: str) -> Value:
             return host.call("aten.constant_pad_nd.default", (value, widths, number), name=name, like=value)
 
 
-def _take(host: FxHost, value: Value, dim: int, index: np.ndarray[tuple[int, ...], np.dtype[np.int64]], name: str) -> Value:
+def _take(
+    host: FxHost, value: Value, dim: int, index: np.ndarray[tuple[int, ...], np.dtype[np.int64]], name: str
+) -> Value:
     if index.ndim == 0:
         return host.call("aten.select.int", (value, dim, int(index)), name=name, like=value)
     ids = host.add_constant(np.array(index, np.int64, order="C"), name=f"{name}_index")

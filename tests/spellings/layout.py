@@ -101,7 +101,11 @@ FORMS: dict[str, tuple[Callable[[Tensor], Tensor], int, str]] = {
     "gathers": (lambda x: x[:, [3, 1, 7, 7, 2]][:, [1, 0, 2]].sin(), 2, "a gather"),
     "gather_of_a_range": (lambda x: x[:, list(range(4, 12))].sin(), 2, "a slice"),
     "gather_of_all": (lambda x: x[:, list(range(24))].sin(), 1, "the same"),
-    "index_select": (lambda x: x.index_select(1, torch.tensor([5, 4])).index_select(1, torch.tensor([1, 0])).sin(), 2, "a slice"),
+    "index_select": (
+        lambda x: x.index_select(1, torch.tensor([5, 4])).index_select(1, torch.tensor([1, 0])).sin(),
+        2,
+        "a slice",
+    ),
     "flips": (lambda x: x.flip(1).flip(1).sin(), 1, "the same"),
     "flip_of_slice": (lambda x: x[:, 4:].flip(1)[:, 2:].sin(), 2, "a slice that runs backwards"),
     "rolled": (lambda x: x.roll(5, 1).sin(), 2, "a gather"),

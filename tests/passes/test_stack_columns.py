@@ -1,0 +1,111 @@
+"""One chain over all columns where many have the same: integers bit for bit, signs and overflow as they were."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from spellings.export import BATCH, run_onnx, to_onnx
+from torch import Tensor, nn
+
+import recopt
+
+COUNT = 6
+INT64 = (-(2**63), 2**63 - 1)
+SPECIAL = [0.0, -0.0, 1.5, -3.25, float("inf"), -float("inf"), float("nan"), 1e-40, 3e38]
+BOUNDS = torch.arange(-10, 11, 5.0)
+
+# name -> (function of x and ids, each [batch, COUNT], the most nodes)
+CHAINS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], int]] = {
+    "hashes": (lambda x, ids: torch.stack([(ids[:, n] * 2654435761 + n) % (7 + n) for n in range(COUNT)], 1), 6),
+    "truncated": (lambda x, ids: torch.stack([torch.fmod(ids[:, n], 3 + n) for n in range(COUNT)], 1), 2),
+    "buckets": (
+        lambda x, ids: torch.stack([(x[:, n, None] > BOUNDS + n).sum(1) for n in range(COUNT)], 1),
+        5,
+    ),
+    "indicators": (
+        lambda x, ids: torch.cat([(ids[:, n, None] == torch.arange(2 + n)).float() for n in range(COUNT)], 1),
+        4,
+    ),
+    "scaled": (lambda x, ids: torch.stack([x[:, n] * (n + 2) + (n - 1) for n in range(COUNT)], 1), 3),
+    "clipped": (lambda x, ids: torch.cat([x[:, n : n + 1].clamp(-1, 2) for n in range(COUNT)], 1), 2),
+    "chosen": (
+        lambda x, ids: torch.stack([torch.where(x[:, n] > n, x[:, n], x[:, n] * 2) for n in range(COUNT)], 1),
+        4,
+    ),
+    "crossed": (
+        lambda x, ids: torch.stack([(ids[:, n] * 31 + ids[:, n + 1]) % (100 + n) for n in range(COUNT - 1)], 1),
+        7,
+    ),
+    "logarithms": (lambda x, ids: torch.stack([torch.log1p(x[:, n].abs()) for n in range(COUNT)], 1), 4),
+}
+
+
+class Spelled(nn.Module):
+    """A chain as a module that needs both of its inputs."""
+
+    def __init__(self, spell: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.spell = spell
+
+    def forward(self, x: Tensor, ids: Tensor) -> Any:
+        return self.spell(x, ids), x.sum() + ids.sum()
+
+
+@functools.cache
+def files(name: str, dynamo: bool) -> tuple[bytes, bytes, recopt.Optimized]:
+    """The file as exported and as rewritten."""
+    args = (torch.randn(BATCH, COUNT), torch.randint(0, 100, (BATCH, COUNT)))
+    file = to_onnx(Spelled(CHAINS[name][0]), args, dynamo)
+    result = recopt.optimize(onnx.load_from_string(file), target="portable")
+    assert not result.report.undone
+    return file, result.to_proto().SerializeToString(), result
+
+
+def behind(result: recopt.Optimized) -> int:
+    """How many nodes the first output needs."""
+    return result.host.tap([result.host.outputs[0]]).count_nodes()
+
+
+@pytest.mark.parametrize("dynamo", [False, True])
+@pytest.mark.parametrize("name", CHAINS)
+def test_there_is_one_chain(name: str, dynamo: bool) -> None:
+    result = files(name, dynamo)[2]
+    assert result.report.counts()["stack-columns"] >= 1
+    assert behind(result) <= CHAINS[name][1], [n.op for n in result.host.nodes]
+
+
+@pytest.mark.parametrize("dynamo", [False, True])
+@pytest.mark.parametrize("name", CHAINS)
+@settings(max_examples=15, deadline=None)
+@given(data=st.data())
+def test_nothing_changes(name: str, dynamo: bool, data: st.DataObject) -> None:
+    file, rewritten, _ = files(name, dynamo)
+    batch = data.draw(st.integers(0, 3))
+    count = batch * COUNT
+    numbers = data.draw(st.lists(st.sampled_from(SPECIAL), min_size=count, max_size=count))
+    whole = data.draw(st.lists(st.integers(*INT64), min_size=count, max_size=count))
+    x = np.array(numbers, np.float32).reshape(batch, COUNT)
+    ids = np.array(whole, np.int64).reshape(batch, COUNT)
+    expected, found = (run_onnx(f, (x, ids))[0] for f in (file, rewritten))
+    assert found.shape == expected.shape and found.dtype == expected.dtype
+    if name == "logarithms":  # a vector of a row and one of a column end at other lanes: one ulp
+        np.testing.assert_allclose(found, expected, rtol=2e-7)
+    else:
+        np.testing.assert_array_equal(found.view(f"u{found.itemsize}"), expected.view(f"u{expected.itemsize}"))
+
+
+def test_two_chains_that_differ_stay_two() -> None:
+    def spell(x: Tensor, ids: Tensor) -> Tensor:
+        return torch.stack([ids[:, 0] % 7, torch.fmod(ids[:, 1], 7)], 1)
+
+    file = to_onnx(Spelled(spell), (torch.randn(BATCH, COUNT), torch.randint(0, 9, (BATCH, COUNT))), dynamo=False)
+    result = recopt.optimize(onnx.load_from_string(file), target="portable")
+    assert "stack-columns" not in result.report.counts()
