@@ -24,7 +24,7 @@ BOUNDS = torch.arange(-10, 11, 5.0)
 
 # name -> (function of x and ids, each [batch, COUNT], the most nodes)
 CHAINS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], int]] = {
-    "hashes": (lambda x, ids: torch.stack([(ids[:, n] * 2654435761 + n) % (7 + n) for n in range(COUNT)], 1), 6),
+    "hashes": (lambda x, ids: torch.stack([(ids[:, n] * 2654435761 + n + 1) % (7 + n) for n in range(COUNT)], 1), 6),
     "truncated": (lambda x, ids: torch.stack([torch.fmod(ids[:, n], 3 + n) for n in range(COUNT)], 1), 2),
     "buckets": (
         lambda x, ids: torch.stack([(x[:, n, None] > BOUNDS + n).sum(1) for n in range(COUNT)], 1),
@@ -34,7 +34,7 @@ CHAINS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], int]] = {
         lambda x, ids: torch.cat([(ids[:, n, None] == torch.arange(2 + n)).float() for n in range(COUNT)], 1),
         4,
     ),
-    "scaled": (lambda x, ids: torch.stack([x[:, n] * (n + 2) + (n - 1) for n in range(COUNT)], 1), 3),
+    "scaled": (lambda x, ids: torch.stack([x[:, n] * (n + 2) + (n + 1) for n in range(COUNT)], 1), 3),
     "clipped": (lambda x, ids: torch.cat([x[:, n : n + 1].clamp(-1, 2) for n in range(COUNT)], 1), 2),
     "chosen": (
         lambda x, ids: torch.stack([torch.where(x[:, n] > n, x[:, n], x[:, n] * 2) for n in range(COUNT)], 1),
@@ -55,7 +55,8 @@ class Spelled(nn.Module):
         super().__init__()
         self.spell = spell
 
-    def forward(self, x: Tensor, ids: Tensor) -> Any:
+    def forward(self, *args: Tensor) -> Any:
+        x, ids = args
         return self.spell(x, ids), x.sum() + ids.sum()
 
 
