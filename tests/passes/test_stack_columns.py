@@ -24,7 +24,7 @@ BOUNDS = torch.arange(-10, 11, 5.0)
 
 # name -> (function of x and ids, each [batch, COUNT], the most nodes)
 CHAINS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], int]] = {
-    "hashes": (lambda x, ids: torch.stack([(ids[:, n] * 2654435761 + n + 1) % (7 + n) for n in range(COUNT)], 1), 6),
+    "hashes": (lambda x, ids: torch.stack([(ids[:, n] * 2654435761 + (n + 1)) % (7 + n) for n in range(COUNT)], 1), 6),
     "truncated": (lambda x, ids: torch.stack([torch.fmod(ids[:, n], 3 + n) for n in range(COUNT)], 1), 2),
     "buckets": (
         lambda x, ids: torch.stack([(x[:, n, None] > BOUNDS + n).sum(1) for n in range(COUNT)], 1),
