@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from . import lower
-from .elements import MOST, Elements, Form, NotLayout, form_of, itself, through
+from .positions import MOST, Elements, Form, NotLayout, form_of, itself, through
 from .errors import LowerError
 from .hosts.base import Array, Host, Node, Value
 from .ir.sizes import Size

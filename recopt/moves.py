@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from .elements import MOST, Elements, Form, NotLayout, form_of
+from .positions import MOST, Elements, Form, NotLayout, form_of
 from .fused import Permute, Reshape
 from .hosts.base import Array, Value
 from .ir import sizes

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from .elements import Elements
+from .positions import Elements
 from .fused import Permute, Reshape
 from .hosts.base import Array, Value
 from .ir import sizes
@@ -52,7 +52,7 @@ def _expected(
 
 def _columns(array: Array, shape: tuple[Size, ...], symbols: Mapping[str, int], order: tuple[int, ...]) -> Array:
     """[the reader's open sizes.., all numbers]."""
-    from .elements import form_of
+    from .positions import form_of
 
     form = form_of(shape)
     split: list[int] = []

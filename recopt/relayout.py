@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from . import lower
-from .elements import CASTS, Elements, NotLayout, itself, of_term, through, uncast
+from .positions import CASTS, Elements, NotLayout, itself, of_term, through, uncast
 from .errors import LowerError
 from .fused import Reshape
 from .hosts.base import Host, Node, Value
