@@ -1,0 +1,440 @@
+"""Regions of layout and pointwise operators as one `recopt::pointwise`.
+
+    logs = log1p(x), hashed_i = (ids[:, i] * a + b_i) % n_i, y = cat(logs, stack(hashed))  ->  pointwise(x, ids)
+
+What decides is what an element of an output is (recopt/elements.py): a concat is cut into pieces along its axis, each
+piece a loop, and pieces that do the same up to numbers (200 columns of one chain) become one loop with the numbers in
+a table.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from recopt.elements import Cut, Element, Elements, Index, Number, Refine, places
+from recopt.hosts.base import Array, Node, Value
+from recopt.ir import sizes
+from recopt.ir.rules import WIDTH
+from recopt.ir.term import Axis, Coord, Fn, Mono, Poly, Read, TooLarge, add, coord, number, scale, substitute, walk
+from recopt.kernels.pointwise import Line, Loop, Program
+from recopt.lift.aten_elements import POINTWISE
+from recopt.lift.base import Lifted
+from recopt.elements import JOINS
+from recopt.match import No
+
+name = "pointwise"
+operator = "recopt::pointwise"
+
+MAX_PIECES = 4096
+MAX_LINES = 3000  # of a program
+JOINED = 128  # parts that torch's concat on a GPU takes in one launch
+# Operators whose result is their input under another shape: they cost nothing.
+VIEWS = frozenset(
+    f"aten.{n}"
+    for n in """view.default reshape.default permute.default transpose.int t.default unsqueeze.default squeeze.dim
+    squeeze.dims squeeze.default expand.default select.int slice.Tensor flatten.using_ints split.Tensor
+    split_with_sizes.default chunk.default unbind.int narrow.default unflatten.int alias.default movedim.int mT.default
+    detach.default view_as.default reshape_as.default expand_as.default""".split()
+)
+
+
+@dataclass(frozen=True)
+class Spec:
+    """`recopt::pointwise`: `outputs` by a program over `inputs`, values and packed constants."""
+
+    inputs: tuple[Value | Array, ...]
+    outputs: tuple[Value, ...]
+    program: Program
+
+
+# --- regions
+
+
+def regions(lifted: Lifted) -> list[tuple[list[Node], list[Value]]]:
+    """What may become one operator each: nodes that are understood, and those of their values that others read.
+
+    A node's level is how many operators that are not understood lie, one after the other, before it: nodes of a level
+    can be computed together, whatever reads them."""
+    host = lifted.host
+    every = Elements(lifted, host.nodes)
+    level: dict[Value, int] = {}
+    levels: dict[int, list[Node]] = {}
+    for node in host.nodes:
+        below = max((level.get(v, 0) for v in node.inputs), default=0)
+        if _eligible(every, node):
+            levels.setdefault(below, []).append(node)
+        elif not all(v.scalar or host.is_constant(v) for v in node.outputs):
+            below += 1
+        for value in node.outputs:
+            level[value] = below
+    found = []
+    for _, nodes in sorted(levels.items()):
+        for group in _placed(lifted, nodes):
+            kept, outputs = _outputs(lifted, group)
+            if sum(map(launches, kept)) > 1 and outputs:
+                found.append((kept, outputs))
+    return found
+
+
+def launches(node: Node) -> int:
+    """Kernels that torch launches for a node: its concat takes 128 parts at a time."""
+    if node.op in VIEWS:
+        return 0
+    return -(-len(node.args[0]) // JOINED) if node.op in JOINS else 1
+
+
+def _eligible(every: Elements, node: Node) -> bool:
+    """Whether a node's results can be stated element by element, as far as the node itself shows."""
+    if node.opaque or not node.outputs or any(v.scalar or v.shape is None for v in node.outputs):
+        return False
+    if any(v.dtype not in WIDTH for v in (*node.outputs, *(v for v in node.inputs if not v.scalar))):
+        return False
+    if all(every.host.is_constant(v) for v in node.outputs):
+        return False
+    if node.op in JOINS:
+        return True
+    if node.op in POINTWISE:
+        if any(v.scalar for v in node.inputs):
+            return False
+        return _stated(every, node)
+    return all(t is not None for t in every.layout(node)) and not _looks_up(every, node)
+
+
+def _stated(every: Elements, node: Node) -> bool:
+    """Whether a pointwise node takes these arguments, asked of it alone."""
+    alone = Elements(every.lifted, [node])
+    try:
+        for value in node.outputs:
+            alone.of(value, places(value.shape or ()))
+    except (Cut, Refine):
+        return True
+    except (No, TooLarge):
+        return False
+    return True
+
+
+def _looks_up(every: Elements, node: Node) -> bool:
+    """Whether a node reads at places that data gives: of a table that is no small constant, that is a lookup."""
+    for t in every.layout(node):
+        assert t is not None
+        for item in walk(t.body):
+            if not isinstance(item, Read) or not any(isinstance(a, Read) for p in item.index for a in walk(p)):
+                continue
+            table = item.leaf
+            assert isinstance(table, Value)
+            reads = {a.leaf for p in item.index for a in walk(p) if isinstance(a, Read)}
+            if not all(isinstance(v, Value) and every.host.is_constant(v) for v in reads):
+                return True
+    return False
+
+
+def _placed(lifted: Lifted, nodes: list[Node]) -> list[list[Node]]:
+    """The nodes together where there is a place for one operator in the graph's order, else in connected parts."""
+    if place(lifted, nodes) is not None:
+        return [nodes]
+    parts: dict[Node, list[Node]] = {}
+    mine = set(nodes)
+    for node in nodes:
+        joined = [node]
+        for value in node.inputs:
+            if value.node in mine and parts[value.node] is not parts.get(node):
+                part = parts[value.node]
+                joined = part + [n for n in joined if n not in part]
+                for n in joined:
+                    parts[n] = joined
+        if node not in parts:
+            parts[node] = joined
+    distinct = {id(p): p for p in parts.values()}
+    return [p for p in distinct.values() if place(lifted, p) is not None]
+
+
+def place(lifted: Lifted, nodes: Sequence[Node]) -> Node | None:
+    """The node before which an operator in the place of `nodes` stands: after all that they read, before all that
+    reads them. None where there is no such place."""
+    host, order = lifted.host, {node: n for n, node in enumerate(lifted.host.nodes)}
+    mine = set(nodes)
+    last = max((order[v.node] for n in nodes for v in n.inputs if v.node and v.node not in mine and v.node in order), default=-1)
+    users = [order[u] for n in nodes for v in n.outputs for u in host.users(v) if u not in mine and u in order]
+    first = min(users, default=len(order))
+    if first <= last:
+        return None
+    # the last of them that stands before every reader
+    candidates = [n for n in nodes if last < order[n] <= first]
+    if candidates:
+        return max(candidates, key=lambda n: order[n])
+    nexts = [n for n, at in order.items() if at == last + 1]
+    return nexts[0] if nexts else None
+
+
+def _outputs(lifted: Lifted, nodes: list[Node]) -> tuple[list[Node], list[Value]]:
+    """What stays of a region when views that cost nothing stay views, and what others read of it."""
+    host, kept = lifted.host, set(nodes)
+    while True:
+        outputs = [
+            v for n in nodes if n in kept for v in n.outputs if host.is_output(v) or any(u not in kept for u in host.users(v))
+        ]
+        dropped = set()
+        for v in outputs:
+            node = v.node
+            assert node is not None
+            source = node.inputs[0] if node.inputs else None
+            if node.op not in VIEWS or source is None:
+                continue
+            inside = source.node in kept
+            if not inside or source in outputs or node.op not in ("aten.select.int", "aten.slice.Tensor"):
+                if not any(u in kept for w in node.outputs for u in host.users(w)) or not inside:
+                    dropped.add(node)
+        if not dropped:
+            return [n for n in nodes if n in kept], outputs
+        kept -= dropped
+
+
+# --- pieces
+
+
+@dataclass
+class Piece:
+    """A part of an output: axes in order, where its elements go, what they are."""
+
+    out: int
+    axes: list[Axis]
+    place: Index
+    element: Element
+
+
+def _pieces(elements: Elements, out: int, value: Value) -> list[Piece]:
+    """An output cut into parts that are each one expression."""
+    index = places(value.shape or ())
+    axes = [a.axis for p in index if (a := p.atom) is not None and isinstance(a, Coord)]
+    pending, found = [(axes, index)], []
+    while pending:
+        if len(pending) + len(found) > MAX_PIECES:
+            raise No("more than {} pieces", MAX_PIECES)
+        axes, index = pending.pop()
+        try:
+            found.append(Piece(out, axes, index, elements.of(value, index)))
+        except Cut as cut:
+            n = axes.index(cut.axis)
+            bounds = [0, *cut.at, cut.axis.size]
+            for lo, hi in reversed(list(zip(bounds, bounds[1:], strict=False))):
+                assert isinstance(lo, int) and isinstance(hi, int)
+                fresh = Axis(_next(), hi - lo)
+                moved = add(coord(fresh), number(lo))
+                kept = [fresh] if hi - lo > 1 else []
+                pending.append(
+                    ([*axes[:n], *kept, *axes[n + 1 :]], tuple(substitute(p, {cut.axis: moved}) for p in index))
+                )
+        except Refine as cut:
+            n = axes.index(cut.axis)
+            assert isinstance(cut.axis.size, int)
+            outer, inner = Axis(_next(), cut.axis.size // cut.inner), Axis(_next(), cut.inner)
+            both = add(scale(coord(outer), cut.inner), coord(inner))
+            pending.append(
+                ([*axes[:n], outer, inner, *axes[n + 1 :]], tuple(substitute(p, {cut.axis: both}) for p in index))
+            )
+    return found
+
+
+def _next() -> int:
+    from recopt.ir.tensor import axis
+
+    return axis(2).id
+
+
+# --- text with holes
+
+HOLE = "#{}#"
+AXIS = "@{}@"
+
+
+@dataclass
+class Form:
+    """A piece with its numbers taken out: what is equal for pieces that become one loop."""
+
+    piece: Piece
+    numbers: list[Number] = field(default_factory=list)
+    kinds: list[str] = field(default_factory=list)  # of the numbers: a dtype, or "" for part of an index
+    lines: list[Line] = field(default_factory=list)
+    sources: list[Value | str] = field(default_factory=list)  # of the lines
+    place: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> object:
+        text = (self.place, *((line, id(s) if isinstance(s, Value) else s) for line, s in zip(self.lines, self.sources, strict=True)))
+        return (self.piece.out, tuple(str(a.size) for a in self.piece.axes), text, tuple(self.kinds))
+
+
+def _form(piece: Piece) -> Form:
+    form = Form(piece)
+    names: dict[Element, str] = {}
+    axes = {a: AXIS.format(n) for n, a in enumerate(piece.axes)}
+
+    def hole(value: Number, kind: str) -> str:
+        form.numbers.append(value)
+        form.kinds.append(kind)
+        return HOLE.format(len(form.numbers) - 1)
+
+    def needed(e: Element) -> list[Element]:
+        inside = [a.leaf for p in e.index for a in walk(p) if isinstance(a, Read) and isinstance(a.leaf, Element)]
+        return [*(a for a in e.args if isinstance(a, Element)), *sorted(set(inside), key=lambda x: inside.index(x))]
+
+    def index(p: Poly) -> str:
+        return _text(p, axes, names, hole)
+
+    pending: list[tuple[Element, bool]] = [(piece.element, False)]
+    while pending:
+        e, ready = pending.pop()
+        if e in names:
+            continue
+        if not ready:
+            pending.append((e, True))
+            pending += [(x, False) for x in reversed(needed(e))]
+            continue
+        names[e] = f"t{len(names)}"
+        where = tuple(index(p) for p in e.index)
+        args: tuple[str | Number, ...] = tuple(names[a] if isinstance(a, Element) else a for a in e.args)
+        if e.op == "lit":
+            (value,) = e.args
+            assert not isinstance(value, Element)
+            args = (hole(value, e.dtype),)
+        form.lines.append(Line(names[e], e.dtype, e.op, args, -1, where, e.checked))
+        form.sources.append(e.source if e.source is not None else "")
+    form.place = tuple(index(p) for p in piece.place)
+    return form
+
+
+def _text(p: Poly, axes: dict[Axis, str], names: dict[Element, str], hole: object) -> str:
+    """An index, its constant part a hole."""
+    shift: Number = 0
+    parts = []
+    for m in p.monos:
+        if not m.atoms and isinstance(m.coef, int):
+            shift = m.coef
+            continue
+        parts.append(_product(m, axes, names))
+    parts.append(hole(shift, ""))  # type: ignore[operator]  # a function
+    return " + ".join(parts)
+
+
+def _product(m: Mono, axes: dict[Axis, str], names: dict[Element, str]) -> str:
+    factors = [f"({m.coef})"] if m.coef != 1 or not m.atoms else []
+    for atom in m.atoms:
+        if isinstance(atom, Coord):
+            if atom.axis not in axes:
+                raise No("an index over an axis of its own")
+            factors.append(axes[atom.axis])
+        elif isinstance(atom, Read) and isinstance(atom.leaf, Element):
+            factors.append(names[atom.leaf])
+        elif isinstance(atom, Fn) and atom.name in ("floordiv", "mod"):
+            a, b = (_text(x, axes, names, lambda v, _: str(v)) for x in atom.args)
+            factors.append(f"(({a}) {'//' if atom.name == 'floordiv' else '%'} ({b}))" if not b.isdigit() else
+                           f"(({a}) {'//' if atom.name == 'floordiv' else '%'} {b})")  # fmt: skip
+        else:
+            raise No("an index of {}", type(atom).__name__)
+    return " * ".join(factors)
+
+
+# --- loops
+
+
+def _loop(elements: Elements, forms: Sequence[Form]) -> tuple[Loop, list[Value | str]]:
+    """Pieces that differ in numbers as one loop, over a further axis where they are several; and its lines' sources."""
+    first = forms[0]
+    several = len(forms) > 1
+    sizes_ = [str(a.size) for a in first.piece.axes]
+    at = min(1, len(sizes_))
+    if several:
+        sizes_.insert(at, str(len(forms)))
+    own = f"i{at}"
+    filled: dict[int, str] = {}
+    before: list[Line] = []
+    sources: list[Value | str] = []
+    tables: dict[int, tuple[str, int]] = {}
+    for n, kind in enumerate(first.kinds):
+        values = [f.numbers[n] for f in forms]
+        same = all(v == values[0] and repr(v) == repr(values[0]) for v in values)
+        if same:
+            filled[n] = repr(values[0])
+            continue
+        steps = {int(b) - int(a) for a, b in zip(values, values[1:], strict=False)} if kind == "" else set()
+        if len(steps) == 1:
+            filled[n] = f"({steps.pop()}) * {own} + ({values[0]})"
+            continue
+        table = "float64" if "float" in kind else "int64"
+        tables[n] = table, elements.pack(None, np.array(values, dtype=table))
+    count = len(first.lines)
+    for n, (table, start) in tables.items():
+        named = f"t{count + len(before)}"
+        before.append(Line(named, table, "load", (), -1, (f"{own} + {start}",)))
+        sources.append(table)
+        filled[n] = named
+
+    def fill(text: str) -> str:
+        text = re.sub(r"#(\d+)#", lambda m: filled[int(m[1])], text)
+        text = re.sub(r"@(\d+)@", lambda m: f"i{int(m[1]) + (several and int(m[1]) >= at)}", text)
+        return re.sub(r"^(.*) \+ 0$", r"\1", text)
+
+    lines = list(before)
+    for line, source in zip(first.lines, first.sources, strict=True):
+        sources.append(source)
+        if line.op != "lit":
+            lines.append(Line(line.name, line.dtype, line.op, line.args, -1, tuple(map(fill, line.index)), line.checked))
+            continue
+        n = int(str(line.args[0])[1:-1])
+        if n in tables:
+            lines.append(Line(line.name, line.dtype, "cast", (filled[n],)))
+        else:
+            lines.append(Line(line.name, line.dtype, "lit", (first.numbers[n],)))
+    loop = Loop(first.piece.out, tuple(sizes_), tuple(map(fill, first.place)), tuple(lines), first.lines[-1].name)
+    return loop, sources
+
+
+def match(lifted: Lifted, nodes: Sequence[Node], outputs: Sequence[Value]) -> Spec:
+    """A region as one operator. Raises No with the reason where it cannot be."""
+    elements = Elements(lifted, nodes)
+    groups: dict[object, list[Form]] = {}
+    try:
+        for n, value in enumerate(outputs):
+            elements.memo.clear()
+            for piece in _pieces(elements, n, value):
+                form = _form(piece)
+                groups.setdefault(form.key, []).append(form)
+    except TooLarge:
+        raise No("a term of it is too large") from None
+    except RecursionError:
+        raise No("it is too deep") from None
+    if sum(len(forms[0].lines) for forms in groups.values()) > MAX_LINES:
+        raise No("its program would be longer than {} lines", MAX_LINES)
+    made = [_loop(elements, forms) for forms in groups.values()]
+    constants = {dtype: np.concatenate(held) for dtype, held in elements.packed.items()}
+    inputs: list[Value | Array] = []
+    numbered: dict[Value | str, int] = {}
+    for _, sources in made:
+        for source in sources:
+            if source != "" and source not in numbered:
+                numbered[source] = len(inputs)
+                inputs.append(constants[source] if isinstance(source, str) else source)
+    if not any(isinstance(v, Value) for v in inputs):
+        raise No("it reads nothing")
+    loops = []
+    for loop, sources in made:
+        lines = tuple(
+            line if s == "" else Line(line.name, line.dtype, line.op, line.args, numbered[s], line.index, line.checked)
+            for line, s in zip(loop.lines, sources, strict=True)
+        )
+        loops.append(Loop(loop.out, loop.axes, loop.place, lines, loop.result))
+    heads = tuple((str(v.dtype), tuple(str(s) for s in v.shape or ())) for v in inputs)
+    tails = tuple((str(v.dtype), tuple(_size(s) for s in v.shape or ())) for v in outputs)
+    program = Program(tuple((d, tuple(s.replace(" ", "") for s in sh)) for d, sh in heads), tails, tuple(loops))
+    bound = {s for _, shape in program.inputs for s in shape}
+    if unknown := [s for s in program.symbols if s not in bound]:
+        raise No("size {} is no dimension of what it reads", unknown[0])
+    return Spec(tuple(inputs), tuple(outputs), program)
+
+
+def _size(size: sizes.Size) -> str:
+    return str(size).replace(" ", "")
