@@ -145,9 +145,12 @@ def captured(function: Call, args: Inputs) -> Call:
     with torch.cuda.graph(graph):
         result = function(*held)
 
+    kinds = {t.dtype for t in held}
+    groups = [[n for n, t in enumerate(held) if t.dtype == kind] for kind in kinds]
+
     def call(*given: Tensor) -> Any:
-        for mine, other in zip(held, given, strict=True):
-            mine.copy_(other, non_blocking=True)
+        for group in groups:  # a launch for all of a type
+            torch._foreach_copy_([held[n] for n in group], [given[n] for n in group])
         graph.replay()
         return result
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from recopt.elements import Cut, Element, Elements, Index, Number, Refine, places
+from recopt.elements import JOINS, Cut, Element, Elements, Index, Number, Refine, places
 from recopt.hosts.base import Array, Node, Value
 from recopt.ir import sizes
 from recopt.ir.rules import WIDTH
@@ -23,7 +23,6 @@ from recopt.ir.term import Axis, Coord, Fn, Mono, Poly, Read, TooLarge, add, coo
 from recopt.kernels.pointwise import Line, Loop, Program
 from recopt.lift.aten_elements import POINTWISE
 from recopt.lift.base import Lifted
-from recopt.elements import JOINS
 from recopt.match import No
 
 name = "pointwise"

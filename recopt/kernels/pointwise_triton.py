@@ -10,6 +10,8 @@ import ast
 import functools
 import hashlib
 import linecache
+import math
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -63,9 +65,10 @@ class _Writer:
     def add(self, text: str) -> None:
         self.lines.append(" " * 8 + text)
 
-    def index(self, text: str, guarded: bool = False) -> str:
-        """An index in int64, Python's // and % where it may be negative."""
-        return _Index(self.types).visit(ast.parse(text, mode="eval").body) if not text.isdigit() else text
+    def index(self, text: str, whole: bool = False) -> str:
+        """An index in the kernel's index type, as a value in int64 (`whole`); Python's // and % where it may be
+        negative."""
+        return text if text.isdigit() else _Index(self.types, whole).visit(ast.parse(text, mode="eval").body)
 
     def offset(self, source: int, index: Sequence[str]) -> str:
         """Where an element of an input lies."""
@@ -82,7 +85,8 @@ class _Writer:
         elif line.op == "lit":
             self.add(f"{name} = {_literal(line.args[0], dtype)}")
         elif line.op == "at":
-            self.add(f"{name} = ({self.index(line.index[0])} + tl.zeros([TILE], tl.int64)).to({TYPES[dtype]})")
+            at = self.index(line.index[0], whole=True)
+            self.add(f"{name} = ({at} + tl.zeros([TILE], tl.int64)).to({TYPES[dtype]})")
         elif line.op == "cast":
             self.add(f"{name} = {self.cast(str(line.args[0]), dtype)}")
         else:
@@ -104,7 +108,7 @@ class _Writer:
         above = ">" if right else ">="
         base = self.offset(line.source, line.index)
         name, n = line.name, line.name[1:]
-        self.add(f"b{n} = {base} + tl.zeros([TILE], tl.int64)")
+        self.add(f"b{n} = {base} + tl.zeros([TILE], INDEX)")
         if count <= FEW_BOUNDARIES:
             self.add(f"{name} = tl.zeros([TILE], tl.int32)")
             self.add(f"for k{n} in tl.static_range({count}):")
@@ -147,11 +151,12 @@ class _Writer:
 class _Index(ast.NodeVisitor):
     """An index as Triton computes it."""
 
-    def __init__(self, types: dict[str, str]) -> None:
-        self.types = types
+    def __init__(self, types: dict[str, str], whole: bool) -> None:
+        self.types, self.whole = types, whole
 
     def visit_Name(self, node: ast.Name) -> str:
-        return f"{node.id}.to(tl.int64)" if node.id in self.types else node.id
+        axis = re.fullmatch(r"i\d+", node.id) is not None
+        return f"{node.id}.to(tl.int64)" if node.id in self.types or (axis and self.whole) else node.id
 
     def visit_Constant(self, node: ast.Constant) -> str:
         return str(node.value)
@@ -225,7 +230,7 @@ def _branch(program: Program, loop: Loop, strided: Sequence[bool]) -> list[str]:
     writer.add("place = (unit - first) * TILE + tl.arange(0, TILE)")
     writer.add(f"row = block * ROWS + place // ({inner})")
     writer.add(f"mask = (place < ROWS * ({inner})) & (row < {loop.axes[0] if loop.axes else '1'})")
-    writer.add("i0 = row.to(tl.int64)")
+    writer.add("i0 = row.to(INDEX)")
     writer.add(f"rest = place % ({inner})")
     for n in range(1, len(loop.axes)):
         after = " * ".join(f"({s})" for s in loop.axes[n + 1 :]) or "1"
@@ -235,7 +240,7 @@ def _branch(program: Program, loop: Loop, strided: Sequence[bool]) -> list[str]:
         writer.line(line)
     _, sizes = program.outputs[loop.out]
     offset = _flat([writer.index(p) for p in loop.place], _strides("", sizes, False))
-    writer.add(f"tl.store(y{loop.out} + {offset} + tl.zeros([TILE], tl.int64), {loop.result}, mask=mask)")
+    writer.add(f"tl.store(y{loop.out} + {offset} + tl.zeros([TILE], INDEX), {loop.result}, mask=mask)")
     return writer.lines
 
 
@@ -243,7 +248,7 @@ def source(program: Program, strided: Sequence[bool]) -> tuple[str, str]:
     """The kernel's name and source."""
     names = [f"x{n}" for n in range(len(program.inputs))] + [f"y{n}" for n in range(len(program.outputs))]
     names += [f"x{n}_{d}" for n, (_, s) in enumerate(program.inputs) if strided[n] for d in range(len(s))]
-    names += [*program.symbols, "units", "ROWS: tl.constexpr", "TILE: tl.constexpr"]
+    names += [*program.symbols, "units", "ROWS: tl.constexpr", "TILE: tl.constexpr", "INDEX: tl.constexpr"]
     body = ["    block = tl.program_id(0) // units", "    unit = tl.program_id(0) % units", "    first = 0"]
     for n, loop in enumerate(program.loops):
         inner = " * ".join(f"({s})" for s in loop.axes[1:]) or "1"
@@ -286,7 +291,7 @@ def pointwise_triton(inputs: Sequence[Tensor], text: str, tiling: Tiling | None 
 
     The first call at new shapes compiles or binds the kernel; later ones only launch it.
     """
-    key = (text, tiling, inputs[0].device.index, tuple((t.shape, t.stride()) for t in inputs))
+    key = (text, tiling, inputs[0].device, *[(t.shape, t.stride(), t.data_ptr() % 16) for t in inputs])
     plan = _plans.get(key)
     if plan is None:
         if len(_plans) >= _MAX_PLANS:
@@ -299,6 +304,8 @@ def pointwise_triton(inputs: Sequence[Tensor], text: str, tiling: Tiling | None 
 
 
 def _bind(inputs: Sequence[Tensor], text: str, tiling: Tiling | None) -> Callable[[Sequence[Tensor]], list[Tensor]]:
+    import triton.language as tl
+
     program = parse_program(text)
     symbols = bind(program, inputs)
     strided = tuple(not t.is_contiguous() for t in inputs)
@@ -318,14 +325,22 @@ def _bind(inputs: Sequence[Tensor], text: str, tiling: Tiling | None) -> Callabl
         units += -(-tiling.rows * inner // tiling.tile)
     grid = (-(-rows // tiling.rows) * units, 1, 1)
     kernel = _kernel(text, strided)
-    numbers = [*strides, *(symbols[s] for s in program.symbols), units, tiling.rows, tiling.tile]
+    spans = [sum(n * s for n, s in zip(t.shape, t.stride(), strict=True)) for t in inputs]
+    most = max([*spans, *(math.prod(shape) for shape, _ in made), rows + tiling.rows])  # places that are counted
+    index = tl.int32 if most < 2**31 else tl.int64
+    numbers = [*strides, *(symbols[s] for s in program.symbols), units, tiling.rows, tiling.tile, index]
+
+    device, launch = inputs[0].device, None
 
     def run(inputs: Sequence[Tensor]) -> list[Tensor]:
-        device = inputs[0].device
+        nonlocal launch
         outputs = [torch.empty(shape, dtype=dtype, device=device) for shape, dtype in made]
-        if grid[0]:
+        if launch is not None:
+            launch(*inputs, *outputs, *numbers)
+        elif grid[0]:
             # No fusing of products and sums: what a bucket or a floor makes of them shows every bit.
-            kernel[grid](*inputs, *outputs, *numbers, num_warps=tiling.warps, enable_fp_fusion=False)
+            compiled = kernel[grid](*inputs, *outputs, *numbers, num_warps=tiling.warps, enable_fp_fusion=False)
+            launch = compiled and compiled[grid]  # the interpreter compiles nothing
         return outputs
 
     return run

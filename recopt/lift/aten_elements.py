@@ -11,10 +11,11 @@ import torch
 from ..elements import Element, Elements, Index
 from ..hosts.base import Node, Value
 from ..ir.rules import FLOATS, WIDTH
-from ..ir.term import number
+from ..ir.term import add, number, value_range
 from ..match import No
 
 Function = Callable[[Elements, Node, Index], Element]
+WHOLE = ("int32", "int64")  # that hold any bucket
 MAX_REDUCED = 64  # elements that a reduction takes together
 
 
@@ -109,9 +110,39 @@ def _unary(op: str) -> Function:
 def _compare(op: str) -> Function:
     def element(e: Elements, node: Node, index: Index) -> Element:
         dtype = _promoted(*node.args[:2])
+        if op == "eq" and "int" in dtype:
+            a, b = (e.operand(arg, index, dtype) for arg in node.args[:2])
+            return _in_bucket(e, a, b) or _in_bucket(e, b, a) or e.make(op, "bool", a, b)
         return e.make(op, "bool", *(e.operand(arg, index, dtype) for arg in node.args[:2]))
 
     return element
+
+
+def _in_bucket(e: Elements, a: Element, b: Element) -> Element | None:
+    """bucket(x) == k -> boundary k - 1 lies below x and boundary k does not: two of them are read and not all."""
+    while a.op == "cast" and isinstance(a.args[0], Element) and "int" in a.args[0].dtype and a.dtype in WHOLE:
+        a = a.args[0]
+    if a.op != "bucket" or b.op not in ("at", "lit"):
+        return None
+    x, count, right = a.args
+    assert isinstance(x, Element) and isinstance(count, int)
+    place = b.index[0] if b.op == "at" else number(int(b.args[0]))  # type: ignore[arg-type]  # a number
+    low, high = value_range(place)
+    if not (isinstance(low, int) and isinstance(high, int) and 0 <= low and high <= count):
+        return None
+    first = a.index[0]
+    k = e.make("at", "int64", index=(place,))
+    conditions = []
+    for shift, bound in ((-1, 0), (0, count)):
+        at = (add(first, place, number(shift)),)
+        boundary = e.make("load", x.dtype, source=a.source, index=at, checked=True)
+        above = e.make("gt" if right else "ge", "bool", boundary, x)
+        if shift == -1:
+            above = e.make("not", "bool", above)
+        if bound in (low, high):  # no boundary lies beyond the last bucket
+            above = e.make("or", "bool", above, e.make("eq", "bool", k, e.literal(bound, "int64")))
+        conditions.append(above)
+    return e.make("and", "bool", *conditions)
 
 
 def _logical(op: str) -> Function:
@@ -144,6 +175,8 @@ def _clamp(e: Elements, node: Node, index: Index) -> Element:
 def _bounded(op: str) -> Function:
     def element(e: Elements, node: Node, index: Index) -> Element:
         dtype = _dtype(node)
+        if dtype == "bool":
+            raise No("{} of truth values", node.op)
         return e.make(op, dtype, *(e.operand(arg, index, dtype) for arg in node.args[:2]))
 
     return element
@@ -252,8 +285,8 @@ def _one_hot(e: Elements, node: Node, index: Index) -> Element:
     if len(node.args) < 2 or node.args[1] == -1:
         raise No("a one-hot whose width depends on data")
     place = e.make("at", "int64", index=(index[-1],))
-    hot = e.make("eq", "bool", place, e.operand(node.args[0], index[:-1], "int64"))
-    return e.cast(hot, _dtype(node))
+    ids = e.operand(node.args[0], index[:-1], "int64")
+    return e.cast(_in_bucket(e, ids, place) or e.make("eq", "bool", place, ids), _dtype(node))
 
 
 def _reduced(op: str, average: bool = False) -> Function:
