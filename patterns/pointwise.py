@@ -10,7 +10,7 @@ a table.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -28,6 +28,7 @@ from recopt.match import No
 name = "pointwise"
 operator = "recopt::pointwise"
 
+SMALL_TABLE = 4096  # elements of a constant that data may choose from
 MAX_PIECES = 4096
 MAX_LINES = 3000  # of a program
 JOINED = 128  # parts that torch's concat on a GPU takes in one launch
@@ -53,18 +54,18 @@ class Spec:
 # --- regions
 
 
-def regions(lifted: Lifted) -> list[tuple[list[Node], list[Value]]]:
+def regions(lifted: Lifted, without: Collection[Node] = ()) -> list[tuple[list[Node], list[Value]]]:
     """What may become one operator each: nodes that are understood, and those of their values that others read.
 
     A node's level is how many operators that are not understood lie, one after the other, before it: nodes of a level
-    can be computed together, whatever reads them."""
+    can be computed together, whatever reads them. Those of `without` count as not understood."""
     host = lifted.host
     every = Elements(lifted, host.nodes)
     level: dict[Value, int] = {}
     levels: dict[int, list[Node]] = {}
     for node in host.nodes:
         below = max((level.get(v, 0) for v in node.inputs), default=0)
-        if _eligible(every, node):
+        if node not in without and _eligible(every, node):
             levels.setdefault(below, []).append(node)
         elif not all(v.scalar or host.is_constant(v) for v in node.outputs):
             below += 1
@@ -121,12 +122,14 @@ def _looks_up(every: Elements, node: Node) -> bool:
     for t in every.layout(node):
         assert t is not None
         for item in walk(t.body):
-            if not isinstance(item, Read) or not any(isinstance(a, Read) for p in item.index for a in walk(p)):
+            if not isinstance(item, Read) or not isinstance(item.leaf, Value):
                 continue
-            table = item.leaf
-            assert isinstance(table, Value)
-            reads = {a.leaf for p in item.index for a in walk(p) if isinstance(a, Read)}
-            if not all(isinstance(v, Value) and every.host.is_constant(v) for v in reads):
+            by = {a.leaf for p in item.index for a in walk(p) if isinstance(a, Read)}
+            if all(isinstance(v, Value) and every.host.is_constant(v) for v in by):
+                continue
+            shape = item.leaf.shape or ()
+            size = sizes.product(shape)
+            if not every.host.is_constant(item.leaf) or not isinstance(size, int) or size > SMALL_TABLE:
                 return True
     return False
 
@@ -156,7 +159,10 @@ def place(lifted: Lifted, nodes: Sequence[Node]) -> Node | None:
     reads them. None where there is no such place."""
     host, order = lifted.host, {node: n for n, node in enumerate(lifted.host.nodes)}
     mine = set(nodes)
-    last = max((order[v.node] for n in nodes for v in n.inputs if v.node and v.node not in mine and v.node in order), default=-1)
+    last = max(
+        (order[v.node] for n in nodes for v in n.inputs if v.node and v.node not in mine and v.node in order),
+        default=-1,
+    )
     users = [order[u] for n in nodes for v in n.outputs for u in host.users(v) if u not in mine and u in order]
     first = min(users, default=len(order))
     if first <= last:
@@ -174,7 +180,11 @@ def _outputs(lifted: Lifted, nodes: list[Node]) -> tuple[list[Node], list[Value]
     host, kept = lifted.host, set(nodes)
     while True:
         outputs = [
-            v for n in nodes if n in kept for v in n.outputs if host.is_output(v) or any(u not in kept for u in host.users(v))
+            v
+            for n in nodes
+            if n in kept
+            for v in n.outputs
+            if host.is_output(v) or any(u not in kept for u in host.users(v))
         ]
         dropped = set()
         for v in outputs:
@@ -263,7 +273,10 @@ class Form:
 
     @property
     def key(self) -> object:
-        text = (self.place, *((line, id(s) if isinstance(s, Value) else s) for line, s in zip(self.lines, self.sources, strict=True)))
+        text = (
+            self.place,
+            *((line, id(s) if isinstance(s, Value) else s) for line, s in zip(self.lines, self.sources, strict=True)),
+        )
         return (self.piece.out, tuple(str(a.size) for a in self.piece.axes), text, tuple(self.kinds))
 
 
@@ -381,7 +394,9 @@ def _loop(elements: Elements, forms: Sequence[Form]) -> tuple[Loop, list[Value |
     for line, source in zip(first.lines, first.sources, strict=True):
         sources.append(source)
         if line.op != "lit":
-            lines.append(Line(line.name, line.dtype, line.op, line.args, -1, tuple(map(fill, line.index)), line.checked))
+            lines.append(
+                Line(line.name, line.dtype, line.op, line.args, -1, tuple(map(fill, line.index)), line.checked)
+            )
             continue
         n = int(str(line.args[0])[1:-1])
         if n in tables:
@@ -392,20 +407,34 @@ def _loop(elements: Elements, forms: Sequence[Form]) -> tuple[Loop, list[Value |
     return loop, sources
 
 
+class Refused(Exception):
+    """A region that cannot be one operator, and the node that it is about, if one alone is."""
+
+    def __init__(self, why: str, node: Node | None) -> None:
+        super().__init__(why)
+        self.node = node
+
+
 def match(lifted: Lifted, nodes: Sequence[Node], outputs: Sequence[Value]) -> Spec:
-    """A region as one operator. Raises No with the reason where it cannot be."""
+    """A region as one operator. Raises Refused where it cannot be."""
     elements = Elements(lifted, nodes)
-    groups: dict[object, list[Form]] = {}
     try:
-        for n, value in enumerate(outputs):
-            elements.memo.clear()
-            for piece in _pieces(elements, n, value):
-                form = _form(piece)
-                groups.setdefault(form.key, []).append(form)
+        return _match(elements, outputs)
+    except No as why:
+        raise Refused(str(why), elements.refused[1] if elements.refused else None) from None
     except TooLarge:
-        raise No("a term of it is too large") from None
+        raise Refused("a term of it is too large", None) from None
     except RecursionError:
-        raise No("it is too deep") from None
+        raise Refused("it is too deep", None) from None
+
+
+def _match(elements: Elements, outputs: Sequence[Value]) -> Spec:
+    groups: dict[object, list[Form]] = {}
+    for n, value in enumerate(outputs):
+        elements.memo.clear()
+        for piece in _pieces(elements, n, value):
+            form = _form(piece)
+            groups.setdefault(form.key, []).append(form)
     if sum(len(forms[0].lines) for forms in groups.values()) > MAX_LINES:
         raise No("its program would be longer than {} lines", MAX_LINES)
     made = [_loop(elements, forms) for forms in groups.values()]

@@ -86,6 +86,7 @@ class Elements:
         self.layouts: dict[Node, list[Tensor | None]] = {}
         self.packed: dict[str, list[Array]] = {}
         self.offsets: dict[Value, int] = {}
+        self.refused: tuple[No, Node | None] | None = None  # the first refusal, and the node that it is about
 
     def make(
         self, op: str, dtype: str, *args: Element | Number, source: Value | str | None = None, index: Index = (),
@@ -125,7 +126,11 @@ class Elements:
         key = value, index
         found = self.memo.get(key)
         if found is None:
-            found = self.memo[key] = self._of(value, index)
+            try:
+                found = self.memo[key] = self._of(value, index)
+            except No as why:
+                self.refused = self.refused or (why, value.node)
+                raise
         return found
 
     def _of(self, value: Value, index: Index) -> Element:
@@ -158,9 +163,13 @@ class Elements:
             places = [0] * len(index)
         if all(isinstance(p, int) and 0 <= p < s for p, s in zip(places, array.shape, strict=True)):
             return self.literal(array[tuple(places)].item(), str(value.dtype))  # type: ignore[index]  # whole numbers, as was asked
-        if not all(_within(i, s) for i, s in zip(index, array.shape, strict=True)):
+        if not all(_within(i, s) or _inside(i, s) for i, s in zip(index, array.shape, strict=True)):
             raise No("{} is read where it may not be", value.name)
-        if array.ndim == 1 and array.dtype.name in ("int32", "int64") and len(steps := set(np.diff(array).tolist())) == 1:
+        if (
+            array.ndim == 1
+            and array.dtype.name in ("int32", "int64")
+            and len(steps := set(np.diff(array).tolist())) == 1
+        ):
             at = add(scale(index[0], steps.pop()), number(array[0].item()))
             return self.make("at", array.dtype.name, index=(at,))
         flat = number(self.pack(value, array))
@@ -240,7 +249,7 @@ class Elements:
                 continue
             if not guards:
                 raise No("{} adds what it chooses from", value.name)
-            condition = self._inside(guards)
+            condition = self._all_inside(guards)
             otherwise = self.literal(0, dtype) if result is None else result
             result = self.make("where", dtype, condition, found, otherwise)
         return self.literal(0, dtype) if result is None else result
@@ -253,7 +262,7 @@ class Elements:
             raise No("a range by fractions")
         return self.cast(self.make("at", "int64", index=(body,)), dtype)
 
-    def _inside(self, guards: Sequence[Guard]) -> Element:
+    def _all_inside(self, guards: Sequence[Guard]) -> Element:
         parts = []
         for g in guards:
             at = self.as_value(g.index)
@@ -286,9 +295,19 @@ class Elements:
                     at = [(shift - b) // -coef + 1 for b in bounds]
                 raise Cut(atom.axis, sorted({a for a in at if 0 < a < atom.axis.size}))
         for atom in walk(index):
-            if isinstance(atom, Fn) and atom.name in ("mod", "floordiv") and isinstance(place := atom.args[0].atom, Coord):
+            if (
+                isinstance(atom, Fn)
+                and atom.name in ("mod", "floordiv")
+                and isinstance(place := atom.args[0].atom, Coord)
+            ):
                 size, inner = place.axis.size, atom.args[1].number
-                if isinstance(size, int) and isinstance(inner, int) and inner > 1 and size % inner == 0 and size > inner:
+                if (
+                    isinstance(size, int)
+                    and isinstance(inner, int)
+                    and inner > 1
+                    and size % inner == 0
+                    and size > inner
+                ):
                     raise Refine(place.axis, inner)
 
     # --- indices
@@ -328,6 +347,8 @@ class Elements:
         atom = place.atom
         if isinstance(atom, Fn) and atom.name in ("where", "lt", "cast"):
             args = [self.as_value(a) for a in atom.args]
+            if atom.name == "where" and _is_negative(args[0], args[2]) and _range(args[2])[0] is not None:
+                return args[2]  # an index that is never negative does not count from the end
             if atom.name == "cast":
                 return args[0]
             return self.make(atom.name, "bool" if atom.name == "lt" else "int64", *args)
@@ -398,6 +419,32 @@ def _within(index: Poly, size: Size) -> bool:
     return (
         low is not None and high is not None and sizes.at_least(low, 0) and sizes.at_least(size, sizes.size(high + 1))
     )
+
+
+def _range(x: Element) -> tuple[int | None, int | None]:
+    """The smallest (0 where it is known) and the largest value of a whole number, None where unknown."""
+    if x.op == "cast" and isinstance(x.args[0], Element) and "int" in x.args[0].dtype and x.dtype in ("int32", "int64"):
+        return _range(x.args[0])
+    by = x.args[1] if x.op == "rem" else None
+    if isinstance(by, Element) and by.op == "lit" and isinstance(by.args[0], int) and by.args[0] > 0:
+        return 0, by.args[0] - 1
+    if x.op == "bucket" and isinstance(x.args[1], int):
+        return 0, x.args[1]
+    return None, None
+
+
+def _inside(index: Poly, size: Size) -> bool:
+    """Whether a computed index lies inside."""
+    atom = index.atom
+    if not isinstance(atom, Read) or not isinstance(atom.leaf, Element):
+        return False
+    low, high = _range(atom.leaf)
+    return low is not None and high is not None and sizes.at_least(size, high + 1)
+
+
+def _is_negative(condition: Element, x: Element) -> bool:
+    """Whether a condition is that x is negative."""
+    return condition.op == "lt" and condition.args[0] is x
 
 
 def _plain(place: Poly) -> bool:

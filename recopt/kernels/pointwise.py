@@ -107,7 +107,9 @@ class Program:
     @functools.cached_property
     def symbols(self) -> tuple[str, ...]:
         """The symbols of its sizes, sorted."""
-        sizes = [s for _, shape in (*self.inputs, *self.outputs) for s in shape] + [s for p in self.loops for s in p.axes]
+        sizes = [s for _, shape in (*self.inputs, *self.outputs) for s in shape] + [
+            s for p in self.loops for s in p.axes
+        ]
         return tuple(sorted({w for s in sizes for w in re.findall(r"[A-Za-z_]\w*", s)}))
 
 

@@ -128,7 +128,7 @@ def _in_bucket(e: Elements, a: Element, b: Element) -> Element | None:
     assert isinstance(x, Element) and isinstance(count, int)
     place = b.index[0] if b.op == "at" else number(int(b.args[0]))  # type: ignore[arg-type]  # a number
     low, high = value_range(place)
-    if not (isinstance(low, int) and isinstance(high, int) and 0 <= low and high <= count):
+    if not (isinstance(low, int) and isinstance(high, int) and low >= 0 and high <= count):
         return None
     first = a.index[0]
     k = e.make("at", "int64", index=(place,))
@@ -248,6 +248,21 @@ def _isinf(e: Elements, node: Node, index: Index) -> Element:
     if x.dtype not in FLOATS:
         return e.literal(0, "bool")
     return e.make("eq", "bool", e.make("abs", x.dtype, x), e.literal(float("inf"), x.dtype))
+
+
+def _nan_to_num(e: Elements, node: Node, index: Index) -> Element:
+    x = e.operand(node.args[0], index)
+    if x.dtype not in FLOATS:
+        return x
+    largest = torch.finfo(getattr(torch, x.dtype)).max
+    default = {"nan": 0.0, "posinf": largest, "neginf": -largest}
+    given = dict(zip(default, node.args[1:], strict=False)) | dict(node.kwargs)
+    given = {k: v if given.get(k) is None else given[k] for k, v in default.items()}
+    y = x
+    for name, value in (("neginf", float("-inf")), ("posinf", float("inf"))):
+        hit = e.make("eq", "bool", x, e.literal(value, x.dtype))
+        y = e.make("where", x.dtype, hit, e.literal(given[name], x.dtype), y)
+    return e.make("where", x.dtype, e.make("isnan", "bool", x), e.literal(given["nan"], x.dtype), y)
 
 
 def _not(e: Elements, node: Node, index: Index) -> Element:
@@ -371,6 +386,7 @@ POINTWISE: dict[str, Function] = {
     **_named("clone.default contiguous.default", _same),
     **_named("isnan.default", _isnan),
     **_named("isinf.default", _isinf),
+    **_named("nan_to_num.default", _nan_to_num),
     **_named("bucketize.Tensor searchsorted.Tensor", _bucketize),
     **_named("one_hot.default", _one_hot),
     **_named("sum.dim_IntList sum.default", _reduced("add")),
@@ -379,7 +395,7 @@ POINTWISE: dict[str, Function] = {
     **_named("amin.default", _reduced("min")),
     **{
         f"aten.{name}.default": _unary(name)
-        for name in """neg abs floor ceil round trunc sign sqrt rsqrt exp log log1p log2 log10 expm1 tanh sigmoid sin cos
-        erf""".split()
+        for name in """neg abs floor ceil round trunc sign sqrt rsqrt exp log log1p log2 log10 expm1 tanh sigmoid
+        sin cos erf""".split()
     },
 }
