@@ -107,19 +107,20 @@ class _Writer:
         wide = f"{x}.to(tl.float32)" if self.types[x] in HALF else x
         above = ">" if right else ">="
         base = self.offset(line.source, line.index)
+        step = _strides(f"x{line.source}", ("",), self.strided[line.source])[0]
         name, n = line.name, line.name[1:]
         self.add(f"b{n} = {base} + tl.zeros([TILE], INDEX)")
         if count <= FEW_BOUNDARIES:
             self.add(f"{name} = tl.zeros([TILE], tl.int32)")
             self.add(f"for k{n} in tl.static_range({count}):")
-            self.add(f"    c{n} = tl.load(x{line.source} + b{n} + k{n}, mask=mask, other=0)")
+            self.add(f"    c{n} = tl.load(x{line.source} + b{n} + k{n} * {step}, mask=mask, other=0)")
             self.add(f"    {name} += tl.where(c{n} {above} {wide}, 0, 1)")
         else:
             self.add(f"{name} = tl.zeros([TILE], tl.int32)")
             self.add(f"h{n} = tl.zeros([TILE], tl.int32) + {count}")
             self.add(f"for k{n} in range({count.bit_length()}):")
             self.add(f"    m{n} = ({name} + h{n}) // 2")
-            self.add(f"    c{n} = tl.load(x{line.source} + b{n} + m{n}, mask=mask & (m{n} < {count}), other=0)")
+            self.add(f"    c{n} = tl.load(x{line.source} + b{n} + m{n} * {step}, mask=mask & (m{n} < {count}), other=0)")
             self.add(f"    a{n} = (c{n} {above} {wide}) | ({name} >= h{n})")
             self.add(f"    h{n} = tl.where(a{n}, tl.minimum(m{n}, h{n}), h{n})")
             self.add(f"    {name} = tl.where(a{n}, {name}, m{n} + 1)")
