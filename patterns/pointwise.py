@@ -9,6 +9,7 @@ a table.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +20,22 @@ from recopt.elements import JOINS, Cut, Element, Elements, Index, Number, Refine
 from recopt.hosts.base import Array, Node, Value
 from recopt.ir import sizes
 from recopt.ir.rules import WIDTH
-from recopt.ir.term import Axis, Coord, Fn, Mono, Poly, Read, TooLarge, add, coord, number, scale, substitute, walk
+from recopt.ir.term import (
+    Axis,
+    Coord,
+    Fn,
+    Mono,
+    Poly,
+    Read,
+    TooLarge,
+    add,
+    axis,
+    coord,
+    number,
+    scale,
+    substitute,
+    walk,
+)
 from recopt.kernels.pointwise import Line, Loop, Program
 from recopt.lift.aten_elements import POINTWISE
 from recopt.lift.base import Lifted
@@ -193,10 +209,10 @@ def _outputs(lifted: Lifted, nodes: list[Node]) -> tuple[list[Node], list[Value]
             source = node.inputs[0] if node.inputs else None
             if node.op not in VIEWS or source is None:
                 continue
-            inside = source.node in kept
-            if not inside or source in outputs or node.op not in ("aten.select.int", "aten.slice.Tensor"):
-                if not any(u in kept for w in node.outputs for u in host.users(w)) or not inside:
-                    dropped.add(node)
+            read_inside = any(u in kept for w in node.outputs for u in host.users(w))
+            whole = source in outputs or node.op not in ("aten.select.int", "aten.slice.Tensor")
+            if source.node not in kept or (whole and not read_inside):
+                dropped.add(node)
         if not dropped:
             return [n for n in nodes if n in kept], outputs
         kept -= dropped
@@ -219,7 +235,7 @@ def _pieces(elements: Elements, out: int, value: Value) -> list[Piece]:
     """An output cut into parts that are each one expression."""
     index = places(value.shape or ())
     axes = [a.axis for p in index if (a := p.atom) is not None and isinstance(a, Coord)]
-    pending, found = [(axes, index)], []
+    pending, found = [(axes, index)], list[Piece]()
     while pending:
         if len(pending) + len(found) > MAX_PIECES:
             raise No("more than {} pieces", MAX_PIECES)
@@ -229,9 +245,9 @@ def _pieces(elements: Elements, out: int, value: Value) -> list[Piece]:
         except Cut as cut:
             n = axes.index(cut.axis)
             bounds = [0, *cut.at, cut.axis.size]
-            for lo, hi in reversed(list(zip(bounds, bounds[1:], strict=False))):
+            for lo, hi in reversed(list(itertools.pairwise(bounds))):
                 assert isinstance(lo, int) and isinstance(hi, int)
-                fresh = Axis(_next(), hi - lo)
+                fresh = _fresh(hi - lo)
                 moved = add(coord(fresh), number(lo))
                 kept = [fresh] if hi - lo > 1 else []
                 pending.append(
@@ -240,7 +256,7 @@ def _pieces(elements: Elements, out: int, value: Value) -> list[Piece]:
         except Refine as cut:
             n = axes.index(cut.axis)
             assert isinstance(cut.axis.size, int)
-            outer, inner = Axis(_next(), cut.axis.size // cut.inner), Axis(_next(), cut.inner)
+            outer, inner = _fresh(cut.axis.size // cut.inner), _fresh(cut.inner)
             both = add(scale(coord(outer), cut.inner), coord(inner))
             pending.append(
                 ([*axes[:n], outer, inner, *axes[n + 1 :]], tuple(substitute(p, {cut.axis: both}) for p in index))
@@ -248,10 +264,9 @@ def _pieces(elements: Elements, out: int, value: Value) -> list[Piece]:
     return found
 
 
-def _next() -> int:
-    from recopt.ir.tensor import axis
-
-    return axis(2).id
+def _fresh(size: int) -> Axis:
+    """A new axis, of size 1 too."""
+    return Axis(axis(2).id, size)
 
 
 # --- text with holes
@@ -372,7 +387,7 @@ def _loop(elements: Elements, forms: Sequence[Form]) -> tuple[Loop, list[Value |
         if same:
             filled[n] = repr(values[0])
             continue
-        steps = {int(b) - int(a) for a, b in zip(values, values[1:], strict=False)} if kind == "" else set()
+        steps = {int(b) - int(a) for a, b in itertools.pairwise(values)} if kind == "" else set()
         if len(steps) == 1:
             filled[n] = f"({steps.pop()}) * {own} + ({values[0]})"
             continue

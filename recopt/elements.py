@@ -27,6 +27,7 @@ from .ir.term import (
     Poly,
     Read,
     add,
+    axis,
     coord,
     number,
     read,
@@ -162,7 +163,8 @@ class Elements:
         if array.size == 1:
             places = [0] * len(index)
         if all(isinstance(p, int) and 0 <= p < s for p, s in zip(places, array.shape, strict=True)):
-            return self.literal(array[tuple(places)].item(), str(value.dtype))  # type: ignore[index]  # whole numbers, as was asked
+            at = tuple(int(str(p)) for p in places)
+            return self.literal(array[at].item(), str(value.dtype))
         if not all(_within(i, s) or _inside(i, s) for i, s in zip(index, array.shape, strict=True)):
             raise No("{} is read where it may not be", value.name)
         if (
@@ -170,8 +172,8 @@ class Elements:
             and array.dtype.name in ("int32", "int64")
             and len(steps := set(np.diff(array).tolist())) == 1
         ):
-            at = add(scale(index[0], steps.pop()), number(array[0].item()))
-            return self.make("at", array.dtype.name, index=(at,))
+            place = add(scale(index[0], steps.pop()), number(array[0].item()))
+            return self.make("at", array.dtype.name, index=(place,))
         flat = number(self.pack(value, array))
         stride = 1
         for i, s in zip(reversed(index), reversed(array.shape), strict=True):
@@ -293,22 +295,16 @@ class Elements:
                     at = [-(-(b - shift) // coef) for b in bounds]
                 else:
                     at = [(shift - b) // -coef + 1 for b in bounds]
-                raise Cut(atom.axis, sorted({a for a in at if 0 < a < atom.axis.size}))
-        for atom in walk(index):
-            if (
-                isinstance(atom, Fn)
-                and atom.name in ("mod", "floordiv")
-                and isinstance(place := atom.args[0].atom, Coord)
-            ):
-                size, inner = place.axis.size, atom.args[1].number
-                if (
-                    isinstance(size, int)
-                    and isinstance(inner, int)
-                    and inner > 1
-                    and size % inner == 0
-                    and size > inner
-                ):
-                    raise Refine(place.axis, inner)
+                if inside := sorted({a for a in at if 0 < a < atom.axis.size}):
+                    raise Cut(atom.axis, inside)
+        for item in walk(index):
+            if not isinstance(item, Fn) or item.name not in ("mod", "floordiv"):
+                continue
+            place, inner = item.args[0].atom, item.args[1].number
+            if not isinstance(place, Coord) or not isinstance(inner, int) or inner < 2:
+                continue
+            if isinstance(size := place.axis.size, int) and size > inner and size % inner == 0:
+                raise Refine(place.axis, inner)
 
     # --- indices
 
@@ -474,4 +470,4 @@ def _moves(body: Poly) -> bool:
 
 def places(shape: Sequence[Size]) -> Index:
     """Fresh axes along a shape, as an index."""
-    return tuple(coord(tensor.axis(s)) if s != 1 else number(0) for s in shape)
+    return tuple(coord(axis(s)) if s != 1 else number(0) for s in shape)

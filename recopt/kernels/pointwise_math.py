@@ -9,8 +9,8 @@ import triton
 import triton.language as tl
 
 from . import triton_math
-from .triton_math import f_log1p as i_log1p
 from .triton_math import f_expm1 as i_expm1
+from .triton_math import f_log1p as i_log1p
 from .triton_math import f_mod, f_round, f_tanh, f_trunc
 
 NAN_TOO = tl.constexpr(tl.PropagateNan.ALL)

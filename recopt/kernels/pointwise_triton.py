@@ -120,7 +120,9 @@ class _Writer:
             self.add(f"h{n} = tl.zeros([TILE], tl.int32) + {count}")
             self.add(f"for k{n} in range({count.bit_length()}):")
             self.add(f"    m{n} = ({name} + h{n}) // 2")
-            self.add(f"    c{n} = tl.load(x{line.source} + b{n} + m{n} * {step}, mask=mask & (m{n} < {count}), other=0)")
+            self.add(
+                f"    c{n} = tl.load(x{line.source} + b{n} + m{n} * {step}, mask=mask & (m{n} < {count}), other=0)"
+            )
             self.add(f"    a{n} = (c{n} {above} {wide}) | ({name} >= h{n})")
             self.add(f"    h{n} = tl.where(a{n}, tl.minimum(m{n}, h{n}), h{n})")
             self.add(f"    {name} = tl.where(a{n}, {name}, m{n} + 1)")
@@ -171,7 +173,7 @@ class _Index(ast.NodeVisitor):
         if type(node.op) in signs:
             return f"({a} {signs[type(node.op)]} {b})"
         if isinstance(node.op, ast.Pow) and isinstance(node.right, ast.Constant):
-            return "(" + " * ".join([a] * int(node.right.value)) + ")"  # type: ignore[call-overload]  # an index' numbers are whole
+            return "(" + " * ".join([a] * int(str(node.right.value))) + ")"
         if isinstance(node.op, ast.Pow):
             raise PointwiseError("a power that is no number")
         divisor = node.right.value if isinstance(node.right, ast.Constant) else None
@@ -251,7 +253,7 @@ def source(program: Program, strided: Sequence[bool]) -> tuple[str, str]:
     names += [f"x{n}_{d}" for n, (_, s) in enumerate(program.inputs) if strided[n] for d in range(len(s))]
     names += [*program.symbols, "units", "ROWS: tl.constexpr", "TILE: tl.constexpr", "INDEX: tl.constexpr"]
     body = ["    block = tl.program_id(0) // units", "    unit = tl.program_id(0) % units", "    first = 0"]
-    for n, loop in enumerate(program.loops):
+    for loop in program.loops:
         inner = " * ".join(f"({s})" for s in loop.axes[1:]) or "1"
         body.append(f"    tiles = (ROWS * ({inner}) + TILE - 1) // TILE")
         body.append("    if (unit >= first) & (unit < first + tiles):")

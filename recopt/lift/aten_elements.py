@@ -6,16 +6,23 @@ import itertools
 from collections.abc import Callable
 
 import numpy as np
-import torch
 
 from ..elements import Element, Elements, Index
 from ..hosts.base import Node, Value
+from ..ir import tensor
 from ..ir.rules import FLOATS, WIDTH
 from ..ir.term import add, number, value_range
 from ..match import No
+from .aten_types import promoted
 
 Function = Callable[[Elements, Node, Index], Element]
 WHOLE = ("int32", "int64")  # that hold any bucket
+LARGEST = {
+    "float16": 65504.0,
+    "bfloat16": (2.0 - 2.0**-7) * 2.0**127,
+    "float32": (2.0 - 2.0**-23) * 2.0**127,
+    "float64": (2.0 - 2.0**-52) * 2.0**1023,
+}
 MAX_REDUCED = 64  # elements that a reduction takes together
 
 
@@ -28,13 +35,7 @@ def _dtype(node: Node) -> str:
 
 def _promoted(*args: object) -> str:
     """torch.result_type of two operands."""
-    kept = [
-        torch.empty((1,) * len(a.shape or ()), dtype=getattr(torch, str(a.dtype)), device="meta")
-        if isinstance(a, Value)
-        else a
-        for a in args
-    ]
-    return str(torch.result_type(*kept)).removeprefix("torch.")  # type: ignore[call-overload]  # tensors and numbers
+    return promoted(*(tensor.full(a.shape or (), 0, str(a.dtype)) if isinstance(a, Value) else a for a in args))
 
 
 def _binary(op: str) -> Function:
@@ -254,7 +255,7 @@ def _nan_to_num(e: Elements, node: Node, index: Index) -> Element:
     x = e.operand(node.args[0], index)
     if x.dtype not in FLOATS:
         return x
-    largest = torch.finfo(getattr(torch, x.dtype)).max
+    largest = LARGEST[x.dtype]
     default = {"nan": 0.0, "posinf": largest, "neginf": -largest}
     given = dict(zip(default, node.args[1:], strict=False)) | dict(node.kwargs)
     given = {k: v if given.get(k) is None else given[k] for k, v in default.items()}
@@ -331,7 +332,7 @@ def _reduced(op: str, average: bool = False) -> Function:
             else:
                 rest.insert(d, number(0))
         total: Element | None = None
-        for at in itertools.product(*(range(int(n)) for n in lengths)):  # type: ignore[call-overload]  # whole numbers, as was asked
+        for at in itertools.product(*(range(int(n)) for n in lengths)):
             for d, place in zip(chosen, at, strict=True):
                 rest[d] = number(place)
             part = e.operand(x, tuple(rest), wide)

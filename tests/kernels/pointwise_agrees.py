@@ -17,8 +17,8 @@ import recopt
 from recopt.kernels.pointwise import pointwise_torch
 from recopt.kernels.pointwise_triton import Tiling, pointwise_triton
 
-# The interpreter has numpy's functions in the place of CUDA's, and cuts bfloat16 off where it should round; torch's root on
-# a CPU is not rounded to nearest.
+# The interpreter has numpy's functions in the place of CUDA's, and cuts bfloat16 off where it should round; torch's
+# root on a CPU is not rounded to nearest.
 ROUNDED = {"pieces of many kinds joined", "half precision", "roots and signs"}
 
 
@@ -39,7 +39,7 @@ def check(name: str, device: str) -> None:
         read = [apart(t) for t in operands] if strided else operands
         tolerance = {"rtol": 0.0, "atol": 0.0} if exact else {}
         for e, a in zip(expected, pointwise_triton(read, node.args[1], tiling), strict=True):
-            torch.testing.assert_close(a, e, equal_nan=True, msg=lambda s: f"{name} {batch}\n{s}", **tolerance)
+            torch.testing.assert_close(a, e, equal_nan=True, **tolerance)
 
 
 def apart(t: Tensor) -> Tensor:

@@ -120,5 +120,7 @@ def test_a_lookup_in_a_table_fed_at_run_time_stays() -> None:
 
 
 def test_columns_of_one_chain_are_one_loop() -> None:
-    (node,) = [n for n in optimized(Module(CASES["columns hashed, each by its own size"])).host.nodes if n.op == OPERATOR]
+    (node,) = [
+        n for n in optimized(Module(CASES["columns hashed, each by its own size"])).host.nodes if n.op == OPERATOR
+    ]
     assert str(node.args[1]).count("loop") == 1

@@ -101,7 +101,9 @@ CASES: dict[str, Function] = {
     "a small table": lambda x, ids: TABLE[ids % 40] * x,
     "one-hot by comparison": lambda x, ids: ((ids % 5).unsqueeze(-1) == torch.arange(5)).float().sum(1),
     "multi-hot": lambda x, ids: F.one_hot(ids % 5, 5).amax(1).to(x.dtype),
-    "sums of few": lambda x, ids: torch.cat([x.round().sum(1, keepdim=True), (ids % 9).sum(1, keepdim=True).float()], 1),
+    "sums of few": lambda x, ids: torch.cat(
+        [x.round().sum(1, keepdim=True), (ids % 9).sum(1, keepdim=True).float()], 1
+    ),
     "largest of few": lambda x, ids: torch.stack([x.amax(1), x.amin(1)], 1),
     "padded and cut": lambda x, ids: F.pad(x * 2, (1, 2))[:, 2:8],
     "stacked": lambda x, ids: torch.stack([x, x.abs(), -x], 2).flatten(1),
