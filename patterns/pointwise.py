@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from recopt.elements import JOINS, Cut, Element, Elements, Index, Number, Refine, places
+from recopt.cost import nominal
+from recopt.elements import JOINS, Cut, Element, Elements, Index, Number, Refine, TooLong, places
 from recopt.hosts.base import Array, Node, Value
 from recopt.ir import sizes
 from recopt.ir.rules import WIDTH
@@ -47,6 +48,10 @@ operator = "recopt::pointwise"
 SMALL_TABLE = 4096  # elements of a constant that data may choose from
 MAX_PIECES = 4096
 MAX_LINES = 3000  # of a program
+MAX_LOOPS = 96  # each a branch of the kernel, which compiles for about 0.1 s
+MAX_INPUTS = 128  # of a kernel
+MAX_AGAIN = 16  # times that what there is to compute may be computed
+REDUCTIONS = ("sum", "mean", "amax", "amin")
 JOINED = 128  # parts that torch's concat on a GPU takes in one launch
 # Operators whose result is their input under another shape: they cost nothing.
 VIEWS = frozenset(
@@ -436,7 +441,8 @@ def match(lifted: Lifted, nodes: Sequence[Node], outputs: Sequence[Value]) -> Sp
     try:
         return _match(elements, outputs)
     except No as why:
-        raise Refused(str(why), elements.refused[1] if elements.refused else None) from None
+        blamed = elements.refused[1] if elements.refused else None
+        raise Refused(str(why), _last_reduction(elements) if isinstance(why, TooLong) else blamed) from None
     except TooLarge:
         raise Refused("a term of it is too large", None) from None
     except RecursionError:
@@ -450,8 +456,9 @@ def _match(elements: Elements, outputs: Sequence[Value]) -> Spec:
         for piece in _pieces(elements, n, value):
             form = _form(piece)
             groups.setdefault(form.key, []).append(form)
-    if sum(len(forms[0].lines) for forms in groups.values()) > MAX_LINES:
-        raise No("its program would be longer than {} lines", MAX_LINES)
+    if sum(len(forms[0].lines) for forms in groups.values()) > MAX_LINES or len(groups) > MAX_LOOPS:
+        raise TooLong("its program would be longer than {} loops of {} lines in all", MAX_LOOPS, MAX_LINES)
+    _check_work(elements, groups.values())
     made = [_loop(elements, forms) for forms in groups.values()]
     constants = {dtype: np.concatenate(held) for dtype, held in elements.packed.items()}
     inputs: list[Value | Array] = []
@@ -461,6 +468,8 @@ def _match(elements: Elements, outputs: Sequence[Value]) -> Spec:
             if source != "" and source not in numbered:
                 numbered[source] = len(inputs)
                 inputs.append(constants[source] if isinstance(source, str) else source)
+    if len(inputs) > MAX_INPUTS:
+        raise No("it reads more than {} values", MAX_INPUTS)
     if not any(isinstance(v, Value) for v in inputs):
         raise No("it reads nothing")
     loops = []
@@ -477,6 +486,22 @@ def _match(elements: Elements, outputs: Sequence[Value]) -> Spec:
     if unknown := [s for s in program.symbols if s not in bound]:
         raise No("size {} is no dimension of what it reads", unknown[0])
     return Spec(tuple(inputs), tuple(outputs), program)
+
+
+def _check_work(elements: Elements, groups: Iterable[Sequence[Form]]) -> None:
+    """Raise TooLong where values that many elements share would be computed again for each: a reduction, mostly."""
+    again = sum(
+        len(forms) * len(forms[0].lines) * nominal(sizes.product(a.size for a in forms[0].piece.axes)) for forms in groups
+    )
+    once = sum(nominal(sizes.product(v.shape or ())) for node in elements.nodes for v in node.outputs)
+    if again > MAX_AGAIN * once:
+        raise TooLong("it would compute {:.0f} times as much as there is to compute", again / max(once, 1))
+
+
+def _last_reduction(elements: Elements) -> Node | None:
+    """The reduction that a region which would be too long ends at."""
+    found = [n for n in elements.nodes if n.op.split(".")[1] in REDUCTIONS]
+    return max(found, key=lambda n: elements.lifted.order[n.outputs[0]], default=None)
 
 
 def _size(size: sizes.Size) -> str:

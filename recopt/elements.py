@@ -63,6 +63,10 @@ class Element:
         return f"e{id(self)}"
 
 
+class TooLong(No):
+    """What is to be computed of an element is more than a kernel should."""
+
+
 class Cut(Exception):
     """A piece reads two parts of something along an axis: it is to be cut at places `at` of the axis."""
 
@@ -98,7 +102,7 @@ class Elements:
         found = self.interned.get(key)
         if found is None:
             if len(self.interned) > MAX_ELEMENTS:
-                raise No("more than {} operators", MAX_ELEMENTS)
+                raise TooLong("more than {} operators", MAX_ELEMENTS)
             found = self.interned[key] = Element(op, dtype, args, source, index, checked)
         return found
 
@@ -130,7 +134,7 @@ class Elements:
             try:
                 found = self.memo[key] = self._of(value, index)
             except No as why:
-                self.refused = self.refused or (why, value.node)
+                self.refused = self.refused or (why, value.node)  # the innermost
                 raise
         return found
 

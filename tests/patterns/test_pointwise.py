@@ -124,3 +124,15 @@ def test_columns_of_one_chain_are_one_loop() -> None:
         n for n in optimized(Module(CASES["columns hashed, each by its own size"])).host.nodes if n.op == OPERATOR
     ]
     assert str(node.args[1]).count("loop") == 1
+
+
+def test_a_reduction_that_many_elements_share_ends_a_region() -> None:
+    def function(x: Tensor, ids: Tensor) -> object:
+        wide = torch.exp(torch.cat([x + n for n in range(10)], 1) * 0.1) + 1.0
+        return wide / wide.sum(1, keepdim=True) - 0.5
+
+    found = optimized(Module(function))
+    assert operators(found) == [OPERATOR, "aten.sum.dim_IntList", OPERATOR]
+    assert any("longer" in r.reason or "as much as" in r.reason for r in found.report.refusals)
+    args = inputs(1)
+    torch.testing.assert_close(results(found, args), results(Module(function), args))
