@@ -491,7 +491,8 @@ def _match(elements: Elements, outputs: Sequence[Value]) -> Spec:
 def _check_work(elements: Elements, groups: Iterable[Sequence[Form]]) -> None:
     """Raise TooLong where values that many elements share would be computed again for each: a reduction, mostly."""
     again = sum(
-        len(forms) * len(forms[0].lines) * nominal(sizes.product(a.size for a in forms[0].piece.axes)) for forms in groups
+        len(forms) * len(forms[0].lines) * nominal(sizes.product(a.size for a in forms[0].piece.axes))
+        for forms in groups
     )
     once = sum(nominal(sizes.product(v.shape or ())) for node in elements.nodes for v in node.outputs)
     if again > MAX_AGAIN * once:

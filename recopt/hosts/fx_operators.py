@@ -24,7 +24,7 @@ from ..kernels.embedding_bags import (
 from ..kernels.epilogue import compile_epilogue
 from ..kernels.gru import KEEP, check_gru, gru, gru_torch
 from ..kernels.linear import linear as linear_kernel
-from ..kernels.pointwise import pointwise, pointwise_fake
+from ..kernels.pointwise import pointwise, pointwise_fake, pointwise_torch
 from ..kernels.target_attention import check_operands as check_target_attention
 from ..kernels.target_attention import target_attention, target_attention_cuda, target_attention_torch
 
@@ -298,7 +298,9 @@ POINTWISE_OPERATOR = torch.ops.recopt.pointwise.default
 
 
 def pointwise_call(inputs: Tensors, program: str) -> Tensors:
-    """`recopt::pointwise` without the dispatcher, as `attention_call`."""
+    """`recopt::pointwise` without the dispatcher, as `attention_call`; torch's ONNX exporter sees torch's operators."""
+    if torch.onnx.is_in_onnx_export():
+        return pointwise_torch(inputs, program)
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
         return POINTWISE_OPERATOR(inputs, program)  # type: ignore[no-any-return]  # torch.ops is untyped
     return pointwise(inputs, program)

@@ -98,8 +98,8 @@ def _floor_divide(e: Elements, node: Node, index: Index) -> Element:
 def _unary(op: str) -> Function:
     def element(e: Elements, node: Node, index: Index) -> Element:
         dtype = _dtype(node)
-        if dtype == "bool" and op != "not":
-            raise No("{} of truth values", node.op)
+        if (dtype == "bool" and op != "not") or (dtype == "uint8" and op in ("neg", "sign", "abs")):
+            raise No("{} of {}", node.op, dtype)
         x = e.operand(node.args[0], index, dtype)
         if "float" not in dtype and op in ("floor", "ceil", "round", "trunc"):
             return x
@@ -111,6 +111,8 @@ def _unary(op: str) -> Function:
 def _compare(op: str) -> Function:
     def element(e: Elements, node: Node, index: Index) -> Element:
         dtype = _promoted(*node.args[:2])
+        if dtype == "bool" and op not in ("eq", "ne"):
+            raise No("an order of truth values")
         if op == "eq" and "int" in dtype:
             a, b = (e.operand(arg, index, dtype) for arg in node.args[:2])
             return _in_bucket(e, a, b) or _in_bucket(e, b, a) or e.make(op, "bool", a, b)

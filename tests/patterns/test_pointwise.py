@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from spellings.pointwise import CASES, Module, inputs
@@ -136,3 +138,38 @@ def test_a_reduction_that_many_elements_share_ends_a_region() -> None:
     assert any("longer" in r.reason or "as much as" in r.reason for r in found.report.refusals)
     args = inputs(1)
     torch.testing.assert_close(results(found, args), results(Module(function), args))
+
+
+def test_an_optimized_module_exports(tmp_path: Path) -> None:
+    """As standard operators of ONNX, and as a program of torch's."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    module = Module(CASES["pieces of many kinds joined"])
+    found = optimized(module)
+    args = inputs(5)
+    batch = {0: torch.export.Dim.DYNAMIC}
+    exported = torch.onnx.export(
+        found.model, inputs(4), dynamo=True, dynamic_shapes=(batch, batch), verbose=False,
+        custom_translation_table=recopt.onnx_translations(),
+    )  # fmt: skip
+    assert exported is not None
+    exported.save(tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    feed = {i.name: t.numpy() for i, t in zip(session.get_inputs(), args, strict=True)}
+    torch.testing.assert_close(torch.from_numpy(session.run(None, feed)[0]), results(module, args)[0], equal_nan=True)
+
+    found.save(tmp_path / "model.pt2")
+    loaded = torch.export.load(tmp_path / "model.pt2").module()
+    check_bits(results(module, args), results(loaded, args))
+
+
+def test_a_node_that_cannot_be_stated_does_not_spoil_its_region() -> None:
+    def function(x: Tensor, ids: Tensor) -> object:
+        y = torch.log1p(x.abs()) * 2 + 1
+        return torch.cumsum(y, 1), torch.cat([y, -x], 1), (y.double() % 0.3).float()
+
+    found = optimized(Module(function))
+    left = operators(found)
+    assert left.count(OPERATOR) == 1
+    assert {"aten.cumsum.default", "aten.remainder.Scalar"} <= set(left)
+    args = inputs(3)
+    check_bits(results(Module(function), args), results(found, args))
