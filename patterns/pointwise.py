@@ -73,7 +73,10 @@ def regions(lifted: Lifted, without: Collection[Node] = ()) -> list[tuple[list[N
     levels: dict[int, list[Node]] = {}
     for node in host.nodes:
         below = max((level.get(v, 0) for v in node.inputs), default=0)
-        if node not in without and _eligible(every, node):
+        key = name, node  # asked once, however often regions are looked for
+        if key not in lifted.notes:
+            lifted.notes[key] = _eligible(every, node)
+        if node not in without and lifted.notes[key]:
             levels.setdefault(below, []).append(node)
         elif not all(v.scalar or host.is_constant(v) for v in node.outputs):
             below += 1
