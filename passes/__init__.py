@@ -21,6 +21,7 @@ from . import (
     fuse_gru,
     fuse_layer_norm,
     fuse_linear,
+    fuse_pointwise,
     fuse_target_attention,
     hint_repeats,
 )
@@ -59,6 +60,7 @@ PIPELINE: tuple[Pass, ...] = (
     fuse_attention,
     fuse_layer_norm,
     fuse_linear,
+    fuse_pointwise,
 )
 
 

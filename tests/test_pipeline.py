@@ -244,6 +244,7 @@ def test_dump_writes_the_graph_after_each_pass(tmp_path: Path, monkeypatch: pyte
         "06-fuse-attention.txt",
         "07-fuse-layer-norm.txt",
         "08-fuse-linear.txt",
+        "09-fuse-pointwise.txt",
     ]
     assert "MatMul" in files[0].read_text() and "FusedGemm" not in files[0].read_text()
     assert "FusedGemm" in files[8].read_text()

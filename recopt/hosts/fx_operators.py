@@ -24,6 +24,7 @@ from ..kernels.embedding_bags import (
 from ..kernels.epilogue import compile_epilogue
 from ..kernels.gru import KEEP, check_gru, gru, gru_torch
 from ..kernels.linear import linear as linear_kernel
+from ..kernels.pointwise import pointwise, pointwise_fake, pointwise_torch
 from ..kernels.target_attention import check_operands as check_target_attention
 from ..kernels.target_attention import target_attention, target_attention_cuda, target_attention_torch
 
@@ -285,6 +286,26 @@ def gru_call(
     return gru_torch(x, h0, wi, wh, bi, bh, after, keep, gates or ())
 
 
+POINTWISE = "recopt.pointwise.default"
+
+torch.library.define(
+    "recopt::pointwise", "(Tensor[] inputs, str program) -> Tensor[]", tags=(torch.Tag.pt2_compliant_tag,)
+)
+torch.library.impl("recopt::pointwise", ("cpu", "cuda"), pointwise)
+torch.library.register_fake("recopt::pointwise", pointwise_fake)
+
+POINTWISE_OPERATOR = torch.ops.recopt.pointwise.default
+
+
+def pointwise_call(inputs: Tensors, program: str) -> Tensors:
+    """`recopt::pointwise` without the dispatcher, as `attention_call`; torch's ONNX exporter sees torch's operators."""
+    if torch.onnx.is_in_onnx_export():
+        return pointwise_torch(inputs, program)
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
+        return POINTWISE_OPERATOR(inputs, program)  # type: ignore[no-any-return]  # torch.ops is untyped
+    return pointwise(inputs, program)
+
+
 CALLS: dict[str, Callable[..., Any]] = {
     LINEAR: linear_call,
     EMBEDDING_BAGS: embedding_bags_call,
@@ -292,4 +313,5 @@ CALLS: dict[str, Callable[..., Any]] = {
     TARGET_ATTENTION: target_attention_call,
     GRU: gru_call,
     AUGRU: gru_call,
+    POINTWISE: pointwise_call,
 }
