@@ -22,7 +22,8 @@ from ..kernels.embedding_bags import (
     rows_of,
 )  # fmt: skip
 from ..kernels.epilogue import compile_epilogue
-from ..kernels.gru import KEEP, check_gru, gru, gru_torch
+from ..kernels.gru import KEEP, check_gru, gru
+from ..kernels.gru import gru_call as run_gru
 from ..kernels.linear import linear as linear_kernel
 from ..kernels.target_attention import check_operands as check_target_attention
 from ..kernels.target_attention import target_attention, target_attention_cuda, target_attention_torch
@@ -282,7 +283,7 @@ def gru_call(
         if gates is None:
             return GRU_OPERATOR(x, h0, wi, wh, bi, bh, after)  # type: ignore[no-any-return]  # torch.ops is untyped
         return AUGRU_OPERATOR(x, h0, wi, wh, bi, bh, after, keep, gates)  # type: ignore[no-any-return]  # torch.ops is untyped
-    return gru_torch(x, h0, wi, wh, bi, bh, after, keep, gates or ())
+    return run_gru(x, h0, wi, wh, bi, bh, after, keep, gates or ())
 
 
 CALLS: dict[str, Callable[..., Any]] = {

@@ -1,0 +1,135 @@
+"""The launcher of the CUDA C++ kernel of ``recopt::gru`` and ``recopt::augru``: what fits it, and how it is compiled.
+
+The products of the inputs are one ``recopt::linear`` over all steps; the kernel of ``gru_source`` does the rest. The
+source is compiled by NVRTC through torch, once for each hidden size, kind of gate and number of rows a block. Triton
+would not keep the weights in registers from step to step, and reading them again is what a step would cost.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .epilogue import compile_epilogue
+from .gru_source import SOURCE
+from .linear import _architecture, _processors, linear
+
+MAX_HIDDEN = 128  # wider weights do not fit into the registers of one processor
+MAX_GATES = 8
+STAGES = 3
+_KNOWN = set(re.findall(r"(?:float|bool) (f_\w+)\(", SOURCE))
+
+
+def fits(
+    x: Tensor, h0: Tensor | None, wi: Tensor, wh: Tensor, bi: Tensor, bh: Tensor, keep: str, gates: Sequence[Tensor]
+) -> bool:
+    """Whether the kernel takes these operands: float32 on Ampere or newer, at most 128 units, at least one of each
+    size, and a gate of functions that the source has."""
+    operands = [t for t in (x, h0, wi, wh, bi, bh) if t is not None]
+    return (
+        0 < wh.shape[1] <= MAX_HIDDEN
+        and x.numel() > 0
+        and all(t.is_cuda and t.dtype == torch.float32 for t in operands)
+        and all(g.is_cuda and not g.is_complex() for g in gates)
+        and len(gates) <= MAX_GATES
+        and not torch.version.hip
+        and _architecture(x.device.index) >= 8
+        and cuda_text(keep) is not None
+    )
+
+
+@functools.lru_cache(maxsize=256)
+def cuda_text(text: str) -> str | None:
+    """The gate `text` in C++ over ``h`` and ``p[..]``; None where it calls what the source does not have."""
+    source = compile_epilogue(text).triton_source
+    if not set(re.findall(r"f_\w+", source)) <= _KNOWN or ".to(" in source:
+        return None
+    source = re.sub(r"\((-?[\d.]+(?:e[+-]?\d+)?)\)", r"(\1f)", source)
+    bits = {"inf": "0x7f800000", "-inf": "0xff800000", "nan": "0x7fc00000"}
+    source = re.sub(r'float\("(-?inf|nan)"\)', lambda m: f"__int_as_float({bits[m[1]]})", source)
+    return re.sub(r"\bp(\d+)\b", r"p[\1]", source)
+
+
+class Variant(NamedTuple):
+    """What the source is compiled for: its macros."""
+
+    hidden: int
+    tiles: int  # of 8 rows a block
+    after: bool
+    keep: str
+    gates: int
+    started: bool  # from a state that is given
+
+    @property
+    def shared(self) -> int:
+        """Bytes of shared memory a block takes."""
+        wide, rows = -(-self.hidden // 16) * 16, 8 * self.tiles
+        line = (3 * self.hidden + 11) // 16 * 16 + 4
+        return 4 * (STAGES * rows * (line + self.gates) + 3 * wide) + 2 * 2 * 2 * rows * (wide + 8)
+
+    @property
+    def source(self) -> str:
+        """The whole text for the compiler."""
+        numbers = range(self.gates)
+        macros = {
+            "H": self.hidden, "TILES": self.tiles, "AFTER": int(self.after), "GATES": self.gates, "STAGES": STAGES,
+            "KEEP": cuda_text(self.keep), "STARTED": int(self.started), "BYTES": 4 if self.hidden % 4 else 16,
+            "GATE_ARGUMENTS": "".join(f", const float* g{n}, int r{n}, int s{n}" for n in numbers),
+            "GATE_POINTERS": "{" + ", ".join(f"g{n}" for n in numbers) + "}",
+            "GATE_ROWS": "{" + ", ".join(f"r{n}" for n in numbers) + "}",
+            "GATE_STEPS": "{" + ", ".join(f"s{n}" for n in numbers) + "}",
+        }  # fmt: skip
+        return "".join(f"#define {name} {value}\n" for name, value in macros.items()) + SOURCE
+
+
+@functools.cache
+def _compile(device: int, variant: Variant) -> Any:
+    """The kernel for a device; None where torch cannot compile CUDA C++, or a block has too little shared memory."""
+    properties = torch.cuda.get_device_properties(device)
+    if variant.shared > getattr(properties, "shared_memory_per_block_optin", 48 << 10):
+        return None
+    try:
+        with torch.cuda.device(device):
+            kernel = torch.cuda._compile_kernel(variant.source, "recurrence", nvcc_options=["-std=c++17"])
+            kernel.set_shared_memory_config(variant.shared)
+    except (AttributeError, ImportError, OSError):  # another torch, no toolkit, no NVRTC
+        return None
+    return kernel
+
+
+def gru_cuda(
+    x: Tensor, h0: Tensor | None, wi: Tensor, wh: Tensor, bi: Tensor, bh: Tensor, after: bool,
+    keep: str, gates: Sequence[Tensor],
+) -> Tensor | None:  # fmt: skip
+    """`recopt::gru` and `recopt::augru` as two launches; None where the kernel does not take the operands or cannot be
+    compiled. The result lies as [T, B, H]. No gradients. A state that is not finite makes its row nan."""
+    if not fits(x, h0, wi, wh, bi, bh, keep, gates):
+        return None
+    batch, steps, hidden = x.shape[0], x.shape[1], wh.shape[1]
+    device = x.device.index
+    # Blocks of 8 rows while the device has room for them side by side: a step of 16 takes longer, and none waits.
+    tiles = 1 if -(-batch // 8) <= _processors(device) else 2
+    variant = Variant(hidden, tiles, after, keep, len(gates), h0 is not None)
+    kernel = _compile(device, variant)
+    if kernel is None:
+        return None
+    by_step = x.stride(0) < x.stride(1)
+    inputs = linear(x.transpose(0, 1) if by_step else x, wi, bi)
+    rows, times = (inputs.stride(1), inputs.stride(0)) if by_step else (inputs.stride(0), inputs.stride(1))
+    start = bh if h0 is None else h0.expand(batch, hidden)
+    start = start if start.stride(-1) == 1 else start.contiguous()
+    floats = [g.expand(batch, steps).float() for g in gates]
+    y = torch.empty((steps, batch, hidden), dtype=x.dtype, device=x.device)
+    args: list[Tensor | int] = [inputs, start, wh.contiguous(), bh.contiguous(), y, batch, steps, rows, times]
+    args.append(0 if h0 is None else start.stride(0))
+    for g in floats:
+        args += [g, *g.stride()]
+    with torch.cuda.device(device):
+        kernel((-(-batch // (8 * tiles)), 1, 1), (-(-hidden // 16) * 32, 1, 1), args, variant.shared)
+    return y.transpose(0, 1)
+
