@@ -257,7 +257,8 @@ def _gru(
     x: torch.Tensor, h0: torch.Tensor | None, wi: torch.Tensor, wh: torch.Tensor, bi: torch.Tensor, bh: torch.Tensor,
     after: bool, keep: str = KEEP, gates: Tensors | None = None,
 ) -> torch.Tensor:  # fmt: skip
-    return gru(x, h0, wi, wh, bi, bh, after, keep, gates or ())
+    states = gru(x, h0, wi, wh, bi, bh, after, keep, gates or ())
+    return states.contiguous() if x.is_cuda else states  # as the fake kernel has it
 
 
 def _gru_fake(
@@ -266,6 +267,8 @@ def _gru_fake(
 ) -> torch.Tensor:  # fmt: skip
     """Shape, dtype and layout of the result; GruError for operands that do not fit each other."""
     batch, steps, hidden = check_gru(x, h0, wi, wh, bi, bh, keep, gates or ())
+    if x.is_cuda:
+        return x.new_empty((batch, steps, hidden))
     return x.new_empty((steps, batch, hidden)).transpose(0, 1)
 
 

@@ -16,13 +16,16 @@ import torch
 from torch import Tensor
 
 from .epilogue import compile_epilogue
-from .gru_source import SOURCE
+from .gru_source import FUNCTIONS, ROWS, TILES
 from .linear import _architecture, _processors, linear
 
 MAX_HIDDEN = 128  # wider weights do not fit into the registers of one processor
 MAX_GATES = 8
 STAGES = 3
-_KNOWN = set(re.findall(r"(?:float|bool) (f_\w+)\(", SOURCE))
+PLAN = 0
+FORCE = 0
+UNITS = 0
+_KNOWN = set(re.findall(r"(?:float|bool) (f_\w+)\(", FUNCTIONS))
 
 
 def fits(
@@ -59,32 +62,52 @@ class Variant(NamedTuple):
     """What the source is compiled for: its macros."""
 
     hidden: int
-    tiles: int  # of 8 rows a block
+    rows: int  # a block: 1 or 2 by multiply-adds, 8 or 16 on the tensor cores
     after: bool
     keep: str
     gates: int
     started: bool  # from a state that is given
 
     @property
+    def threads(self) -> int:
+        """How many threads a block has."""
+        if self.rows >= 8:
+            return 32 * -(-self.hidden // 16)
+        return 32 * -(-(-(-self.hidden // self.units) * 4 * self.units) // 32)
+
+    @property
+    def units(self) -> int:
+        """Of the state, by as many threads times 4: more of them read less and exchange more sums."""
+        return UNITS or (4 if self.hidden > 64 else 2 if self.hidden > 32 else 1)
+
+    @property
     def shared(self) -> int:
-        """Bytes of shared memory a block takes."""
-        wide, rows = -(-self.hidden // 16) * 16, 8 * self.tiles
-        line = (3 * self.hidden + 11) // 16 * 16 + 4
-        return 4 * (STAGES * rows * (line + self.gates) + 3 * wide) + 2 * 2 * 2 * rows * (wide + 8)
+        """Bytes of shared memory that a block is given at its launch."""
+        if self.rows < 8:
+            return 0
+        wide, line = -(-self.hidden // 16) * 16, (3 * self.hidden + 11) // 16 * 16 + 4
+        return 4 * (STAGES * self.rows * (line + self.gates) + 3 * wide) + 2 * 2 * 2 * self.rows * (wide + 8)
 
     @property
     def source(self) -> str:
         """The whole text for the compiler."""
         numbers = range(self.gates)
-        macros = {
-            "H": self.hidden, "TILES": self.tiles, "AFTER": int(self.after), "GATES": self.gates, "STAGES": STAGES,
-            "KEEP": cuda_text(self.keep), "STARTED": int(self.started), "BYTES": 4 if self.hidden % 4 else 16,
+        size = {"ROWS": self.rows, "UNITS": self.units} if self.rows < 8 else {"TILES": self.rows // 8, "STAGES": STAGES}
+        macros = size | {
+            "H": self.hidden, "AFTER": int(self.after), "GATES": self.gates, "KEEP": cuda_text(self.keep),
+            "STARTED": int(self.started), "BYTES": 4 if self.hidden % 4 else 16, "PLAN": PLAN,
             "GATE_ARGUMENTS": "".join(f", const float* g{n}, int r{n}, int s{n}" for n in numbers),
             "GATE_POINTERS": "{" + ", ".join(f"g{n}" for n in numbers) + "}",
             "GATE_ROWS": "{" + ", ".join(f"r{n}" for n in numbers) + "}",
             "GATE_STEPS": "{" + ", ".join(f"s{n}" for n in numbers) + "}",
         }  # fmt: skip
-        return "".join(f"#define {name} {value}\n" for name, value in macros.items()) + SOURCE
+        text = "".join(f"#define {name} {value}\n" for name, value in macros.items())
+        return text + FUNCTIONS + (ROWS if self.rows < 8 else TILES)
+
+
+def rows_of(batch: int, processors: int) -> int:
+    """Rows a block, so that all blocks run side by side while the batch lets them."""
+    return next((rows for rows in (1, 2, 8) if -(-batch // rows) <= processors), 16)
 
 
 @functools.cache
@@ -107,29 +130,28 @@ def gru_cuda(
     keep: str, gates: Sequence[Tensor],
 ) -> Tensor | None:  # fmt: skip
     """`recopt::gru` and `recopt::augru` as two launches; None where the kernel does not take the operands or cannot be
-    compiled. The result lies as [T, B, H]. No gradients. A state that is not finite makes its row nan."""
+    compiled. The result is contiguous. No gradients. A state that is not finite makes its row nan."""
     if not fits(x, h0, wi, wh, bi, bh, keep, gates):
         return None
     batch, steps, hidden = x.shape[0], x.shape[1], wh.shape[1]
     device = x.device.index
-    # Blocks of 8 rows while the device has room for them side by side: a step of 16 takes longer, and none waits.
-    tiles = 1 if -(-batch // 8) <= _processors(device) else 2
-    variant = Variant(hidden, tiles, after, keep, len(gates), h0 is not None)
+    rows = FORCE or rows_of(batch, _processors(device))
+    variant = Variant(hidden, rows, after, keep, len(gates), h0 is not None)
     kernel = _compile(device, variant)
     if kernel is None:
         return None
     by_step = x.stride(0) < x.stride(1)
     inputs = linear(x.transpose(0, 1) if by_step else x, wi, bi)
-    rows, times = (inputs.stride(1), inputs.stride(0)) if by_step else (inputs.stride(0), inputs.stride(1))
+    strides = inputs.transpose(0, 1).stride() if by_step else inputs.stride()
     start = bh if h0 is None else h0.expand(batch, hidden)
     start = start if start.stride(-1) == 1 else start.contiguous()
     floats = [g.expand(batch, steps).float() for g in gates]
-    y = torch.empty((steps, batch, hidden), dtype=x.dtype, device=x.device)
-    args: list[Tensor | int] = [inputs, start, wh.contiguous(), bh.contiguous(), y, batch, steps, rows, times]
+    y = torch.empty((batch, steps, hidden), dtype=x.dtype, device=x.device)
+    args: list[Tensor | int] = [inputs, start, wh.contiguous(), bh.contiguous(), y, batch, steps, *strides[:2]]
     args.append(0 if h0 is None else start.stride(0))
     for g in floats:
         args += [g, *g.stride()]
     with torch.cuda.device(device):
-        kernel((-(-batch // (8 * tiles)), 1, 1), (-(-hidden // 16) * 32, 1, 1), args, variant.shared)
-    return y.transpose(0, 1)
+        kernel((-(-batch // rows), 1, 1), (variant.threads, 1, 1), args, variant.shared)
+    return y
 
