@@ -1,14 +1,19 @@
-"""The CUDA C++ of ``gru_cuda``: a recurrence of gated steps as one kernel, on the tensor cores at float32 accuracy.
+"""The CUDA C++ of ``gru_cuda``: a recurrence of gated steps as one kernel, at float32 accuracy. Two ways.
 
-A block owns 8 or 16 rows of the batch and all their steps. A warp owns 16 units of the state with the three gates of
-each: its weights stay in its registers from the first step to the last, as the sum of two halves of 11 bits each, and so
-does its part of the state. What a step passes on through shared memory is the state, split likewise; three products of
-halves make one of float32 (that of both low ones is below its rounding). The products of the inputs come from global
-memory, two steps ahead of their use. A step has one barrier, or two where the reset gate comes before the product.
+``ROWS``: a block owns one or two rows of the batch and all their steps. Its weights stay in its registers from the first
+step to the last. Threads share a group of units, each with a part of the state, which they read from shared memory, and
+exchange sums until each thread has those of one unit and row. Reading is what limits: 16 bytes a thread take four turns.
+
+``TILES``: a block owns 8 or 16 rows, on the tensor cores. A warp owns 16 units with the three gates of each: its weights
+stay in its registers as sums of two halves of 11 bits each, and so does its part of the state in float32. What a step
+passes on through shared memory is the state, split likewise; three products of halves make one of float32 (that of both
+low ones is below its rounding). The products of the inputs are fetched two steps ahead of their use.
 
 Halves reach from 2^-24 to 2^15, so weights and state are scaled by powers of two: the weights of a warp so that the
 largest is in [2^14, 2^15), the state by 2^14 as long as it is below 2 everywhere, which a state that starts so never
 leaves when its gates are between 0 and 1. The barrier of a step tells whether it left; then the scale shrinks.
+
+A step has one barrier, or two where the reset gate comes before the product.
 """
 
 from __future__ import annotations
@@ -86,13 +91,19 @@ __device__ __forceinline__ void multiply(float (&d)[4], const u32 (&a)[4], u32 b
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+__device__ __forceinline__ void read(u32 (&b)[4], u32 at) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(b[0]), "=r"(b[1]), "=r"(b[2]), "=r"(b[3]) : "r"(at) : "memory");
+}
+
 typedef u32 Weights[3][WARPS][4];
 
 // sum = weights of COUNT gates from FIRST on, times a state. `at`: this thread's row of it, for ldmatrix.
+// The tensor cores round every sum towards zero. So the small products, those with a low half, are added up first or
+// apart: a third of the steps at full size. Apart, where registers allow: sums that wait for each other leave them idle.
 template <int FIRST, int COUNT>
 __device__ __forceinline__ void product(
     float (&sum)[COUNT][TILES][4], const Weights& high, const Weights& low, u32 at, float scale) {
-  // Products that wait for each other, one after the other, would leave the tensor cores idle.
   constexpr int CHAINS = COUNT * TILES > 3 ? 1 : COUNT * TILES == 3 ? 2 : 3;
   float part[CHAINS][COUNT][TILES][4];
 #pragma unroll
@@ -104,33 +115,30 @@ __device__ __forceinline__ void product(
 #pragma unroll
         for (int i = 0; i < 4; i++) part[c][g][n][i] = 0.0f;
 #pragma unroll
-  for (int k = 0; k < WARPS; k++) {
-    u32 b[TILES][4];
+  for (int pass = CHAINS > 1; pass < 2; pass++)
 #pragma unroll
-    for (int n = 0; n < TILES; n++)
-      asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-          : "=r"(b[n][0]), "=r"(b[n][1]), "=r"(b[n][2]), "=r"(b[n][3])
-          : "r"(at + k * 32 + n * 16 * PITCH) : "memory");
+    for (int k = 0; k < WARPS; k++) {
+      u32 b[TILES][4];
 #pragma unroll
-    for (int c = 0; c < 3; c++)
+      for (int n = 0; n < TILES; n++) read(b[n], at + k * 32 + n * 16 * PITCH);
 #pragma unroll
-      for (int g = 0; g < COUNT; g++)
+      for (int c = CHAINS == 1 && !pass; c < (CHAINS == 1 && pass ? 1 : 3); c++)
 #pragma unroll
-        for (int n = 0; n < TILES; n++) {
-          int low_state = c == 1 ? 2 : 0;
-          multiply(part[c % CHAINS][g][n], c == 2 ? low[FIRST + g][k] : high[FIRST + g][k],
-                   b[n][low_state], b[n][low_state + 1]);
-        }
-  }
+        for (int g = 0; g < COUNT; g++)
+#pragma unroll
+          for (int n = 0; n < TILES; n++)
+            multiply(part[c < CHAINS ? c : CHAINS - 1][g][n], c == 2 ? low[FIRST + g][k] : high[FIRST + g][k],
+                     b[n][c == 1 ? 2 : 0], b[n][c == 1 ? 3 : 1]);
+    }
 #pragma unroll
   for (int g = 0; g < COUNT; g++)
 #pragma unroll
     for (int n = 0; n < TILES; n++)
 #pragma unroll
       for (int i = 0; i < 4; i++) {
-        float s = part[0][g][n][i];
+        float s = 0.0f;
 #pragma unroll
-        for (int c = 1; c < CHAINS; c++) s += part[c][g][n][i];
+        for (int c = CHAINS - 1; c >= 0; c--) s += part[c][g][n][i];
         sum[g][n][i] = s * scale;
       }
 }
@@ -260,30 +268,13 @@ recurrence(const float* __restrict__ inputs, const float* __restrict__ start, co
     const float* p = staged + t % STAGES * STAGE + ROWS * LINE + column;
 #define BIAS(g, i) biases[(g) * WIDE + unit + 8 * ((i) >> 1)]
 #if AFTER
-#if PLAN == 0
     float sum[3][TILES][4];
     product<0, 3>(sum, high, low, at + (t & 1) * STATE * 2, unscale);
-#define CANDIDATE sum[2]
-#define UPDATE sum[1]
-#else
-    float sum[2][TILES][4], candidate[1][TILES][4];
-    product<0, 2>(sum, high, low, at + (t & 1) * STATE * 2, unscale);
-    product<2, 1>(candidate, high, low, at + (t & 1) * STATE * 2, unscale);
-#define UPDATE sum[1]
-#define CANDIDATE candidate[0]
-#endif
     fetch(t + 2);
+#define CANDIDATE sum[2]
 #else
-#if PLAN == 0
     float sum[2][TILES][4], candidate[1][TILES][4];
     product<0, 2>(sum, high, low, at, unscale);
-#define UPDATE sum[1]
-#else
-    float sum[1][TILES][4], update[1][TILES][4], candidate[1][TILES][4];
-    product<0, 1>(sum, high, low, at, unscale);
-    product<1, 1>(update, high, low, at, unscale);
-#define UPDATE update[0]
-#endif
     fetch(t + 2);
     float reset[TILES][4];
 #pragma unroll
@@ -304,7 +295,7 @@ recurrence(const float* __restrict__ inputs, const float* __restrict__ start, co
         float gates[GATES + 1];
 #pragma unroll
         for (int g = 0; g < GATES; g++) gates[g] = p[g * ROWS + r];
-        float z = keep(INPUT(1, n, i) + (UPDATE[n][i] + BIAS(1, i)), gates);
+        float z = keep(INPUT(1, n, i) + (sum[1][n][i] + BIAS(1, i)), gates);
         float c = CANDIDATE[n][i] + BIAS(2, i);
 #if AFTER
         c *= f_sigmoid(INPUT(0, n, i) + (sum[0][n][i] + BIAS(0, i)));
