@@ -1,7 +1,7 @@
 """The launcher of the CUDA C++ kernel of ``recopt::gru`` and ``recopt::augru``: what fits it, and how it is compiled.
 
-The products of the inputs are one ``recopt::linear`` over all steps; the kernel of ``gru_source`` does the rest. The
-source is compiled by NVRTC through torch, once for each hidden size, kind of gate and number of rows a block. Triton
+The products of the inputs are one ``recopt::linear`` over all steps; the kernel of ``gru_rows`` or ``gru_tiles`` does the
+rest. It is compiled by NVRTC through torch, once for each hidden size, kind of gate and number of rows a block. Triton
 would not keep the weights in registers from step to step, and reading them again is what a step would cost.
 """
 
@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from .epilogue import compile_epilogue
-from .gru_source import FUNCTIONS, ROWS, TILES
+from .gru_rows import FUNCTIONS, ROWS
+from .gru_tiles import TILES
 from .linear import _architecture, _processors, linear
 
 MAX_HIDDEN = 128  # wider weights do not fit into the registers of one processor
