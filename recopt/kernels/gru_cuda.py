@@ -1,8 +1,8 @@
 """The launcher of the CUDA C++ kernel of ``recopt::gru`` and ``recopt::augru``: what fits it, and how it is compiled.
 
-The products of the inputs are one ``recopt::linear`` over all steps; the kernel of ``gru_rows`` or ``gru_tiles`` does the
-rest. It is compiled by NVRTC through torch, once for each hidden size, kind of gate and number of rows a block. Triton
-would not keep the weights in registers from step to step, and reading them again is what a step would cost.
+The products of the inputs are one ``recopt::linear`` over all steps; the kernel of ``gru_rows`` or ``gru_tiles`` does
+the rest. It is compiled by NVRTC through torch, once for each hidden size, kind of gate and number of rows a block.
+Triton would not keep the weights in registers from step to step, and reading them again is what a step would cost.
 """
 
 from __future__ import annotations
