@@ -54,6 +54,11 @@ __device__ __forceinline__ void read(u32 (&b)[4], u32 at) {
                : "=r"(b[0]), "=r"(b[1]), "=r"(b[2]), "=r"(b[3]) : "r"(at) : "memory");
 }
 
+__device__ __forceinline__ void read_high(u32 (&b)[4], u32 at) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
+               : "=r"(b[0]), "=r"(b[1]) : "r"(at) : "memory");
+}
+
 typedef u32 Weights[3][WARPS][4];
 
 // sum = weights of COUNT gates from FIRST on, times a state. `at`: this thread's row of it, for ldmatrix.
@@ -78,7 +83,11 @@ __device__ __forceinline__ void product(
     for (int k = 0; k < WARPS; k++) {
       u32 b[TILES][4];
 #pragma unroll
-      for (int n = 0; n < TILES; n++) read(b[n], at + k * 32 + n * 16 * PITCH);
+      for (int n = 0; n < TILES; n++)
+        if (CHAINS == 1 && pass)
+          read_high(b[n], at + k * 32 + n * 16 * PITCH);  // all four halves would take registers that are not there
+        else
+          read(b[n], at + k * 32 + n * 16 * PITCH);
 #pragma unroll
       for (int c = CHAINS == 1 && !pass; c < (CHAINS == 1 && pass ? 1 : 3); c++)
 #pragma unroll
