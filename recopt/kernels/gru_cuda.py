@@ -150,9 +150,11 @@ def gru_cuda(
     strides = inputs.transpose(0, 1).stride() if by_step else inputs.stride()
     start = bh if h0 is None else h0.expand(batch, hidden)
     start = start if start.stride(-1) == 1 else start.contiguous()
+    weights = wh.contiguous()
+    weights = weights if weights.data_ptr() % 16 == 0 else weights.clone()  # they are read 16 bytes at a time
     floats = [g.expand(batch, steps).float() for g in gates]
     y = torch.empty((batch, steps, hidden), dtype=x.dtype, device=x.device)
-    args: list[Tensor | int] = [inputs, start, wh.contiguous(), bh.contiguous(), y, batch, steps, *strides[:2]]
+    args: list[Tensor | int] = [inputs, start, weights, bh.contiguous(), y, batch, steps, *strides[:2]]
     args.append(0 if h0 is None else start.stride(0))
     for g in floats:
         args += [g, *g.stride()]

@@ -182,6 +182,15 @@ def test_states_that_grow_on_a_gpu(after: bool) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("rows", [1, 8])
+def test_weights_at_any_address(rows: int) -> None:
+    given = on_gpu(5, 3, 7, 16)
+    whole = run(given, False, KEEP, [], rows)
+    given[3] = torch.cat([given[3].new_zeros(1), given[3].flatten()])[1:].view_as(given[3])
+    assert given[3].data_ptr() % 16 and torch.equal(run(given, False, KEEP, [], rows), whole)
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize("after", [True, False])
 def test_the_operators_on_a_gpu(after: bool) -> None:
     x, h0, *weights = on_gpu(3, 4, 5, 6)
