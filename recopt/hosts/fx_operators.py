@@ -22,7 +22,8 @@ from ..kernels.embedding_bags import (
     rows_of,
 )  # fmt: skip
 from ..kernels.epilogue import compile_epilogue
-from ..kernels.gru import KEEP, check_gru, gru, gru_torch
+from ..kernels.gru import KEEP, check_gru, gru
+from ..kernels.gru import gru_call as run_gru
 from ..kernels.linear import linear as linear_kernel
 from ..kernels.pointwise import pointwise, pointwise_fake, pointwise_torch
 from ..kernels.target_attention import check_operands as check_target_attention
@@ -257,7 +258,8 @@ def _gru(
     x: torch.Tensor, h0: torch.Tensor | None, wi: torch.Tensor, wh: torch.Tensor, bi: torch.Tensor, bh: torch.Tensor,
     after: bool, keep: str = KEEP, gates: Tensors | None = None,
 ) -> torch.Tensor:  # fmt: skip
-    return gru(x, h0, wi, wh, bi, bh, after, keep, gates or ())
+    states = gru(x, h0, wi, wh, bi, bh, after, keep, gates or ())
+    return states.contiguous() if x.is_cuda else states  # as the fake kernel has it
 
 
 def _gru_fake(
@@ -266,6 +268,8 @@ def _gru_fake(
 ) -> torch.Tensor:  # fmt: skip
     """Shape, dtype and layout of the result; GruError for operands that do not fit each other."""
     batch, steps, hidden = check_gru(x, h0, wi, wh, bi, bh, keep, gates or ())
+    if x.is_cuda:
+        return x.new_empty((batch, steps, hidden))
     return x.new_empty((steps, batch, hidden)).transpose(0, 1)
 
 
@@ -283,7 +287,7 @@ def gru_call(
         if gates is None:
             return GRU_OPERATOR(x, h0, wi, wh, bi, bh, after)  # type: ignore[no-any-return]  # torch.ops is untyped
         return AUGRU_OPERATOR(x, h0, wi, wh, bi, bh, after, keep, gates)  # type: ignore[no-any-return]  # torch.ops is untyped
-    return gru_torch(x, h0, wi, wh, bi, bh, after, keep, gates or ())
+    return run_gru(x, h0, wi, wh, bi, bh, after, keep, gates or ())
 
 
 POINTWISE = "recopt.pointwise.default"
