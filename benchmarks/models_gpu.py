@@ -58,7 +58,7 @@ def captured(function: Model, args: Inputs) -> Model:
 def walls(peers: Mapping[str, Model], sets: Sequence[Inputs], rounds: int = 60) -> dict[str, float]:
     """Median microseconds of a call of each peer, from before it until the device is done."""
     times: dict[str, list[float]] = {name: [] for name in peers}
-    for name, function in peers.items():
+    for function in peers.values():
         for inputs in itertools.chain(*[sets] * 4):
             function(*inputs)
     for n in range(rounds):

@@ -11,9 +11,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .epilogue import compile_epilogue
 from .leading import two_counters
 from .linear import HALF, _architecture, _locks, _processors
-from .target_attention import Network, parse_network
+
+from .target_attention import Network, needed, parse_network
 
 MAX_WIDTH = 256
 MAX_HIDDEN = 3
@@ -23,11 +25,12 @@ _MAX_PLANS = 4096
 
 
 class Unit(NamedTuple):
-    """How the kernel runs: items a block, warps a program, parts of a history."""
+    """How the kernel runs: items a block, warps a program, parts of a history, registers a thread (0: any number)."""
 
     items: int = 64
     warps: int = 4
     split: int = 1
+    registers: int = 0
 
 
 def pieces(width: int) -> tuple[tuple[int, int], ...]:
@@ -152,13 +155,15 @@ def _bind(
     hidden = (*functions[:-1], *[None] * (MAX_HIDDEN - layers + 1))
     whole = q.dtype == torch.float32
     wide = max(16, 1 << (e - 1).bit_length())
+    mask = needed(network.score.text)
     constants = (
         (*q_steps, q.stride(-1)), (*k_steps, k.stride(-2), k.stride(-1)), (*v_steps, v.stride(-2), v.stride(-1)),
         inner, items, e, widths, tuple(pieces(w) for w in widths), *hidden, functions[-1],
-        network.score.triton_function(), softmax, whole,
+        network.score.triton_function(), mask and compile_epilogue(mask).triton_function(), softmax, whole,
         unit.items, wide, unit.split,
     )  # fmt: skip
     grid = (rows, unit.split, 1)
+    options = {"maxnreg": unit.registers} if unit.registers else {}
     scratch = rows * unit.split * (wide + 2) if unit.split > 1 else 0
 
     def run(q: Tensor, k: Tensor, v: Tensor, weights: Sequence[Tensor], params: Sequence[Tensor]) -> Tensor:
@@ -171,7 +176,7 @@ def _bind(
         layer_params = tuple(tuple(map(plain, params[a:b])) for a, b in itertools.pairwise(bounds))
         unit_kernel[grid](
             q, k, v, out, partial, locks, *flat[:3], tuple(flat[4::2]), tuple(flat[3::2]), layer_params, steps,
-            tuple(map(plain, params[bounds[-1] :])), mark_steps, *constants, num_warps=unit.warps, num_stages=1,
+            tuple(map(plain, params[bounds[-1] :])), mark_steps, *constants, num_warps=unit.warps, num_stages=1, **options,
         )  # fmt: skip
         return out
 
