@@ -117,7 +117,7 @@ def product_of_parts(a, b, acc, rests):
     a_high, a_low = split(a)
     b_high = _cut(b)
     b_low = _nearest(b - b_high)
-    if a.shape[0] >= 64 and not INTERPRETED:
+    if a.shape[0] >= 64 and b.shape[1] >= 16 and not INTERPRETED:
         b_high = b  # the tensor core cuts it itself
     rests = tl.dot(a_low, b_high, rests, input_precision="tf32")
     rests = tl.dot(a_high, b_low, rests, input_precision="tf32")
@@ -169,8 +169,8 @@ def _network(
 ):  # fmt: skip
     """The scores of items k + at, [T], before the score's own function.
 
-    ``late`` is 0, but the compiler knows only that 16 divides it: parameters that depend on it are read where they are used, and not
-    kept in registers across the loop.
+    ``late`` is 0, but the compiler knows only that 16 divides it: parameters that depend on it are read where they are
+    used, and not kept in registers across the loop.
     """
     layers: tl.constexpr = len(PIECES) - 1
     T: tl.constexpr = at.shape[0]
@@ -265,11 +265,12 @@ def _pooled(s, v, v_steps, t, ok, total, highest, weight, E: tl.constexpr, SOFTM
 # No argument may be called `params`: the launcher that Triton generates uses the name itself.
 @triton.jit
 def unit_kernel(
-    q, k, v, out, partial, locks, wq, wk, wp, matrices, biases, operands, steps, marks, mark_steps,
+    q, k, v, out, partial, locks, starts, wq, wk, wp, matrices, biases, operands, steps, marks, mark_steps,
     q_steps, k_steps, v_steps, INNER, T,
     E: tl.constexpr, WIDTHS: tl.constexpr, PIECES: tl.constexpr,
     F1: tl.constexpr, F2: tl.constexpr, F3: tl.constexpr, LAST: tl.constexpr, SCORE: tl.constexpr,
-    NEEDED: tl.constexpr, SOFTMAX: tl.constexpr, WHOLE: tl.constexpr, BT: tl.constexpr, EP: tl.constexpr, SPLIT: tl.constexpr,
+    NEEDED: tl.constexpr, SOFTMAX: tl.constexpr, WHOLE: tl.constexpr, BT: tl.constexpr, EP: tl.constexpr,
+    SPLIT: tl.constexpr,
 ):  # fmt: skip
     """One row a program, or one of SPLIT parts of its history, which the last program of a row adds up.
 
@@ -289,7 +290,11 @@ def unit_kernel(
         target = target + (tl.load(q + d * q_steps[2], mask=d < WIDTHS[0], other=0.0).to(tl.float32),)
     start = ()
     for j in tl.static_range(count(PIECES, 1)):
-        start = start + (_of_target(target, wq, biases[0], _columns(PIECES, 1, j), WIDTHS, PIECES),)
+        n = _columns(PIECES, 1, j)
+        if starts is None:
+            start = start + (_of_target(target, wq, biases[0], n, WIDTHS, PIECES),)
+        else:
+            start = start + (tl.load(starts + row.to(tl.int64) * WIDTHS[1] + n, mask=n < WIDTHS[1], other=0.0),)
     at_marks = ()
     for i in tl.static_range(len(marks)):
         at_marks = at_marks + (marks[i] + outer * mark_steps[i][0] + inner * mark_steps[i][1],)
