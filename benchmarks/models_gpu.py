@@ -1,7 +1,7 @@
 """The four example models on a GPU: wall time of eager PyTorch, of what recopt makes of it, and of both as CUDA graphs;
-with ``--inductor`` also of Inductor, as it is shipped and as "reduce-overhead" (a minute or two a model).
+with ``--inductor`` also of Inductor in the modes named, or in both (a minute or two a model).
 
-    python benchmarks/models_gpu.py [--models din wdl ..] [--inductor]
+    python benchmarks/models_gpu.py [--models din wdl ..] [--batches 1 256 ..] [--inductor [reduce-overhead default]]
 
 Every call brings inputs that lie elsewhere on the device: a CUDA graph copies them first, inside the clock ("reduce-
 overhead" does so itself). Medians, the peers taking turns; the largest errors of eager and ours against float64.
@@ -29,7 +29,9 @@ import recopt
 
 MODELS = ("wdl", "din", "dlrm", "dien")
 BATCHES = (1, 256, 2048)
+MODES = ("default", "reduce-overhead")
 SETS = 4  # inputs that take turns
+SMALL = 1 << 16  # bytes
 Inputs = tuple[Tensor, ...]
 Model = Callable[..., Any]
 
@@ -47,8 +49,15 @@ def captured(function: Model, args: Inputs) -> Model:
     with torch.cuda.graph(graph):
         out = function(*static)
 
+    # One launch copies many small tensors, but a large one with a few blocks alone.
+    small = [n for n, t in enumerate(static) if t.nbytes <= SMALL]
+    large = [n for n in range(len(static)) if n not in small]
+
     def call(*inputs: Tensor) -> Any:
-        torch._foreach_copy_(static, inputs)
+        if small:
+            torch._foreach_copy_([static[n] for n in small], [inputs[n] for n in small])
+        for n in large:
+            static[n].copy_(inputs[n])
         graph.replay()
         return out
 
@@ -73,7 +82,7 @@ def walls(peers: Mapping[str, Model], sets: Sequence[Inputs], rounds: int = 60) 
     return {name: statistics.median(t) for name, t in times.items()}
 
 
-def measure(name: str, batch: int, model: Model, fast: Model, inductor: bool) -> str:
+def measure(name: str, batch: int, model: Model, fast: Model, modes: Sequence[str]) -> str:
     """A row: each peer's time, how many times as long as ours the best of the others takes, the errors."""
     example = importlib.import_module(f"examples.{name}")
     drawn = [example.inputs(batch, seed) for seed in range(SETS)]
@@ -82,10 +91,8 @@ def measure(name: str, batch: int, model: Model, fast: Model, inductor: bool) ->
     peers = {
         "eager": model, "recopt": fast, "eager-graph": captured(model, sets[0]), "recopt-graph": captured(fast, sets[0])
     }  # fmt: skip
-    if inductor:
-        torch._dynamo.reset()
-        peers["inductor"] = torch.compile(model, dynamic=False)
-        peers["reduce-overhead"] = torch.compile(model, dynamic=False, mode="reduce-overhead")
+    torch._dynamo.reset()
+    peers |= {mode: torch.compile(model, dynamic=False, mode=mode) for mode in modes}
     for function in peers.values():
         torch.testing.assert_close(function(*sets[0]), model(*sets[0]))
     errors = [(f(*sets[0]).double().cpu() - exact).abs().max().item() for f in (model, fast)]
@@ -101,15 +108,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
     parser.add_argument("--batches", nargs="+", type=int, default=BATCHES)
-    parser.add_argument("--inductor", action="store_true")
+    parser.add_argument("--inductor", nargs="*", choices=MODES)
     args = parser.parse_args()
+    modes = () if args.inductor is None else args.inductor or MODES
     torch.backends.cuda.matmul.allow_tf32 = False
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}; wall us of a call, x: best other over best ours")
     for name in args.models:
         example = importlib.import_module(f"examples.{name}")
         model = example.model().cuda()
         fast = recopt.optimize(model, tuple(t.cuda() for t in example.inputs(4)), target="cuda")
-        row = functools.partial(measure, name, model=model, fast=fast, inductor=args.inductor)
+        row = functools.partial(measure, name, model=model, fast=fast, modes=modes)
         for batch in args.batches:
             with torch.no_grad():
                 print(row(batch), flush=True)
