@@ -49,6 +49,8 @@ DEFAULT = "default"  # stands for all passes that are not optional
 
 PIPELINE: tuple[Pass, ...] = (
     clean_up,
+    fuse_target_attention,
+    fuse_attention,
     fuse_embedding_bags,
     CartesianTables(),
     HotRows(),
@@ -56,8 +58,6 @@ PIPELINE: tuple[Pass, ...] = (
     DedupeIds(),
     hint_repeats,
     fuse_gru,
-    fuse_target_attention,
-    fuse_attention,
     fuse_layer_norm,
     fuse_linear,
     fuse_pointwise,

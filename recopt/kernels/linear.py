@@ -121,7 +121,12 @@ def _choose(x: Tensor, w: Tensor, epilogue: str) -> Config | None:
     n, k = w.shape
     if k == 0 or x.numel() == 0 or n == 0 or x.shape[-1] != k or _architecture(x.device.index) != 9:
         return None
-    return choose_config(x.numel() // k, n, k, x.dtype in HALF, _is_wide(x, w))
+    bare = epilogue in _BARE
+    return choose_config(x.numel() // k, n, k, x.dtype in HALF, _is_wide(x, w), bare)
+
+
+# What cuBLASLt does beside the product: any other function takes launches of its own.
+_BARE = frozenset({"", "h", "identity", "relu", "relu(h)"})
 
 
 def _is_wide(x: Tensor, w: Tensor) -> bool:
@@ -137,17 +142,22 @@ def _architecture(device: int) -> int:
 
 
 @functools.lru_cache(maxsize=65536)
-def choose_config(m: int, n: int, k: int, half: bool = False, wide: bool = True) -> Config | None:
+def choose_config(m: int, n: int, k: int, half: bool = False, wide: bool = True, bare: bool = True) -> Config | None:
     """The fastest measured way for x [m, k], w [n, k] on Hopper: a kernel's configuration, or None for cuBLASLt.
 
     The measured shape nearest in ratio decides. Half precision and other GPUs have no table: cuBLASLt. ``wide`` says
-    that rows can be copied 16 bytes at a time, without which the kernels for Hopper alone are not chosen.
+    that rows can be copied 16 bytes at a time, without which the kernels for Hopper alone are not chosen. ``bare``
+    says that cuBLASLt can do what follows the product: else the nearest M with a kernel decides.
     """
     if half:
         return None
     rows = table.ROWS if wide else table.NARROW
     row = rows[_nearest(table.N, n), _nearest(table.K, k)]
-    return table.CONFIGS[row[_nearest(table.M, m)]]
+    best = table.CONFIGS[row[_nearest(table.M, m)]]
+    if best is None and not bare:
+        at = [i for i, c in enumerate(row) if table.CONFIGS[c] is not None]
+        best = table.CONFIGS[row[at[_nearest([table.M[i] for i in at], m)]]] if at else None
+    return best
 
 
 def _nearest(grid: Sequence[int], size: int) -> int:
