@@ -44,6 +44,29 @@ def _cut(v):
 
 
 @triton.jit
+def hand_in(acc, slots, at, mask, lock, part, size, SPLIT: tl.constexpr):
+    """Write this program's part of a sum of SPLIT into its slot of ``size``; whether it is the last to come.
+
+    Nobody waits, so nothing depends on which programs run side by side.
+    """
+    tl.store(slots + part * size + at, acc, mask=mask, cache_modifier=".cg")
+    tl.debug_barrier()
+    last = tl.atomic_add(lock, 1, sem="acq_rel") == SPLIT - 1
+    # Nobody else comes: the next launch finds the count clean.
+    tl.store(lock, 0, mask=last)
+    return last
+
+
+@triton.jit
+def sum_of_parts(slots, at, mask, size, SPLIT: tl.constexpr):
+    """The parts that were handed in, in the order of their slots: whoever comes last, the sum is the same."""
+    acc = tl.load(slots + at, mask=mask, other=0.0, cache_modifier=".cg")
+    for part in tl.static_range(1, SPLIT):
+        acc += tl.load(slots + part * size + at, mask=mask, other=0.0, cache_modifier=".cg")
+    return acc
+
+
+@triton.jit
 def _dot(a, b, acc, PRECISION: tl.constexpr):
     """acc after one block of K."""
     if PRECISION == "split":
@@ -167,16 +190,9 @@ def tile_kernel(
     where_out = m.to(tl.int64) * N + n
     if SPLIT > 1:
         size = M.to(tl.int64) * N
-        tl.store(partial + part * size + where_out, acc, mask=mask, cache_modifier=".cg")
-        tl.debug_barrier()
-        # The count wraps to zero with the last arrival, so the next launch finds it clean.
-        arrived = tl.atomic_add(locks + pid, 1, sem="acq_rel")
-        if arrived != SPLIT - 1:
+        if not hand_in(acc, partial, where_out, mask, locks + pid, part, size, SPLIT):
             return
-        tl.store(locks + pid, 0)
-        acc = tl.zeros_like(acc)
-        for other in range(SPLIT):
-            acc += tl.load(partial + other * size + where_out, mask=mask, other=0.0, cache_modifier=".cg")
+        acc = sum_of_parts(partial, where_out, mask, size, SPLIT)
     if BIAS:
         acc += tl.load(b + n, mask=n_ok, other=0.0).to(tl.float32)
     acc = EPILOGUE(acc, operands, strides, n, n_ok)
