@@ -156,7 +156,8 @@ GPU_CONFIGS = [
 GLUON_CONFIGS = [
     Panel(32, 16), Panel(16, 16, 32, 2, 4), Panel(64, 32, 32, 2, 2, 2, 1, True), Panel(16, 32, 16, 3, 1, 1, 2),
     Group(64), Group(64, 2, 104, True), Group(32, 2, 80), Group(16, 4, 80, True),
-    Group(128, 2, early=True), Group(128, 3),
+    Group(128, 2, early=True), Group(128, 3), Group(128, 2, early=True, split=2), Group(64, split=3), Group(32, 2, 80, True, 4),
+    Group(16, 4, 80, split=8),
     Hopper(128), Hopper(64, stages=6), Hopper(64, stages=3), Hopper(128, early=True),
 ]  # fmt: skip
 
