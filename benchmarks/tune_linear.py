@@ -4,8 +4,8 @@
     python benchmarks/tune_linear.py --write times.json       anywhere: times.json -> recopt/kernels/linear_table.py
 
 ``--kinds Panel 'Group.*split=[2-9]'`` measures the configurations alone that match one of these, against the table's
-choice, largest shapes' neighbours first; shapes that were not measured keep their choice. A kernel counts only if its error against float64 is no larger than
-that of cuBLAS's exact float32.
+choice, largest shapes' neighbours first; shapes that were not measured keep their choice. A kernel counts only if its
+error against float64 is no larger than that of cuBLAS's exact float32.
 """
 
 from __future__ import annotations
