@@ -22,7 +22,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .linear_gluon import copy_block, repair, rest_of_w, split_x, tile_of
-from .linear_kernels import hand_in, sum_of_parts
+from .linear_kernels import hand_in
 
 
 @gluon.jit
@@ -113,7 +113,10 @@ def _part(
         finish = True
     if finish:
         if SPLIT > 1:
-            h = sum_of_parts(partial, at, m_ok & n_ok, size, SPLIT)
+            # In the order of the parts: whoever comes last, the sum is the same. All loads are under way at once.
+            h = gl.load(partial + at, mask=m_ok & n_ok, other=0.0, cache_modifier=".cg")
+            for other in gl.static_range(1, SPLIT):
+                h += gl.load(partial + other * size + at, mask=m_ok & n_ok, other=0.0, cache_modifier=".cg")
         if BIAS:
             h += bias
         h = repair(h, x, w, b, m, n, m_ok, n_ok, K, sxm, swn, BIAS)

@@ -58,15 +58,6 @@ def hand_in(acc, slots, at, mask, lock, part, size, SPLIT: tl.constexpr):
 
 
 @triton.jit
-def sum_of_parts(slots, at, mask, size, SPLIT: tl.constexpr):
-    """The parts that were handed in, in the order of their slots: whoever comes last, the sum is the same."""
-    acc = tl.load(slots + at, mask=mask, other=0.0, cache_modifier=".cg")
-    for part in tl.static_range(1, SPLIT):
-        acc += tl.load(slots + part * size + at, mask=mask, other=0.0, cache_modifier=".cg")
-    return acc
-
-
-@triton.jit
 def _dot(a, b, acc, PRECISION: tl.constexpr):
     """acc after one block of K."""
     if PRECISION == "split":
@@ -192,7 +183,10 @@ def tile_kernel(
         size = M.to(tl.int64) * N
         if not hand_in(acc, partial, where_out, mask, locks + pid, part, size, SPLIT):
             return
-        acc = sum_of_parts(partial, where_out, mask, size, SPLIT)
+        acc = tl.zeros_like(acc)
+        # One after the other: there may be 16, and registers for all would cost more than their latencies.
+        for other in range(SPLIT):
+            acc += tl.load(partial + other * size + where_out, mask=mask, other=0.0, cache_modifier=".cg")
     if BIAS:
         acc += tl.load(b + n, mask=n_ok, other=0.0).to(tl.float32)
     acc = EPILOGUE(acc, operands, strides, n, n_ok)
