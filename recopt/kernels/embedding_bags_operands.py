@@ -30,10 +30,10 @@ def rows_of(layout: Layout, o: Operands) -> int:
             return o.dense[t.source].shape[0]
         if t.pool != "dense" and t.offsets is None:
             return o.ids[t.ids].shape[0]
-    t = next((t for t in layout.terms if t.offsets is not None), None)
-    if t is None or t.offsets is None:
-        raise EmbeddingBagsError(f"nothing says how many rows there are: {layout}")
-    return o.offsets[t.offsets].shape[0] - t.last
+    for t in layout.terms:
+        if t.offsets is not None:
+            return o.offsets[t.offsets].shape[0] - t.last
+    raise EmbeddingBagsError(f"nothing says how many rows there are: {layout}")
 
 
 def check_operands(layout: Layout, o: Operands) -> list[int]:

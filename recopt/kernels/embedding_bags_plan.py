@@ -227,11 +227,12 @@ class _Binder:
         pool = "sum" if t.pool == "row" or (t.lookup and t.pad is None) else t.pool
         # A row that is its own average needs no count; a padded one gives zeros either way.
         divided = t.div is not None and not t.lookup
+        moved = (t.shift != 0) + 2 * t.wraps + 4 * t.inside
         return (
             pool, _NAMES[table.dtype], t.bits, _NAMES[o.ids[t.ids].dtype], t.ragged, t.last, t.lengths is not None,
             "" if bounds is None else _NAMES[o.offsets[bounds].dtype],
             "" if t.weights is None else _NAMES[o.weights[t.weights].dtype],
-            t.modulus > 0, (t.shift != 0) + 2 * t.wraps + 4 * t.inside, t.pad is not None, divided, t.pool == "row" or t.lookup,
+            t.modulus > 0, moved, t.pad is not None, divided, t.pool == "row" or t.lookup,
             align if table.data_ptr() % item == 0 else 1, t.factor != 1,
             "" if t.over is None else _NAMES[o.offsets[t.over].dtype],
         )  # fmt: skip

@@ -9,7 +9,7 @@ The bounds lie in 0..N and go up, as those of nn.EmbeddingBag must. The mean of 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import sympy
@@ -20,6 +20,7 @@ from ..ir.rules import FLOATS, fn
 from ..ir.sizes import Size
 from ..ir.tensor import Tensor, unravel
 from ..ir.term import (
+    Atom,
     Axis,
     Coef,
     Mono,
@@ -32,6 +33,7 @@ from ..ir.term import (
     mul,
     normal_mono,
     number,
+    reduce,
     retype,
     scale,
     substitute,
@@ -51,11 +53,14 @@ class Stretch:
     whole: Size
     count: sympy.Symbol
 
+    def tests(self, place: Axis) -> tuple[Poly, Poly]:
+        """Both hold where a position is one of them."""
+        at = retype(coord(place), self.start.dtype)
+        return fn("le", [self.start, at], "bool"), fn("lt", [at, self.end], "bool")
+
     def members(self, place: Axis, dtype: str) -> Poly:
         """1 where a position is one of them, else 0."""
-        at = retype(coord(place), self.start.dtype)
-        tests = fn("le", [self.start, at], "bool"), fn("lt", [at, self.end], "bool")
-        return mul(*(fn("cast", [test], dtype) for test in tests))
+        return mul(*(fn("cast", [test], dtype) for test in self.tests(place)))
 
     def total(self, dtype: str) -> Poly:
         """How many they are, as a sum."""
@@ -86,11 +91,17 @@ class Stretches:
     # --- branches
 
     def unless_empty(self, s: Stretch, c: Call, empty: Tensor, otherwise: Tensor) -> Tensor:
-        """Zeros where a stretch is empty, else sums and means over it, which are zeros there too."""
+        """Zeros where a stretch is empty, else sums and means over it, which are zeros there too, or a maximum."""
         sums = all(any(a.size == s.count for a in m.axes) for m in otherwise.body.monos)
-        if not sums or empty.shape != otherwise.shape or not _is_zero(c, empty):
+        most = otherwise.body.atom
+        largest = isinstance(most, Reduce) and most.op == "max" and any(a.size == s.count for a in most.axes)
+        if not (sums or largest) or empty.shape != otherwise.shape or not _is_zero(c, empty):
             raise Opaque("a branch for empty bags that is no empty sum")
-        return otherwise
+        if not largest:
+            return otherwise
+        dtype = otherwise.dtype
+        some = fn("lt", [number(0, dtype), s.total(dtype)], "bool")
+        return otherwise.with_body(fn("where", [some, otherwise.body, number(0, dtype)], dtype))
 
     def divided(self, span: Poly, quotient: Tensor, whole: Tensor) -> Tensor:
         """x / n where n is above 0, else x."""
@@ -105,6 +116,8 @@ class Stretches:
     def resolved(self, t: Tensor) -> Tensor:
         """A term without sizes that only the run knows. Raises Opaque where they are in its shape."""
         symbols = {s.count: s for s in self.found.values()}
+        if symbols:
+            t = t.with_body(substitute(t.body, {}, lambda atom: _largest(atom, symbols)))
         if any(_has(a.size, symbols) for a in t.axes) or any(_has(a.size, symbols) for a in _hidden(t.body)):
             raise Opaque("a slice of a length that data says")
         parts = [self._resolved(m, t.dtype, symbols) for m in t.body.monos]
@@ -129,6 +142,24 @@ class Stretches:
             raise Opaque("arithmetic with the length of a bag")
         product = mul(substitute(normal_mono(1, mono.atoms, dtype), moved), *factors)
         return scale(sum_over(product, list(named.values())), coef)
+
+
+def _largest(atom: Atom, symbols: Mapping[sympy.Symbol, Stretch]) -> Poly | None:
+    """max over a stretch -> max_l where(start <= l < end, .., -inf)"""
+    if not isinstance(atom, Reduce) or atom.op != "max" or not any(a.size in symbols for a in atom.axes):
+        return None
+    named = {a: axis(symbols[a.size].whole if a.size in symbols else a.size) for a in atom.axes}
+    moved, live = {}, None
+    for a, n in named.items():
+        moved[a] = coord(n)
+        if a.size in symbols:
+            s = symbols[a.size]
+            moved[a] = add_terms(coord(n), scale(s.start, -1))
+            for test in s.tests(n):
+                live = test if live is None else fn("logical_and", [live, test], "bool")
+    assert live is not None
+    shown = fn("where", [live, substitute(atom.body, moved), number(float("-inf"), atom.dtype)], atom.dtype)
+    return reduce("max", list(named.values()), shown)
 
 
 def _has(size: object, symbols: Iterable[sympy.Symbol]) -> bool:

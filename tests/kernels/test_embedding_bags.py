@@ -78,9 +78,11 @@ sum t0[i0:0+1 inside] + row t1[i0:1+1 inside]
 sum t0[i0@o0 inside]; mean t0[i0@o0 inside]; max t0[i0@o0 inside]
 row wide t2[i0:0+2]; sum wide t2[i0:0+5]; sum wide t2[i0:0+5] * w0:0 pad 1; max wide t2[i0:1+3]
 sum wide t2[i0@o0]; mean wide t2[i1:0+3] pad 2
-sum t0[i0:0+5] div -inf 0.0 of o0; sum t0[i0:0+5<o1] * w0:1 div 1.0 1e-08 of o0; sum t1[i0:0+4] pad 2 div 1.0 0.0 of o0
+sum t0[i0:0+5] div -inf 0.0 of o0
+sum t0[i0:0+5<o1] * w0:1 div 1.0 1e-08 of o0; sum t1[i0:0+4] pad 2 div 1.0 0.0 of o0
 sum t0[i0@o0] div -inf 0.5 of o1
-row t0[i0:0+2] by 0.5; sum t0[i0:0+5] by -2.0; mean t0[i0:0+5] pad 3 by 0.25; sum t0[i0:0+5] * w0:0 div 1.0 0.0 of o0 by 3.0
+row t0[i0:0+2] by 0.5; sum t0[i0:0+5] by -2.0; mean t0[i0:0+5] pad 3 by 0.25
+sum t0[i0:0+5] * w0:0 div 1.0 0.0 of o0 by 3.0
 sum t0[i0@o0] by 0.5; row t1[i1:0+1 inside] * w0:0 by 2.0
 max t0[i0:0+3] pad 1 else -1000000000.0; max t0[i0:1+6<o0] else 2.5; max t0[i0:0+1 inside] else -3.0
 max t0[i0@o0] else -4.0
