@@ -240,7 +240,7 @@ class _Nodes:
         place = self._unsqueezed(which)
         shape = self.call("Concat", [bags, self.constant([self._width])], (2,), "int64", axis=0)
         if most:
-            return self._largest_ragged(shape, place, rows, bags, which, live)
+            return self._largest_ragged(offsets, shape, place, rows, bags, which, live)
         total = self._bags(self._added("ScatterND", shape, place, rows), self._width)
         if self.bag.div is None:
             return total
@@ -251,10 +251,10 @@ class _Nodes:
         return self._divided(total, self._bags(self._added("ScatterElements", bags, which, kept)))
 
     def _largest_ragged(
-        self, shape: Value, place: Value, rows: Value, bags: Value, which: Value, live: Value | None
+        self, offsets: Value, shape: Value, place: Value, rows: Value, bags: Value, which: Value, live: Value | None
     ) -> Value:
         if self.host.opset < 18:  # whose ScatterND knows no maximum
-            return self._largest_padded(rows, live)
+            return self._largest_padded(offsets, rows, live)
         found = self._bags(self._added("ScatterND", shape, place, rows, "max"), self._width)
         if self.bag.otherwise == float("-inf"):
             return found
@@ -263,12 +263,9 @@ class _Nodes:
         some = self._bags(self._added("ScatterElements", bags, which, self.cast(counts, "int64")))
         return self._unless_empty(found, self.cast(some, "bool"))
 
-    def _largest_padded(self, rows: Value, live: Value | None) -> Value:
+    def _largest_padded(self, starts: Value, rows: Value, live: Value | None) -> Value:
         """The same over bags that are all as long as the longest: more memory, no scatter."""
-        given = _offsets(self.bag)
-        assert given is not None
         count = self.call("Shape", [self.ids], (1,), "int64")
-        starts = self.cast(self.values[given], "int64")
         ends = self._cut(starts, 1, END)
         ends = ends if self.bag.last else self.call("Concat", [ends, count], None, "int64", axis=0)
         starts = self._cut(starts, 0, -1) if self.bag.last else starts
