@@ -308,8 +308,9 @@ def _bag(place: _Place, mono: Mono, columns: Sequence[Axis]) -> Bag:
     limits = [p for p in others if isinstance(p.atom, Guard) and is_data(lifted, p)]
     ids, wraps = unwrapped(index, rows)
     others = [substitute(p, names) for p in others if p not in limits]
+    row = index
     most = _largest(mono)
-    found = factors(others, ids, inner) if most is None else _counted(most, others, ids, names)
+    found = factors(others, ids, row, inner) if most is None else _counted(most, others, ids, row, names)
     found.below = _below([substitute(p, names) for p in limits], index, rows)
     ids, modulus, moved = hashed(lifted, ids)
     shift = shifts(lifted, moved, inner)
@@ -321,6 +322,7 @@ def _bag(place: _Place, mono: Mono, columns: Sequence[Axis]) -> Bag:
         _check_finite(lifted, read.leaf, turned, found)
     table = View(read.leaf, (rows, width), (Permute((1, 0)),) if turned else ())
     bag = Bag(table, table, pool, wraps, None, modulus, shift, found.pad, found.above, found.below, found.div)
+    bag = replace(bag, of_row=found.of_row)
     if most is not None and most.live:
         bag = replace(bag, otherwise=most.hidden if most.count is None else most.empty)
     if found.over is not None:
@@ -345,12 +347,12 @@ def _bag(place: _Place, mono: Mono, columns: Sequence[Axis]) -> Bag:
     return replace(bag, ids=view, weights=weights, lengths=lengths)
 
 
-def _counted(most: Largest, others: list[Poly], ids: Poly, names: Mapping[Axis, Poly]) -> Factors:
+def _counted(most: Largest, others: list[Poly], ids: Poly, row: Poly, names: Mapping[Axis, Poly]) -> Factors:
     """The factors of a maximum: which ids count, and weights of those. Raises No where conditions say more."""
     inner = [p.atom.axis for p in names.values() if isinstance(p.atom, Coord)]
     dtype = most.rows[0].dtype
     tests = [fn("cast", [substitute(c, names)], dtype) for c in most.live]
-    found = factors(tests, ids, inner)
+    found = factors(tests, ids, row, inner)
     if found.weights:
         raise No("a maximum under a condition that says more than which ids count: {}", found.weights[0].text)
     if most.count is not None and not any(most.count is n for n in counts(most.count, tests, inner)):
@@ -384,7 +386,7 @@ def _below(limits: Sequence[Poly], index: Poly, rows: Size) -> int:
 
 def _check_torch(table: Value, pool: str, wraps: bool, shift: int | tuple[int, ...], found: Factors) -> None:
     """Refuse what the layout of the torch operator has no words for."""
-    if wraps and found.pad is not None:
+    if wraps and found.pad is not None and not found.of_row:
         raise No("a padding id of {}, of which negative ids count from the end", table.name)
     apart = pool in ("row", "sum") and found.div is None and found.lengths is None and found.starts is None
     if isinstance(shift, tuple) and not apart:

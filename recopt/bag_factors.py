@@ -25,14 +25,16 @@ class Factors:
     lengths: Poly | None = None
     pad: int | None = None
     above: bool = False
+    of_row: bool = False  # the pad is a row, once negative ids are counted from the end
     below: int = 0
     div: tuple[float, float] | None = None
     over: Poly | None = None  # what is divided by, where that is not what the factors add up to
     weights: list[Poly] = field(default_factory=list)
 
 
-def factors(others: Sequence[Poly], ids: Poly, inner: Sequence[Axis]) -> Factors:
-    """`others` are the factors beside the row, `inner` the axes that are summed. Raises No for a denominator that
+def factors(others: Sequence[Poly], ids: Poly, row: Poly, inner: Sequence[Axis]) -> Factors:
+    """`others` are the factors beside the row, `inner` the axes that are summed; `row` is what `ids` name, which counts
+    negative ones from the end or is the same. Raises No for a denominator that
     varies from id to id."""
     found = Factors()
     counted: list[Poly] = []
@@ -43,7 +45,7 @@ def factors(others: Sequence[Poly], ids: Poly, inner: Sequence[Axis]) -> Factors
             below.append(atom.args[0])
             continue
         counted.append(p)
-        if not _member(found, p, ids, inner):
+        if not _member(found, p, ids, row, inner):
             found.weights.append(p)
     if found.starts is None and found.ends is not None:
         found.lengths, found.ends = found.ends, None
@@ -54,7 +56,7 @@ def factors(others: Sequence[Poly], ids: Poly, inner: Sequence[Axis]) -> Factors
     return found
 
 
-def _member(found: Factors, p: Poly, ids: Poly, inner: Sequence[Axis]) -> bool:
+def _member(found: Factors, p: Poly, ids: Poly, row: Poly, inner: Sequence[Axis]) -> bool:
     """Whether a factor says which ids count; noted if so."""
     atom = p.atom
     test = atom.args[0].atom if isinstance(atom, Fn) and atom.name == "cast" and atom.args[0].dtype == "bool" else None
@@ -69,6 +71,9 @@ def _member(found: Factors, p: Poly, ids: Poly, inner: Sequence[Axis]) -> bool:
         return True
     above = test.name == "lt" and test.args[0].number == 0 and test.args[1] is ids
     pad = 0 if above else _pad(test, ids)
+    if pad is None and row is not ids:
+        pad = _pad(test, row)
+        found.of_row = pad is not None or found.of_row
     if pad is None or (found.pad is not None and (found.pad, found.above) != (pad, above)):
         return False
     found.pad, found.above = pad, above

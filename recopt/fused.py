@@ -115,7 +115,8 @@ class Bag:
     `ids` is [rows.., L]; pool "row" does not pool: the rows of the L ids lie side by side. `wraps` says that negative
     ids count from the end. `weights` is [rows.., L] too. The row that is read is id % modulus + shift, a number or one
     for each of the L. Ids past `lengths` [rows..] do not count, nor where the row is `pad`, or up to `pad` where only
-    those `above` it do, nor rows outside of 0..`below`, which need not be there. `div` LO, EPS divides a sum by
+    those `above` it do (before it is counted from the end; after that, where the pad is `of_row`), nor rows outside of
+    0..`below`, which need not be there. `div` LO, EPS divides a sum by
     max(n, LO) + EPS, n being the sum of the weights or how many ids count, or `over` [rows..]. A row or a sum is
     multiplied by `factor`; the maximum of no ids is `otherwise`. With `offsets` [R], or [R + 1] where `last`,
     ids are [N] and bag r begins at offsets[r].
@@ -147,6 +148,7 @@ class Bag:
     over: View | None = None
     factor: float = 1.0
     otherwise: float = 0.0
+    of_row: bool = False
 
     @property
     def columns(self) -> int:

@@ -148,8 +148,14 @@ def _total(lifted: Lifted, term: Poly) -> Poly:
     if not isinstance(atom, Read) or t is None or t.dtype not in FLOATS or looks_up(lifted, atom.leaf):  # type: ignore[arg-type]  # a value, as it has a definition
         return term
     adds = len(t.body.monos) == 1 and len(t.body.monos[0].axes) > 0
-    bounds = not adds and _total(lifted, t.body) is not t.body
+    bounds = not adds and (_limits(t.body) or _total(lifted, t.body) is not t.body)
     return _total(lifted, t.at(list(atom.index))) if adds or bounds else term
+
+
+def _limits(term: Poly) -> bool:
+    """Whether a term is another that a number bounds from below."""
+    atom = term.atom
+    return isinstance(atom, Fn) and atom.name == "max" and any(isinstance(a.number, (int, float)) for a in atom.args)
 
 
 def _is_share(lifted: Lifted, value: Value) -> bool:

@@ -139,6 +139,8 @@ def _bag(bag: Bag, value: Callable[[View], Array], stored: Callable[[View], Arra
     """One bag, [rows.., columns]. Of its table, which may be larger than memory, only rows that are read are copied."""
     ids, table = value(bag.ids), stored(bag.table)
     read = (ids % bag.modulus if bag.modulus else ids) + np.asarray(bag.shift)
+    if bag.of_row:
+        read = np.where(read < 0, read + table.shape[0], read)
     inside = (read < bag.below) & (read >= (-bag.below if bag.wraps else 0))
     if bag.below:
         read = np.where(inside, read, 0)

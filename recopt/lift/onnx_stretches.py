@@ -9,7 +9,7 @@ The bounds lie in 0..N and go up, as those of nn.EmbeddingBag must. The mean of 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import sympy
@@ -19,10 +19,14 @@ from ..ir import sizes
 from ..ir.rules import FLOATS, fn
 from ..ir.sizes import Size
 from ..ir.tensor import Tensor, unravel
+from ..ir.tensor import leaf as tensor_leaf
 from ..ir.term import (
     Atom,
     Axis,
     Coef,
+    Coord,
+    Fn,
+    Leaf,
     Mono,
     Poly,
     Read,
@@ -46,33 +50,61 @@ from .base import Call, Opaque
 
 @dataclass(frozen=True)
 class Stretch:
-    """Positions from `start` to `end` of a dimension of size `whole`; `count` is their number."""
+    """Positions from `start` to `end` of a dimension of size `whole`; `count` is their number. With `leaf` they are
+    those for which `test` of `place` holds, and what `leaf` holds in their order."""
 
     start: Poly
     end: Poly
     whole: Size
     count: sympy.Symbol
+    leaf: Value | None = None
+    test: Poly | None = None
+    place: Axis | None = None
 
-    def tests(self, place: Axis) -> tuple[Poly, Poly]:
-        """Both hold where a position is one of them."""
-        at = retype(coord(place), self.start.dtype)
-        return fn("le", [self.start, at], "bool"), fn("lt", [at, self.end], "bool")
+    @property
+    def span(self) -> int | None:
+        """How many positions there are to choose from, where that is a number."""
+        difference = add_terms(self.end, scale(self.start, -1)).number
+        return difference if self.leaf is not None and isinstance(difference, int) else None
 
-    def members(self, place: Axis, dtype: str) -> Poly:
+    def axis(self) -> Axis:
+        """A new axis along all positions that may be among them."""
+        return axis(self.whole if self.span is None else self.span)
+
+    def position(self, along: Axis) -> Poly:
+        """A position along such an axis."""
+        at = retype(coord(along), self.start.dtype)
+        return at if self.span is None else add_terms(self.start, at)
+
+    def tests(self, along: Axis) -> list[Poly]:
+        """All hold where a position is one of them."""
+        at, found = self.position(along), []
+        if self.span is None:
+            found = [fn("le", [self.start, at], "bool"), fn("lt", [at, self.end], "bool")]
+        if self.test is not None and self.place is not None:
+            found.append(substitute(self.test, {self.place: at}))
+        return found
+
+    def moved(self, along: Axis) -> Poly:
+        """What stands in the place of one among them."""
+        at = coord(along)
+        return at if self.leaf is not None else add_terms(at, scale(self.start, -1))
+
+    def members(self, along: Axis, dtype: str) -> Poly:
         """1 where a position is one of them, else 0."""
-        return mul(*(fn("cast", [test], dtype) for test in self.tests(place)))
+        return mul(*(fn("cast", [test], dtype) for test in self.tests(along)))
 
     def total(self, dtype: str) -> Poly:
         """How many they are, as a sum."""
-        place = axis(self.whole)
-        return sum_over(self.members(place, dtype), [place])
+        along = self.axis()
+        return sum_over(self.members(along, dtype), [along])
 
 
 @dataclass
 class Stretches:
     """Those of one loop, by their bounds."""
 
-    found: dict[tuple[Poly, Poly], Stretch] = field(default_factory=dict)
+    found: dict[tuple[Poly, ...], Stretch] = field(default_factory=dict)
 
     def part(self, x: Tensor, dim: int, start: Poly, end: Poly) -> Tensor:
         """x[start:end] along one dimension."""
@@ -83,10 +115,23 @@ class Stretches:
         body = substitute(x.body, dict(zip(x.dims[dim], places, strict=True)))
         return Tensor((*x.dims[:dim], (cut,), *x.dims[dim + 1 :]), body)
 
+    def selected(self, leaf: Value, start: Poly, end: Poly, whole: Size, place: Axis, test: Poly) -> Tensor:
+        """The positions between two bounds for which a test of `place` holds, as the tensor that `leaf` is."""
+        count = sizes.symbol(f"count{axis(1).id}")
+        self.found[start, end, test] = Stretch(start, end, whole, count, leaf, test, place)
+        return tensor_leaf(leaf, (count,), start.dtype)
+
+    def none(self, condition: Poly) -> Stretch | None:
+        """The stretch of which a condition says that it is empty."""
+        test = condition.atom
+        if not isinstance(test, Fn) or test.name != "eq" or 0 not in [p.number for p in test.args]:
+            return None
+        return next((s for s in self.found.values() for p in test.args if p.number == s.count), None)
+
     def between(self, bounds: Iterable[Poly]) -> Stretch | None:
         """The stretch between two bounds, in whatever order they are named."""
         given = set(bounds)
-        return next((s for s in self.found.values() if {s.start, s.end} == given), None)
+        return next((s for s in self.found.values() if s.leaf is None and {s.start, s.end} == given), None)
 
     # --- branches
 
@@ -118,19 +163,21 @@ class Stretches:
         symbols = {s.count: s for s in self.found.values()}
         if symbols:
             t = t.with_body(substitute(t.body, {}, lambda atom: _largest(atom, symbols)))
+        kept = {s.leaf for s in symbols.values() if s.leaf is not None}
         if any(_has(a.size, symbols) for a in t.axes) or any(_has(a.size, symbols) for a in _hidden(t.body)):
             raise Opaque("a slice of a length that data says")
         parts = [self._resolved(m, t.dtype, symbols) for m in t.body.monos]
-        return t.with_body(add_terms(*parts)) if parts else t
+        t = t.with_body(add_terms(*parts)) if parts else t
+        if not kept.isdisjoint(t.body.leaves):
+            raise Opaque("positions that a loop keeps, used one by one")
+        return t
 
     def _resolved(self, mono: Mono, dtype: str, symbols: dict[sympy.Symbol, Stretch]) -> Poly:
         if not any(_has(a.size, symbols) for a in mono.axes) and not _has(mono.coef, symbols):
             return monomial(mono, dtype)
         places = {a: symbols[a.size] for a in mono.axes if a.size in symbols}
-        named = {a: axis(places[a].whole if a in places else a.size) for a in mono.axes}
-        moved = {
-            a: add_terms(coord(n), scale(places[a].start, -1)) if a in places else coord(n) for a, n in named.items()
-        }
+        named = {a: places[a].axis() if a in places else axis(a.size) for a in mono.axes}
+        moved = {a: places[a].moved(n) if a in places else coord(n) for a, n in named.items()}
         factors = [s.members(named[a], dtype) for a, s in places.items()]
         coef: Coef = mono.coef
         for symbol, s in symbols.items():
@@ -140,7 +187,9 @@ class Stretches:
                 factors.append(fn("reciprocal", [total], dtype))
         if _has(coef, symbols) or any(_has(n.size, symbols) for n in named.values()):
             raise Opaque("arithmetic with the length of a bag")
-        product = mul(substitute(normal_mono(1, mono.atoms, dtype), moved), *factors)
+        positions = {s.leaf: s.position(named[a]) for a, s in places.items() if s.leaf is not None}
+        chosen = substitute(normal_mono(1, mono.atoms, dtype), moved, lambda atom: _at(atom, positions))
+        product = mul(chosen, *factors)
         return scale(sum_over(product, list(named.values())), coef)
 
 
@@ -148,18 +197,34 @@ def _largest(atom: Atom, symbols: Mapping[sympy.Symbol, Stretch]) -> Poly | None
     """max over a stretch -> max_l where(start <= l < end, .., -inf)"""
     if not isinstance(atom, Reduce) or atom.op != "max" or not any(a.size in symbols for a in atom.axes):
         return None
-    named = {a: axis(symbols[a.size].whole if a.size in symbols else a.size) for a in atom.axes}
+    named = {a: symbols[a.size].axis() if a.size in symbols else axis(a.size) for a in atom.axes}
     moved, live = {}, None
+    positions: dict[Leaf, Poly] = {}
     for a, n in named.items():
         moved[a] = coord(n)
         if a.size in symbols:
             s = symbols[a.size]
-            moved[a] = add_terms(coord(n), scale(s.start, -1))
+            moved[a] = s.moved(n)
+            if s.leaf is not None:
+                positions[s.leaf] = s.position(n)
             for test in s.tests(n):
                 live = test if live is None else fn("logical_and", [live, test], "bool")
     assert live is not None
-    shown = fn("where", [live, substitute(atom.body, moved), number(float("-inf"), atom.dtype)], atom.dtype)
+    chosen = substitute(atom.body, moved, lambda inner: _at(inner, positions))
+    shown = fn("where", [live, chosen, number(float("-inf"), atom.dtype)], atom.dtype)
     return reduce("max", list(named.values()), shown)
+
+
+def _at(atom: Atom, positions: Mapping[Leaf, Poly]) -> Poly | None:
+    """Where positions that a loop keeps are read along an axis of all positions, the position."""
+    if not isinstance(atom, Read) or atom.leaf not in positions:
+        return None
+    position = positions[atom.leaf]
+    return position if atom.index[0].atom in _coords(position) else None
+
+
+def _coords(position: Poly) -> Sequence[Atom]:
+    return [a for m in position.monos for a in m.atoms if isinstance(a, Coord)]
 
 
 def _has(size: object, symbols: Iterable[sympy.Symbol]) -> bool:

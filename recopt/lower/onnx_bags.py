@@ -70,7 +70,17 @@ def _function(host: Writer, spec: EmbeddingBags) -> Value:
             return numbers[term]
         stored = term.stored or Stored(32, term.columns)
         read = (term.table, _ids(term), term.weights, _offsets(term), term.lengths, _scales(term), term.over)
-        rows = (term.modulus, term.shift, term.pad, term.above, term.below, term.div, term.last, term.factor)
+        rows = (
+            term.modulus,
+            term.shift,
+            term.pad,
+            term.above,
+            term.of_row,
+            term.below,
+            term.div,
+            term.last,
+            term.factor,
+        )
         shape = term.pool, term.otherwise, term.count, term.columns, len(term.ids.shape), stored.bits
         return shape, rows, [v and numbers[v] for v in read]
 
@@ -371,8 +381,8 @@ class _Nodes:
 
     def _reduce(self, op: str, x: Value, axis: int, shape: tuple[Size, ...]) -> Value:
         if self.host.opset >= 18 or (op == "ReduceSum" and self.host.opset >= 13):
-            return self.call(op, [x, self.constant([axis])], shape, keepdims=0)
-        return self.call(op, [x], shape, keepdims=0, axes=[axis])
+            return self.call(op, [x, self.constant([axis])], shape, x.dtype or self.dtype, keepdims=0)
+        return self.call(op, [x], shape, x.dtype or self.dtype, keepdims=0, axes=[axis])
 
     def _unsqueezed(self, x: Value) -> Value:
         shape = None if x.shape is None else (*x.shape, 1)
