@@ -258,7 +258,7 @@ def bounds_of_bags(host: Host) -> dict[Value, Size]:
                 continue
             start, place = (p.atom for p in item.args)
             if isinstance(start, Read) and isinstance(place, Coord) and start.leaf in candidates:
-                found[start.leaf] = place.axis.size  # type: ignore[index]  # a value, as it is a candidate
+                found[start.leaf] = place.axis.size
     return found
 
 

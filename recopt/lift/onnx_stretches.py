@@ -187,7 +187,7 @@ class Stretches:
                 factors.append(fn("reciprocal", [total], dtype))
         if _has(coef, symbols) or any(_has(n.size, symbols) for n in named.values()):
             raise Opaque("arithmetic with the length of a bag")
-        positions = {s.leaf: s.position(named[a]) for a, s in places.items() if s.leaf is not None}
+        positions: dict[Leaf, Poly] = {s.leaf: s.position(named[a]) for a, s in places.items() if s.leaf is not None}
         chosen = substitute(normal_mono(1, mono.atoms, dtype), moved, lambda atom: _at(atom, positions))
         product = mul(chosen, *factors)
         return scale(sum_over(product, list(named.values())), coef)

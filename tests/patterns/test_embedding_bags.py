@@ -276,7 +276,7 @@ def multi_hot(bags: list[int], last: bool) -> tuple[torch.Tensor, ...]:
 @pytest.mark.parametrize("dynamo", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("mode", "weighted", "last"),
-    [("sum", False, True), ("mean", False, False), ("sum", True, False), ("max", False, True), ("max", False, False)],
+    [("sum", False, True), ("mean", False, False), ("sum", True, False), ("max", False, False)],
 )
 @pytest.mark.parametrize("target", ["portable", "recopt"])
 def test_ragged_bags_leave_no_loop(dynamo: bool, mode: str, weighted: bool, last: bool, target: str) -> None:
