@@ -177,7 +177,14 @@ def _over(lifted: Lifted, term: Poly, x: Value, inside: set[Value]) -> Poly:
         if own is None or lifted.order.get(atom.leaf, 0) <= lifted.order.get(x, 0):
             return None
         inside.add(atom.leaf)
-        return _over(lifted, own.at(list(atom.index)), x, inside)
+        key = ("over", x, atom.leaf)
+        if key not in lifted.notes:  # once for all that read it: along a chain each way to x would be walked
+            seen: set[Value] = set()
+            lifted.notes[key] = own.with_body(_over(lifted, own.body, x, seen)), seen
+        whole, found = lifted.notes[key]  # type: ignore[misc]  # written here alone
+        inside.update(found)
+        put_in: Poly = whole.at(list(atom.index))
+        return put_in
 
     return substitute(term, {}, inner)
 
