@@ -177,16 +177,20 @@ def _over(lifted: Lifted, term: Poly, x: Value, inside: set[Value]) -> Poly:
         if own is None or lifted.order.get(atom.leaf, 0) <= lifted.order.get(x, 0):
             return None
         inside.add(atom.leaf)
-        key = ("over", x, atom.leaf)
-        if key not in lifted.notes:  # once for all that read it: along a chain each way to x would be walked
-            seen: set[Value] = set()
-            lifted.notes[key] = own.with_body(_over(lifted, own.body, x, seen)), seen
-        whole, found = lifted.notes[key]  # type: ignore[misc]  # written here alone
-        inside.update(found)
-        put_in: Poly = whole.at(list(atom.index))
-        return put_in
+        whole, seen = _opened(lifted, atom.leaf, own, x)
+        inside.update(seen)
+        return whole.at(list(atom.index))
 
     return substitute(term, {}, inner)
+
+
+def _opened(lifted: Lifted, value: Value, own: Tensor, x: Value) -> tuple[Tensor, set[Value]]:
+    """A value over x, once for all that read it: along a chain each way to x would be walked."""
+    key = ("over", x, value)
+    if key not in lifted.notes:
+        seen: set[Value] = set()
+        lifted.notes[key] = own.with_body(_over(lifted, own.body, x, seen)), seen
+    return lifted.notes[key]  # type: ignore[return-value]  # written here alone
 
 
 def _match(lifted: Lifted, root: Value, term: Tensor, found: _Found, inside: set[Value]) -> Match:
