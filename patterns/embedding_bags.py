@@ -16,7 +16,7 @@ from itertools import pairwise
 
 from recopt.bag_factors import Factors, counts, ends_of, factors
 from recopt.cost import nominal
-from recopt.fused import Again, Bag, EmbeddingBags, Permute, View
+from recopt.fused import Again, Bag, EmbeddingBags, Permute, Reshape, View
 from recopt.hosts.base import Array, Value
 from recopt.ir import sizes
 from recopt.ir.rules import FLOATS, fn
@@ -26,6 +26,7 @@ from recopt.ir.term import (
     Atom,
     Axis,
     Coord,
+    Fn,
     Guard,
     Mono,
     Poly,
@@ -47,7 +48,7 @@ from recopt.largest import Largest, largest
 from recopt.lift.base import Lifted
 from recopt.lookups import expand, hashed, is_lookup, looks_up, picked, shifts, unwrapped, widened
 from recopt.match import Match, No, dead_after, fold, is_data
-from recopt.views import arrange, held_by, regroup
+from recopt.views import Held, arrange, held_by, regroup
 
 name = "embedding-bags"
 HALVES = {"float16", "bfloat16"}
@@ -84,7 +85,8 @@ class _Place:
         if len(axes) < len(rows) + len(inner):
             raise No("{} is the same along an axis of the result", what)
         options = []
-        for held in held_by(self.lifted, body, axes, self.lifted.order[self.root]):
+        found = held_by(self.lifted, body, axes, self.lifted.order[self.root])
+        for held in [*found, *(_squeezed(held) for held in found if () in held.dims)]:
             try:
                 view, dims, order = arrange(held, set(rows), inner)
             except No:
@@ -104,6 +106,12 @@ class _Place:
                 if held.dims == ((along,),):
                     return View(held.value, (along.size,), held.steps)
         raise No("no value of the graph holds {}: {}", what, body.text)
+
+
+def _squeezed(held: Held) -> Held:
+    """The same without dimensions of size 1."""
+    dims = tuple(d for d in held.dims if d)
+    return Held(held.value, dims, (*held.steps, Reshape(tuple(sizes.product(a.size for a in d) for d in dims))))
 
 
 def match(lifted: Lifted, root: Value) -> Match | None:
@@ -332,7 +340,7 @@ def _bag(place: _Place, mono: Mono, columns: Sequence[Axis]) -> Bag:
     view, order = place.view(ids, inner, "the ids")
     weights = lengths = None
     if found.weights:
-        weights, same = place.view(mul(*found.weights), inner, "the weights of a bag")
+        weights, same = _weights(place, mul(*found.weights), inner)
         if same != order:
             raise No("the weights lie in another order than the ids")
     if found.lengths is not None:
@@ -345,6 +353,17 @@ def _bag(place: _Place, mono: Mono, columns: Sequence[Axis]) -> Bag:
     uniform = not (weights or lengths or found.div) and found.pad is None
     bag = _scaled(mono, bag, count if uniform else 0)
     return replace(bag, ids=view, weights=weights, lengths=lengths)
+
+
+def _weights(place: _Place, body: Poly, inner: Sequence[Axis]) -> tuple[View, tuple[Axis, ...]]:
+    """A host value that holds the weights of a bag, which may be a condition."""
+    try:
+        return place.view(body, inner, "the weights of a bag")
+    except No:
+        cast = body.atom
+        if not isinstance(cast, Fn) or cast.name != "cast" or cast.args[0].dtype != "bool":
+            raise
+        return place.view(cast.args[0], inner, "the weights of a bag")
 
 
 def _counted(most: Largest, others: list[Poly], ids: Poly, row: Poly, names: Mapping[Axis, Poly]) -> Factors:

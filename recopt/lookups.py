@@ -176,9 +176,22 @@ def masks(lifted: Lifted, value: Value) -> bool:
         leaves = [] if t is None else [v for v in t.body.leaves if isinstance(v, Value)]
         weights = any(constant_leaf(lifted, v) and v.dtype in FLOATS for v in leaves)
         read = [] if weights else [v for v in leaves if not constant_leaf(lifted, v)]
-        whole = {v for v in read if v.dtype not in FLOATS and v.dtype != "bool"}
-        lifted.notes[key] = bool(read) and value not in read and all(v in whole or masks(lifted, v) for v in read)
+        whole = {v for v in read if v.dtype not in FLOATS}
+        counts = t is None or t.dtype in FLOATS or t.dtype == "bool" or _counts(lifted, t.body)
+        lifted.notes[key] = (
+            counts and bool(read) and value not in read and all(v in whole or masks(lifted, v) for v in read)
+        )
     return lifted.notes[key] is True
+
+
+def _counts(lifted: Lifted, term: Poly) -> bool:
+    """Whether an integer is made of conditions: ids that are chosen by one are ids still."""
+    for atom in (a for m in term.monos for a in m.atoms):
+        condition = isinstance(atom, Fn) and atom.name == "cast" and atom.args[0].dtype == "bool"
+        held = isinstance(atom, Read) and isinstance(atom.leaf, Value) and masks(lifted, atom.leaf)
+        if not (condition or held):
+            return False
+    return True
 
 
 @dataclass(frozen=True)

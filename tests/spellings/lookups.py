@@ -270,6 +270,17 @@ LOOKUPS: dict[str, Lookup] = {
     "scattered_and_counted": Lookup(
         lambda m, ids: torch.zeros(ids.shape[0], ROWS).scatter_add(1, ids, torch.ones_like(ids).float()) @ m.weights[0]
     ),
+    "mask_given": Lookup(
+        lambda m, ids, w: (F.embedding(ids, m.weights[0]) * (w > 0.4)[..., None]).sum(1),
+        3,
+        beside=("gt", "Greater"),
+    ),
+    "missing_as_minus_one": Lookup(
+        lambda m, ids: (
+            F.embedding((ids - 1).masked_fill(ids == 0, 0), m.weights[0]) * (ids != 0)[..., None].float()
+        ).sum(1),
+        beside=("sub", "Sub", "eq", "Equal", "Not", "ne", "masked_fill", "Where", "logical_not"),
+    ),
     "taken_along": Lookup(
         lambda m, ids: torch.cat(
             [
