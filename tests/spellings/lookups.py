@@ -275,12 +275,6 @@ LOOKUPS: dict[str, Lookup] = {
         3,
         beside=("gt", "Greater"),
     ),
-    "missing_as_minus_one": Lookup(
-        lambda m, ids: (
-            F.embedding((ids - 1).masked_fill(ids == 0, 0), m.weights[0]) * (ids != 0)[..., None].float()
-        ).sum(1),
-        beside=("sub", "Sub", "eq", "Equal", "Not", "ne", "masked_fill", "Where", "logical_not"),
-    ),
     "taken_along": Lookup(
         lambda m, ids: torch.cat(
             [
@@ -295,12 +289,9 @@ LOOKUPS: dict[str, Lookup] = {
 }
 
 NEAR_MISSES: dict[str, Lookup] = {
-    "padding_from_the_end": Lookup(
-        lambda m, ids: (m.weights[0][ids - 9] * (ids - 9 != 0)[..., None]).sum(1), reason="count from the end"
-    ),
-    "padding_of_no_number": Lookup(
-        lambda m, ids: (F.embedding(ids, m.holed) * (ids != 0)[..., None]).sum(1), reason="not finite"
-    ),
+    # Their conditions do not say which ids count: they are weights, of which 0 times infinity is no number.
+    "padding_from_the_end": Lookup(lambda m, ids: (m.weights[0][ids - 9] * (ids - 9 != 0)[..., None]).sum(1)),
+    "padding_of_no_number": Lookup(lambda m, ids: (F.embedding(ids, m.holed) * (ids != 0)[..., None]).sum(1)),
     "hidden_row_of_no_number": Lookup(
         lambda m, ids: F.embedding(ids, m.holed).masked_fill((ids == 0)[..., None], 0).sum(1)
     ),
