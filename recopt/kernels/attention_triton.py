@@ -20,14 +20,12 @@ _MAX_PLANS = 4096
 
 
 class Blocks(NamedTuple):
-    """How a kernel runs: queries and keys a block, warps, pipeline stages, registers a thread (0: any number); for
-    single queries the rows a program."""
+    """How a kernel runs: queries and keys a block, warps, pipeline stages; for single queries the rows a program."""
 
     queries: int
     keys: int
     warps: int
     stages: int = 1
-    registers: int = 0
 
 
 def _power(n: int) -> int:
@@ -40,8 +38,6 @@ def choose(s: int, t: int, width: int) -> Blocks:
         size = _power(t) * width
         rows = max(1, 2048 // size)
         return Blocks(rows, _power(t), min(8, max(1, rows * size // 1024)))
-    if width == 64 and 32 < s <= 64 and 32 < t <= 64:  # all at once: two thirds of the instructions of four blocks
-        return Blocks(64, 64, 4, 1, 168)
     queries, keys = (16 if n <= 16 else 32 for n in (s, t))
     return Blocks(queries, keys, max(1, queries * keys // 512))
 
@@ -116,9 +112,6 @@ def _bind(
         kernel, grid = kernels.block_kernel, (rows, -(-s // blocks.queries), 1)
         constants = (q.dtype == torch.float32, blocks.queries, blocks.keys, dp, ep)
 
-    options = {"num_warps": blocks.warps, "num_stages": blocks.stages}
-    options |= {"maxnreg": blocks.registers} if blocks.registers else {}
-
     def run(q: Tensor, k: Tensor, v: Tensor, params: Sequence[Tensor]) -> Tensor:
         out = torch.empty((*lead, s, e), dtype=q.dtype, device=q.device)
         marks = tuple(map(plain, params))
@@ -131,7 +124,8 @@ def _bind(
             tuple(steps[3:]),
             *numbers,
             *constants,
-            **options,
+            num_warps=blocks.warps,
+            num_stages=blocks.stages,
         )
         return out
 

@@ -117,7 +117,7 @@ def product_of_parts(a, b, acc, rests):
     a_high, a_low = split(a)
     b_high = _cut(b)
     b_low = _nearest(b - b_high)
-    if a.shape[0] >= 64 and b.shape[1] >= 16 and not INTERPRETED:
+    if a.shape[0] >= 64 and not INTERPRETED:
         b_high = b  # the tensor core cuts it itself
     rests = tl.dot(a_low, b_high, rests, input_precision="tf32")
     rests = tl.dot(a_high, b_low, rests, input_precision="tf32")
@@ -265,7 +265,7 @@ def _pooled(s, v, v_steps, t, ok, total, highest, weight, E: tl.constexpr, SOFTM
 # No argument may be called `params`: the launcher that Triton generates uses the name itself.
 @triton.jit
 def unit_kernel(
-    q, k, v, out, partial, locks, starts, wq, wk, wp, matrices, biases, operands, steps, marks, mark_steps,
+    q, k, v, out, partial, locks, wq, wk, wp, matrices, biases, operands, steps, marks, mark_steps,
     q_steps, k_steps, v_steps, INNER, T,
     E: tl.constexpr, WIDTHS: tl.constexpr, PIECES: tl.constexpr,
     F1: tl.constexpr, F2: tl.constexpr, F3: tl.constexpr, LAST: tl.constexpr, SCORE: tl.constexpr,
@@ -290,11 +290,7 @@ def unit_kernel(
         target = target + (tl.load(q + d * q_steps[2], mask=d < WIDTHS[0], other=0.0).to(tl.float32),)
     start = ()
     for j in tl.static_range(count(PIECES, 1)):
-        n = _columns(PIECES, 1, j)
-        if starts is None:
-            start = start + (_of_target(target, wq, biases[0], n, WIDTHS, PIECES),)
-        else:
-            start = start + (tl.load(starts + row.to(tl.int64) * WIDTHS[1] + n, mask=n < WIDTHS[1], other=0.0),)
+        start = start + (_of_target(target, wq, biases[0], _columns(PIECES, 1, j), WIDTHS, PIECES),)
     at_marks = ()
     for i in tl.static_range(len(marks)):
         at_marks = at_marks + (marks[i] + outer * mark_steps[i][0] + inner * mark_steps[i][1],)

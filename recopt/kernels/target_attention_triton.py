@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .epilogue import compile_epilogue
 from .leading import two_counters
-from .linear import HALF, _architecture, _locks, _processors, linear
+from .linear import HALF, _architecture, _locks, _processors
 from .target_attention import Network, needed, parse_network
 
 MAX_WIDTH = 256
@@ -24,30 +24,21 @@ _MAX_PLANS = 4096
 
 
 class Unit(NamedTuple):
-    """How the kernel runs: items a block, warps a program, parts of a history, registers a thread (0: any number), and
-    whether what the targets add to the first layer is made by a launch before, for all rows at once."""
+    """How the kernel runs: items a block, warps a program, parts of a history."""
 
     items: int = 64
     warps: int = 4
     split: int = 1
-    registers: int = 0
-    apart: bool = False
 
 
-def pieces(width: int, least: int = 16) -> tuple[tuple[int, int], ...]:
-    """(first column, columns) that a width is cut into, each of 32 but the last of 16, or of ``least``, if that does:
-    80 is 32 + 32 + 16.
+def pieces(width: int) -> tuple[tuple[int, int], ...]:
+    """(first column, columns) that a width is cut into, each of 32 but the last of 16 if that does: 80 is 32 + 32 + 16.
 
     Wider ones hold both halves of a split operand in more registers than there are.
     """
     wide, rest = divmod(width, 32)
-    sizes = (n for n in (8, 16, 32) if n >= max(rest, least))
-    return (*((32 * i, 32) for i in range(wide)), *([(32 * wide, next(sizes))] if rest else []))
-
-
-def _cuts(widths: Sequence[int]) -> tuple[tuple[tuple[int, int], ...], ...]:
-    """The pieces of D and of the hidden layers; 8 columns of the last one are enough, since it enters no product."""
-    return (*(pieces(n) for n in widths[:-1]), pieces(widths[-1], 8))
+    last = [] if not rest else [(32 * wide, 16 if rest <= 16 else 32)]
+    return (*((32 * i, 32) for i in range(wide)), *last)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -62,8 +53,7 @@ def choose(rows: int, items: int, processors: int) -> Unit:
         blocks = -(-items // 32)
         parts = min(blocks, processors // rows, 64)
         return Unit(32, 4, -(-blocks // -(-blocks // parts)))
-    # As many programs a processor as the matrices leave room for; what the targets add, once a launch pays.
-    return Unit(32, 2) if items <= 32 else Unit(64, 4, 1, 168, rows >= 512)
+    return Unit(32, 2) if items <= 32 else Unit(64, 4)
 
 
 def fits(
@@ -90,7 +80,7 @@ def fits(
         at += f.params
     if any(p.dtype == torch.float64 or p.dim() > q.dim() for p in params):
         return False
-    padded = [sum(cut[-1]) for cut in _cuts((q.shape[-1], *(b.shape[0] for b in biases[:-1])))]
+    padded = [sum(pieces(n)[-1]) for n in (q.shape[-1], *(b.shape[0] for b in biases[:-1]))]
     held = sum(a * b for a, b in itertools.pairwise(padded)) * (8 if q.dtype == torch.float32 else 2)
     there = _shared_bytes(q.device.index) if q.is_cuda else HOPPER_BYTES
     return held + OTHER_BYTES <= there
@@ -166,13 +156,11 @@ def _bind(
     mask = needed(network.score.text)
     constants = (
         (*q_steps, q.stride(-1)), (*k_steps, k.stride(-2), k.stride(-1)), (*v_steps, v.stride(-2), v.stride(-1)),
-        inner, items, e, widths, _cuts(widths), *hidden, functions[-1],
+        inner, items, e, widths, tuple(pieces(w) for w in widths), *hidden, functions[-1],
         network.score.triton_function(), mask and compile_epilogue(mask).triton_function(), softmax, whole,
         unit.items, wide, unit.split,
     )  # fmt: skip
     grid = (rows, unit.split, 1)
-    apart = unit.apart and whole and weights[0].numel() > 0
-    options = {"num_warps": unit.warps, "num_stages": 1} | ({"maxnreg": unit.registers} if unit.registers else {})
     scratch = rows * unit.split * (wide + 2) if unit.split > 1 else 0
 
     def run(q: Tensor, k: Tensor, v: Tensor, weights: Sequence[Tensor], params: Sequence[Tensor]) -> Tensor:
@@ -182,11 +170,10 @@ def _bind(
         if scratch:
             partial = torch.empty(scratch, dtype=torch.float32, device=q.device)
             locks = _locks(q.device, rows)
-        starts = linear(q, weights[0], weights[3]) if apart else None
         layer_params = tuple(tuple(map(plain, params[a:b])) for a, b in itertools.pairwise(bounds))
         unit_kernel[grid](
-            q, k, v, out, partial, locks, starts, *flat[:3], tuple(flat[4::2]), tuple(flat[3::2]), layer_params, steps,
-            tuple(map(plain, params[bounds[-1] :])), mark_steps, *constants, **options,
+            q, k, v, out, partial, locks, *flat[:3], tuple(flat[4::2]), tuple(flat[3::2]), layer_params, steps,
+            tuple(map(plain, params[bounds[-1] :])), mark_steps, *constants, num_warps=unit.warps, num_stages=1,
         )  # fmt: skip
         return out
 

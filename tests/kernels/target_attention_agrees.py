@@ -38,7 +38,7 @@ CASES = [
     Case((2, 2), 40, 16, (20, 8), f"relu; {DICE}; h; where(p0, h * 0.25, -inf)", softmax=True),
     Case((2,), 50, 16, (20,), f"tanh; h; {MASK}", Unit(16, 4, 3)),
     Case((2,), 70, 16, (20,), "tanh; h; where(p0, h, -inf)", Unit(16, 4, 4), softmax=True),
-    Case((3,), 50, 16, (20,), "tanh; h; where(p0, 0.5, h)", Unit(16, 4, 1, 0, True)),
+    Case((3,), 50, 16, (20,), "tanh; h; where(p0, 0.5, h)", Unit(16)),
     Case((2, 3), 40, 16, (20,), "tanh; h; where(p0, where(h > 0.0, h, 0.0), 0.0)", Unit(16, 4, 3), seen=(9, 20)),
     Case((2, 3), 40, 16, (20,), "tanh; h; where(p0, h, -inf)", Unit(16, 4, 3), softmax=True, seen=(17, 18)),
     Case((2, 3), 40, 16, (20,), "tanh; h; where(p0, h, 0.0)", Unit(16, 4, 2), seen=(5, 5)),

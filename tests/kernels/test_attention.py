@@ -98,7 +98,7 @@ def test_kernels_agree_with_float64(device: str) -> None:
 @pytest.mark.parametrize("s", [1, 2, 10, 50, 64, 200])
 @pytest.mark.parametrize("t", [1, 10, 50, 100, 200, 300])
 def test_every_shape_has_blocks(s: int, t: int) -> None:
-    queries, keys, warps, *_ = choose(s, t, 64)
+    queries, keys, warps, _ = choose(s, t, 64)
     assert all(n & (n - 1) == 0 for n in (queries, keys, warps))
     assert warps <= 8
     if s == 1 and t <= MAX_SINGLE // 64:  # all keys at once
