@@ -112,9 +112,11 @@ def unit_weights(dim: int) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
 
 
 def unit_inputs(rows: int, shared: bool, items: int, dim: int) -> Inputs:
-    """q, k and a mask by length."""
+    """q, k and a mask by length: drawn for many histories, full for a single one, whose draw would decide the time."""
     q, k = (torch.randn(n, device="cuda") for n in ((rows, dim), (1 if shared else rows, items, dim)))
-    length = torch.randint(1, items + 1, (1 if shared else rows, 1), device="cuda")
+    length = torch.full((1, 1), items, device="cuda")
+    if not shared:
+        length = torch.randint(1 if rows > 1 else items, items + 1, (rows, 1), device="cuda")
     mask = torch.arange(items, device="cuda") < length
     return q, k.expand(rows, items, dim), mask.expand(rows, items)
 

@@ -1,18 +1,27 @@
-"""The four example models on a GPU: wall time of eager PyTorch and of what recopt makes of it, as they are and as CUDA
-graphs, with the largest error of both against float64. Run from the repository: `python benchmarks/models_gpu.py`."""
+"""The four example models on a GPU: wall time of eager PyTorch, of what recopt makes of it, and of both as CUDA graphs;
+with ``--inductor`` also of Inductor in the modes named, or in both (a minute or two a model).
+
+    python benchmarks/models_gpu.py [--models din wdl ..] [--batches 1 256 ..] [--inductor [reduce-overhead default]]
+
+Every call brings inputs that lie elsewhere on the device: a CUDA graph copies them first, inside the clock ("reduce-
+overhead" does so itself). Medians, the peers taking turns; the largest errors of eager and ours against float64.
+"""
 
 from __future__ import annotations
 
+import argparse
 import functools
 import importlib
+import itertools
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -20,58 +29,98 @@ import recopt
 
 MODELS = ("wdl", "din", "dlrm", "dien")
 BATCHES = (1, 256, 2048)
+MODES = ("default", "reduce-overhead")
+SETS = 4  # inputs that take turns
+SMALL = 1 << 16  # bytes
+Inputs = tuple[Tensor, ...]
+Model = Callable[..., Any]
 
 
-def captured(function: Callable[..., Any], args: tuple[torch.Tensor, ...]) -> Callable[[], None]:
-    """A CUDA graph of one call, after a warm-up on a stream of its own."""
+def captured(function: Model, args: Inputs) -> Model:
+    """A CUDA graph of one call, after a warm-up on a stream of its own; called with inputs, it copies them first."""
+    static = [t.clone() for t in args]
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(3):
-            function(*args)
+            function(*static)
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        function(*args)
-    return graph.replay
+        out = function(*static)
+
+    # One launch copies many small tensors, but a large one with a few blocks alone.
+    small = [n for n, t in enumerate(static) if t.nbytes <= SMALL]
+    large = [n for n in range(len(static)) if n not in small]
+
+    def call(*inputs: Tensor) -> Any:
+        if small:
+            torch._foreach_copy_([static[n] for n in small], [inputs[n] for n in small])
+        for n in large:
+            static[n].copy_(inputs[n])
+        graph.replay()
+        return out
+
+    return call
 
 
-def wall(function: Callable[[], Any], rounds: int = 60) -> float:
-    """Median microseconds of a call, from before the launch until the device is done."""
-    for _ in range(10):
-        function()
-    torch.cuda.synchronize()
-    times = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        function()
-        torch.cuda.synchronize()
-        times.append((time.perf_counter() - start) * 1e6)
-    return statistics.median(times)
+def walls(peers: Mapping[str, Model], sets: Sequence[Inputs], rounds: int = 60) -> dict[str, float]:
+    """Median microseconds of a call of each peer, from before it until the device is done."""
+    times: dict[str, list[float]] = {name: [] for name in peers}
+    for function in peers.values():
+        for inputs in itertools.chain(*[sets] * 4):
+            function(*inputs)
+    for n in range(rounds):
+        for name, function in peers.items():
+            inputs = sets[n % len(sets)]
+            function(*sets[n % len(sets) - 1])  # the device and the host come from this peer's own call
+            torch.cuda.synchronize()
+            start = time.perf_counter()
+            function(*inputs)
+            torch.cuda.synchronize()
+            times[name].append((time.perf_counter() - start) * 1e6)
+    return {name: statistics.median(t) for name, t in times.items()}
+
+
+def measure(name: str, batch: int, model: Model, fast: Model, modes: Sequence[str]) -> str:
+    """A row: each peer's time, how many times as long as ours the best of the others takes, the errors."""
+    example = importlib.import_module(f"examples.{name}")
+    drawn = [example.inputs(batch, seed) for seed in range(SETS)]
+    sets = [tuple(t.cuda() for t in inputs) for inputs in drawn]
+    exact = example.model().double()(*(t.double() if t.is_floating_point() else t for t in drawn[0]))
+    peers = {
+        "eager": model, "recopt": fast, "eager-graph": captured(model, sets[0]), "recopt-graph": captured(fast, sets[0])
+    }  # fmt: skip
+    torch._dynamo.reset()
+    peers |= {mode: torch.compile(model, dynamic=False, mode=mode) for mode in modes}
+    for function in peers.values():
+        torch.testing.assert_close(function(*sets[0]), model(*sets[0]))
+    errors = [(f(*sets[0]).double().cpu() - exact).abs().max().item() for f in (model, fast)]
+    times = walls(peers, sets)
+    others = min(t for peer, t in times.items() if not peer.startswith("recopt"))
+    ratio = others / min(times["recopt"], times["recopt-graph"])
+    figures = "  ".join(f"{peer} {t:.0f}" for peer, t in times.items())
+    return f"{name:5} batch {batch:5}: {figures}  x{ratio:.2f}   error {errors[0]:.1e} {errors[1]:.1e}"
 
 
 def main() -> None:
     """Print a row for each model and batch."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
+    parser.add_argument("--batches", nargs="+", type=int, default=BATCHES)
+    parser.add_argument("--inductor", nargs="*", choices=MODES)
+    args = parser.parse_args()
+    modes = () if args.inductor is None else args.inductor or MODES
     torch.backends.cuda.matmul.allow_tf32 = False
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
-    print("wall us: eager, recopt; as CUDA graphs: eager, recopt")
-    for name in MODELS:
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}; wall us of a call, x: best other over best ours")
+    for name in args.models:
         example = importlib.import_module(f"examples.{name}")
         model = example.model().cuda()
-        fast = recopt.optimize(model, tuple(t.cuda() for t in example.inputs(4)))
-        exact = example.model().double()
-        for batch in BATCHES:
-            inputs = example.inputs(batch)
-            args = tuple(t.cuda() for t in inputs)
+        fast = recopt.optimize(model, tuple(t.cuda() for t in example.inputs(4)), target="cuda")
+        row = functools.partial(measure, name, model=model, fast=fast, modes=modes)
+        for batch in args.batches:
             with torch.no_grad():
-                reference = exact(*(t.double() if t.is_floating_point() else t for t in inputs))
-                errors = [(f(*args).double().cpu() - reference).abs().max().item() for f in (model, fast)]
-                torch.testing.assert_close(fast(*args), model(*args))
-                calls = [functools.partial(f, *args) for f in (model, fast)] + [
-                    captured(f, args) for f in (model, fast)
-                ]
-                figures = " ".join(f"{wall(call):8.0f}" for call in calls)
-            print(f"{name:5} batch {batch:5}: {figures}   error {errors[0]:.1e} {errors[1]:.1e}", flush=True)
+                print(row(batch), flush=True)
 
 
 if __name__ == "__main__":

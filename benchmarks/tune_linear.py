@@ -3,9 +3,9 @@
     python benchmarks/tune_linear.py --measure times.json     on the GPU
     python benchmarks/tune_linear.py --write times.json       anywhere: times.json -> recopt/kernels/linear_table.py
 
-``--kinds Panel Group`` measures these kernels alone, against the table's choice, largest shapes' neighbours first;
-shapes that were not measured keep their choice. A kernel counts only if its error against float64 is no larger than
-that of cuBLAS's exact float32.
+``--kinds Panel 'Group.*split=[2-9]'`` measures the configurations alone that match one of these, against the table's
+choice, largest shapes' neighbours first; shapes that were not measured keep their choice. A kernel counts only if its
+error against float64 is no larger than that of cuBLAS's exact float32.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import argparse
 import json
 import math
 import multiprocessing
+import re
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -33,6 +34,8 @@ M = (1, 4, 16, 64, 128, 256, 512, 1024, 2048, 4096, 16384)
 N = (1, 16, 64, 128, 256, 512, 1024, 2048)
 K = (16, 64, 128, 256, 512, 1024, 2048)
 TABLE = Path(__file__).parent.parent / "recopt" / "kernels" / "linear_table.py"
+# How much faster than the table's choice another way must be to take its place: times of one choice differ by chance.
+GAIN = 1.03
 # The error that a kernel may have, as a multiple of cuBLAS's on the same operands: two sums differ by chance.
 TOLERANCE = 1.02
 # Below this error a result is as exact as float32 can say it.
@@ -69,6 +72,7 @@ _PANELS = (
     (16, 16, 32, 1, 4, 1, 1), (16, 16, 32, 1, 2, 1, 1), (32, 32, 32, 2, 2, 1, 1), (32, 32, 32, 1, 2, 2, 2),
     (16, 16, 32, 2, 8, 1, 1), (32, 32, 16, 1, 1, 2, 2),
 )  # fmt: skip
+# bn, stages, registers
 _GROUPS = ((16, 4, 80), (32, 4, 80), (32, 2, 80), (64, 4, 168), (128, 2, 168), (128, 3, 168))
 _HOPPERS = ((128, 32, 4), (64, 32, 4), (64, 32, 6))
 
@@ -95,8 +99,13 @@ def candidates(m: int, n: int, k: int) -> list[Config]:
         if m >= 16 and bn <= n and bk * parts <= max(k, bk) and tiles <= 600 and m * n * k <= 1 << 28:
             found.append(Panel(bm, bn, bk, stages, parts, *warps, early=True))
     for bn, stages, registers in _GROUPS:
-        if m >= 64 and bn <= n and k >= 64 and 32 <= -(-m // 64) * -(-n // bn) <= 600:
-            found.append(Group(bn, stages, registers, True))
+        tiles = -(-m // 64) * -(-n // bn)
+        # Processors of this kernel: 80 registers leave room for two programs on each of 132.
+        room = 132 if registers > 80 else 264
+        for split in (1, 2, 3, 4, 8):
+            divided = k >= 128 * split and tiles * split <= 1.5 * room
+            if m >= 64 and bn <= n and k >= 64 and 32 <= tiles * split <= 600 and (split == 1 or divided):
+                found.append(Group(bn, stages, registers, True, split))
     for bn, bk, stages in _HOPPERS:
         if m >= 128 and bn <= n and k >= 64 and -(-m // 128) * -(-n // bn) >= 16:
             found.append(Hopper(bn, bk, stages, True))
@@ -149,7 +158,7 @@ def choices(m: int, n: int, k: int, kinds: Sequence[str]) -> list[Config]:
     """The candidates; of some kinds only, what the table chooses as well."""
     if not kinds:
         return candidates(m, n, k)
-    found = [c for c in candidates(m, n, k) if type(c).__name__ in kinds and min(m, n, k) >= 64]
+    found = [c for c in candidates(m, n, k) if any(re.match(kind, str(c)) for kind in kinds) and min(m, n, k) >= 64]
     present = choose_config(m, n, k)
     return found if not found or present is None or present in found else [*found, present]
 
@@ -214,12 +223,15 @@ def measure(path: Path, budget_s: float, kinds: Sequence[str], now: str = "") ->
     print(f"{len(results)} shapes in {time.perf_counter() - begin:.0f} s")
 
 
-def best(rows: Sequence[Sequence[Any]], anywhere: bool = False) -> list[Any] | None:
-    """The fastest way whose error is no larger than exact float32's; ``anywhere``: for any strides of x and w."""
-    choice: list[Any] | None = next(
-        c for _, worst, c in rows if worst <= TOLERANCE and (not anywhere or c is None or c[0] in ("Tile", "Reduce"))
-    )
-    return choice
+def best(rows: Sequence[Sequence[Any]], present: list[Any] | None, anywhere: bool = False) -> list[Any] | None:
+    """The fastest way whose error is no larger than exact float32's; ``anywhere``: for any strides of x and w.
+
+    ``present`` stays where it was measured as well and is as fast to within ``GAIN``.
+    """
+    exact = [(t, c) for t, worst, c in rows if worst <= TOLERANCE]
+    time_us, choice = next((t, c) for t, c in exact if not anywhere or c is None or c[0] in ("Tile", "Reduce"))
+    stays = any(_text(c) == _text(present) and t <= GAIN * time_us for t, c in exact)
+    return present if stays else choice
 
 
 def write(paths: Sequence[Path]) -> None:
@@ -235,8 +247,8 @@ def write(paths: Sequence[Path]) -> None:
         devices.append(f"{data['device']}, torch {data['torch']}: {kinds} at {len(data['results'])} shapes")
         for r in data["results"]:
             m, n, k = r["shape"]
-            narrow = rows[m, n, k][1] if data["kinds"] else best(r["rows"], True)
-            rows[m, n, k] = [best(r["rows"]), narrow]
+            wide, narrow = rows[m, n, k]
+            rows[m, n, k] = [best(r["rows"], wide), narrow if data["kinds"] else best(r["rows"], narrow, True)]
     texts = {s: [_text(c) for c in both] for s, both in rows.items()}
     configs = list(dict.fromkeys(["None", *(t for both in texts.values() for t in both)]))
     tables = [
@@ -266,7 +278,9 @@ def write(paths: Sequence[Path]) -> None:
 def _text(choice: list[Any] | None) -> str:
     if choice is None:
         return "None"
-    literals = (f'"{v}"' if isinstance(v, str) else repr(v) for v in choice[1:])
+    kinds: dict[str, Callable[..., Config]] = {k.__name__: k for k in (Tile, Reduce, Panel, Group, Hopper)}
+    # Through the type: older measurements may lack fields that came later.
+    literals = (f'"{v}"' if isinstance(v, str) else repr(v) for v in kinds[choice[0]](*choice[1:]))
     return f"{choice[0]}({', '.join(literals)})"
 
 
@@ -274,7 +288,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--measure", type=Path, metavar="JSON")
     parser.add_argument("--write", type=Path, nargs="+", metavar="JSON")
-    parser.add_argument("--kinds", nargs="+", default=(), choices=("Tile", "Reduce", "Panel", "Group", "Hopper"))
+    parser.add_argument("--kinds", nargs="+", default=(), metavar="REGEX", help="only configurations that begin so")
     parser.add_argument("--now", default="", metavar="TEXT", help="only where the table's choice begins like this")
     parser.add_argument("--budget", type=float, default=480.0, help="seconds of measuring")
     args = parser.parse_args()

@@ -21,6 +21,7 @@ from . import (
     fuse_gru,
     fuse_layer_norm,
     fuse_linear,
+    fuse_pointwise,
     fuse_target_attention,
     hint_repeats,
     simplify_layout,
@@ -50,6 +51,8 @@ DEFAULT = "default"  # stands for all passes that are not optional
 
 PIPELINE: tuple[Pass, ...] = (
     clean_up,
+    fuse_target_attention,
+    fuse_attention,
     fuse_embedding_bags,
     CartesianTables(),
     HotRows(),
@@ -57,11 +60,10 @@ PIPELINE: tuple[Pass, ...] = (
     DedupeIds(),
     hint_repeats,
     fuse_gru,
-    fuse_target_attention,
-    fuse_attention,
     fuse_layer_norm,
     fuse_linear,
     stack_columns,
+    fuse_pointwise,
     simplify_layout,
 )
 

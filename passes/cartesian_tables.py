@@ -15,7 +15,7 @@ from typing import ClassVar
 import numpy as np
 
 from recopt.errors import OptionError
-from recopt.fused import Bag, View
+from recopt.fused import Again, Bag, View
 from recopt.hosts.base import Array, Host, Value
 from recopt.report import Refusal
 from recopt.rewrite import Context, Place
@@ -52,7 +52,7 @@ class CartesianTables:
             if not joined:
                 context.report.refusals.append(Refusal(self.name, place.value.name, self._alone(place)))
                 continue
-            pieces: list[tuple[Bag | View, ...]] = []
+            pieces: list[tuple[Bag | View | Again, ...]] = []
             for run in runs:
                 if len(run) == 1:
                     pieces.append(run[0])
@@ -72,7 +72,7 @@ class CartesianTables:
         return f"no neighbours of single lookups whose product table fits into what is left of {self.budget} bytes"
 
 
-Piece = tuple[Bag | View, ...]
+Piece = tuple[Bag | View | Again, ...]
 
 
 def _runs(

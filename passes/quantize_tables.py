@@ -15,7 +15,7 @@ from typing import ClassVar
 import numpy as np
 
 from recopt.errors import OptionError
-from recopt.fused import Bag, EmbeddingBags, Stored, View
+from recopt.fused import Again, Bag, EmbeddingBags, Stored, View
 from recopt.hosts.base import Array, Host, Value
 from recopt.report import Refusal
 from recopt.rewrite import Context, Place
@@ -198,6 +198,8 @@ def _unbounded(bag: Bag) -> str:
         truth = node is not None and len(node.inputs) == 1 and node.inputs[0].dtype == "bool"
         if not truth or bag.pool == "max":
             return "rows under weights that data gives have no bound"
+    if bag.over is not None:
+        return "sums over a number that data gives have no bound"
     if bag.pool == "sum" and bag.div is None and bag.offsets is not None:
         return "sums of as many rows as the run says have no bound"
     return ""
@@ -205,6 +207,10 @@ def _unbounded(bag: Bag) -> str:
 
 def _factor(bag: Bag) -> float:
     """How much a bag makes of an error of its rows, at most."""
+    return abs(bag.factor) * _gain(bag)
+
+
+def _gain(bag: Bag) -> float:
     if bag.pool != "sum":
         return 1.0
     counts = np.arange(1, max(bag.count, 1) + 1, dtype=np.float64)
@@ -216,22 +222,26 @@ def _factor(bag: Bag) -> float:
     return float(np.max(counts / (np.maximum(counts, low) + eps)))
 
 
-def _bound_of(piece: tuple[Bag | View, ...], stored: dict[Value, _Table]) -> Array:
+def _bound_of(piece: tuple[Bag | View | Again, ...], stored: dict[Value, _Table]) -> Array:
     """The largest error of each column of a piece."""
     first = piece[0]
-    bound = np.zeros(first.width if isinstance(first, Bag) else int(first.shape[-1]))
+    bound = np.zeros(first.width if isinstance(first, Bag) else _width(first))
     halves = 0.0  # the largest magnitude of what is added up in float16
     for bag in piece:
         table = stored.get(bag.table.value) if isinstance(bag, Bag) else None
         if not isinstance(bag, Bag) or table is None:
             continue
         bound = bound + np.tile(_factor(bag) * table.errors, len(bound) // len(table.errors))
-        if table.scales is None and (bag.pool == "sum" or bag.pool == "mean" or len(piece) > 1):
+        if table.scales is None and (bag.pool in ("sum", "mean") or bag.factor != 1 or len(piece) > 1):
             halves += _factor(bag) * table.largest
             if max(bag.count, 1) * table.largest > LARGEST:  # a mean is a sum first
                 halves = np.inf
     # What is pooled is rounded to float16, divided in it, and added to other terms in it.
     return bound + 2 * HALF * halves * (1 + (len(piece) > 1)) if halves < LARGEST else np.full_like(bound, np.inf)
+
+
+def _width(term: View | Again) -> int:
+    return int((term.rows if isinstance(term, Again) else term).shape[-1])
 
 
 def _columns(spec: EmbeddingBags, bounds: list[Array]) -> str:

@@ -10,27 +10,27 @@ in the same concat come along.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from recopt.bag_factors import Factors, ends_of, factors
+from recopt.bag_factors import Factors, counts, ends_of, factors
 from recopt.cost import nominal
-from recopt.fused import Bag, EmbeddingBags, Permute, View
+from recopt.fused import Again, Bag, EmbeddingBags, Permute, Reshape, View
 from recopt.hosts.base import Array, Value
 from recopt.ir import sizes
-from recopt.ir.rules import FLOATS, WIDTH
+from recopt.ir.rules import FLOATS, fn
 from recopt.ir.sizes import Size
 from recopt.ir.tensor import Dim, Tensor
 from recopt.ir.term import (
     Atom,
     Axis,
     Coord,
+    Fn,
     Guard,
     Mono,
     Poly,
     Read,
-    Reduce,
     TooLarge,
     axis,
     coord,
@@ -44,12 +44,14 @@ from recopt.ir.term import (
     walk,
 )
 from recopt.ir.term import add as add_terms
+from recopt.largest import Largest, largest
 from recopt.lift.base import Lifted
 from recopt.lookups import expand, hashed, is_lookup, looks_up, picked, shifts, unwrapped, widened
-from recopt.match import Match, No, dead_after, is_data
-from recopt.views import arrange, held_by, regroup
+from recopt.match import Match, No, dead_after, fold, is_data
+from recopt.views import Held, arrange, held_by, regroup
 
 name = "embedding-bags"
+HALVES = {"float16", "bfloat16"}
 operator = "recopt::embedding_bags"
 
 
@@ -83,7 +85,8 @@ class _Place:
         if len(axes) < len(rows) + len(inner):
             raise No("{} is the same along an axis of the result", what)
         options = []
-        for held in held_by(self.lifted, body, axes, self.lifted.order[self.root]):
+        found = held_by(self.lifted, body, axes, self.lifted.order[self.root])
+        for held in [*found, *(_squeezed(held) for held in found if () in held.dims)]:
             try:
                 view, dims, order = arrange(held, set(rows), inner)
             except No:
@@ -103,6 +106,12 @@ class _Place:
                 if held.dims == ((along,),):
                     return View(held.value, (along.size,), held.steps)
         raise No("no value of the graph holds {}: {}", what, body.text)
+
+
+def _squeezed(held: Held) -> Held:
+    """The same without dimensions of size 1."""
+    dims = tuple(d for d in held.dims if d)
+    return Held(held.value, dims, (*held.steps, Reshape(tuple(sizes.product(a.size for a in d) for d in dims))))
 
 
 def match(lifted: Lifted, root: Value) -> Match | None:
@@ -136,6 +145,7 @@ def _match(lifted: Lifted, root: Value, opened: bool) -> Match | None:
     spec = EmbeddingBags(tuple(pieces), shape, term.dtype, steps, root.name)
     if not spec.bags:
         return None
+    _check_again(lifted, spec)
     _check_types(lifted, spec)
     dead = dead_after(lifted, root, [v.value for v in spec.views])
     pooled = sum((bag.count - 1) * int(bag.table.shape[1]) for bag in spec.bags if bag.pool != "row")
@@ -154,18 +164,33 @@ def _match(lifted: Lifted, root: Value, opened: bool) -> Match | None:
 def _check_types(lifted: Lifted, spec: EmbeddingBags) -> None:
     """Refuse rows of a type that the operator does not give, or does not compute with."""
     held = {v.value.dtype or "" for v in spec.views if v.value.dtype in FLOATS}
-    if max(held, key=lambda d: WIDTH.get(d, 0)) != spec.dtype:
+    # rows of 16 bits may be float32 before anything is done with them
+    halves = {bag.table.value.dtype or "" for bag in spec.bags} & HALVES if spec.dtype == "float32" else set()
+    if spec.dtype not in held and not halves:
         raise No("rows of {} as {}", " and ".join(sorted(held)), spec.dtype)
-    narrow = [bag for bag in spec.bags if bag.table.value.dtype != spec.dtype]
+    narrow = [bag for bag in spec.bags if bag.table.value.dtype not in (spec.dtype, *halves)]
     if lifted.host.dialect == "aten" and any(bag.pool != "row" or bag.weights for bag in narrow):
         raise No("rows of {} that are added up as {}", narrow[0].table.value.dtype, spec.dtype)
 
 
-def _width(term: Bag | View) -> int:
+def _check_again(lifted: Lifted, spec: EmbeddingBags) -> None:
+    """Refuse numbers that a file's dimensions cannot repeat: where they fill columns alone, or end within one."""
+    for piece in spec.pieces if lifted.host.dialect == "onnx" else ():
+        for term in piece:
+            count = len(term.rows) if isinstance(term, Again) else 1
+            if isinstance(term, Again) and len(piece) == 1:
+                raise No("columns beside the lookups that are the same in every row")
+            if count > 1 and count not in [sizes.product(spec.shape[n:-1]) for n in range(len(spec.shape))]:
+                raise No("numbers beside the lookups that repeat within a dimension")
+
+
+def _width(term: Bag | View | Again) -> int:
+    if isinstance(term, Again):
+        return int(term.rows.shape[-1])
     return term.width if isinstance(term, Bag) else int(term.shape[-1])
 
 
-def _pieces(place: _Place, term: Tensor, whole: Poly) -> tuple[list[Axis], list[tuple[Bag | View, ...]]]:
+def _pieces(place: _Place, term: Tensor, whole: Poly) -> tuple[list[Axis], list[tuple[Bag | View | Again, ...]]]:
     """The column axes, and the terms of every piece of the concat."""
     flat = [a for d in term.dims for a in d]
     guards = {a for m in whole.monos for a in m.atoms if isinstance(a, Guard) and not is_data(place.lifted, a)}
@@ -200,9 +225,13 @@ def _columns(lifted: Lifted, body: Poly) -> list[Axis]:
     raise No("no table is read at rows that data names")
 
 
-def _terms(place: _Place, body: Poly, columns: Sequence[Axis]) -> tuple[Bag | View, ...]:
-    terms = [_dense(place, m, columns) if _lookup(place.lifted, m) is None else None for m in body.monos]
-    found = [t or _bag(place, m, columns) for t, m in zip(terms, body.monos, strict=True)]
+def _terms(place: _Place, body: Poly, columns: Sequence[Axis]) -> tuple[Bag | View | Again, ...]:
+    fixed = [monomial(m, body.dtype) for m in body.monos if not is_data(place.lifted, m)]
+    monos = [m for m in body.monos if is_data(place.lifted, m)]
+    terms = [_dense(place, m, columns) if _lookup(place.lifted, m) is None else None for m in monos]
+    found: list[Bag | View | Again] = [t or _bag(place, m, columns) for t, m in zip(terms, monos, strict=True)]
+    if fixed:
+        found.append(_again(place, add_terms(*fixed), columns))
     if not found:
         raise No("columns that nothing fills")
     rows = any(isinstance(t, Bag) and t.pool == "row" and isinstance(t.shift, tuple) for t in found)
@@ -222,11 +251,25 @@ def _lookup(lifted: Lifted, mono: Mono) -> Read | None:
 
 def _pooled(mono: Mono) -> tuple[str, tuple[Axis, ...], tuple[Atom, ...]]:
     """How a monomial pools, over which axes, what."""
-    if not mono.axes and len(mono.atoms) == 1 and isinstance(mono.atoms[0], Reduce) and mono.atoms[0].op == "max":
-        inside = mono.atoms[0].body.monos
-        if len(inside) == 1 and not inside[0].axes and inside[0].coef == 1:
-            return "max", mono.atoms[0].axes, inside[0].atoms
+    most = _largest(mono)
+    if most is not None:
+        return "max", most.axes, most.rows
     return ("sum" if mono.axes else "row"), mono.axes, mono.atoms
+
+
+def _largest(mono: Mono) -> Largest | None:
+    return largest(mono.atoms[0]) if not mono.axes and len(mono.atoms) == 1 else None
+
+
+def _again(place: _Place, body: Poly, columns: Sequence[Axis]) -> Again:
+    """Numbers that the model holds, the same for all rows or by their place along the last row axes."""
+    rows = place.rows or []
+    used = [n for n, a in enumerate(rows) if a in body.axes_read]
+    inner = rows[used[0] :] if used else []
+    array = fold(place.lifted, Tensor(tuple((a,) for a in (*inner, *columns)), body))
+    width = sizes.product(a.size for a in columns)
+    assert isinstance(width, int)
+    return Again(array.reshape(-1, width))
 
 
 def _dense(place: _Place, mono: Mono, columns: Sequence[Axis]) -> View:
@@ -273,22 +316,31 @@ def _bag(place: _Place, mono: Mono, columns: Sequence[Axis]) -> Bag:
     limits = [p for p in others if isinstance(p.atom, Guard) and is_data(lifted, p)]
     ids, wraps = unwrapped(index, rows)
     others = [substitute(p, names) for p in others if p not in limits]
-    found = Factors(weights=others) if pool == "max" else factors(others, ids, inner)
+    row = index
+    most = _largest(mono)
+    found = factors(others, ids, row, inner) if most is None else _counted(most, others, ids, row, names)
     found.below = _below([substitute(p, names) for p in limits], index, rows)
     ids, modulus, moved = hashed(lifted, ids)
     shift = shifts(lifted, moved, inner)
     if lifted.host.dialect == "aten":
         _check_torch(read.leaf, pool, wraps, shift, found)
-    if found.pad is not None or found.below or found.lengths is not None:
+    if most is not None:
+        _check_hidden(lifted, read.leaf, most, found)
+    elif found.pad is not None or found.below or found.lengths is not None:
         _check_finite(lifted, read.leaf, turned, found)
     table = View(read.leaf, (rows, width), (Permute((1, 0)),) if turned else ())
     bag = Bag(table, table, pool, wraps, None, modulus, shift, found.pad, found.above, found.below, found.div)
+    bag = replace(bag, of_row=found.of_row)
+    if most is not None and most.live:
+        bag = replace(bag, otherwise=most.hidden if most.count is None else most.empty)
+    if found.over is not None:
+        bag = replace(bag, over=place.view(found.over, (), "the denominators")[0])
     if found.starts is not None:
-        return _ragged(place, replace(bag, pool=_scaled(mono, pool, 0)), found, ids, inner)
+        return _ragged(place, _scaled(mono, bag, 0), found, ids, inner)
     view, order = place.view(ids, inner, "the ids")
     weights = lengths = None
     if found.weights:
-        weights, same = place.view(mul(*found.weights), inner, "the weights of a bag")
+        weights, same = _weights(place, mul(*found.weights), inner)
         if same != order:
             raise No("the weights lie in another order than the ids")
     if found.lengths is not None:
@@ -299,7 +351,45 @@ def _bag(place: _Place, mono: Mono, columns: Sequence[Axis]) -> Bag:
     if not isinstance(count, int):
         raise No("bags of a length that only the run knows")
     uniform = not (weights or lengths or found.div) and found.pad is None
-    return replace(bag, ids=view, weights=weights, lengths=lengths, pool=_scaled(mono, pool, count if uniform else 0))
+    bag = _scaled(mono, bag, count if uniform else 0)
+    return replace(bag, ids=view, weights=weights, lengths=lengths)
+
+
+def _weights(place: _Place, body: Poly, inner: Sequence[Axis]) -> tuple[View, tuple[Axis, ...]]:
+    """A host value that holds the weights of a bag, which may be a condition."""
+    try:
+        return place.view(body, inner, "the weights of a bag")
+    except No:
+        cast = body.atom
+        if not isinstance(cast, Fn) or cast.name != "cast" or cast.args[0].dtype != "bool":
+            raise
+        return place.view(cast.args[0], inner, "the weights of a bag")
+
+
+def _counted(most: Largest, others: list[Poly], ids: Poly, row: Poly, names: Mapping[Axis, Poly]) -> Factors:
+    """The factors of a maximum: which ids count, and weights of those. Raises No where conditions say more."""
+    inner = [p.atom.axis for p in names.values() if isinstance(p.atom, Coord)]
+    dtype = most.rows[0].dtype
+    tests = [fn("cast", [substitute(c, names)], dtype) for c in most.live]
+    found = factors(tests, ids, row, inner)
+    if found.weights:
+        raise No("a maximum under a condition that says more than which ids count: {}", found.weights[0].text)
+    if most.count is not None and not any(most.count is n for n in counts(most.count, tests, inner)):
+        raise No("a maximum under a condition that is not how many ids count")
+    found.weights = others
+    return found
+
+
+def _check_hidden(lifted: Lifted, table: Value, most: Largest, found: Factors) -> None:
+    """Refuse a maximum whose rows are not above what stands in the place of others."""
+    if not most.live or most.hidden == float("-inf"):
+        return
+    if found.weights:
+        raise No("weighted rows beside {}", most.hidden)
+    # Where it is taken off the rows it is all that is left of them, to within what a float32 holds.
+    low, high = (most.hidden * 1e-7, -most.hidden * 1e-7) if most.taken else (most.hidden, float("inf"))
+    if not all(block.size == 0 or low <= block.min() <= block.max() <= high for block in lifted.host.blocks(table)):
+        raise No("rows of {} that {} does not hide", table.name, most.hidden)
 
 
 def _below(limits: Sequence[Poly], index: Poly, rows: Size) -> int:
@@ -315,9 +405,7 @@ def _below(limits: Sequence[Poly], index: Poly, rows: Size) -> int:
 
 def _check_torch(table: Value, pool: str, wraps: bool, shift: int | tuple[int, ...], found: Factors) -> None:
     """Refuse what the layout of the torch operator has no words for."""
-    if found.below:
-        raise No("ids of {} that may lie outside of it are zeros", table.name)
-    if wraps and found.pad is not None:
+    if wraps and found.pad is not None and not found.of_row:
         raise No("a padding id of {}, of which negative ids count from the end", table.name)
     apart = pool in ("row", "sum") and found.div is None and found.lengths is None and found.starts is None
     if isinstance(shift, tuple) and not apart:
@@ -360,10 +448,12 @@ def _ragged(place: _Place, bag: Bag, found: Factors, ids: Poly, inner: Sequence[
     return replace(bag, ids=flat[0], weights=flat[1] if len(flat) > 1 else None, offsets=offsets, last=last)
 
 
-def _scaled(mono: Mono, pool: str, count: int) -> str:
-    """The pool that a coefficient makes of it: 1/L makes a sum of L rows the mean."""
+def _scaled(mono: Mono, bag: Bag, count: int) -> Bag:
+    """The bag that a coefficient makes of it: 1/L makes a sum of L rows the mean."""
     if mono.coef == 1:
-        return pool
-    if pool == "sum" and count and isinstance(mono.coef, float) and math.isclose(mono.coef * count, 1):
-        return "mean"
+        return bag
+    if bag.pool == "sum" and count and isinstance(mono.coef, float) and math.isclose(mono.coef * count, 1):
+        return replace(bag, pool="mean")
+    if bag.pool != "max" and isinstance(mono.coef, (int, float)):
+        return replace(bag, factor=float(mono.coef))
     raise No("rows under a factor of {}", mono.coef)

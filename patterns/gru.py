@@ -113,8 +113,8 @@ def _match(lifted: Lifted, found: Chain, cell: Cell) -> Match | None:
         last,
     )
     dead = dead_after(lifted, found.states[-1], [v.value for v in spec.views], [*found.states, *others])
-    inside = [v for node in dead for v in node.outputs if v in lifted.definition]
-    flops = sum(product_flops(lifted.definition[v]) for v in inside)
+    gone = [v for node in dead for v in node.outputs if v in lifted.definition]
+    flops = sum(product_flops(lifted.definition[v]) for v in gone)
     return Match(
         name,
         found.states[-1],
@@ -123,7 +123,7 @@ def _match(lifted: Lifted, found: Chain, cell: Cell) -> Match | None:
         dead,
         frozenset(found.states),
         flops,
-        frozenset((*inside, *found.states)),
+        _between(lifted, spec, found.states),
         serves=((found.states[-1], ()),) if last else tuple(served),
         at=first.node,
     )
@@ -136,6 +136,19 @@ def _start(place: Place, found: Chain, row: Axis, column: Axis) -> View | None:
     if seen.body.number == 0:
         return None
     return place.view(seen.at([coord(row), coord(column)]), [(column,)], "the first state", found.start)
+
+
+def _between(lifted: Lifted, spec: Gru, states: Sequence[Value]) -> frozenset[Value]:
+    """The states, and what is computed on the way to them from what the operator reads; others may read it too."""
+    kept = {v.value for v in spec.views}
+    found, pending = set(states), list(states)
+    while pending:
+        node = pending.pop().node
+        fresh = [] if node is None else [u for u in node.inputs if u not in found and u not in kept]
+        fresh = [u for u in fresh if u in lifted.definition and not lifted.host.is_constant(u)]
+        found.update(fresh)
+        pending += fresh
+    return frozenset(found)
 
 
 # --- what it gives

@@ -34,7 +34,7 @@ from recopt.ir.term import (
     walk,
 )
 from recopt.lift.base import Lifted
-from recopt.match import Match, No, dead_after, fold, is_data
+from recopt.match import Match, No, constant_leaf, dead_after, fold, is_data
 from recopt.operands import stored_as
 from recopt.views import arrange, held_by, regroup
 
@@ -42,6 +42,7 @@ name = "layer-norm"
 operator = "recopt::layer_norm"
 
 STEPS = 6  # nodes between the square root and the result
+MAX_BETWEEN = 20  # values from what is normalised to the result
 
 
 # --- where to look ---
@@ -55,7 +56,8 @@ def roots(lifted: Lifted) -> list[Value]:
             t = lifted.local(value)
             if t is None or value.dtype not in FLOATS:
                 continue
-            left = max((found.get(v, 0) - 1 for v in node.inputs), default=0)
+            summed = any(m.axes for m in t.body.monos)
+            left = 0 if summed else max((found.get(v, 0) - 1 for v in node.inputs), default=0)
             rooted = any(isinstance(a, Fn) and a.name == "sqrt" and is_data(lifted, a) for a in walk(t.body))
             if rooted or left > 0:
                 found[value] = STEPS if rooted else left
@@ -71,18 +73,18 @@ def match(lifted: Lifted, root: Value) -> Match | None:
     if term is None:
         return None
     for x in _candidates(lifted, root):
-        inside: set[Value] = set()
+        between = _between(lifted, x, root)
         try:
-            found = _normalised(lifted, term, x, inside)
+            found = None if between is None else _normalised(lifted, term, _over(lifted, between), x)
         except TooLarge:
             continue
-        if found is not None:
-            return _match(lifted, root, term, found, inside)
+        if found is not None and between is not None:
+            return _match(lifted, root, term, found, frozenset(between[:-1]))
     return None
 
 
 def _candidates(lifted: Lifted, root: Value) -> Iterator[Value]:
-    """What the first reductions before `root` read, earliest first."""
+    """What the first reductions before `root` read, nearest first."""
     found: dict[Value, None] = {}
     pending, seen = [(root, 0)], {root}
     while pending:
@@ -98,7 +100,7 @@ def _candidates(lifted: Lifted, root: Value) -> Iterator[Value]:
             if leaf not in seen:
                 seen.add(leaf)
                 pending.append((leaf, depth + 1))
-    yield from sorted(found, key=lambda v: lifted.order.get(v, 0))
+    yield from sorted(found, key=lambda v: -lifted.order.get(v, 0))
 
 
 class _Found:
@@ -108,10 +110,8 @@ class _Found:
         self.x, self.along, self.g, self.b, self.eps = x, along, g, b, eps
 
 
-def _normalised(lifted: Lifted, term: Tensor, x: Value, inside: set[Value]) -> _Found | None:
-    body = _over(lifted, term.body, x, inside)
-    if any(isinstance(v, Value) and v is not x and not lifted.host.is_constant(v) for v in body.leaves):
-        return None
+def _normalised(lifted: Lifted, term: Tensor, body: Poly, x: Value) -> _Found | None:
+    """`body`, over x and constants, as a normalisation of x along axes of `term`."""
     reads = {a for m in body.monos for a in m.atoms if isinstance(a, Read) and a.leaf is x and not m.axes}
     roots_of = {a for m in body.monos for a in m.atoms if _is_root(a)}
     if len(reads) != 1 or len(roots_of) != 1:
@@ -167,22 +167,40 @@ def _vanishes(term: Poly, factor: float) -> bool:
     return all(isinstance(m.coef, (int, float)) and abs(m.coef) < 1e-9 * factor for m in term.monos)
 
 
-def _over(lifted: Lifted, term: Poly, x: Value, inside: set[Value]) -> Poly:
-    """`term` over x and constants: everything between is put in."""
-
-    def inner(atom: Atom) -> Poly | None:
-        if not isinstance(atom, Read) or not isinstance(atom.leaf, Value) or atom.leaf is x:
+def _between(lifted: Lifted, x: Value, root: Value) -> list[Value] | None:
+    """What is computed from x on the way to `root`, which is last; None where `root` reads other data than x, or where
+    more lies between than a normalisation has."""
+    between: set[Value] = set()
+    pending = [root]
+    while pending:
+        value = pending.pop()
+        own = lifted.local(value)
+        if own is None or len(between) == MAX_BETWEEN or lifted.order[value] <= lifted.order.get(x, -1):
             return None
-        own = None if lifted.host.is_constant(atom.leaf) else lifted.local(atom.leaf)
-        if own is None or lifted.order.get(atom.leaf, 0) <= lifted.order.get(x, 0):
-            return None
-        inside.add(atom.leaf)
-        return _over(lifted, own.at(list(atom.index)), x, inside)
+        if any(m.axes and any(constant_leaf(lifted, v) for v in m.leaves) for m in own.body.monos):
+            return None  # a product with weights
+        between.add(value)
+        data = [v for v in own.body.leaves if isinstance(v, Value) and not lifted.host.is_constant(v)]
+        pending += [v for v in data if v is not x and v not in between and v not in pending]
+    return sorted(between, key=lambda v: lifted.order[v])
 
-    return substitute(term, {}, inner)
+
+def _over(lifted: Lifted, between: list[Value]) -> Poly:
+    """The last of some values with the others put in."""
+    opened: dict[Value, Tensor] = {}
+
+    def put_in(atom: Atom) -> Poly | None:
+        known = opened.get(atom.leaf) if isinstance(atom, Read) and isinstance(atom.leaf, Value) else None
+        return None if known is None or not isinstance(atom, Read) else known.at(list(atom.index))
+
+    for value in between:
+        own = lifted.local(value)
+        assert own is not None
+        opened[value] = own.with_body(substitute(own.body, {}, put_in))
+    return opened[between[-1]].body
 
 
-def _match(lifted: Lifted, root: Value, term: Tensor, found: _Found, inside: set[Value]) -> Match:
+def _match(lifted: Lifted, root: Value, term: Tensor, found: _Found, inside: frozenset[Value]) -> Match:
     rows = [a for a in term.axes if a not in found.along]
     options = []
     for held in held_by(lifted, single(found.x, found.x.dtype), list(term.axes), lifted.order[root]):
@@ -200,6 +218,4 @@ def _match(lifted: Lifted, root: Value, term: Tensor, found: _Found, inside: set
     g, b = (stored_as(fold(lifted, Tensor((found.along,), t)), term.dtype) for t in (found.g, found.b))
     shape = (*(sizes.product(a.size for a in d) for d in dims), sizes.product(a.size for a in found.along))
     spec = LayerNorm(view, g, b, found.eps, shape, term.dtype, regroup((*dims, found.along), term.dims), root.name)
-    return Match(
-        name, root, spec, lambda: term, dead_after(lifted, root, [view.value]), frozenset(), inside=frozenset(inside)
-    )
+    return Match(name, root, spec, lambda: term, dead_after(lifted, root, [view.value]), frozenset(), inside=inside)

@@ -25,14 +25,17 @@ class Factors:
     lengths: Poly | None = None
     pad: int | None = None
     above: bool = False
+    of_row: bool = False  # the pad is a row, once negative ids are counted from the end
     below: int = 0
     div: tuple[float, float] | None = None
+    over: Poly | None = None  # what is divided by, where that is not what the factors add up to
     weights: list[Poly] = field(default_factory=list)
 
 
-def factors(others: Sequence[Poly], ids: Poly, inner: Sequence[Axis]) -> Factors:
-    """`others` are the factors beside the row, `inner` the axes that are summed. Raises No for a denominator that is
-    not what the factors add up to."""
+def factors(others: Sequence[Poly], ids: Poly, row: Poly, inner: Sequence[Axis]) -> Factors:
+    """`others` are the factors beside the row, `inner` the axes that are summed; `row` is what `ids` name, which counts
+    negative ones from the end or is the same. Raises No for a denominator that
+    varies from id to id."""
     found = Factors()
     counted: list[Poly] = []
     below: list[Poly] = []
@@ -42,18 +45,18 @@ def factors(others: Sequence[Poly], ids: Poly, inner: Sequence[Axis]) -> Factors
             below.append(atom.args[0])
             continue
         counted.append(p)
-        if not _member(found, p, ids, inner):
+        if not _member(found, p, ids, row, inner):
             found.weights.append(p)
     if found.starts is None and found.ends is not None:
         found.lengths, found.ends = found.ends, None
     if len(below) > 1:
         raise No("several denominators")
     if below:
-        found.div = _denominator(below[0], counted, inner)
+        found.div, found.over = _denominator(below[0], counted, inner)
     return found
 
 
-def _member(found: Factors, p: Poly, ids: Poly, inner: Sequence[Axis]) -> bool:
+def _member(found: Factors, p: Poly, ids: Poly, row: Poly, inner: Sequence[Axis]) -> bool:
     """Whether a factor says which ids count; noted if so."""
     atom = p.atom
     test = atom.args[0].atom if isinstance(atom, Fn) and atom.name == "cast" and atom.args[0].dtype == "bool" else None
@@ -68,6 +71,9 @@ def _member(found: Factors, p: Poly, ids: Poly, inner: Sequence[Axis]) -> bool:
         return True
     above = test.name == "lt" and test.args[0].number == 0 and test.args[1] is ids
     pad = 0 if above else _pad(test, ids)
+    if pad is None and row is not ids:
+        pad = _pad(test, row)
+        found.of_row = pad is not None or found.of_row
     if pad is None or (found.pad is not None and (found.pad, found.above) != (pad, above)):
         return False
     found.pad, found.above = pad, above
@@ -89,8 +95,8 @@ def _same(a: Poly, b: Poly) -> bool:
     return a is b or (a.atom is not None and a.atom is b.atom)
 
 
-def _denominator(q: Poly, counted: Sequence[Poly], inner: Sequence[Axis]) -> tuple[float, float]:
-    """LO and EPS of max(n, LO) + EPS, where n is what the factors add up to."""
+def _denominator(q: Poly, counted: Sequence[Poly], inner: Sequence[Axis]) -> tuple[tuple[float, float], Poly | None]:
+    """LO and EPS of max(n, LO) + EPS, where n is what the factors add up to; and n where it is not."""
     eps = sum(float(m.coef) for m in q.monos if not m.atoms and not m.axes)
     bare = add(q, number(-eps, q.dtype)) if eps else q
     low = float("-inf")
@@ -99,12 +105,16 @@ def _denominator(q: Poly, counted: Sequence[Poly], inner: Sequence[Axis]) -> tup
         rest = [a for a in bare.atom.args if a.number is None]
         if len(limits) == 1 and len(rest) == 1:
             low, bare = float(limits[0]), rest[0]
-    if not any(bare is n for n in _counts(bare, counted, inner)):
+    if any(bare is n for n in counts(bare, counted, inner)):
+        return (low, eps), None
+    atom = bare.atom
+    if atom is None or not bare.axes_read.isdisjoint(inner):
         raise No("a denominator that is not what the weights add up to")
-    return low, eps
+    whole = isinstance(atom, Fn) and atom.name == "cast" and atom.args[0].dtype in ("int64", "int32")
+    return (low, eps), atom.args[0] if isinstance(atom, Fn) and whole else bare
 
 
-def _counts(like: Poly, counted: Sequence[Poly], inner: Sequence[Axis]) -> list[Poly]:
+def counts(like: Poly, counted: Sequence[Poly], inner: Sequence[Axis]) -> list[Poly]:
     """What the factors add up to: as floats, and counted in integers first."""
     if not counted:
         return [number(sizes.product(a.size for a in inner), like.dtype)]

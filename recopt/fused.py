@@ -101,6 +101,13 @@ class Stored:
     scales: View | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class Again:
+    """Numbers [N, C] that come again and again: row r of a result, all of its row dimensions as one, has row r % N."""
+
+    rows: Array
+
+
 @dataclass(frozen=True)
 class Bag:
     """Rows of a table, pooled: y[.., d] = sum_l weights[.., l] * table[ids[.., l], d], or the mean, or the maximum.
@@ -108,8 +115,10 @@ class Bag:
     `ids` is [rows.., L]; pool "row" does not pool: the rows of the L ids lie side by side. `wraps` says that negative
     ids count from the end. `weights` is [rows.., L] too. The row that is read is id % modulus + shift, a number or one
     for each of the L. Ids past `lengths` [rows..] do not count, nor where the row is `pad`, or up to `pad` where only
-    those `above` it do, nor rows outside of 0..`below`, which need not be there. `div` LO, EPS divides a sum by
-    max(n, LO) + EPS, n being the sum of the weights or how many ids count. With `offsets` [R], or [R + 1] where `last`,
+    those `above` it do (before it is counted from the end; after that, where the pad is `of_row`), nor rows outside of
+    0..`below`, which need not be there. `div` LO, EPS divides a sum by
+    max(n, LO) + EPS, n being the sum of the weights or how many ids count, or `over` [rows..]. A row or a sum is
+    multiplied by `factor`; the maximum of no ids is `otherwise`. With `offsets` [R], or [R + 1] where `last`,
     ids are [N] and bag r begins at offsets[r].
 
     What optional passes add: `stored`, a table of fewer bits; `remap` [modulus or rows], the row that is read is
@@ -136,6 +145,10 @@ class Bag:
     parts: tuple[Bag, ...] = ()
     steps: tuple[View, ...] = ()
     once: bool = False
+    over: View | None = None
+    factor: float = 1.0
+    otherwise: float = 0.0
+    of_row: bool = False
 
     @property
     def columns(self) -> int:
@@ -155,10 +168,10 @@ class Bag:
 
 @dataclass(frozen=True)
 class EmbeddingBags:
-    """`recopt::embedding_bags`: pieces side by side, [rows.., W], then `steps`. The terms of a piece, bags and dense
-    values [rows.., C], add up."""
+    """`recopt::embedding_bags`: pieces side by side, [rows.., W], then `steps`. The terms of a piece, bags, dense
+    values [rows.., C] and numbers, add up."""
 
-    pieces: tuple[tuple[Bag | View, ...], ...]
+    pieces: tuple[tuple[Bag | View | Again, ...], ...]
     shape: tuple[Size, ...]  # before `steps`
     dtype: str
     steps: tuple[Step, ...] = ()
@@ -172,7 +185,7 @@ class EmbeddingBags:
     def views(self) -> tuple[View, ...]:
         """Everything that it reads."""
         dense = [term for piece in self.pieces for term in piece if isinstance(term, View)]
-        parts = [(bag.table, bag.ids, bag.weights, bag.offsets, bag.lengths) for bag in self.bags]
+        parts = [(bag.table, bag.ids, bag.weights, bag.offsets, bag.lengths, bag.over) for bag in self.bags]
         read = [v for part in parts for v in part if v is not None]
         read += [bag.stored.scales for bag in self.bags if bag.stored and bag.stored.scales]
         read += [part.ids for bag in self.bags for part in bag.parts]
@@ -339,10 +352,12 @@ def reading(spec: Spec, current: Callable[[View], View]) -> Spec:
         gates = tuple(map(moved, spec.gates))
         return replace(spec, x=current(spec.x), h0=h0, wi=wi, wh=wh, bi=bi, bh=bh, gates=gates)
 
-    def term(item: Bag | View) -> Bag | View:
+    def term(item: Bag | View | Again) -> Bag | View | Again:
         if isinstance(item, View):
             return current(item)
-        named = {"ids": item.ids, "weights": item.weights, "offsets": item.offsets, "lengths": item.lengths}
+        if isinstance(item, Again):
+            return item
+        named = {n: getattr(item, n) for n in ("ids", "weights", "offsets", "lengths", "over")}
         moved = replace(item, **{name: v and current(v) for name, v in named.items()})  # type: ignore[arg-type]  # names and types are those of Bag
         return replace(moved, parts=tuple(bag for part in item.parts if isinstance(bag := term(part), Bag)))
 

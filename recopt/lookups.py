@@ -37,6 +37,7 @@ from .ir.term import (
     sum_over,
 )
 from .ir.term import add as add_terms
+from .largest import largest
 from .lift.base import Lifted
 from .match import No, constant_leaf, fold, is_data
 
@@ -61,6 +62,9 @@ def _weighs(lifted: Lifted, mono: Mono) -> bool:
 
 
 def _looks_up(lifted: Lifted, atom: Atom) -> bool:
+    most = largest(atom)
+    if most is not None:
+        return any(_looks_up(lifted, a) for a in most.rows)
     if isinstance(atom, Reduce):
         return atom.op == "max" and any(_looks_up(lifted, a) for m in atom.body.monos for a in m.atoms)
     atom = widened(atom)
@@ -144,8 +148,14 @@ def _total(lifted: Lifted, term: Poly) -> Poly:
     if not isinstance(atom, Read) or t is None or t.dtype not in FLOATS or looks_up(lifted, atom.leaf):  # type: ignore[arg-type]  # a value, as it has a definition
         return term
     adds = len(t.body.monos) == 1 and len(t.body.monos[0].axes) > 0
-    bounds = not adds and _total(lifted, t.body) is not t.body
+    bounds = not adds and (_limits(t.body) or _total(lifted, t.body) is not t.body)
     return _total(lifted, t.at(list(atom.index))) if adds or bounds else term
+
+
+def _limits(term: Poly) -> bool:
+    """Whether a term is another that a number bounds from below."""
+    atom = term.atom
+    return isinstance(atom, Fn) and atom.name == "max" and any(isinstance(a.number, (int, float)) for a in atom.args)
 
 
 def _is_share(lifted: Lifted, value: Value) -> bool:
@@ -166,9 +176,22 @@ def masks(lifted: Lifted, value: Value) -> bool:
         leaves = [] if t is None else [v for v in t.body.leaves if isinstance(v, Value)]
         weights = any(constant_leaf(lifted, v) and v.dtype in FLOATS for v in leaves)
         read = [] if weights else [v for v in leaves if not constant_leaf(lifted, v)]
-        whole = {v for v in read if v.dtype not in FLOATS and v.dtype != "bool"}
-        lifted.notes[key] = bool(read) and value not in read and all(v in whole or masks(lifted, v) for v in read)
+        whole = {v for v in read if v.dtype not in FLOATS}
+        counts = t is None or t.dtype in FLOATS or t.dtype == "bool" or _counts(lifted, t.body)
+        lifted.notes[key] = (
+            counts and bool(read) and value not in read and all(v in whole or masks(lifted, v) for v in read)
+        )
     return lifted.notes[key] is True
+
+
+def _counts(lifted: Lifted, term: Poly) -> bool:
+    """Whether an integer is made of conditions: ids that are chosen by one are ids still."""
+    for atom in (a for m in term.monos for a in m.atoms):
+        condition = isinstance(atom, Fn) and atom.name == "cast" and atom.args[0].dtype == "bool"
+        held = isinstance(atom, Read) and isinstance(atom.leaf, Value) and masks(lifted, atom.leaf)
+        if not (condition or held):
+            return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -183,8 +206,9 @@ class _Hot:
 
 def picked(lifted: Lifted, term: Poly) -> Poly:
     """sum_k [ids == k] T[k, d] -> [0 <= ids < K] T[ids, d], without the guard where every id has its place;
-    where(c, 0, T[ids, d]) -> [not c] T[ids, d]."""
-    parts = [_picked_one(lifted, m) or _cleared(lifted, m) or monomial(m, term.dtype) for m in term.monos]
+    where(c, 0, T[ids, d]) -> [not c] T[ids, d]; max_l x[l] -> max_l where(c, T[ids[l], d], -1e9), where that is x."""
+    ways = (_picked_one, _cleared, _shown)
+    parts = [next(filter(None, (way(lifted, m) for way in ways)), monomial(m, term.dtype)) for m in term.monos]
     return add_terms(*parts) if parts else term
 
 
@@ -205,7 +229,7 @@ def _picked_one(lifted: Lifted, mono: Mono) -> Poly | None:
 
 def _cleared(lifted: Lifted, mono: Mono) -> Poly | None:
     for atom in mono.atoms:
-        if not isinstance(atom, Fn) or atom.name != "where" or atom.dtype not in FLOATS:
+        if not isinstance(atom, Fn) or atom.name != "where" or atom.dtype not in FLOATS or largest(atom) is not None:
             continue
         condition, a, b = atom.args
         rows, zero = (b, a) if a.number == 0 else (a, b)
@@ -217,6 +241,23 @@ def _cleared(lifted: Lifted, mono: Mono) -> Poly | None:
         product = substitute(mul(live, rows, *others), {x: coord(n) for x, n in names.items()})
         return scale(sum_over(product, list(names.values())), mono.coef)
     return None
+
+
+def _shown(lifted: Lifted, mono: Mono) -> Poly | None:
+    only = mono.atoms[0] if len(mono.atoms) == 1 and not mono.axes else None
+    if only is None or largest(only) is None:
+        return None
+
+    def inner(atom: Atom) -> Poly | None:
+        t = lifted.definition.get(atom.leaf) if isinstance(atom, Read) and isinstance(atom.leaf, Value) else None
+        what = t.body.atom if t is not None else None
+        if not isinstance(atom, Read) or t is None or not isinstance(what, Fn) or what.name != "where":
+            return None
+        hides = what.dtype in FLOATS and any(isinstance(a.number, (int, float)) for a in what.args[1:])
+        return t.at(list(atom.index)) if hides else None
+
+    shown = substitute(single(only, only.dtype), {}, inner)
+    return None if shown.atom is only else scale(shown, mono.coef)
 
 
 def _is_finite(lifted: Lifted, value: Value) -> bool:

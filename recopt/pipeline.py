@@ -25,7 +25,7 @@ from .lower import check_target
 from .passes import Asked, Pass, asked, is_lossy, is_optional
 from .report import Key, Refusal, Report
 from .rewrite import Context
-from .verify import Span, Verdict, feeds, index_limits, shapes_of, verify_model
+from .verify import Span, Verdict, bounds_of_bags, feeds, in_order, index_limits, shapes_of, verify_model
 from .view import text
 
 LEVELS = ("none", "shapes", "rewrites", "model")
@@ -209,7 +209,11 @@ def _inputs(host: Host, examples: Sequence[Array] | None, span: Span = SPANS[0])
     limits = index_limits(host) if drawn else {}
     dynamic = any(not isinstance(s, int) for v in host.inputs for s in v.shape or ())
     batches = BATCHES if dynamic else BATCHES[:1]
-    found = [feeds(host, batch, examples, limits, seed, span) for seed, batch in enumerate(batches)]
+    bounds = bounds_of_bags(host)
+    found = [
+        in_order(feeds(host, batch, examples, limits, seed, span), host, bounds, batch)
+        for seed, batch in enumerate(batches)
+    ]
     return found if examples is None else [list(examples), *(found if dynamic else [])]
 
 

@@ -20,6 +20,7 @@ from .ir.term import (
     Coord,
     Fn,
     Guard,
+    Interned,
     Leaf,
     Mono,
     Poly,
@@ -37,6 +38,7 @@ from .ir.term import (
     single,
     substitute,
     sum_over,
+    walk,
 )
 from .lift.base import Lifted
 from .match import is_data
@@ -77,8 +79,9 @@ def chain(lifted: Lifted, last: Value) -> Chain | None:
         return None
     start: Value | None = before
     at_start = substitute(general, {back: number(len(states))}, _from_zero)
-    first = _opened(lifted, before, None, frozenset(general.leaves))
-    if first is not None and first.dims == now.dims and first.body is at_start:  # its own state before is 0
+    # Its own state before is 0, if it is a step at all: one with a state before would open all that comes earlier.
+    first = _opened(lifted, before, None, frozenset(general.leaves)) if _step_of(lifted, before) is None else None
+    if first is not None and first.dims == now.dims and first.body is at_start:
         states.insert(0, before)
         start = None
     position = axis(len(states))
@@ -155,40 +158,52 @@ def _blends(lifted: Lifted, value: Value) -> bool:
 def _opened(lifted: Lifted, value: Value, before: Value | None, stop: frozenset[Leaf]) -> Tensor | None:
     """`value` over the state `before`, over constants and over what stands still while steps go by: positions of
     tensors, or the leaves in `stop`. None where it cannot be told."""
+    own: dict[Value, Tensor] = {}
     opened: dict[Value, Tensor] = {}
 
-    def of(u: Value) -> Tensor | None:
-        if u not in opened:
-            own = lifted.local(u) if u.node is not None and len(opened) < MAX_OPENED else None
-            if own is None:
-                return None
-            opened[u] = own.with_body(substitute(own.body, {}, inner))
-        return opened[u]
-
-    def inner(atom: Atom) -> Poly | None:
-        if not isinstance(atom, Read) or not isinstance(atom.leaf, Value):
+    def moves(term: Interned) -> Value | None:
+        """The value read there, if it is neither the state before nor a constant."""
+        leaf = term.leaf if isinstance(term, Read) else None
+        if not isinstance(leaf, Value) or leaf is before or leaf in stop or leaf.node is None:
             return None
-        leaf = atom.leaf
-        if leaf is before:
+        return None if lifted.host.is_constant(leaf) else leaf
+
+    def stands(atom: Interned, leaf: Value) -> bool:
+        return before is not None and _is_placed(lifted, atom, leaf) and not _follows(lifted, leaf, before)
+
+    def put_in(atom: Atom) -> Poly | None:
+        if isinstance(atom, Read) and atom.leaf is before:
             return read(PREVIOUS, atom.index, atom.dtype)
-        if leaf in stop or lifted.host.is_constant(leaf) or leaf.node is None:
+        leaf = moves(atom)
+        if leaf is None or not isinstance(atom, Read):
             return None
-        if before is not None and _is_placed(lifted, atom, leaf) and not _follows(lifted, leaf, before):
+        if stands(atom, leaf):
             return _seen(lifted, atom)
-        found = of(leaf)
-        return None if found is None else found.at(list(atom.index))
+        return opened[leaf].at(list(atom.index)) if leaf in opened else None
 
+    # The nearest first, and no recursion: in a graph without steps the values before have no end.
+    pending = {value}
+    while pending and len(own) < MAX_OPENED:
+        u = max(pending, key=lambda v: lifted.order.get(v, 0))
+        pending.remove(u)
+        t = lifted.local(u)
+        if t is not None:
+            own[u] = t
+            read_there = ((a, moves(a)) for a in walk(t.body))
+            pending |= {v for a, v in read_there if v is not None and v not in own and not stands(a, v)}
     try:
-        found = of(value)
+        for u in reversed(own):
+            opened[u] = own[u].with_body(substitute(own[u].body, {}, put_in))
     except TooLarge:
         return None
-    return None if found is None else found.canonical()
+    return opened[value].canonical() if value in opened else None
 
 
-def _is_placed(lifted: Lifted, atom: Read, leaf: Value) -> bool:
+def _is_placed(lifted: Lifted, atom: Interned, leaf: Value) -> bool:
     """Whether a read is at one place of several along some dimension."""
     shape = _shape(lifted, leaf) or ()
-    return any(isinstance(p.number, int) and size != 1 for p, size in zip(atom.index, shape, strict=False))
+    index = atom.index if isinstance(atom, Read) else ()
+    return any(isinstance(p.number, int) and size != 1 for p, size in zip(index, shape, strict=False))
 
 
 def _follows(lifted: Lifted, value: Value, before: Value) -> bool:

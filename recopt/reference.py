@@ -9,6 +9,7 @@ import numpy as np
 
 from . import epilogue
 from .fused import (
+    Again,
     Attention,
     Bag,
     Concat,
@@ -40,9 +41,15 @@ def computed(spec: Spec, leaf: Callable[[Leaf], Array], symbols: Mapping[str, in
         return array.astype(np.float64) if view.value.dtype in FLOATS else array
 
     if isinstance(spec, EmbeddingBags):
-        pieces = [
-            sum((_bag(t, value, stored) if isinstance(t, Bag) else value(t)) for t in piece) for piece in spec.pieces
-        ]
+        shape = [sizes.evaluate(s, symbols) for s in spec.shape]
+
+        def term(t: Bag | View | Again) -> Array:
+            if isinstance(t, Again):
+                count = int(np.prod(shape[:-1]))
+                return np.resize(t.rows.astype(np.float64), (count, t.rows.shape[1])).reshape(*shape[:-1], -1)
+            return _bag(t, value, stored) if isinstance(t, Bag) else value(t)
+
+        pieces = [sum(map(term, piece)) for piece in spec.pieces]
         return apply_steps(np.concatenate(pieces, axis=-1), spec.steps, symbols)
 
     if isinstance(spec, Attention):
@@ -132,31 +139,40 @@ def _bag(bag: Bag, value: Callable[[View], Array], stored: Callable[[View], Arra
     """One bag, [rows.., columns]. Of its table, which may be larger than memory, only rows that are read are copied."""
     ids, table = value(bag.ids), stored(bag.table)
     read = (ids % bag.modulus if bag.modulus else ids) + np.asarray(bag.shift)
+    if bag.of_row:
+        read = np.where(read < 0, read + table.shape[0], read)
     inside = (read < bag.below) & (read >= (-bag.below if bag.wraps else 0))
     if bag.below:
         read = np.where(inside, read, 0)
     if not bag.wraps and read.min(initial=0) < 0:
         raise IndexError("a negative id")
     weights = np.ones(ids.shape) if bag.weights is None else value(bag.weights)
-    weights = weights * inside if bag.below else weights
+    live = inside if bag.below else np.ones(ids.shape, bool)
     if bag.pad is not None:
-        weights = weights * (read > bag.pad if bag.above else read != bag.pad)
+        live = live & (read > bag.pad if bag.above else read != bag.pad)
     if bag.lengths is not None:
-        weights = weights * (np.arange(ids.shape[-1]) < value(bag.lengths).reshape(*ids.shape[:-1], 1))
-    picked = table[read].astype(np.float64) if bag.table.value.dtype in FLOATS else table[read]
-    rows: Array = picked * weights[..., None]
-    if bag.pool == "row":
-        return rows.reshape(*rows.shape[:-2], -1)
-    if bag.pool == "max":
-        return np.asarray(rows.max(axis=-2))
+        live = live & (np.arange(ids.shape[-1]) < value(bag.lengths).reshape(*ids.shape[:-1], 1))
+    member = None
     if bag.offsets is not None:
         starts = value(bag.offsets).reshape(-1)
         ends = starts[1:] if bag.last else np.append(starts[1:], len(ids))
         place = np.arange(len(ids))
-        member = ((starts[: len(ends), None] <= place) & (place < ends[:, None])).astype(np.float64)
+        member = (starts[: len(ends), None] <= place) & (place < ends[:, None])
+    picked = table[read].astype(np.float64) if bag.table.value.dtype in FLOATS else table[read]
+    if bag.pool == "max":
+        seen = live if member is None else member & live
+        shown = np.where(seen[..., None], picked * weights[..., None], -np.inf)
+        some = np.asarray(seen.any(-1))
+        return np.where(some[..., None], shown.max(axis=-2, initial=-np.inf), bag.otherwise)
+    weights = weights * live
+    rows: Array = picked * weights[..., None] * bag.factor
+    if bag.pool == "row":
+        return rows.reshape(*rows.shape[:-2], -1)
+    if member is not None:
         pooled, n = member @ rows, member @ weights
     else:
         pooled, n = rows.sum(axis=-2), weights.sum(axis=-1)
+    n = n if bag.over is None else value(bag.over).reshape(n.shape)
     div = (1.0, 0.0) if bag.pool == "mean" else bag.div
     return np.asarray(pooled if div is None else pooled / (np.maximum(n, div[0]) + div[1])[..., None])
 

@@ -14,7 +14,7 @@ from .ir import sizes
 from .ir.evaluate import evaluate
 from .ir.rules import FLOATS
 from .ir.sizes import Size
-from .ir.term import Fn, Leaf, Poly, Read, walk
+from .ir.term import Coord, Fn, Leaf, Poly, Read, walk
 from .lift import lift
 from .lift.base import Lifted, reads
 from .match import Match
@@ -243,6 +243,34 @@ def index_limits(host: Host) -> dict[Value, int]:
                 for source in sources:
                     limits[source] = min(limits.get(source, limit), limit)
     return limits
+
+
+def bounds_of_bags(host: Host) -> dict[Value, Size]:
+    """The inputs that say where bags begin in flat ids, and how many ids there are: places are compared with them."""
+    candidates = [v for v in host.inputs if v.dtype in INTEGERS and v.shape is not None and len(v.shape) == 1]
+    if len(host.inputs) < 2 or not candidates:
+        return {}
+    found: dict[Value, Size] = {}
+    lifted = lift(host, _on_integers(host))
+    for t in lifted.definition.values():
+        for item in walk(t.body):
+            if not isinstance(item, Fn) or item.name != "le":
+                continue
+            start, place = (p.atom for p in item.args)
+            if isinstance(start, Read) and isinstance(place, Coord) and start.leaf in candidates:
+                found[start.leaf] = place.axis.size
+    return found
+
+
+def in_order(feed: Sequence[Array], host: Host, bounds: Mapping[Value, Size], batch: int) -> list[Array]:
+    """`feed` with bounds of bags that go up, from 0 and not past the ids: what other bounds mean nobody says."""
+    result = list(feed)
+    for n, value in enumerate(host.inputs):
+        if value in bounds and result[n].size:
+            most = sizes.evaluate(bounds[value], _Symbols(batch))
+            result[n] = np.sort(np.clip(result[n], 0, most))
+            result[n][0] = 0
+    return result
 
 
 def _on_integers(host: Host) -> set[Node]:

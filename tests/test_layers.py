@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "recopt"
 FLOORS = (
     ("errors",),
     ("ir",),
-    ("hosts", "lift", "match", "views", "fused", "report", "view", "kernels", "load"),
+    ("hosts", "lift", "match", "elements", "views", "fused", "report", "view", "kernels", "load", "loops", "largest"),
     ("epilogue", "preactivation", "contractions", "lookups", "softmax", "cost"),
     ("reference", "product", "operands", "bag_factors", "scores", "places", "recurrence", "gates", "gru_layers"),
     ("patterns",),

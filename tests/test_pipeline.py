@@ -237,13 +237,14 @@ def test_dump_writes_the_graph_after_each_pass(tmp_path: Path, monkeypatch: pyte
     assert [f.name for f in files] == [
         "00-captured.txt",
         "01-clean-up.txt",
-        "02-fuse-embedding-bags.txt",
-        "03-hint-repeats.txt",
-        "04-fuse-gru.txt",
-        "05-fuse-target-attention.txt",
-        "06-fuse-attention.txt",
+        "02-fuse-target-attention.txt",
+        "03-fuse-attention.txt",
+        "04-fuse-embedding-bags.txt",
+        "05-hint-repeats.txt",
+        "06-fuse-gru.txt",
         "07-fuse-layer-norm.txt",
         "08-fuse-linear.txt",
+        "09-fuse-pointwise.txt",
     ]
     assert "MatMul" in files[0].read_text() and "FusedGemm" not in files[0].read_text()
     assert "FusedGemm" in files[8].read_text()

@@ -22,8 +22,10 @@ from ..kernels.embedding_bags import (
     rows_of,
 )  # fmt: skip
 from ..kernels.epilogue import compile_epilogue
-from ..kernels.gru import KEEP, check_gru, gru, gru_torch
+from ..kernels.gru import KEEP, check_gru, gru
+from ..kernels.gru import gru_call as run_gru
 from ..kernels.linear import linear as linear_kernel
+from ..kernels.pointwise import pointwise, pointwise_fake, pointwise_torch
 from ..kernels.target_attention import check_operands as check_target_attention
 from ..kernels.target_attention import target_attention, target_attention_cuda, target_attention_torch
 
@@ -256,7 +258,8 @@ def _gru(
     x: torch.Tensor, h0: torch.Tensor | None, wi: torch.Tensor, wh: torch.Tensor, bi: torch.Tensor, bh: torch.Tensor,
     after: bool, keep: str = KEEP, gates: Tensors | None = None,
 ) -> torch.Tensor:  # fmt: skip
-    return gru(x, h0, wi, wh, bi, bh, after, keep, gates or ())
+    states = gru(x, h0, wi, wh, bi, bh, after, keep, gates or ())
+    return states.contiguous() if x.is_cuda else states  # as the fake kernel has it
 
 
 def _gru_fake(
@@ -265,6 +268,8 @@ def _gru_fake(
 ) -> torch.Tensor:  # fmt: skip
     """Shape, dtype and layout of the result; GruError for operands that do not fit each other."""
     batch, steps, hidden = check_gru(x, h0, wi, wh, bi, bh, keep, gates or ())
+    if x.is_cuda:
+        return x.new_empty((batch, steps, hidden))
     return x.new_empty((steps, batch, hidden)).transpose(0, 1)
 
 
@@ -282,7 +287,27 @@ def gru_call(
         if gates is None:
             return GRU_OPERATOR(x, h0, wi, wh, bi, bh, after)  # type: ignore[no-any-return]  # torch.ops is untyped
         return AUGRU_OPERATOR(x, h0, wi, wh, bi, bh, after, keep, gates)  # type: ignore[no-any-return]  # torch.ops is untyped
-    return gru_torch(x, h0, wi, wh, bi, bh, after, keep, gates or ())
+    return run_gru(x, h0, wi, wh, bi, bh, after, keep, gates or ())
+
+
+POINTWISE = "recopt.pointwise.default"
+
+torch.library.define(
+    "recopt::pointwise", "(Tensor[] inputs, str program) -> Tensor[]", tags=(torch.Tag.pt2_compliant_tag,)
+)
+torch.library.impl("recopt::pointwise", ("cpu", "cuda"), pointwise)
+torch.library.register_fake("recopt::pointwise", pointwise_fake)
+
+POINTWISE_OPERATOR = torch.ops.recopt.pointwise.default
+
+
+def pointwise_call(inputs: Tensors, program: str) -> Tensors:
+    """`recopt::pointwise` without the dispatcher, as `attention_call`; torch's ONNX exporter sees torch's operators."""
+    if torch.onnx.is_in_onnx_export():
+        return pointwise_torch(inputs, program)
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
+        return POINTWISE_OPERATOR(inputs, program)  # type: ignore[no-any-return]  # torch.ops is untyped
+    return pointwise(inputs, program)
 
 
 CALLS: dict[str, Callable[..., Any]] = {
@@ -292,4 +317,5 @@ CALLS: dict[str, Callable[..., Any]] = {
     TARGET_ATTENTION: target_attention_call,
     GRU: gru_call,
     AUGRU: gru_call,
+    POINTWISE: pointwise_call,
 }

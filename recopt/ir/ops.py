@@ -229,6 +229,30 @@ def one_hot(ids: Tensor, depth: Size, dtype: str, dim: int = -1) -> Tensor:
     return Tensor(tuple(dims), body)
 
 
+def scatter_add(t: Tensor, dim: int, ids: Tensor, source: Tensor) -> Tensor:
+    """t, to which source[.., k, ..] is added at place ids[.., k, ..] of dimension `dim`; both have t's other sizes."""
+    t, hit, added, places = _hits(t, dim, ids, source)
+    return t.with_body(add_terms(t.body, sum_over(mul(fn("cast", [hit], t.dtype), added), places)))
+
+
+def scatter_one(t: Tensor, dim: int, ids: Tensor, source: Tensor) -> Tensor:
+    """t with source in the one place of dimension `dim` that ids [.., 1, ..] name."""
+    t, hit, added, _ = _hits(t, dim, ids, source)
+    if t.body.number == 0:
+        return t.with_body(mul(fn("cast", [hit], t.dtype), added))
+    return t.with_body(fn("where", [hit, added, t.body], t.dtype))
+
+
+def _hits(t: Tensor, dim: int, ids: Tensor, source: Tensor) -> tuple[Tensor, Poly, Poly, Dim]:
+    """Where id k names a place, source k, and the axes of k."""
+    t = t.fresh()
+    (places,) = new_dims([ids.shape[dim]])
+    index = [ravel(d) for d in t.dims]
+    place, index[dim] = index[dim], ravel(places)
+    hit = fn("eq", [retyped(place, ids.dtype), ids.at(index)], "bool")
+    return t, hit, source.at(index), places
+
+
 def cumulative_sum(t: Tensor, dim: int) -> Tensor:
     """The running sum along `dim`."""
     t = t.fresh()

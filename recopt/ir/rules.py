@@ -213,6 +213,16 @@ def _where(args: list[Poly], dtype: str, attrs: tuple[Hashable, ...]) -> Poly | 
     return args[1] if args[1] is args[2] else None
 
 
+def _less(args: list[Poly], dtype: str, attrs: tuple[Hashable, ...]) -> Poly | None:
+    """x < y of integers whose ranges lie apart -> true, false."""
+    if args[0].dtype in FLOATS or args[1].dtype in FLOATS:
+        return None
+    low, high = value_range(add(args[0], scale(args[1], -1)))
+    if high is not None and sizes.at_least(-1, high):
+        return number(1, dtype)
+    return number(0, dtype) if low is not None and sizes.at_least(low, 0) else None
+
+
 def _not(args: list[Poly], dtype: str, attrs: tuple[Hashable, ...]) -> Poly | None:
     """not not x -> x."""
     atom = args[0].atom
@@ -269,6 +279,7 @@ RULES: dict[str, Callable[[list[Poly], str, tuple[Hashable, ...]], Poly | None]]
     "floordiv": _floordiv,
     "mod": _mod,
     "where": _where,
+    "lt": _less,
     "logical_not": _not,
     "isnan": _classified("isnan"),
     "isinf": _classified("isinf"),

@@ -71,12 +71,13 @@ class Interned:
     """Base of terms: there is one object with the same parts. What follows from the parts and is not needed of every
     term is computed when it is first asked for."""
 
-    __slots__ = ("__weakref__", "alone", "axes_read", "bound_depth", "key", "leaves", "text")
+    __slots__ = ("__weakref__", "alone", "axes_read", "bound_depth", "key", "leaves", "reading", "text")
     key: Hashable  # its parts
     text: str  # printed form; also the sort key
     axes_read: frozenset[Axis]  # axes that occur free
     bound_depth: int  # the largest number of a bound axis inside
     leaves: frozenset[Leaf]  # what it reads, at any depth
+    reading: tuple[Axis, ...]  # axes of positions inside, in the order in which they are first read
 
     def __getattr__(self, name: str) -> object:
         """The first time that a derived slot is asked for."""
@@ -88,6 +89,9 @@ class Interned:
         elif name == "bound_depth":
             own = [-a.id for a in self.axes] if isinstance(self, (Mono, Reduce)) else []
             found = max([*own, _depth(children(self))])
+        elif name == "reading":  # terms share parts: walked as trees, they are exponentially large
+            own_axis = (self.axis,) if isinstance(self, Coord) else ()
+            found = tuple(dict.fromkeys(a for part in (own_axis, *[t.reading for t in children(self)]) for a in part))
         elif name == "alone":
             found = _nothing
         else:
@@ -777,7 +781,7 @@ def bound_order(bound: Iterable[Axis], terms: Iterable[Interned]) -> list[Axis]:
     if len(items) > 1:
         items.sort(key=_blinding(axes))
     wanted = set(axes)
-    return [a for a in dict.fromkeys(a for t in items for a in reading_order(t)) if a in wanted]
+    return [a for a in dict.fromkeys(a for t in items for a in t.reading) if a in wanted]
 
 
 def _blinding(axes: Sequence[Axis]) -> Callable[[Interned], str]:
@@ -785,14 +789,6 @@ def _blinding(axes: Sequence[Axis]) -> Callable[[Interned], str]:
     names = {a.name: f"_{a.size}_" for a in axes}
     found = re.compile(rf"(?<![\w.])(?:{'|'.join(names)})(?![\w.\[])")  # whole words that are no leaf's name
     return lambda term: found.sub(lambda m: names[m[0]], term.text)
-
-
-def reading_order(term: Interned) -> Iterator[Axis]:
-    """The free axes of `term` in the order in which it reads them (repeats kept)."""
-    if isinstance(term, Coord):
-        yield term.axis
-    for child in children(term):
-        yield from reading_order(child)
 
 
 def children(term: Interned) -> tuple[Interned, ...]:

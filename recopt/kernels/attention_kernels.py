@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .target_attention_kernels import as_left, left_columns, product
+from .target_attention_kernels import accumulated, as_left, joined, left_columns, product
 
 
 @triton.jit
@@ -66,10 +66,14 @@ def block_kernel(
         t = (first + tl.arange(0, BT)).to(tl.int64)
         t_ok = t < T
         h = tl.zeros((BS, BT), tl.float32)
+        rests = tl.zeros((BS, BT), tl.float32)
         for c in tl.static_range(DP // DC):
             d = c * DC + tl.arange(0, DC)
             k_at = k + t[None, :] * k_steps[2] + d[:, None] * k_steps[3]
-            h = product(x[c], tl.load(k_at, mask=(d < D)[:, None] & t_ok[None, :], other=0.0), h, WHOLE)
+            y = tl.load(k_at, mask=(d < D)[:, None] & t_ok[None, :], other=0.0)
+            h, rests = accumulated(x[c], y, h, rests, WHOLE)
+        if WHOLE:
+            h = joined(h, rests)
         ok = s_ok[:, None] & t_ok[None, :]
         places, none = _at(marks, mark_steps, outer, inner, s[:, None], t[None, :])
         h = tl.where(t_ok[None, :], SCORE(h, places, none, 0, ok), -float("inf"))

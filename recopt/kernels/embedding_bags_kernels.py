@@ -23,9 +23,9 @@ IDS, IDS_ROW, IDS_STEP, IDS_FIRST, COUNT = (tl.constexpr(n) for n in range(6, 11
 BOUNDS, SIZE, WEIGHTS, WEIGHTS_ROW, WEIGHTS_STEP, WEIGHTS_FIRST = (tl.constexpr(n) for n in range(11, 17))
 MODULUS, SHIFT, PAD, LOW, EPS, SCALES = (tl.constexpr(n) for n in range(17, 23))
 # Of a piece of several terms: how many records further they stand, how many are single rows; the kind of a term, or how
-# many others there are.
-MORE, TERMS, KIND = tl.constexpr(23), tl.constexpr(24), tl.constexpr(25)
-FIELDS = tl.constexpr(26)
+# many others there are. Then the slot of denominators, and a factor as float64's bits.
+MORE, TERMS, KIND, OVER, FACTOR = (tl.constexpr(n) for n in range(23, 28))
+FIELDS = tl.constexpr(28)
 
 
 @triton.constexpr_function
@@ -74,14 +74,14 @@ def _size(slot, sizes):
 @triton.jit
 def _transform(i, modulus, shift, height, REMAINDER: tl.constexpr, MOVED: tl.constexpr):
     """The row that an id names; the remainder is Python's, never negative. MOVED: 1 shifted, 2 counted from the end
-    where it is negative, 3 both."""
+    where it is negative, 3 both; the rest says what becomes of rows outside."""
     i = i.to(tl.int64)
     if REMAINDER:
         i = i % modulus
         i = tl.where(i < 0, i + modulus, i)
     if MOVED % 2:
         i = i + shift
-    if MOVED >= 2:
+    if MOVED // 2 % 2:
         i = tl.where(i < 0, i + height, i)
     return i
 
@@ -131,7 +131,10 @@ def _dense(record, r, alive, inside, dynamic, CLASS: tl.constexpr, TERM: tl.cons
     """Columns that are copied."""
     c = tl.arange(0, _of(CLASS, 2))
     x = _slot(tl.load(record + IDS), dynamic, HOW).to(_pointer(_of(TERM, 1)))
-    at = r.to(tl.int64)[:, None] * tl.load(record + IDS_ROW) + tl.load(record + IDS_FIRST)
+    row = r.to(tl.int64)
+    if _of(TERM, 9):
+        row = row % tl.load(record + MODULUS)
+    at = row[:, None] * tl.load(record + IDS_ROW) + tl.load(record + IDS_FIRST)
     at += c[None, :] * tl.load(record + IDS_STEP)
     _begin(_of(HOW, 2))
     return tl.load(x + at, mask=alive[:, None] & inside[None, :], other=0)
@@ -201,6 +204,8 @@ def _bag(record, r, inside, rows, dynamic, sizes, CLASS: tl.constexpr, TERM: tl.
     LENGTHS: tl.constexpr = _of(TERM, 6)
     WEIGHTED: tl.constexpr = _of(TERM, 8) != ""
     PADDED: tl.constexpr = _of(TERM, 11)
+    OUTSIDE: tl.constexpr = _of(TERM, 10) >= 4
+    HIDES: tl.constexpr = PADDED or OUTSIDE
     DIVIDED: tl.constexpr = _of(TERM, 12)
     SINGLE: tl.constexpr = _of(TERM, 13)
     COUNTED: tl.constexpr = DIVIDED or POOL == "max"
@@ -270,21 +275,22 @@ def _bag(record, r, inside, rows, dynamic, sizes, CLASS: tl.constexpr, TERM: tl.
                 ahead = tl.load(ids + at, mask=following < length[:, None], other=0)
             i = _transform(i, modulus, shift, height, _of(TERM, 9), _of(TERM, 10))
             keep = live
-            if CHECK:
+            if CHECK or OUTSIDE:
                 # One comparison: as unsigned, a negative id is larger than any table.
                 inside_table = i.to(tl.uint64, bitcast=True) < height.to(tl.uint64, bitcast=True)
-                bad |= (live & (inside_table == 0)).to(tl.int32)
+                if not OUTSIDE:
+                    bad |= (live & (inside_table == 0)).to(tl.int32)
                 keep = live & inside_table
-                if not (part or PADDED):
+                if not (part or HIDES):
                     i = tl.where(inside_table, i, 0)
             if PADDED:
                 keep = keep & (i != pad)
             kept = inside[None, None, :]
             if FULL:  # a comparison with the width would narrow the loads
                 kept = keep[:, :, None]
-            elif part or PADDED:
+            elif part or HIDES:
                 kept = kept & keep[:, :, None]
-            x = _values(table, i, stride, start, c, kept, part == 1 or PADDED or not FULL, BITS, DTYPE, _of(TERM, 14),
+            x = _values(table, i, stride, start, c, kept, part == 1 or HIDES or not FULL, BITS, DTYPE, _of(TERM, 14),
                         _of(CLASS, 6), _of(CLASS, 7)).to(ACC)  # fmt: skip
             if BITS:
                 scale, bias = _scales(record, i, keep)
@@ -309,14 +315,20 @@ def _bag(record, r, inside, rows, dynamic, sizes, CLASS: tl.constexpr, TERM: tl.
         tl.device_assert(bad == 0, "embedding_bags: an id is not in its table")
     if POOL == "max":
         total = tl.max(acc, 1)
-        return tl.where(tl.sum(n, 1)[:, None] > 0, total, 0.0)
+        return tl.where(tl.sum(n, 1)[:, None] > 0, total, tl.load(record + LOW).to(tl.float64, bitcast=True).to(ACC))
     total = tl.sum(acc, 1)
     if BITS:
         total += tl.sum(biases, 1)[:, None]
     if DIVIDED:
         low = tl.load(record + LOW).to(tl.float64, bitcast=True).to(ACC)
         eps = tl.load(record + EPS).to(tl.float64, bitcast=True).to(ACC)
-        total = total / (tl.maximum(tl.sum(n, 1), low) + eps)[:, None]
+        over = tl.sum(n, 1)
+        if _of(TERM, 16) != "":
+            given = _slot(tl.load(record + OVER), dynamic, HOW).to(_pointer(_of(TERM, 16)))
+            over = tl.load(given + bag).to(ACC)
+        total = total / (tl.maximum(over, low) + eps)[:, None]
+    if _of(TERM, 15):
+        total = total * tl.load(record + FACTOR).to(tl.float64, bitcast=True).to(ACC)
     return total
 
 
@@ -342,7 +354,7 @@ def _task(out, width, records, task, block, rows, dynamic, sizes, CLASS: tl.cons
     c = tl.arange(0, COLUMNS)
     inside = c < _aligned(tl.load(record + WIDTH).to(tl.int32), _of(CLASS, 4))
     column = _aligned(tl.load(record + COLUMN), _of(CLASS, 4))
-    if len(KINDS) == 1 and _of(KINDS, 0, 0) != "wide":
+    if not _of(CLASS, 12):  # several terms may be of one kind
         total = _term(record, r, inside, rows, dynamic, sizes, CLASS, _of(KINDS, 0), HOW, ACC)
     else:
         total = tl.zeros([BAGS, COLUMNS], ACC)

@@ -3,20 +3,25 @@
     layout   piece; piece; ...                        pieces lie side by side
     piece    term + term + ...                        terms add up in the same columns
     term     x2                                       dense[2], [R, C] or [R] (one column)
+             x2 % 50                                  dense[2], [50, C], again and again: of row r its row r % 50
              row  t0[ids]                             every id's row, side by side
              sum  t0[ids], mean t0[ids], max t0[ids]  a bag of ids' rows, pooled
     table    t0; q8 t0: int8 or uint8 rows; q4 t0, q4:15 t0: two values a byte, the low nibble first, 15 of them
              once t0, once q8 t0: a row is read once for all ids that name it, where that is not free anyway
+             wide t0: rows of 16 bits that are float32 before they are added up, and in the result
     ids      i0:4+20      ids[0][:, 4:24], of an id tensor [R, C] or [R]
              i0:4+20<o1   the same, of which only the first offsets[1][r] count; offsets[1] is [R]
              i0@o1        a flat id tensor; bag r begins at offsets[1][r], offsets[1] is [R], the last bag ends with ids
              i0@o1+1      the same with offsets[1] of R + 1 entries
              ... % 1000   Python's remainder, then ... + 5000: the row that is read
              ... wrap     a row that is negative then counts from the end
+             ... inside   a row that is not in the table is no error: it is zeros, and left out of a bag as a pad is
     after    * w0:5       the rows times weights[0][:, 5:], of a tensor [R, C] or [R]; * w0 with i0@o1: one an id
              pad 0        ids of row 0 are left out: of a sum, a mean's count, a maximum; a row is zeros
              div 1 1e-8   of a sum: over max(n, 1) + 1e-8, where n is the sum of the weights, or how many ids count;
-                          div -inf 0 is over n alone
+                          div -inf 0 is over n alone; div 1 0 of o1 is over offsets[1], [R], in the place of n
+             by 0.5       a row or a sum times a number
+             else -1e9    the maximum of no ids; it is 0 without
     hint     hot, cold    ids of a bag repeat much, or hardly: of matter for the time alone, see embedding_bags.hinted
 
 ``mean`` is ``sum`` with ``div 1 0``. A quantised table's values are q * scale + bias; scales[k] is [rows, 2], of the
@@ -58,6 +63,12 @@ class Term:
     once: bool = False  # each row is read once
     wraps: bool = False
     hint: str = ""  # "hot", "cold"; "" is anything
+    every: int = 0  # rows of a dense tensor that come again and again; 0: as many as the result has
+    inside: bool = False  # rows outside of the table are left out
+    wide: bool = False
+    over: int | None = None  # offsets that are the n of div
+    factor: float = 1.0
+    otherwise: float = 0.0  # the maximum of no ids
 
     @property
     def ragged(self) -> bool:
@@ -65,11 +76,22 @@ class Term:
         return self.offsets is not None
 
     @property
+    def bare(self) -> bool:
+        """Whether rows are pooled as they are stored, all of them and nothing else."""
+        stored = not (self.bits or self.once or self.wide)
+        return stored and self.weights is None and self.pad is None and not self.inside and self.factor == 1
+
+    @property
     def lookup(self) -> bool:
         """Whether the term is one whole row, whatever it is called."""
-        single = self.count == 1 and self.lengths is None and self.div in (None, (1.0, 0.0))
+        single = self.count == 1 and self.lengths is None and self.div in (None, (1.0, 0.0)) and self.over is None
         # A sum over its weight is no lookup; an average of one row is.
-        return single and self.pool in ("row", "sum", "max") and (self.div is None or self.weights is None)
+        return (
+            single
+            and self.otherwise == 0
+            and self.pool in ("row", "sum", "max")
+            and (self.div is None or self.weights is None)
+        )
 
     def width(self, columns: int) -> int:
         """Columns of the result, from the columns that the table or the dense tensor is stored in."""
@@ -79,17 +101,21 @@ class Term:
 
     def __str__(self) -> str:
         if self.pool == "dense":
-            return f"x{self.source}"
+            return f"x{self.source}" + (f" % {self.every}" if self.every else "")
         ids = f"i{self.ids}:{self.first}+{self.count}" if not self.ragged else f"i{self.ids}@o{self.offsets}"
         ids += "+1" * self.last + (f"<o{self.lengths}" if self.lengths is not None else "")
         ids += (f" % {self.modulus}" if self.modulus else "") + (f" + {self.shift}" if self.shift else "")
-        ids += " wrap" * self.wraps
+        ids += " wrap" * self.wraps + " inside" * self.inside
         table = (f"q{self.bits}" + (f":{self.values}" if self.values else "") + " ") * (self.bits > 0)
-        text = f"{self.pool} {'once ' * self.once}{table}t{self.source}[{ids}]"
+        text = f"{self.pool} {'once ' * self.once}{'wide ' * self.wide}{table}t{self.source}[{ids}]"
         if self.weights is not None:
             text += f" * w{self.weights}" + ("" if self.ragged else f":{self.weights_first}")
         text += f" pad {self.pad}" if self.pad is not None else ""
         text += f" div {self.div[0]!r} {self.div[1]!r}" if self.div is not None else ""
+        text += f" of o{self.over}" if self.over is not None else ""
+        text += (f" by {self.factor!r}" if self.factor != 1 else "") + (
+            f" else {self.otherwise!r}" if self.otherwise != 0 else ""
+        )
         return text + (f" {self.hint}" if self.hint else "")
 
 
@@ -118,7 +144,8 @@ class Layout:
         found: dict[tuple[str, int], None] = {}
         for t in self.terms:
             named = (("dense" if t.pool == "dense" else "ids", t.source if t.pool == "dense" else t.ids),
-                     ("offsets", t.offsets), ("offsets", t.lengths), ("weights", t.weights))  # fmt: skip
+                     ("offsets", t.offsets), ("offsets", t.lengths), ("offsets", t.over),
+                     ("weights", t.weights))  # fmt: skip
             found |= {(which, n): None for which, n in named if n is not None}
         return tuple(found)
 
@@ -146,7 +173,7 @@ class Layout:
         named = {
             "tables": [t.source for t in reads],
             "ids": [t.ids for t in reads],
-            "offsets": [o for t in reads for o in (t.offsets, t.lengths) if o is not None],
+            "offsets": [o for t in reads for o in (t.offsets, t.lengths, t.over) if o is not None],
             "weights": [t.weights for t in reads if t.weights is not None],
             "dense": [t.source for t in self.terms if t.pool == "dense"],
             "scales": list(self.quantised.values()),
@@ -166,12 +193,14 @@ class Layout:
 
 _NUMBER = r"(?:-?inf|-?[0-9][-+.e0-9]*)"
 _TERM = re.compile(
-    r"x(?P<dense>\d+)|(?P<pool>row|sum|mean|max) (?P<once>once )?(?:q(?P<bits>[48])(?::(?P<values>\d+))? )?"
+    r"x(?P<dense>\d+)(?: % (?P<every>\d+))?|"
+    r"(?P<pool>row|sum|mean|max) (?P<once>once )?(?P<wide>wide )?(?:q(?P<bits>[48])(?::(?P<values>\d+))? )?"
     r"t(?P<table>\d+)"
     r"\[i(?P<ids>\d+)(?:@o(?P<offsets>\d+)(?P<last>\+1)?|:(?P<first>\d+)\+(?P<count>\d+)(?:<o(?P<lengths>\d+))?)"
-    r"(?: % (?P<modulus>\d+))?(?: \+ (?P<shift>-?\d+))?(?P<wrap> wrap)?\]"
+    r"(?: % (?P<modulus>\d+))?(?: \+ (?P<shift>-?\d+))?(?P<wrap> wrap)?(?P<inside> inside)?\]"
     r"(?: \* w(?P<weights>\d+)(?::(?P<weights_first>\d+))?)?(?: pad (?P<pad>\d+))?"
-    rf"(?: div (?P<low>{_NUMBER}) (?P<eps>{_NUMBER}))?(?: (?P<hint>hot|cold))?"
+    rf"(?: div (?P<low>{_NUMBER}) (?P<eps>{_NUMBER})(?: of o(?P<over>\d+))?)?"
+    rf"(?: by (?P<factor>{_NUMBER}))?(?: else (?P<otherwise>{_NUMBER}))?(?: (?P<hint>hot|cold))?"
 )
 _PLUS = re.compile(r" \+ (?=x\d|row |sum |mean |max )")
 
@@ -193,7 +222,7 @@ def _term(text: str) -> Term:
     if found is None:
         raise EmbeddingBagsError(f"no term of a layout: {text!r}")
     if found["dense"]:
-        return Term("dense", int(found["dense"]))
+        return Term("dense", int(found["dense"]), every=int(found["every"] or 0))
 
     def number(name: str, missing: int = 0) -> int:
         return int(found[name] or missing)
@@ -203,8 +232,9 @@ def _term(text: str) -> Term:
 
     try:
         div = None if found["low"] is None else (float(found["low"]), float(found["eps"]))
+        factor, otherwise = float(found["factor"] or 1), float(found["otherwise"] or 0)
     except ValueError:
-        raise EmbeddingBagsError(f"no numbers after div: {text!r}") from None
+        raise EmbeddingBagsError(f"no numbers after div, by or else: {text!r}") from None
     pool = found["pool"]
     if pool == "mean":
         pool, div = "sum", div or (1.0, 0.0)
@@ -215,12 +245,17 @@ def _term(text: str) -> Term:
         found["once"] is not None,
         found["wrap"] is not None,
         found["hint"] or "",
+        inside=found["inside"] is not None, wide=found["wide"] is not None, over=maybe("over"), factor=factor,
+        otherwise=otherwise,
     )  # fmt: skip
     wrong = (
         (not term.ragged and term.count == 0, "a bag of no columns"),
         (found["modulus"] is not None and term.modulus == 0, "a remainder of zero"),
         (pool == "row" and (term.ragged or term.lengths is not None), "single rows have no bags"),
         (pool != "sum" and div is not None, "only a sum is divided"),
+        (pool == "max" and factor != 1, "a maximum is under no factor"),
+        (pool != "max" and otherwise != 0, "a sum of no ids is 0"),
+        (term.wide and term.bits > 0, "rows that are not stored as floats are float32 anyway"),
         (term.ragged and found["weights_first"] is not None, "weights of flat ids have no columns"),
         (term.bits == 8 and found["values"] is not None, "rows of 8 bits say their width themselves"),
     )

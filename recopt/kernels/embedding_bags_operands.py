@@ -26,13 +26,14 @@ class Operands(NamedTuple):
 def rows_of(layout: Layout, o: Operands) -> int:
     """R, from the first operand that tells."""
     for t in layout.terms:
-        if t.pool == "dense":
+        if t.pool == "dense" and not t.every:
             return o.dense[t.source].shape[0]
-        if t.offsets is None:
+        if t.pool != "dense" and t.offsets is None:
             return o.ids[t.ids].shape[0]
-    t = layout.terms[0]
-    assert t.offsets is not None
-    return o.offsets[t.offsets].shape[0] - t.last
+    for t in layout.terms:
+        if t.offsets is not None:
+            return o.offsets[t.offsets].shape[0] - t.last
+    raise EmbeddingBagsError(f"nothing says how many rows there are: {layout}")
 
 
 def check_operands(layout: Layout, o: Operands) -> list[int]:
@@ -45,6 +46,8 @@ def check_operands(layout: Layout, o: Operands) -> list[int]:
             raise EmbeddingBagsError(f"{t}: a table is [rows, D], ids are [R, C] or flat")
         if o.tables[t.source].dtype.is_floating_point == (t.bits > 0):
             raise EmbeddingBagsError(f"{t}: a table of {o.tables[t.source].dtype} is not stored so")
+        if t.wide and o.tables[t.source].dtype.itemsize != 2:
+            raise EmbeddingBagsError(f"{t}: a table of {o.tables[t.source].dtype} has no rows of 16 bits")
         if t.bits and o.scales[layout.quantised[t.source]].shape != (o.tables[t.source].shape[0], 2):
             raise EmbeddingBagsError(f"{t}: scales are [rows, 2]")
     r = rows_of(layout, o)
@@ -63,13 +66,15 @@ def _check_rows(t: Term, o: Operands, r: int) -> None:
             raise EmbeddingBagsError(f"{t}: {what} of shape {list(x.shape)}, need [{rows}, at least {columns}]")
 
     if t.pool == "dense":
-        return fits("dense", o.dense[t.source], r)
+        return fits("dense", o.dense[t.source], t.every or r)
     if t.offsets is not None:
         fits("offsets", o.offsets[t.offsets], r + t.last)
     else:
         fits("ids", o.ids[t.ids], r, t.first + t.count)
     if t.lengths is not None:
         fits("lengths", o.offsets[t.lengths], r)
+    if t.over is not None:
+        fits("denominators", o.offsets[t.over], r)
     if t.weights is not None:
         rows = o.ids[t.ids].shape[0] if t.ragged else r
         fits("weights", o.weights[t.weights], rows, 1 if t.ragged else t.weights_first + t.count)
@@ -77,5 +82,7 @@ def _check_rows(t: Term, o: Operands, r: int) -> None:
 
 def result_dtype(layout: Layout, tables: Sequence[torch.dtype], dense: Sequence[torch.dtype]) -> torch.dtype:
     """Torch's promotion over the tables, of which quantised ones hold float32, and the dense tensors."""
-    found = [torch.float32 if t.bits else (dense if t.pool == "dense" else tables)[t.source] for t in layout.terms]
+    found = [
+        torch.float32 if t.bits or t.wide else (dense if t.pool == "dense" else tables)[t.source] for t in layout.terms
+    ]
     return functools.reduce(torch.promote_types, found)

@@ -19,12 +19,12 @@ _NAMES = {
     torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.float64: "fp64", torch.int8: "int8",
     torch.uint8: "uint8", torch.int16: "int16", torch.int32: "int32", torch.int64: "int64", torch.bool: "int8",
 }  # fmt: skip
-_FIELDS = 26
+_FIELDS = 28
 Record = dict[str, int]
 _ORDER = (
     "table", "height", "stride", "start", "width", "column", "ids", "ids_row", "ids_step", "ids_first", "count",
     "bounds", "size", "weights", "weights_row", "weights_step", "weights_first", "modulus", "shift", "pad", "low",
-    "eps", "scales", "more", "terms", "kind",
+    "eps", "scales", "more", "terms", "kind", "over", "factor",
 )  # fmt: skip
 
 
@@ -125,12 +125,17 @@ class _Binder:
         bags, at_once = self._tile(piece, columns, kinds)
         hints = (self.config.evict, self.config.modifier, self.config.stages)
         steps = self._steps(piece, at_once)
-        key = (bags, at_once, columns, columns == end - begin, store, tuple(kinds), *hints, *steps, self._length(piece))
+        key = (
+            bags, at_once, columns, columns == end - begin, store, tuple(kinds), *hints, *steps, self._length(piece),
+            len(piece) > 1,
+        )  # fmt: skip
         self.tasks.setdefault(key, []).append((record, more))
 
     def _is_wide(self, t: Term, like: Term) -> bool:
         """Whether a term is a row, as it is, of a table and ids of the same types as another's."""
         if t.pool == "dense" or not t.lookup or t.weights is not None or t.bits or t.wraps:
+            return False
+        if t.inside or t.factor != 1:
             return False
         tables, ids = self.o.tables, self.o.ids
         return tables[t.source].dtype == tables[like.source].dtype and ids[t.ids].dtype == ids[like.ids].dtype
@@ -172,7 +177,7 @@ class _Binder:
             step = x.stride(1) if x.dim() > 1 else 1
             return {
                 "ids": self.slots["dense", t.source], "ids_row": x.stride(0), "ids_step": step,
-                "ids_first": begin * step,
+                "ids_first": begin * step, "modulus": t.every,
             }  # fmt: skip
         table, i = o.tables[t.source], o.ids[t.ids]
         wide = t.width(table.shape[1]) // (t.count if t.pool == "row" else 1)
@@ -198,7 +203,12 @@ class _Binder:
                 "weights_first": (t.weights_first + which) * step,
             }  # fmt: skip
         if t.div is not None:
-            record["low"], record["eps"] = (struct.unpack("<q", struct.pack("<d", v))[0] for v in t.div)
+            record["low"], record["eps"] = map(_word, t.div)
+        if t.over is not None:
+            record["over"] = self.slots["offsets", t.over]
+        if t.pool == "max":
+            record["low"] = _word(t.otherwise)
+        record["factor"] = _word(t.factor)
         if t.bits:
             record["scales"] = o.scales[self.layout.quantised[t.source]].data_ptr()
         return record
@@ -207,7 +217,9 @@ class _Binder:
         """What is constant in the code of a term."""
         o = self.o
         if t.pool == "dense":
-            return ("dense", _NAMES[o.dense[t.source].dtype], 0, "", *(False,) * 3, "", "", *(False,) * 4, True, 1)
+            repeats = t.every > 0
+            name = _NAMES[o.dense[t.source].dtype]
+            return ("dense", name, 0, "", *(False,) * 3, "", "", repeats, *(False,) * 3, True, 1)
         table = o.tables[t.source]
         item = table.dtype.itemsize
         align = _alignment(16 // item, table.data_ptr() // item, table.stride(0), record["start"])
@@ -215,13 +227,21 @@ class _Binder:
         pool = "sum" if t.pool == "row" or (t.lookup and t.pad is None) else t.pool
         # A row that is its own average needs no count; a padded one gives zeros either way.
         divided = t.div is not None and not t.lookup
+        moved = (t.shift != 0) + 2 * t.wraps + 4 * t.inside
         return (
             pool, _NAMES[table.dtype], t.bits, _NAMES[o.ids[t.ids].dtype], t.ragged, t.last, t.lengths is not None,
             "" if bounds is None else _NAMES[o.offsets[bounds].dtype],
             "" if t.weights is None else _NAMES[o.weights[t.weights].dtype],
-            t.modulus > 0, (t.shift != 0) + 2 * t.wraps, t.pad is not None, divided, t.pool == "row" or t.lookup,
-            align if table.data_ptr() % item == 0 else 1,
+            t.modulus > 0, moved, t.pad is not None, divided, t.pool == "row" or t.lookup,
+            align if table.data_ptr() % item == 0 else 1, t.factor != 1,
+            "" if t.over is None else _NAMES[o.offsets[t.over].dtype],
         )  # fmt: skip
+
+
+def _word(value: float) -> int:
+    """The bits of a float64."""
+    (word,) = struct.unpack("<q", struct.pack("<d", value))
+    return int(word)
 
 
 def _alignment(most: int, *numbers: int) -> int:

@@ -47,7 +47,13 @@ def _wide(layout: Layout, o: Operands) -> bool:
 
 
 def _ragged(t: Term) -> bool:
-    return t.ragged and t.pool == "sum" and (t.div is None or (t.pad is None and t.weights is None))
+    return (
+        t.ragged
+        and t.pool == "sum"
+        and t.over is None
+        and not t.inside
+        and (t.div is None or (t.pad is None and t.weights is None))
+    )
 
 
 def _flat(layout: Layout, o: Operands, rows: int, parts: int, run: Callable[[Operands, str], Tensor]) -> Tensor:
@@ -91,8 +97,12 @@ def _cut(text: str, rows: int) -> tuple[str, tuple[int, ...]] | None:
 
 def _fixed(t: Term) -> bool:
     # What counts is known without the ids: a part may be empty of ids that count, and is no maximum then.
-    counted = t.pad is None and (t.weights is None or t.div is None)
-    return t.lengths is None and ((t.pool == "sum" and (counted or t.div is None)) or (t.pool == "max" and counted))
+    counted = t.pad is None and not t.inside and t.otherwise == 0 and (t.weights is None or t.div is None)
+    return (
+        t.lengths is None
+        and t.over is None
+        and ((t.pool == "sum" and (counted or t.div is None)) or (t.pool == "max" and counted))
+    )
 
 
 def _join(layout: Layout, o: Operands, out: Tensor, parts: Sequence[int]) -> Tensor:

@@ -224,6 +224,8 @@ def eligible(layout: Layout, o: Operands) -> bool:
 def _plain(t: Term, o: Operands) -> bool:
     if t.pool != "sum" or t.bits or t.ragged or t.lengths is not None or t.weights is not None or t.pad is not None:
         return False
+    if t.wide or t.inside or t.over is not None:
+        return False
     table, ids = o.tables[t.source], o.ids[t.ids]
     item = table.dtype.itemsize
     words = table.shape[1] * item // 16
@@ -288,7 +290,7 @@ def _unit(t: Term, o: Operands, slot: int, lanes: int, n: int, column: int, afte
     """The record of one slice of one piece; ``after`` is how many bytes of ids behind its own are read next."""
     table, ids = o.tables[t.source], o.ids[t.ids]
     low, eps = t.div or (0.0, 0.0)
-    scale = 1.0 if t.div is None else 1.0 / (max(float(t.count), low) + eps)
+    scale = t.factor if t.div is None else t.factor / (max(float(t.count), low) + eps)
     bits = int(torch.tensor(scale, dtype=torch.float32).view(torch.int32))
     return [
         table.data_ptr(), table.shape[0], table.stride(0) * table.dtype.itemsize // 16, lanes, n, slot,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .embedding_bags_layout import Layout, Term, parse_layout
-from .embedding_bags_operands import Operands, check_operands
+from .embedding_bags_operands import Operands, check_operands, rows_of
 
 _MODES = {"sum": 0, "max": 2}
 
@@ -59,7 +59,7 @@ def _compile(text: str) -> _Part:
 
 def _plain(t: Term) -> bool:
     """Whether a term is rows as they are stored."""
-    return t.pool == "row" and t.weights is None and t.pad is None and not t.bits and not t.once
+    return t.pool == "row" and t.bare
 
 
 def _every(runs: Sequence[tuple[Term, ...] | _Part]) -> Callable[[Operands], list[Tensor]]:
@@ -146,11 +146,26 @@ def _piece(piece: Sequence[Term], layout: Layout) -> _Part:
 
 def _term(t: Term, layout: Layout) -> _Part:
     if t.pool == "dense":
-        return lambda o: o.dense[t.source] if o.dense[t.source].dim() > 1 else o.dense[t.source][:, None]
-    if t.lookup and t.weights is None and t.pad is None and not t.bits and not t.once:
+        return _again(t, layout) if t.every else lambda o: _matrix(o.dense[t.source])
+    if t.lookup and t.bare:
         return _rows((t,))
     scale = layout.quantised.get(t.source, 0)
     return _weighted_rows(t, scale) if t.pool == "row" else _bag(t, scale)
+
+
+def _matrix(x: Tensor) -> Tensor:
+    return x if x.dim() > 1 else x[:, None]
+
+
+def _again(t: Term, layout: Layout) -> _Part:
+    """The rows of a dense tensor, again and again: [R, C]."""
+
+    def rows(o: Operands) -> Tensor:
+        x, count = _matrix(o.dense[t.source]), rows_of(layout, o)
+        # a row that is the same everywhere, and rows that fit, need no copy
+        return x.expand(count, -1) if t.every == 1 else x.repeat(-(-count // t.every), 1)[:count]
+
+    return rows
 
 
 def _rows(run: tuple[Term, ...]) -> _Part:
@@ -230,7 +245,7 @@ def _distinct(t: Term, scale: int, o: Operands, i: Tensor) -> tuple[Tensor, Tens
 def _numbers(t: Term, scale: int, o: Operands, i: Tensor) -> Tensor:
     rows = torch.index_select(o.tables[t.source], 0, i)
     if not t.bits:
-        return rows
+        return rows.float() if t.wide else rows
     if t.bits == 4:
         rows = torch.stack((rows & 15, rows >> 4), -1).flatten(1)[:, : t.values or None]
     s = torch.index_select(o.scales[scale], 0, i)
@@ -265,12 +280,15 @@ def _weighted_rows(t: Term, scale: int) -> _Part:
 
     def rows(o: Operands) -> Tensor:
         i, w = flat(o), _flat_weights(t, o)
-        found = _gather(t, scale, o, i)
+        live = _live(t, i, o.tables[t.source].shape[0])
+        found = _gather(t, scale, o, i if live is None or not t.inside else torch.where(live, i, 0))
         dtype = found.dtype
         if w is not None:
             found = found * w[:, None]
-        if t.pad is not None:
-            found = found.masked_fill((i == t.pad)[:, None], 0)
+        if live is not None:
+            found = found.masked_fill(~live[:, None], 0)
+        if t.factor != 1:
+            found = found * t.factor
         return found.to(dtype).view(i.shape[0] // t.count, t.count * found.shape[1])
 
     return rows
@@ -279,16 +297,27 @@ def _weighted_rows(t: Term, scale: int) -> _Part:
 def _bag(t: Term, scale: int) -> _Part:
     """A bag of rows pooled, over embedding_bag: [R, D]."""
     mode, flat = _MODES[t.pool], _flat_ids(t)
-    plain_mean = t.div == (1.0, 0.0) and t.weights is None and t.pad is None
+    hides = t.pad is not None or t.inside
+    plain_mean = t.div == (1.0, 0.0) and t.weights is None and not hides and t.over is None
     # torch's own mean of a fixed number is slower than the sum over that number.
     over = float(t.count) if plain_mean and t.count and t.lengths is None else None
     mode = 1 if plain_mean and over is None else mode
     counted = t.div is not None and not plain_mean
-    gathered = (t.bits > 0 and not t.once) or (t.pool == "max" and t.weights is not None)
+    gathered = ((t.bits > 0 or t.wide) and not t.once) or (t.pool == "max" and t.weights is not None)
 
     weighted = t.weights is not None or t.pad is not None
     few = None
-    if weighted and t.pool == "sum" and t.count > 0 and t.lengths is None and not gathered and not t.bits:
+    if (
+        weighted
+        and not t.inside
+        and t.over is None
+        and not t.wide
+        and t.pool == "sum"
+        and t.count > 0
+        and t.lengths is None
+        and not gathered
+        and not t.bits
+    ):
         few = _few_rows(t, counted)
 
     def bag(o: Operands) -> Tensor:
@@ -299,11 +328,12 @@ def _bag(t: Term, scale: int) -> _Part:
         if t.lengths is not None:
             i, w, bounds = _shorten(t, o, i, w)
         table = o.tables[t.source]
-        if t.pad is not None and t.pool == "sum" and not gathered and not t.bits and _is_finite(table, t.pad):
+        padded = t.pad is not None and t.pool == "sum" and not (gathered or t.bits or t.wide or t.inside)
+        if padded and t.pad is not None and _is_finite(table, t.pad):
             # Weights of zero are faster than shorter bags, and exact where the pad's row is finite.
             live = torch.ne(i, t.pad)
             w = live.to(table.dtype) if w is None else torch.where(live, w.to(table.dtype), 0.0)
-        elif t.pad is not None:
+        elif hides:
             i, w, bounds, last = _without_pad(t, i, w, bounds, last, table.shape[0])
         if t.once and not gathered:
             table, i = _distinct(t, scale, o, i)
@@ -318,8 +348,13 @@ def _bag(t: Term, scale: int) -> _Part:
         if over is not None:
             out = out.div_(over) if not out.requires_grad else out / over
         if counted:
-            out = out / _counts(t, i, w, bounds, last).unsqueeze(1)
-        dtype = torch.float32 if t.bits else table.dtype
+            out = out / (_counts(t, i, w, bounds, last) if t.over is None else _given(t, o)).unsqueeze(1)
+        if t.factor != 1:
+            out = out * t.factor
+        if t.otherwise != 0:
+            empty = (bounds.diff() if last else torch.diff(bounds, append=bounds.new_tensor([i.shape[0]]))) == 0
+            out = torch.where(empty.unsqueeze(1), t.otherwise, out)
+        dtype = torch.float32 if t.bits or t.wide else table.dtype
         return out if out.dtype == dtype else out.to(dtype)
 
     def plain(o: Operands) -> Tensor:
@@ -331,8 +366,7 @@ def _bag(t: Term, scale: int) -> _Part:
         i, table = flat(o), o.tables[t.source]
         return torch.index_select(table, 0, i).view(-1, t.count, table.shape[1]).amax(1)
 
-    simple = t.weights is None and t.lengths is None and t.pad is None and not t.bits and not counted and over is None
-    simple = simple and not t.once
+    simple = t.bare and t.lengths is None and not counted and over is None and t.otherwise == 0
     if simple and t.pool == "max" and t.count:
         return largest
     return plain if simple else bag
@@ -366,6 +400,8 @@ def _few_rows(t: Term, counted: bool) -> Callable[[Operands], Tensor | None]:
         if counted and t.div is not None:
             n = w.sum(1, keepdim=True).clamp(min=t.div[0])
             out = out / (n + t.div[1] if t.div[1] else n)
+        if t.factor != 1:
+            out = out * t.factor
         return out if out.dtype == table.dtype else out.to(table.dtype)
 
     return rows
@@ -389,10 +425,10 @@ def _gathered_bag(rows: Tensor, w: Tensor | None, bounds: Tensor, last: bool, mo
 def _without_pad(
     t: Term, i: Tensor, w: Tensor | None, bounds: Tensor, last: bool, height: int
 ) -> tuple[Tensor, Tensor | None, Tensor, bool]:
-    """The ids that are not the pad, their weights, and where their bags begin and end."""
-    assert t.pad is not None
-    live = torch.ne(i, t.pad)
-    if t.pad >= height and not bool(live.all()):
+    """The ids that count, their weights, and where their bags begin and end."""
+    live = _live(t, i, height)
+    assert live is not None
+    if t.pad is not None and t.pad >= height and not t.inside and not bool(live.all()):
         raise IndexError(f"{t}: the pad is no row of a table of {height}")
     if t.ragged or t.lengths is not None:
         counts = _segment_sums(live.float(), bounds, last).to(bounds.dtype)
@@ -400,6 +436,22 @@ def _without_pad(
         counts = live.view(-1, t.count).sum(1)
     kept = torch.masked_select(i, live)
     return kept, None if w is None else torch.masked_select(w, live), _ends(counts).to(i.dtype), True
+
+
+def _live(t: Term, i: Tensor, height: int) -> Tensor | None:
+    """Whether rows are neither the pad nor, where that is no error, outside of their table; None where all are."""
+    live = None if t.pad is None else torch.ne(i, t.pad)
+    if t.inside:
+        there = (i >= 0) & (i < height)
+        live = there if live is None else live & there
+    return live
+
+
+def _given(t: Term, o: Operands) -> Tensor:
+    """max(n, LO) + EPS, where an operand is n."""
+    assert t.div is not None and t.over is not None
+    n = o.offsets[t.over]
+    return (n if n.is_floating_point() else n.float()).clamp(min=t.div[0]) + t.div[1]
 
 
 def _bounds(t: Term, o: Operands, i: Tensor) -> tuple[Tensor, bool]:

@@ -12,7 +12,7 @@ length one that is 1 where a step does not count.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -104,4 +104,22 @@ def gru(
     """All states [B, T, H] of a recurrence over x [B, T, K] from h0 [B, H], zeros where it is None: see the module's
     text. Raises GruError for operands that do not fit, EpilogueError for a text outside the language."""
     check_gru(x, h0, wi, wh, bi, bh, keep, gates)
+    return gru_call(x, h0, wi, wh, bi, bh, after, keep, gates)
+
+
+def gru_call(
+    x: Tensor, h0: Tensor | None, wi: Tensor, wh: Tensor, bi: Tensor, bh: Tensor, after: bool,
+    keep: str = KEEP, gates: Sequence[Tensor] = (),
+) -> Tensor:  # fmt: skip
+    """The same of operands that are known to fit: one kernel where they suit it (`gru_cuda.fits`), else torch's."""
+    if x.is_cuda and not (torch.is_grad_enabled() and any(_needs_grad(x, h0, wi, wh, bi, bh, *gates))):
+        from .gru_cuda import gru_cuda
+
+        y = gru_cuda(x, h0, wi, wh, bi, bh, after, keep, gates)
+        if y is not None:
+            return y
     return gru_torch(x, h0, wi, wh, bi, bh, after, keep, gates)
+
+
+def _needs_grad(*operands: Tensor | None) -> Iterator[bool]:
+    return (t.requires_grad for t in operands if t is not None)

@@ -121,7 +121,12 @@ def _choose(x: Tensor, w: Tensor, epilogue: str) -> Config | None:
     n, k = w.shape
     if k == 0 or x.numel() == 0 or n == 0 or x.shape[-1] != k or _architecture(x.device.index) != 9:
         return None
-    return choose_config(x.numel() // k, n, k, x.dtype in HALF, _is_wide(x, w))
+    bare = epilogue in _BARE
+    return choose_config(x.numel() // k, n, k, x.dtype in HALF, _is_wide(x, w), bare)
+
+
+# What cuBLASLt does beside the product: any other function takes launches of its own.
+_BARE = frozenset({"", "h", "identity", "relu", "relu(h)"})
 
 
 def _is_wide(x: Tensor, w: Tensor) -> bool:
@@ -137,17 +142,22 @@ def _architecture(device: int) -> int:
 
 
 @functools.lru_cache(maxsize=65536)
-def choose_config(m: int, n: int, k: int, half: bool = False, wide: bool = True) -> Config | None:
+def choose_config(m: int, n: int, k: int, half: bool = False, wide: bool = True, bare: bool = True) -> Config | None:
     """The fastest measured way for x [m, k], w [n, k] on Hopper: a kernel's configuration, or None for cuBLASLt.
 
     The measured shape nearest in ratio decides. Half precision and other GPUs have no table: cuBLASLt. ``wide`` says
-    that rows can be copied 16 bytes at a time, without which the kernels for Hopper alone are not chosen.
+    that rows can be copied 16 bytes at a time, without which the kernels for Hopper alone are not chosen. ``bare``
+    says that cuBLASLt can do what follows the product: else the nearest M with a kernel decides.
     """
     if half:
         return None
     rows = table.ROWS if wide else table.NARROW
     row = rows[_nearest(table.N, n), _nearest(table.K, k)]
-    return table.CONFIGS[row[_nearest(table.M, m)]]
+    best = table.CONFIGS[row[_nearest(table.M, m)]]
+    if best is None and not bare:
+        at = [i for i, c in enumerate(row) if table.CONFIGS[c] is not None]
+        best = table.CONFIGS[row[at[_nearest([table.M[i] for i in at], m)]]] if at else None
+    return best
 
 
 def _nearest(grid: Sequence[int], size: int) -> int:
@@ -246,7 +256,9 @@ def _bind(
             nonlocal runner
             out = torch.empty(shape, dtype=x.dtype, device=x.device)
             x2 = x if flat else x.reshape(m, k)
-            args = (x2, w, b, out, tuple(params), strides, m, n, k, sxm, w.stride(0), *hopper_constants)
+            # Both groups of a program count for their half of the tile.
+            meeting = _meeting(x.device, config.split, m * n, 2 * hopper_grid[0]) if isinstance(config, Group) else ()
+            args = (x2, w, b, out, *meeting, tuple(params), strides, m, n, k, sxm, w.stride(0), *hopper_constants)
             if runner is not None:
                 runner(*args)
                 return out
@@ -263,17 +275,13 @@ def _bind(
         function, b is not None, precision, config.bm, config.bn, config.bk, config.split, 8, config.swap,
         k % config.bk == 0, early,
     )  # fmt: skip
-    scratch = config.split * m * n if config.split > 1 else 0
+    split = config.split
 
     def tile(x: Tensor, w: Tensor, b: Tensor | None, params: Sequence[Tensor]) -> Tensor:
         nonlocal runner
         out = torch.empty(shape, dtype=x.dtype, device=x.device)
         x2 = x if flat else x.reshape(m, k)
-        partial = locks = None
-        if scratch:
-            partial = torch.empty(scratch, dtype=torch.float32, device=x.device)
-            locks = _locks(x.device, tiles)
-        args = (x2, w, b, out, partial, locks, tuple(params), strides, *numbers, *constants)
+        args = (x2, w, b, out, *_meeting(x.device, split, m * n, tiles), tuple(params), strides, *numbers, *constants)
         if runner is not None:
             runner(*args)
             return out
@@ -289,6 +297,7 @@ def _on_hopper(
 ) -> tuple[Any, tuple[int, int, int], tuple[Any, ...], dict[str, Any]]:
     """The Gluon kernel of a configuration, its grid, its constants between BIAS and EARLY, its launch options."""
     constants: tuple[Any, ...]
+    split = 1
     if isinstance(config, Panel):
         from .linear_panel import panel_kernel as kernel
 
@@ -299,7 +308,8 @@ def _on_hopper(
         from .linear_group import group_kernel as kernel
 
         programs = -(-m // 64) * -(-n // config.bn)
-        constants = (config.bn, config.stages, config.registers, k % 32 == 0)
+        split = config.split
+        constants = (config.bn, config.stages, config.registers, split, k % 32 == 0)
         options = {"num_warps": 4, "maxnreg": config.registers}
     else:
         from .linear_hopper import hopper_kernel as kernel
@@ -307,7 +317,7 @@ def _on_hopper(
         programs = min(-(-m // 128) * -(-n // config.bn), _processors(device))
         constants = (128, config.bn, config.bk, config.stages, k % config.bk == 0)
         options = {"num_warps": 4}
-    return kernel, (programs, 1, 1), constants, options
+    return kernel, (programs, split, 1), constants, options
 
 
 @functools.lru_cache
@@ -322,6 +332,13 @@ def _fits_hopper(x: Tensor, w: Tensor, sxm: int, sxk: int) -> bool:
         return False
     contiguous = sxk == 1 and w.stride(1) == 1
     return contiguous and all(v % 4 == 0 for v in (sxm, w.stride(0))) and (x.data_ptr() | w.data_ptr()) % 16 == 0
+
+
+def _meeting(device: torch.device, split: int, outputs: int, counters: int) -> tuple[Tensor | None, Tensor | None]:
+    """Where the programs of a split product hand in their parts, and the counters that tell the last to come."""
+    if split == 1:
+        return None, None
+    return torch.empty(split * outputs, dtype=torch.float32, device=device), _locks(device, counters)
 
 
 class _Slab:

@@ -53,13 +53,14 @@ class Panel(NamedTuple):
 class Group(NamedTuple):
     """The kernel for middling float32 products on Hopper, 64 rows a tile: columns, stages, registers a thread, early.
 
-    80 registers leave room for two programs a processor.
+    80 registers leave room for two programs a processor. ``split`` programs share a tile: parts of K, as in Tile.
     """
 
     bn: int
     stages: int = 4
     registers: int = 168
     early: bool = False
+    split: int = 1
 
 
 class Hopper(NamedTuple):

@@ -4,7 +4,8 @@
 
 A tile of 64 rows keeps every processor busy where one of 128 would not. Each group copies, splits and multiplies its
 own blocks of K with wgmma and waits for no other; while one splits, another keeps the tensor core busy. The groups
-meet once, in shared memory, and each finishes its share of the rows.
+meet once, in shared memory, and each finishes its share of the rows. Where tiles are fewer than processors, several
+programs divide K once more, and the last of them to come finishes the tile.
 """
 
 from __future__ import annotations
@@ -21,11 +22,12 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .linear_gluon import copy_block, repair, rest_of_w, split_x, tile_of
+from .linear_kernels import hand_in
 
 
 @gluon.jit
 def _copy(
-    x, w, M, N, K, sxm, swn, tile_m, tile_n, x_smem, w_smem, full, empty,
+    x, w, M, N, K, sxm, swn, tile_m, tile_n, first, blocks, x_smem, w_smem, full, empty,
     BN: gl.constexpr, STAGES: gl.constexpr, EVEN_K: gl.constexpr, EARLY: gl.constexpr,
 ):  # fmt: skip
     """Copy the blocks of K, in turn for each part. A part's own fences would wait for the copies under way."""
@@ -39,11 +41,11 @@ def _copy(
     mask_n = (rn < N)[:, None] & (rk >= 0)
     if EARLY:
         gdc_wait()
-    for i in range(gl.cdiv(K, 32)):
+    for i in range(blocks):
         turn = i // 2
         stage = i % 2 * STAGES + turn % STAGES
         mbarrier.wait(empty.index(stage), ((turn // STAGES) & 1) ^ 1)
-        copy_block(x_at, w_at, x_smem, w_smem, stage, i * 32, rk, K, mask_m, mask_n, EVEN_K)
+        copy_block(x_at, w_at, x_smem, w_smem, stage, (first + i) * 32, rk, K, mask_m, mask_n, EVEN_K)
         async_copy.mbarrier_arrive(full.index(stage), increment_count=False)
     async_copy.commit_group()
     async_copy.wait_group(0)
@@ -51,11 +53,12 @@ def _copy(
 
 @gluon.jit
 def _part(
-    x, w, b, out, operands, strides, M, N, K, sxm, swn, tile_m, tile_n, x_smem, w_smem, low_smem, full, empty, done,
+    x, w, b, out, partial, locks, operands, strides, M, N, K, sxm, swn, tile_m, tile_n, all_blocks,
+    x_smem, w_smem, low_smem, full, empty, done,
     EPILOGUE: gl.constexpr, BIAS: gl.constexpr, PART: gl.constexpr, BN: gl.constexpr, STAGES: gl.constexpr,
-    EARLY: gl.constexpr,
+    SPLIT: gl.constexpr, EARLY: gl.constexpr,
 ):  # fmt: skip
-    """Every second block of K, then half of the rows of the output."""
+    """Every second block of the program's K, then half of the rows of the output."""
     if EARLY:
         gdc_wait()
         gdc_launch_dependents()
@@ -72,7 +75,7 @@ def _part(
     dot: gl.constexpr = gl.DotOperandLayout(0, mma, 1)
     acc = gl.zeros([64, BN], gl.float32, layout=mma)
     zero = gl.zeros([64, BN], gl.float32, layout=mma)
-    blocks = gl.cdiv(K - PART * 32, 64)
+    blocks = (all_blocks - PART + 1) // 2
     for i in range(blocks):
         stage = PART * STAGES + i % STAGES
         low = PART * 2 + i % 2
@@ -100,22 +103,42 @@ def _part(
     mbarrier.arrive(done, count=1)
     mbarrier.wait(done, 0)
     h = sums.index(0).slice(PART * 32, 32, 0).load(last) + sums.index(1).slice(PART * 32, 32, 0).load(last)
-    if BIAS:
-        h += bias
-    h = repair(h, x, w, b, m, n, m_ok, n_ok, K, sxm, swn, BIAS)
-    h = EPILOGUE(h, operands, strides, n, n_ok)
-    gl.store(out + m.to(gl.int64) * N + n, h, mask=m_ok & n_ok)
+    at = m.to(gl.int64) * N + n
+    size = M.to(gl.int64) * N
+    if SPLIT > 1:
+        # The halves of a tile do not wait for each other: each has a count of its own.
+        lock = locks + gl.program_id(0) * 2 + PART
+        finish = hand_in(h, partial, at, m_ok & n_ok, lock, gl.program_id(1), size, SPLIT)
+    else:
+        finish = True
+    if finish:
+        if SPLIT > 1:
+            # In the order of the parts: whoever comes last, the sum is the same. All loads are under way at once.
+            h = gl.load(partial + at, mask=m_ok & n_ok, other=0.0, cache_modifier=".cg")
+            for other in gl.static_range(1, SPLIT):
+                h += gl.load(partial + other * size + at, mask=m_ok & n_ok, other=0.0, cache_modifier=".cg")
+        if BIAS:
+            h += bias
+        h = repair(h, x, w, b, m, n, m_ok, n_ok, K, sxm, swn, BIAS)
+        h = EPILOGUE(h, operands, strides, n, n_ok)
+        gl.store(out + at, h, mask=m_ok & n_ok)
 
 
 @gluon.jit(do_not_specialize=["M"])
 def group_kernel(
-    x, w, b, out, operands, strides, M, N, K, sxm, swn,
+    x, w, b, out, partial, locks, operands, strides, M, N, K, sxm, swn,
     EPILOGUE: gl.constexpr, BIAS: gl.constexpr, BN: gl.constexpr, STAGES: gl.constexpr,
-    REGISTERS: gl.constexpr, EVEN_K: gl.constexpr, EARLY: gl.constexpr,
+    REGISTERS: gl.constexpr, SPLIT: gl.constexpr, EVEN_K: gl.constexpr, EARLY: gl.constexpr,
 ):  # fmt: skip
-    """One tile [64, BN] of the output a program: two groups of four warps that multiply, one that copies."""
+    """One tile [64, BN] of the output a program, or SPLIT programs: two groups of four warps that multiply, one that
+    copies."""
     shared: gl.constexpr = gl.NVMMASharedLayout(128, 32, 2)
     tile_m, tile_n = tile_of(gl.program_id(0), M, N, 64, BN)
+    first = 0
+    blocks = gl.cdiv(K, 32)
+    if SPLIT > 1:
+        first = blocks * gl.program_id(1) // SPLIT
+        blocks = blocks * (gl.program_id(1) + 1) // SPLIT - first
     x_smem = gl.allocate_shared_memory(gl.float32, [2 * STAGES, 64, 32], shared)
     w_smem = gl.allocate_shared_memory(gl.float32, [2 * STAGES, BN, 32], shared)
     low_smem = gl.allocate_shared_memory(gl.float32, [4, BN, 32], shared)
@@ -130,11 +153,12 @@ def group_kernel(
     p1: gl.constexpr = 1
     gl.warp_specialize(
         [
-            (_part, (x, w, b, out, operands, strides, M, N, K, sxm, swn, tile_m, tile_n, x_smem, w_smem, low_smem,
-                     full, empty, done, EPILOGUE, BIAS, p0, BN, STAGES, EARLY)),
-            (_part, (x, w, b, out, operands, strides, M, N, K, sxm, swn, tile_m, tile_n, x_smem, w_smem, low_smem,
-                     full, empty, done, EPILOGUE, BIAS, p1, BN, STAGES, EARLY)),
-            (_copy, (x, w, M, N, K, sxm, swn, tile_m, tile_n, x_smem, w_smem, full, empty, BN, STAGES, EVEN_K, EARLY)),
+            (_part, (x, w, b, out, partial, locks, operands, strides, M, N, K, sxm, swn, tile_m, tile_n, blocks,
+                     x_smem, w_smem, low_smem, full, empty, done, EPILOGUE, BIAS, p0, BN, STAGES, SPLIT, EARLY)),
+            (_part, (x, w, b, out, partial, locks, operands, strides, M, N, K, sxm, swn, tile_m, tile_n, blocks,
+                     x_smem, w_smem, low_smem, full, empty, done, EPILOGUE, BIAS, p1, BN, STAGES, SPLIT, EARLY)),
+            (_copy, (x, w, M, N, K, sxm, swn, tile_m, tile_n, first, blocks, x_smem, w_smem, full, empty,
+                     BN, STAGES, EVEN_K, EARLY)),
         ],
         [4, 4],
         # What the copies leave of the program's registers, to the products.

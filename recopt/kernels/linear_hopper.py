@@ -35,7 +35,7 @@ def _stage(count, STAGES: gl.constexpr):
 def _copy(
     x, w, b, M, N, K, sxm, swn, x_smem, w_smem, bias_smem, landed, empty,
     BIAS: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr, BK: gl.constexpr, STAGES: gl.constexpr,
-    EVEN_K: gl.constexpr,
+    EVEN_K: gl.constexpr, EARLY: gl.constexpr,
 ):  # fmt: skip
     """Fill the stages with x and w as they are."""
     copy: gl.constexpr = gl.BlockedLayout([1, 4], [128 // BK, BK // 4], [4, 1], [1, 0])
@@ -45,6 +45,9 @@ def _copy(
     tiles = gl.cdiv(M, BM) * gl.cdiv(N, BN)
     programs = gl.num_programs(0)
     count = 0
+    if EARLY:
+        # Here and not before the groups part: that takes a while, in which the kernel before can end.
+        gdc_wait()
     for tile in range(gl.program_id(0), tiles, programs):
         tile_m, tile_n = tile_of(tile, M, N, BM, BN)
         rm = tile_m * BM + gl.arange(0, BM, layout=gl.SliceLayout(1, copy))
@@ -99,6 +102,8 @@ def _multiply(
     tiles = gl.cdiv(M, BM) * gl.cdiv(N, BN)
     programs = gl.num_programs(0)
     count = 0
+    if EARLY:
+        gdc_wait()
     zero = gl.zeros([64, BN], gl.float32, layout=mma)
     for tile in range(gl.program_id(0), tiles, programs):
         acc = gl.zeros([64, BN], gl.float32, layout=mma)
@@ -125,13 +130,15 @@ def _multiply(
             if tile + programs >= tiles:
                 gdc_launch_dependents()
         tile_m, tile_n = tile_of(tile, M, N, BM, BN)
-        _finish(acc, x, w, b, out, operands, strides, M, N, K, sxm, swn, tile_m * BM + HALF * 64, tile_n * BN,
+        # One look for all pieces: the warps of a group meet for it.
+        finite = gl.min(gl.reshape((gl.abs(acc) < float("inf")).to(gl.int32), [64 * BN]), 0)
+        _finish(acc, finite, x, w, b, out, operands, strides, M, N, K, sxm, swn, tile_m * BM + HALF * 64, tile_n * BN,
                 EPILOGUE, BIAS)  # fmt: skip
 
 
 @gluon.jit
 def _finish(
-    acc, x, w, b, out, operands, strides, M, N, K, sxm, swn, first_m, first_n,
+    acc, finite, x, w, b, out, operands, strides, M, N, K, sxm, swn, first_m, first_n,
     EPILOGUE: gl.constexpr, BIAS: gl.constexpr,
 ):  # fmt: skip
     """Epilogue and output of a piece of a tile, cut into halves until its way through shared memory has room."""
@@ -139,9 +146,9 @@ def _finish(
     COLUMNS: gl.constexpr = acc.shape[1]
     if COLUMNS > 64:
         left, right = gl.split(gl.permute(gl.reshape(acc, [ROWS, 2, COLUMNS // 2]), (0, 2, 1)))
-        _finish(left, x, w, b, out, operands, strides, M, N, K, sxm, swn, first_m, first_n, EPILOGUE, BIAS)
+        _finish(left, finite, x, w, b, out, operands, strides, M, N, K, sxm, swn, first_m, first_n, EPILOGUE, BIAS)
         next_n = first_n + COLUMNS // 2
-        _finish(right, x, w, b, out, operands, strides, M, N, K, sxm, swn, first_m, next_n, EPILOGUE, BIAS)
+        _finish(right, finite, x, w, b, out, operands, strides, M, N, K, sxm, swn, first_m, next_n, EPILOGUE, BIAS)
     else:
         rows: gl.constexpr = gl.BlockedLayout([1, 4], [128 // COLUMNS, COLUMNS // 4], [4, 1], [1, 0])
         h = gl.convert_layout(acc, rows)
@@ -149,7 +156,8 @@ def _finish(
         n = (first_n + gl.arange(0, COLUMNS, layout=gl.SliceLayout(0, rows)))[None, :]
         m_ok = m < M
         n_ok = n < N
-        h = repair(h, x, w, b, m, n, m_ok, n_ok, K, sxm, swn, BIAS)
+        if finite == 0:
+            h = repair(h, x, w, b, m, n, m_ok, n_ok, K, sxm, swn, BIAS)
         h = EPILOGUE(h, operands, strides, n, n_ok)
         gl.store(out + m.to(gl.int64) * N + n, h, mask=m_ok & n_ok)
 
@@ -163,8 +171,6 @@ def hopper_kernel(
     """Tiles [128, BN] of the output."""
     shared: gl.constexpr = gl.NVMMASharedLayout(128, 32, 2)
     plain: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
-    if EARLY:
-        gdc_wait()
     x_smem = gl.allocate_shared_memory(gl.float32, [STAGES, BM, BK], shared)
     w_smem = gl.allocate_shared_memory(gl.float32, [STAGES, BN, BK], shared)
     low_smem = gl.allocate_shared_memory(gl.float32, [STAGES, BN, BK], shared)
@@ -187,7 +193,7 @@ def hopper_kernel(
                          full, empty, EPILOGUE, BIAS, one_half, BM, BN, BK, STAGES, EARLY)),
             (_split, (M, N, K, w_smem, low_smem, landed, full, BM, BN, BK, STAGES)),
             (_copy, (x, w, b, M, N, K, sxm, swn, x_smem, w_smem, bias_smem, landed, empty,
-                     BIAS, BM, BN, BK, STAGES, EVEN_K)),
+                     BIAS, BM, BN, BK, STAGES, EVEN_K, EARLY)),
         ],
         [4, 4, 4],
         [208, 40, 56],

@@ -44,6 +44,20 @@ def _cut(v):
 
 
 @triton.jit
+def hand_in(acc, slots, at, mask, lock, part, size, SPLIT: tl.constexpr):
+    """Write this program's part of a sum of SPLIT into its slot of ``size``; whether it is the last to come.
+
+    Nobody waits, so nothing depends on which programs run side by side.
+    """
+    tl.store(slots + part * size + at, acc, mask=mask, cache_modifier=".cg")
+    tl.debug_barrier()
+    last = tl.atomic_add(lock, 1, sem="acq_rel") == SPLIT - 1
+    # Nobody else comes: the next launch finds the count clean.
+    tl.store(lock, 0, mask=last)
+    return last
+
+
+@triton.jit
 def _dot(a, b, acc, PRECISION: tl.constexpr):
     """acc after one block of K."""
     if PRECISION == "split":
@@ -167,14 +181,10 @@ def tile_kernel(
     where_out = m.to(tl.int64) * N + n
     if SPLIT > 1:
         size = M.to(tl.int64) * N
-        tl.store(partial + part * size + where_out, acc, mask=mask, cache_modifier=".cg")
-        tl.debug_barrier()
-        # The count wraps to zero with the last arrival, so the next launch finds it clean.
-        arrived = tl.atomic_add(locks + pid, 1, sem="acq_rel")
-        if arrived != SPLIT - 1:
+        if not hand_in(acc, partial, where_out, mask, locks + pid, part, size, SPLIT):
             return
-        tl.store(locks + pid, 0)
         acc = tl.zeros_like(acc)
+        # One after the other: there may be 16, and registers for all would cost more than their latencies.
         for other in range(SPLIT):
             acc += tl.load(partial + other * size + where_out, mask=mask, other=0.0, cache_modifier=".cg")
     if BIAS:

@@ -10,6 +10,7 @@ of no elements), ``params`` the parameters of all functions one after the other.
 
 from __future__ import annotations
 
+import ast
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -45,6 +46,27 @@ def parse_network(text: str) -> Network:
     if len(functions) < 2:
         raise TargetAttentionError(f"{text!r} needs a function for each layer and one for the score")
     return Network(tuple(functions[:-1]), functions[-1])
+
+
+def needed(score: str) -> str | None:
+    """A function that is 0 where ``score`` is the same whatever h is, and h elsewhere; None where no ``where`` over
+    parameters alone says so."""
+    found = _needed(ast.parse(score.strip() or "h", mode="eval").body)
+    return None if found == "h" else found
+
+
+def _needed(tree: ast.expr) -> str:
+    if not _depends(tree):
+        return "0.0"
+    match tree:
+        case ast.Call(func=ast.Name(id="where"), args=[condition, a, b]) if not _depends(condition):
+            one, other = _needed(a), _needed(b)
+            return "h" if one == other == "h" else f"where({ast.unparse(condition)}, {one}, {other})"
+    return "h"
+
+
+def _depends(tree: ast.expr) -> bool:
+    return any(isinstance(node, ast.Name) and node.id == "h" for node in ast.walk(tree))
 
 
 def check_operands(

@@ -93,23 +93,50 @@ def _function(
 
 
 @triton.jit
+def split(a):
+    """What the tensor cores keep of a float32 operand, and of the rest."""
+    high = _cut(a * 1.0003452669831)
+    return high, _nearest(a - high)
+
+
+@triton.jit
 def product(a, b, acc, WHOLE: tl.constexpr):
     """acc + a b; WHOLE: of float32 operands at float32's accuracy, by three TF32 products of what the tensor cores keep
     of each and of the rests (see ``linear_kernels``)."""
     if WHOLE:
-        a_high = _cut(a * 1.0003452669831)
-        a_low = _nearest(a - a_high)
-        b_high = _cut(b)
-        b_low = _nearest(b - b_high)
-        if a.shape[0] >= 64 and not INTERPRETED:
-            b_high = b  # the tensor core cuts it itself
-        rests = tl.dot(a_low, b_high, input_precision="tf32")
-        rests = tl.dot(a_high, b_low, rests, input_precision="tf32")
-        # The rest of an infinite operand is nan: the whole product alone says what holds there.
-        rests = tl.where(rests == rests, rests, 0.0)
-        return acc + tl.dot(a_high, b_high, rests, input_precision="tf32")
+        whole, rests = product_of_parts(a, b, acc, tl.zeros_like(acc))
+        return joined(whole, rests)
     else:
         return tl.dot(a, b, acc)
+
+
+@triton.jit
+def product_of_parts(a, b, acc, rests):
+    """acc and ``rests`` with the product of what is kept, and with those of the rests, added. A sum over more than a
+    few of the former on the tensor cores would lose what they drop; the latter are too small for that to matter."""
+    a_high, a_low = split(a)
+    b_high = _cut(b)
+    b_low = _nearest(b - b_high)
+    if a.shape[0] >= 64 and not INTERPRETED:
+        b_high = b  # the tensor core cuts it itself
+    rests = tl.dot(a_low, b_high, rests, input_precision="tf32")
+    rests = tl.dot(a_high, b_low, rests, input_precision="tf32")
+    return acc + tl.dot(a_high, b_high, input_precision="tf32"), rests
+
+
+@triton.jit
+def accumulated(a, b, acc, rests, WHOLE: tl.constexpr):
+    """`product_of_parts`, or the one product of half precision."""
+    if WHOLE:
+        return product_of_parts(a, b, acc, rests)
+    else:
+        return tl.dot(a, b, acc), rests
+
+
+@triton.jit
+def joined(whole, rests):
+    """The rest of an infinite operand is nan: the whole product alone says what holds there."""
+    return whole + tl.where(rests == rests, rests, 0.0)
 
 
 @triton.jit
@@ -142,43 +169,56 @@ def _network(
 ):  # fmt: skip
     """The scores of items k + at, [T], before the score's own function.
 
-    ``late`` is 0, but the compiler does not know: parameters that depend on it are read where they are used, and not
-    kept in registers across the loop.
+    ``late`` is 0, but the compiler knows only that 16 divides it: parameters that depend on it are read where they are
+    used, and not kept in registers across the loop.
     """
     layers: tl.constexpr = len(PIECES) - 1
     T: tl.constexpr = at.shape[0]
     h = ()
+    rests = ()
     for j in tl.static_range(count(PIECES, 1)):
         h = h + (tl.zeros((T, size(PIECES, 1, j)), tl.float32) + start[j][None, :],)
+        rests = rests + (tl.zeros((T, size(PIECES, 1, j)), tl.float32),)
     for c in tl.static_range(count(PIECES, 0)):
         d = _columns(PIECES, 0, c)
         x = tl.load(k + at[:, None] + d[None, :] * step, mask=ok[:, None] & (d < WIDTHS[0])[None, :], other=0.0)
         wider = ()
+        more = ()
         for j in tl.static_range(count(PIECES, 1)):
             own = _of_items(q[c], wk, wp, _columns(PIECES, 1, j), d, WIDTHS[1], WIDTHS[0])
-            wider = wider + (product(x, own.to(x.dtype), h[j], WHOLE),)
+            y, rest = accumulated(x, own.to(x.dtype), h[j], rests[j], WHOLE)
+            wider = wider + (y,)
+            more = more + (rest,)
         h = wider
+        rests = more
     for i in tl.static_range(1, layers + 1):
         wider = ()
         for j in tl.static_range(count(PIECES, i)):
             n = _columns(PIECES, i, j) + late
-            wider = wider + (_function(h[j], i, operands, steps, n, WIDTHS[i], padded(PIECES, WIDTHS, i), F1, F2, F3),)
+            y = joined(h[j], rests[j]) if WHOLE else h[j]
+            wider = wider + (_function(y, i, operands, steps, n, WIDTHS[i], padded(PIECES, WIDTHS, i), F1, F2, F3),)
         h = wider
         if i < layers:
             sums = ()
+            rests = ()
             for j in tl.static_range(count(PIECES, i + 1)):
                 n = _columns(PIECES, i + 1, j)
                 b = tl.load(biases[i] + n + late, mask=n < WIDTHS[i + 1], other=0.0).to(tl.float32)
                 sums = sums + (tl.zeros((T, size(PIECES, i + 1, j)), tl.float32) + b[None, :],)
+                rests = rests + (tl.zeros((T, size(PIECES, i + 1, j)), tl.float32),)
             # A piece of h is split once and let go: all of them at once take more registers than there are.
             for c in tl.static_range(count(PIECES, i)):
                 m = left_columns(_columns(PIECES, i, c), WHOLE)
                 x = as_left(h[c], WHOLE)
                 wider = ()
+                more = ()
                 for j in tl.static_range(count(PIECES, i + 1)):
                     w = _weights(matrices[i - 1], _columns(PIECES, i + 1, j), m, WIDTHS[i + 1], WIDTHS[i])
-                    wider = wider + (product(x.to(w.dtype), w, sums[j], WHOLE),)
+                    y, rest = accumulated(x.to(w.dtype), w, sums[j], rests[j], WHOLE)
+                    wider = wider + (y,)
+                    more = more + (rest,)
                 sums = wider
+                rests = more
             h = sums
     s = tl.load(biases[layers]).to(tl.float32) + tl.zeros((T,), tl.float32)
     for j in tl.static_range(count(PIECES, layers)):
@@ -188,6 +228,40 @@ def _network(
     return LAST(s, operands[layers], steps[layers], 0, True)
 
 
+@triton.jit
+def _marks(at_marks, mark_steps, t):
+    """Where the score's parameters of items t lie, and as many steps of nothing."""
+    places = ()
+    none = ()
+    for i in tl.static_range(len(at_marks)):
+        places = places + (at_marks[i] + t * mark_steps[i][2],)
+        none = none + (0,)
+    return places, none
+
+
+@triton.jit
+def _pooled(s, v, v_steps, t, ok, total, highest, weight, E: tl.constexpr, SOFTMAX: tl.constexpr):
+    """The sum so far, its highest score and its weight, with the values of items t added by their scores s."""
+    e = tl.arange(0, total.shape[0])
+    y = tl.load(
+        v + t[:, None].to(tl.int64) * v_steps[2] + e[None, :] * v_steps[3], mask=ok[:, None] & (e < E)[None, :],
+        other=0.0,
+    )  # fmt: skip
+    if SOFTMAX:
+        s = tl.where(ok, s, -float("inf"))
+        above = tl.maximum(highest, tl.max(s, 0))
+        origin = tl.where(above == -float("inf"), 0.0, above)
+        s = tl.exp(s - origin)
+        kept = tl.exp(highest - origin)
+        weight = weight * kept + tl.sum(s, 0)
+        total *= kept
+        highest = above
+    else:
+        s = tl.where(ok, s, 0.0)
+    total += tl.sum(s[:, None] * y.to(tl.float32), 0)
+    return total, highest, weight
+
+
 # No argument may be called `params`: the launcher that Triton generates uses the name itself.
 @triton.jit
 def unit_kernel(
@@ -195,12 +269,14 @@ def unit_kernel(
     q_steps, k_steps, v_steps, INNER, T,
     E: tl.constexpr, WIDTHS: tl.constexpr, PIECES: tl.constexpr,
     F1: tl.constexpr, F2: tl.constexpr, F3: tl.constexpr, LAST: tl.constexpr, SCORE: tl.constexpr,
-    SOFTMAX: tl.constexpr, WHOLE: tl.constexpr, BT: tl.constexpr, EP: tl.constexpr, SPLIT: tl.constexpr,
+    NEEDED: tl.constexpr, SOFTMAX: tl.constexpr, WHOLE: tl.constexpr, BT: tl.constexpr, EP: tl.constexpr,
+    SPLIT: tl.constexpr,
 ):  # fmt: skip
     """One row a program, or one of SPLIT parts of its history, which the last program of a row adds up.
 
     WIDTHS are D and those of the hidden layers, PIECES what each is cut into; ``operands`` the layers' parameters with
-    ``steps`` by channel, ``marks`` the score's with ``mark_steps`` by row and item.
+    ``steps`` by channel, ``marks`` the score's with ``mark_steps`` by row and item. A block of items whose scores are
+    the same whatever the network says (NEEDED), past the end of a short history say, goes without it.
     """
     row = tl.program_id(0)
     part = tl.program_id(1)
@@ -221,39 +297,42 @@ def unit_kernel(
     k += outer * k_steps[0] + inner * k_steps[1]
     v += outer * v_steps[0] + inner * v_steps[1]
     length = tl.cdiv(tl.cdiv(T, BT), SPLIT) * BT
-    stop = tl.minimum(T, (part + 1) * length)
+    head = tl.minimum(T, part * length)
+    stop = tl.minimum(T, head + length)
+    # Items before left and from right on have scores that are the same whatever the network says.
+    left = head
+    right = stop
+    if NEEDED is not None:
+        left = stop
+        right = head
+        for first in range(head, stop, BT):
+            t = first + tl.arange(0, BT)
+            places, none = _marks(at_marks, mark_steps, t)
+            read = (NEEDED(tl.full((BT,), 1.0, tl.float32), places, none, 0, t < stop) != 0.0) & (t < stop)
+            left = tl.minimum(left, tl.min(tl.where(read, t, T), 0))
+            right = tl.maximum(right, tl.max(tl.where(read, t + 1, 0), 0))
     total = tl.zeros((EP,), tl.float32)
     highest = -float("inf")
     weight = 0.0
-    for first in range(part * length, stop, BT):
+    for first in range(left, right, BT):
         t = first + tl.arange(0, BT)
-        ok = t < T
         s = _network(
-            k, t.to(tl.int64) * k_steps[2], k_steps[3], ok, first >> 30, target, wk, wp, start, matrices, biases,
-            operands, steps, WIDTHS, PIECES, F1, F2, F3, LAST, WHOLE,
+            k, t.to(tl.int64) * k_steps[2], k_steps[3], t < right, (first >> 30) * 16, target, wk, wp, start, matrices,
+            biases, operands, steps, WIDTHS, PIECES, F1, F2, F3, LAST, WHOLE,
         )  # fmt: skip
-        places = ()
-        none = ()
-        for i in tl.static_range(len(marks)):
-            places = places + (at_marks[i] + t * mark_steps[i][2],)
-            none = none + (0,)
-        s = SCORE(s, places, none, 0, ok)
-        y = tl.load(
-            v + t[:, None].to(tl.int64) * v_steps[2] + e[None, :] * v_steps[3],
-            mask=ok[:, None] & (e < E)[None, :], other=0.0,
-        )  # fmt: skip
-        if SOFTMAX:
-            s = tl.where(ok, s, -float("inf"))
-            above = tl.maximum(highest, tl.max(s, 0))
-            origin = tl.where(above == -float("inf"), 0.0, above)
-            s = tl.exp(s - origin)
-            kept = tl.exp(highest - origin)
-            weight = weight * kept + tl.sum(s, 0)
-            total *= kept
-            highest = above
-        else:
-            s = tl.where(ok, s, 0.0)
-        total += tl.sum(s[:, None] * y.to(tl.float32), 0)
+        places, none = _marks(at_marks, mark_steps, t)
+        s = SCORE(s, places, none, 0, t < right)
+        total, highest, weight = _pooled(s, v, v_steps, t, t < right, total, highest, weight, E, SOFTMAX)
+    if NEEDED is not None:
+        for side in tl.static_range(2):
+            # Where no item needs the network, left is the end and right the beginning.
+            begin = tl.maximum(left, right) if side else head
+            end = stop if side else left
+            for first in range(begin, end, BT):
+                t = first + tl.arange(0, BT)
+                places, none = _marks(at_marks, mark_steps, t)
+                s = SCORE(tl.zeros((BT,), tl.float32), places, none, 0, t < end)
+                total, highest, weight = _pooled(s, v, v_steps, t, t < end, total, highest, weight, E, SOFTMAX)
     if SPLIT > 1:
         stride: tl.constexpr = EP + 2
         slot = partial + (row.to(tl.int64) * SPLIT + part) * stride

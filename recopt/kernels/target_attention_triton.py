@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .epilogue import compile_epilogue
 from .leading import two_counters
 from .linear import HALF, _architecture, _locks, _processors
-from .target_attention import Network, parse_network
+from .target_attention import Network, needed, parse_network
 
 MAX_WIDTH = 256
 MAX_HIDDEN = 3
@@ -152,10 +153,11 @@ def _bind(
     hidden = (*functions[:-1], *[None] * (MAX_HIDDEN - layers + 1))
     whole = q.dtype == torch.float32
     wide = max(16, 1 << (e - 1).bit_length())
+    mask = needed(network.score.text)
     constants = (
         (*q_steps, q.stride(-1)), (*k_steps, k.stride(-2), k.stride(-1)), (*v_steps, v.stride(-2), v.stride(-1)),
         inner, items, e, widths, tuple(pieces(w) for w in widths), *hidden, functions[-1],
-        network.score.triton_function(), softmax, whole,
+        network.score.triton_function(), mask and compile_epilogue(mask).triton_function(), softmax, whole,
         unit.items, wide, unit.split,
     )  # fmt: skip
     grid = (rows, unit.split, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -247,20 +248,18 @@ def _embedding_bag(
         padding_idx = None if c.node.op == "aten._embedding_bag.default" else padding_idx + _whole(weight.shape[0])
     bags = sizes.size(offsets.shape[0] - 1) if include_last_offset else offsets.shape[0]
     fixed = _fixed_length(offsets, ids.shape[0], bags)
-    if mode == 2 and (fixed is None or padding_idx is not None):
-        raise Opaque("the maximum of bags that may be empty")
+    tests: list[Tensor] = []
     if fixed is not None:
-        members = None
         ids = tensor.reshape(ids, [bags, fixed])
     else:
-        members = _members(offsets, ids.shape[0], bags, include_last_offset, weight.dtype)
+        tests += _members(offsets, ids.shape[0], bags, include_last_offset)
         ids = tensor.unsqueeze(ids, 0)
     rows = ops.take(weight, ids)
-    if mode == 2:
-        return [ops.reduction("max", rows, [1]), None, None, None]
     if padding_idx is not None:
-        kept = ops.cast(ops.pointwise("ne", ids, tensor.scalar(padding_idx, ids.dtype), dtype="bool"), weight.dtype)
-        members = kept if members is None else ops.multiply(members, kept)
+        tests.append(ops.pointwise("ne", ids, tensor.scalar(padding_idx, ids.dtype), dtype="bool"))
+    if mode == 2:
+        return [_largest(rows, tests), None, None, None]
+    members = ops.multiply(*(ops.cast(t, weight.dtype) for t in tests)) if tests else None
     factors = members
     if per_sample_weights is not None:
         given = tensor.reshape(per_sample_weights, ids.shape)
@@ -273,6 +272,17 @@ def _embedding_bag(
         return [ops.mean(rows, [1]), None, None, None]
     count = ops.pointwise("max", ops.total(members, [1], keepdim=True), operand(1, weight.dtype))
     return [ops.divide(ops.total(rows, [1]), count), None, None, None]
+
+
+def _largest(rows: Tensor, tests: Sequence[Tensor]) -> Tensor:
+    """The maximum over dimension 1 of the rows for which all tests hold, 0 where there is none."""
+    if not tests:
+        return ops.reduction("max", rows, [1])
+    live = functools.reduce(lambda a, b: ops.pointwise("logical_and", a, b), tests)
+    shown = ops.where(tensor.unsqueeze(live, 2), rows, operand(float("-inf"), rows.dtype))
+    count = ops.total(ops.multiply(*(ops.cast(t, rows.dtype) for t in tests)), [1], keepdim=True)
+    some = ops.pointwise("lt", operand(0, rows.dtype), count)
+    return ops.where(some, ops.reduction("max", shown, [1]), operand(0, rows.dtype))
 
 
 def _whole(size: Size) -> int:
@@ -290,15 +300,15 @@ def _fixed_length(offsets: Tensor, ids: Size, bags: Size) -> Size | None:
     return length if offsets.body is steps else None
 
 
-def _members(offsets: Tensor, ids: Size, bags: Size, include_last: bool, dtype: str) -> Tensor:
-    """1 where id l is in bag b, else 0."""
+def _members(offsets: Tensor, ids: Size, bags: Size, include_last: bool) -> list[Tensor]:
+    """Where id l is in bag b, both hold."""
     last = tensor.full([1], ids, offsets.dtype)
     ends = [tensor.slice_dim(offsets, 0, 1, sizes.size(offsets.shape[0] - 1)), *([] if include_last else [last])]
     start = tensor.slice_dim(offsets, 0, 0, bags)
     place = tensor.iota(ids, dtype=offsets.dtype)
     begun = ops.pointwise("le", tensor.unsqueeze(start, 1), place)
     open_ = ops.pointwise("lt", place, tensor.unsqueeze(tensor.concat(ends, 0), 1))
-    return ops.multiply(ops.cast(begun, dtype), ops.cast(open_, dtype))
+    return [begun, open_]
 
 
 def _named(names: str, function: Lift) -> dict[str, Lift]:

@@ -285,6 +285,35 @@ def _gather(c: Call, x: Tensor, dim: int, index: Tensor, sparse_grad: bool = Fal
     return index.with_body(substitute(x.body, mapping))
 
 
+def _take_along_dim(c: Call, x: Tensor, index: Tensor, dim: int | None = None) -> Tensor:
+    if dim is None:
+        x, index, dim = (*(tensor.reshape(t, [sizes.product(t.shape)]) for t in (x, index)), 0)
+    dim = dim_of(x, dim)
+    shapes = [list(t.shape) for t in (x, index)]
+    for n in range(len(x.dims)):
+        if n != dim:  # the others broadcast
+            shapes[0][n] = shapes[1][n] = shapes[1][n] if shapes[0][n] == 1 else shapes[0][n]
+    return _gather(c, tensor.expand(x, shapes[0]), dim, tensor.expand(index, shapes[1]))
+
+
+def _scatter(add: bool) -> Lift:
+    def lift(
+        c: Call, x: Tensor, dim: int, index: Tensor, source: Tensor | float, reduce: str = "sum",
+        include_self: bool = True,
+    ) -> Tensor:  # fmt: skip
+        dim = dim_of(x, dim)
+        given = source if isinstance(source, Tensor) else tensor.full(index.shape, source, x.dtype)
+        alike = all(a == b for n, (a, b) in enumerate(zip(x.shape, index.shape, strict=True)) if n != dim)
+        if not alike or given.shape != index.shape or reduce != "sum" or not include_self:
+            raise Opaque("a scatter into a part of a tensor, or that does not add")
+        if not add and index.shape[dim] != 1:
+            raise Opaque("a scatter of several elements, of which the last stays")
+        c.lifted.notes["one-hot", c.node.outputs[0]] = True  # an id that has no place is an error
+        return (ops.scatter_add if add else ops.scatter_one)(x, dim, index, given)
+
+    return lift
+
+
 def _index(c: Call, x: Tensor, indices: Sequence[Tensor | None]) -> Tensor:
     """Advanced indexing by integer tensors: their common dimensions stand where these are adjacent, else first."""
     chosen = [(n, i) for n, i in enumerate(indices) if i is not None]
@@ -418,6 +447,9 @@ TABLE: dict[str, Lift] = {
     **_named("gather.default", _gather),
     **_named("index.Tensor", _index),
     **_named("one_hot.default", _one_hot),
+    **_named("take_along_dim.default", _take_along_dim),
+    **_named("scatter.value scatter.src", _scatter(add=False)),
+    **_named("scatter_add.default scatter_reduce.two", _scatter(add=True)),
     **_named("zeros.default zeros_like.default new_zeros.default", _filled(0)),
     **_named("ones.default ones_like.default new_ones.default", _filled(1)),
     **_named("full.default full_like.default fill.Scalar fill.Tensor", _full),

@@ -67,6 +67,20 @@ def gather_elements(c: Call, x: Tensor, ids: Tensor, axis: int = 0) -> Tensor:
     return ids.with_body(x.fresh().at(index))
 
 
+def scatter_elements(
+    c: Call, x: Tensor, ids: Tensor, updates: Tensor, axis: int = 0, reduction: str = "none"
+) -> Tensor:
+    d = axis_of(x, axis)
+    alike = all(a == b for n, (a, b) in enumerate(zip(x.shape, ids.shape, strict=True)) if n != d)
+    if not alike or updates.shape != ids.shape or reduction not in ("none", "add"):
+        raise Opaque("a scatter into a part of a tensor, or that does not add")
+    if reduction == "none" and ids.shape[d] != 1:
+        raise Opaque("a scatter of several elements, of which the last stays")
+    c.lifted.notes["one-hot", c.node.outputs[0]] = True  # an id that has no place is an error
+    write = ops.scatter_add if reduction == "add" else ops.scatter_one
+    return write(x, d, non_negative(c, ids, x.shape[d]), updates)
+
+
 def gather_nd(c: Call, x: Tensor, ids: Tensor, batch_dims: int = 0) -> Tensor:
     depth = integer(ids.shape[-1])
     x = x.fresh()
@@ -149,6 +163,7 @@ LOOKUPS: dict[str, Lift] = {
     "Gather": gather,
     "GatherElements": gather_elements,
     "GatherND": gather_nd,
+    "ScatterElements": scatter_elements,
     "OneHot": one_hot,
     "ConstantOfShape": constant_of_shape,
     "Range": arange,

@@ -16,10 +16,10 @@ import sympy
 
 from ..hosts.base import Node, Region, Value
 from ..ir import ops, sizes, tensor
-from ..ir.rules import FLOATS
+from ..ir.rules import FLOATS, fn
 from ..ir.sizes import Size
 from ..ir.tensor import ShapeError, Tensor
-from ..ir.term import Axis, Coord, Fn, Poly, TooLarge, axis, coord, number, scale, unguarded, value_range
+from ..ir.term import Axis, Coord, Fn, Poly, TooLarge, axis, coord, number, retype, scale, unguarded, value_range
 from ..ir.term import add as add_terms
 from .base import Call, Items, Opaque
 from .onnx_common import Lift
@@ -186,10 +186,61 @@ class _Turn:
     def _results(self, node: Node) -> Sequence[Seen | None]:
         if node.op == "Constant":
             return [_constant(node)]
+        if node.op == "Loop":
+            return self._selected(node)
         if node.op == "If":
             return [self._branch(node, n) for n in range(len(node.outputs))]
         part = self._part(node) if node.op == "Slice" else None
         return [_plain(t) for t in self.call.lifted.apply(node, self.of)] if part is None else [part]
+
+    def _selected(self, node: Node) -> Sequence[Seen | None]:
+        """A loop over positions that appends those for which something holds to an empty tensor."""
+        body, (trips, going, *carried) = node.kwargs["body"], node.args
+        goes_on, *after = body.outputs
+        if trips is not None or going is None or len(carried) != 2:
+            raise Opaque("a loop inside of another")
+        starts = [self.tensor(v) for v in carried]
+        which = next((n for n, t in enumerate(starts) if t.shape == (0,)), None)
+        if which is None or starts[1 - which].axes:
+            raise Opaque("a loop inside of another")
+        start = starts[1 - which]
+        list_, counter = body.inputs[2 + which], body.inputs[3 - which]
+        first = start.at([number(0)] * len(start.dims))
+        place = axis(_extent(self, body, counter))
+        at = retype(coord(place), first.dtype)
+        given = {counter: start.with_body(at)}
+        inside = _Turn(self.call, body, at, lambda v, _: given.get(v), self, self.stretches)
+        test = inside.kept(after[which], list_, counter)
+        grown = inside.tensor(after[1 - which]).body
+        condition, begun = (t.at([number(0)] * len(t.dims)).atom for t in (inside.tensor(goes_on), self.tensor(going)))
+        if not isinstance(condition, Fn) or condition.name != "lt" or condition.args[0] is not grown:
+            raise Opaque("a loop inside of another that does not end at a bound")
+        end = condition.args[1]
+        one = add_terms(grown, scale(at, -1)).number == 1
+        if not one or place in end.axes_read or begun is not fn("lt", [first, end], "bool").atom:
+            raise Opaque("a loop inside of another that does not go from bound to bound")
+        value = node.outputs[which]
+        found: list[Seen | None] = [None, None]
+        found[which] = self.stretches.selected(value, first, end, place.size, place, test)
+        return found
+
+    def kept(self, after: Value, before: Value, counter: Value) -> Poly:
+        """The condition under which a turn appends its counter to a tensor, which it else leaves alone."""
+        node = after.node
+        if node is None or node.op != "If":
+            raise Opaque("a loop inside of another that does more than choose")
+        test = self.tensor(node.args[0])
+        appended, left = (node.kwargs[b].outputs[0] for b in ("then_branch", "else_branch"))
+        while left is not before and left.node is not None and left.node.op == "Identity":
+            left = left.node.args[0]
+        made = appended.node
+        plain = made is not None and made.op == "Concat" and len(made.args) == 2 and made.args[0] is before
+        if left is not before or not plain or made is None:
+            raise Opaque("a loop inside of another that does more than choose")
+        inside = _Turn(self.call, node.kwargs["then_branch"], self.at, lambda v, _: None, self, self.stretches)
+        if inside.tensor(made.args[1]).body is not self.tensor(counter).body:
+            raise Opaque("a loop inside of another that keeps more than positions")
+        return test.at([number(0)] * len(test.dims))
 
     def _part(self, node: Node) -> Tensor | None:
         """A slice whose bounds are read from data; None where they are not."""
@@ -211,6 +262,8 @@ class _Turn:
         known = self.call.lifted.known(condition)
         if known is not None:
             return self._inside(node, "then_branch" if known else "else_branch", self.at, n)
+        if self.stretches.none(condition) is not None:
+            return self._either(node, condition, n)
         only = _one_turn(condition, self.at)
         if only is None:
             return self._either(node, condition, n)
@@ -231,12 +284,14 @@ class _Turn:
             raise Opaque("a branch that data decides")
         otherwise = self._inside(node, "else_branch", self.at, n)
         taken = self._inside(node, "then_branch", self.at, n)
-        empty = self.stretches.between(test.args) if test.name == "eq" else None
+        empty = (self.stretches.between(test.args) or self.stretches.none(condition)) if test.name == "eq" else None
         if isinstance(taken, Tensor) and isinstance(otherwise, Tensor):
             if empty is not None:
                 return self.stretches.unless_empty(empty, self.call, taken, otherwise)
             if test.name == "lt" and test.args[0].number == 0:
                 return self.stretches.divided(test.args[1], taken, otherwise)
+            if not taken.axes and not otherwise.axes and taken.dtype not in FLOATS:
+                return ops.where(Tensor((), condition), taken, otherwise)
         raise Opaque("a branch that data decides")
 
     def _inside(self, node: Node, branch: str, at: Poly, n: int) -> Seen:
@@ -250,6 +305,14 @@ class _Turn:
         """The same values in another turn."""
         around = None if self.around is None else self.around._moved(at)
         return _Turn(self.call, self.region, at, self.given, around, self.stretches)
+
+
+def _extent(turn: _Turn, body: Region, counter: Value) -> Size:
+    """The size of the dimension that a counter is a position of."""
+    for node in body.nodes:
+        if node.op == "Gather" and node.args[1] is counter and node.kwargs.get("axis", 0) == 0:
+            return turn.tensor(node.args[0]).shape[0]
+    raise Opaque("a loop inside of another")
 
 
 def _plain(seen: Seen | None) -> Seen | None:

@@ -8,7 +8,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..fused import Bag, EmbeddingBags, Reshape, Stored, View
+from ..errors import LowerError
+from ..fused import Again, Bag, EmbeddingBags, Reshape, Stored, View
 from ..hosts.base import Value
 from ..hosts.onnx import OnnxHost
 from ..hosts.types.onnx import element_code
@@ -38,7 +39,7 @@ def _plain(host: Writer, spec: EmbeddingBags) -> EmbeddingBags:
         operands = view(host, table, spec.name), ids.value, scales
         return _rows(host, spec, operands, ids, stored, (*ids.shape, table.shape[1]))
 
-    def term(item: Bag | View) -> Bag | View:
+    def term(item: Bag | View | Again) -> Bag | View | Again:
         return plain(host, item, spec.name, read) if isinstance(item, Bag) else item
 
     return replace(spec, pieces=tuple(tuple(map(term, piece)) for piece in spec.pieces))
@@ -64,13 +65,23 @@ def _function(host: Writer, spec: EmbeddingBags) -> Value:
     operands = _operands(host, spec)
     numbers = {v: n for n, v in enumerate(operands)}
 
-    def told(term: Bag | View) -> object:
-        if isinstance(term, View):
+    def told(term: Bag | View | Again) -> object:
+        if not isinstance(term, Bag):
             return numbers[term]
         stored = term.stored or Stored(32, term.columns)
-        read = (term.table, _ids(term), term.weights, _offsets(term), term.lengths, _scales(term))
-        rows = (term.modulus, term.shift, term.pad, term.above, term.below, term.div, term.last)
-        shape = term.pool, term.count, term.columns, len(term.ids.shape), stored.bits
+        read = (term.table, _ids(term), term.weights, _offsets(term), term.lengths, _scales(term), term.over)
+        rows = (
+            term.modulus,
+            term.shift,
+            term.pad,
+            term.above,
+            term.of_row,
+            term.below,
+            term.div,
+            term.last,
+            term.factor,
+        )
+        shape = term.pool, term.otherwise, term.count, term.columns, len(term.ids.shape), stored.bits
         return shape, rows, [v and numbers[v] for v in read]
 
     types = [v.dtype or spec.dtype for v in operands.values()]
@@ -84,13 +95,27 @@ def _function(host: Writer, spec: EmbeddingBags) -> Value:
     return host.call(op, list(operands.values()), name=spec.name, shape=spec.shape, dtype=spec.dtype)
 
 
-def _operands(host: Writer, spec: EmbeddingBags) -> dict[View, Value]:
+def _operands(host: Writer, spec: EmbeddingBags) -> dict[View | Again, Value]:
     """What is read, each view once."""
-    parts = [(bag.table, _ids(bag), bag.weights, _offsets(bag), bag.lengths, _scales(bag)) for bag in spec.bags]
+    parts = [
+        (bag.table, _ids(bag), bag.weights, _offsets(bag), bag.lengths, _scales(bag), bag.over) for bag in spec.bags
+    ]
     read = [v for part in parts for v in part if v]
     dense = [term for piece in spec.pieces for term in piece if isinstance(term, View)]
     tables = {bag.table: folded(host, bag.table, bag.table.steps, spec.name) for bag in spec.bags if bag.table.steps}
-    return {item: tables.get(item) or view(host, item, spec.name) for item in dict.fromkeys((*dense, *read))}
+    fixed = [term for piece in spec.pieces for term in piece if isinstance(term, Again)]
+    found: dict[View | Again, Value] = {term: _fixed(host, spec, term) for term in fixed}
+    return found | {item: tables.get(item) or view(host, item, spec.name) for item in dict.fromkeys((*dense, *read))}
+
+
+def _fixed(host: Writer, spec: EmbeddingBags, term: Again) -> Value:
+    """Numbers that broadcast to [rows.., C]. Raises LowerError where the dimensions do not repeat them."""
+    count, width = term.rows.shape
+    shape = next((s for n in range(len(spec.shape)) if product(s := spec.shape[n:-1]) == count), None)
+    if shape is None:
+        raise LowerError(f"{spec.name}: {count} rows repeat within a dimension")
+    whole = term.rows.reshape([*shape, width]) if count > 1 else term.rows.reshape(width)
+    return host.share_constant(whole.astype(spec.dtype), name=f"{spec.name}_rows")
 
 
 def _scales(bag: Bag) -> View | None:
@@ -114,7 +139,7 @@ def _flatter(item: View) -> View:
     return View(item.value, rows, (*kept, Reshape(rows)))
 
 
-def _side_by_side(host: Writer | OnnxHost, spec: EmbeddingBags, values: Mapping[View, Value]) -> Value:
+def _side_by_side(host: Writer | OnnxHost, spec: EmbeddingBags, values: Mapping[View | Again, Value]) -> Value:
     pieces = []
     for piece in spec.pieces:
         terms = [_bag(host, spec, t, values) if isinstance(t, Bag) else values[t] for t in piece]
@@ -128,7 +153,7 @@ def _side_by_side(host: Writer | OnnxHost, spec: EmbeddingBags, values: Mapping[
     return host.call("Concat", pieces, axis, name=spec.name, shape=spec.shape, dtype=spec.dtype)
 
 
-def _bag(host: Writer | OnnxHost, spec: EmbeddingBags, bag: Bag, values: Mapping[View, Value]) -> Value:
+def _bag(host: Writer | OnnxHost, spec: EmbeddingBags, bag: Bag, values: Mapping[View | Again, Value]) -> Value:
     nodes = _Nodes(host, spec, bag, values)
     if bag.pool == "row":
         return nodes.side_by_side()
@@ -138,7 +163,9 @@ def _bag(host: Writer | OnnxHost, spec: EmbeddingBags, bag: Bag, values: Mapping
 class _Nodes:
     """The nodes of one bag."""
 
-    def __init__(self, host: Writer | OnnxHost, spec: EmbeddingBags, bag: Bag, values: Mapping[View, Value]) -> None:
+    def __init__(
+        self, host: Writer | OnnxHost, spec: EmbeddingBags, bag: Bag, values: Mapping[View | Again, Value]
+    ) -> None:
         self.host, self.spec, self.bag, self.values = host, spec, bag, values
         self.dtype = spec.dtype
         # the rows of the result, and whether the ids have a dimension of their own beside them
@@ -159,26 +186,56 @@ class _Nodes:
         return x if x.dtype == dtype else self.call("Cast", [x], x.shape, dtype, to=element_code(dtype))
 
     def side_by_side(self) -> Value:
-        rows = self._weighted(self._kept())
+        rows = self._times(self._weighted(self._kept()))
         if self.alone:
             return rows
         return apply(self.host, rows, (Reshape((*self.rows, product((self.bag.count, self._width)))),), self.spec.name)
 
     def pooled(self) -> Value:
+        if self.bag.pool == "max":
+            return self._largest()
         kept = self._kept()
         rows, axis = self._weighted(kept), len(self.rows)
         shape = (*self.rows, self._width)
-        total = self._reduce(POOLS[self.bag.pool], rows, axis, shape)
+        total = self._times(self._reduce(POOLS[self.bag.pool], rows, axis, shape))
         if self.bag.div is None:
             return total
+        if self.bag.over is not None:
+            return self._divided(total, None)
         if kept is None:
             return self.call("Div", [total, self.constant(self._over(float(self.bag.count)), self.dtype)], shape)
         return self._divided(total, self._reduce("ReduceSum", kept, axis, self.rows))
 
+    def _largest(self) -> Value:
+        """The largest of the rows that count."""
+        rows, live, axis = self._weighted(self._weights()), self._live(), len(self.rows)
+        shape = (*self.rows, self._width)
+        if live is None:
+            return self._reduce("ReduceMax", rows, axis, shape)
+        found = self._reduce("ReduceMax", self._or_lowest(rows, live), axis, shape)
+        if self.bag.otherwise == float("-inf"):
+            return found
+        counted = self._reduce("ReduceMax", self.cast(live, self.dtype), axis, self.rows)
+        return self._unless_empty(found, self.cast(counted, "bool"))
+
+    def _or_lowest(self, rows: Value, live: Value) -> Value:
+        lowest = self.constant(float("-inf"), self.dtype)
+        return self.call("Where", [self._unsqueezed(live), rows, lowest], rows.shape)
+
+    def _unless_empty(self, found: Value, some: Value) -> Value:
+        otherwise = self.constant(self.bag.otherwise, self.dtype)
+        return self.call("Where", [self._unsqueezed(some), found, otherwise], (*self.rows, self._width))
+
+    def _times(self, x: Value) -> Value:
+        factor = self.bag.factor
+        return x if factor == 1 else self.call("Mul", [x, self.constant(factor, self.dtype)], x.shape)
+
     def ragged(self) -> Value:
         """Rows are added to the bag that begins last at or before their id; bag 0 takes what lies before the first."""
-        kept = self._kept()
-        rows = self._weighted(kept)
+        most = self.bag.pool == "max"
+        kept = self._weights() if most else self._kept()
+        rows, live = self._weighted(kept), self._live() if most else None
+        rows = self._times(rows) if live is None else self._or_lowest(rows, live)
         given = _offsets(self.bag)
         assert given is not None
         ids, one = self.call("Shape", [self.ids], (1,), "int64"), self.constant([1])
@@ -192,12 +249,54 @@ class _Nodes:
         bags = self.call("Add", [starts, one], (1,), "int64")
         place = self._unsqueezed(which)
         shape = self.call("Concat", [bags, self.constant([self._width])], (2,), "int64", axis=0)
+        if most:
+            return self._largest_ragged(offsets, shape, place, rows, bags, which, live)
         total = self._bags(self._added("ScatterND", shape, place, rows), self._width)
         if self.bag.div is None:
             return total
+        if self.bag.over is not None:
+            return self._divided(total, None)
         if kept is None:
             kept = self.call("Expand", [self.constant([1], self.dtype), ids], None)
         return self._divided(total, self._bags(self._added("ScatterElements", bags, which, kept)))
+
+    def _largest_ragged(
+        self, offsets: Value, shape: Value, place: Value, rows: Value, bags: Value, which: Value, live: Value | None
+    ) -> Value:
+        if self.host.opset < 18:  # whose ScatterND knows no maximum
+            return self._largest_padded(offsets, rows, live)
+        found = self._bags(self._added("ScatterND", shape, place, rows, "max"), self._width)
+        if self.bag.otherwise == float("-inf"):
+            return found
+        ids = self.call("Shape", [self.ids], (1,), "int64")
+        counts = self.call("Expand", [self.constant([1]), ids], None, "int64") if live is None else live
+        some = self._bags(self._added("ScatterElements", bags, which, self.cast(counts, "int64")))
+        return self._unless_empty(found, self.cast(some, "bool"))
+
+    def _largest_padded(self, starts: Value, rows: Value, live: Value | None) -> Value:
+        """The same over bags that are all as long as the longest: more memory, no scatter."""
+        count = self.call("Shape", [self.ids], (1,), "int64")
+        ends = self._cut(starts, 1, END)
+        ends = ends if self.bag.last else self.call("Concat", [ends, count], None, "int64", axis=0)
+        starts = self._cut(starts, 0, -1) if self.bag.last else starts
+        lengths = self._unsqueezed(self.call("Sub", [ends, starts], None, "int64"))
+        flat = self.call("Concat", [self.call("Reshape", [lengths, self.constant([-1])], None, "int64"),
+                                    self.constant([0])], None, "int64", axis=0)  # fmt: skip
+        longest = self._reduce("ReduceMax", flat, 0, ())
+        places = self.call("Range", [self.constant(0), longest, self.constant(1)], None, "int64")
+        inside = self.call("Less", [places, lengths], None, "bool")
+        at = self.call("Add", [self._unsqueezed(starts), places], None, "int64")
+        at = self.call("Where", [inside, at, self.constant(0)], None, "int64")
+        wide = self.call("Gather", [rows, at], None, axis=0)
+        found = self._reduce("ReduceMax", self._or_lowest(wide, inside), 1, (*self.rows, self._width))
+        if self.bag.otherwise == float("-inf"):
+            return found
+        if live is not None:
+            inside = self.call("And", [inside, self.call("Gather", [live, at], None, "bool", axis=0)], None, "bool")
+        # one that does not count behind each bag, so that none is empty
+        none = self.call("Expand", [self.constant([[0]]), self.call("Shape", [lengths], (2,), "int64")], None, "int64")
+        counts = self.call("Concat", [self.cast(inside, "int64"), none], None, "int64", axis=1)
+        return self._unless_empty(found, self.cast(self._reduce("ReduceMax", counts, 1, self.rows), "bool"))
 
     @property
     def _width(self) -> int:
@@ -218,23 +317,32 @@ class _Nodes:
 
     def _kept(self) -> Value | None:
         """What the rows are multiplied by; None where it is 1."""
+        weights, live = self._weights(), self._live()
+        if live is None:
+            return weights
+        factor = self.cast(self._unsqueezed(live) if self.alone else live, self.dtype)
+        return factor if weights is None else self.call("Mul", [weights, factor], self.ids.shape)
+
+    def _weights(self) -> Value | None:
+        weights = self.bag.weights
+        return None if weights is None else self.cast(self.values[weights], self.dtype)
+
+    def _live(self) -> Value | None:
+        """Whether ids count; None where all do."""
         bag, shape = self.bag, self.ids.shape
-        factors = [] if bag.weights is None else [self.cast(self.values[bag.weights], self.dtype)]
-        if self.inside is not None:
-            factors.append(self.cast(self._unsqueezed(self.inside) if self.alone else self.inside, self.dtype))
+        tests = [] if self.inside is None else [self.inside]
         if bag.pad is not None:
             pad = self.constant(bag.pad, self.ids.dtype or "int64")
             live = self.call("Greater" if bag.above else "Equal", [self.ids, pad], shape, "bool")
-            live = live if bag.above else self.call("Not", [live], shape, "bool")
-            factors.append(self.cast(self._unsqueezed(live) if self.alone else live, self.dtype))
+            tests.append(live if bag.above else self.call("Not", [live], shape, "bool"))
         if bag.lengths is not None:
             lengths = self.values[bag.lengths]  # [rows.., 1]
             places = self.constant(range(bag.count), lengths.dtype or "int64")
-            factors.append(self.cast(self.call("Less", [places, lengths], shape, "bool"), self.dtype))
-        kept = None
-        for factor in factors:
-            kept = factor if kept is None else self.call("Mul", [kept, factor], shape)
-        return kept
+            tests.append(self.call("Less", [places, lengths], shape, "bool"))
+        found = None
+        for test in tests:
+            found = test if found is None else self.call("And", [found, test], shape, "bool")
+        return found
 
     def _weighted(self, kept: Value | None) -> Value:
         """The rows of all ids, times `kept`."""
@@ -249,14 +357,23 @@ class _Nodes:
         wide = kept if self.alone else self._unsqueezed(kept)
         return self.call("Mul", [read, wide], shape)
 
-    def _divided(self, total: Value, count: Value) -> Value:
-        """A sum over how many were added up, or over the sum of their weights."""
+    def _divided(self, total: Value, count: Value | None) -> Value:
+        """A sum over how many were added up, over the sum of their weights, or over what is given."""
         assert self.bag.div is not None
         low, eps = self.bag.div
+        if count is None:
+            assert self.bag.over is not None
+            count = self.cast(self.values[self.bag.over], self.dtype)  # [rows.., 1]
+            return self._quotient(total, self._bounded(count, low, eps))
+        return self._quotient(total, self._unsqueezed(self._bounded(count, low, eps)))
+
+    def _quotient(self, total: Value, count: Value) -> Value:
+        return self.call("Div", [total, count], (*self.rows, self._width))
+
+    def _bounded(self, count: Value, low: float, eps: float) -> Value:
         if low != float("-inf"):
             count = self.call("Max", [count, self.constant(low, self.dtype)], count.shape)
-        count = self.call("Add", [count, self.constant(eps, self.dtype)], count.shape) if eps else count
-        return self.call("Div", [total, self._unsqueezed(count)], (*self.rows, self._width))
+        return self.call("Add", [count, self.constant(eps, self.dtype)], count.shape) if eps else count
 
     def _over(self, count: float) -> float:
         assert self.bag.div is not None
@@ -264,8 +381,8 @@ class _Nodes:
 
     def _reduce(self, op: str, x: Value, axis: int, shape: tuple[Size, ...]) -> Value:
         if self.host.opset >= 18 or (op == "ReduceSum" and self.host.opset >= 13):
-            return self.call(op, [x, self.constant([axis])], shape, keepdims=0)
-        return self.call(op, [x], shape, keepdims=0, axes=[axis])
+            return self.call(op, [x, self.constant([axis])], shape, x.dtype or self.dtype, keepdims=0)
+        return self.call(op, [x], shape, x.dtype or self.dtype, keepdims=0, axes=[axis])
 
     def _unsqueezed(self, x: Value) -> Value:
         shape = None if x.shape is None else (*x.shape, 1)
@@ -279,8 +396,9 @@ class _Nodes:
         """Without what lies before the first bag, and behind the last where the offsets say where that is."""
         return self._cut(x, 1, -1 if self.bag.last else END, *self.rows, *width)
 
-    def _added(self, op: str, shape: Value, places: Value, x: Value) -> Value:
-        """Zeros of a shape, to which `x` is added at places."""
+    def _added(self, op: str, shape: Value, places: Value, x: Value, reduction: str = "add") -> Value:
+        """Zeros of a shape, to which `x` is added at places; or of lowest numbers, the maximum with it."""
         kind = x.dtype or self.dtype
-        zeros = self.call("Expand", [self.constant(np.zeros(1), kind), shape], None, kind)
-        return self.call(op, [zeros, places, x], None, kind, reduction="add")
+        start = np.zeros(1) if reduction == "add" else np.full(1, -np.inf)
+        begun = self.call("Expand", [self.constant(start, kind), shape], None, kind)
+        return self.call(op, [begun, places, x], None, kind, reduction=reduction)

@@ -60,6 +60,11 @@ def row_numbers(host: Writer | OnnxHost, bag: Bag, ids: Value, name: str) -> Val
     if bag.shift:
         alone = bag.pool == "row" and bag.count == 1
         ids = call("Add", bag.shift if isinstance(bag.shift, int) or not alone else bag.shift[0], kind)
+    if bag.of_row:
+        zero = host.share_constant(np.array(0, kind), name=f"{name}_constant")
+        negative = host.call("Less", [ids, zero], name=name, shape=ids.shape, dtype="bool")
+        counted = call("Add", bag.table.shape[0], kind)
+        ids = host.call("Where", [negative, counted, ids], name=name, shape=ids.shape, dtype=kind)
     return ids
 
 

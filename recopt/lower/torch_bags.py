@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from ..errors import GraphError, LowerError, VerifyError
-from ..fused import Bag, EmbeddingBags, Reshape, Slice, View
+from ..fused import Again, Bag, EmbeddingBags, Reshape, Slice, View
 from ..hosts.base import Array, Value
 from ..hosts.fx import FxHost
 from ..hosts.fx_operators import EMBEDDING_BAGS
@@ -85,6 +85,13 @@ def _by_shift(t: Term, shift: Sequence[int]) -> list[Term]:
     return found or [t]
 
 
+def _dtype(item: Bag | View | Again) -> str | None:
+    """The type of the numbers of a term; None for such as take that of others."""
+    if isinstance(item, Again):
+        return None
+    return item.value.dtype if isinstance(item, View) else item.table.value.dtype
+
+
 class _Operands:
     """The operator's lists of tensors, each tensor once."""
 
@@ -95,8 +102,10 @@ class _Operands:
         }
         self.made: dict[View, Value] = {}
         self.scales: dict[int, Value] = {}
+        # Single rows of 16 bits become float32 by standing beside such; sums would be rounded before they do.
+        self.widens = any(_dtype(t) == "float32" for piece in spec.pieces for t in piece)
 
-    def pieces(self, piece: Sequence[Bag | View]) -> list[tuple[Term, ...]]:
+    def pieces(self, piece: Sequence[Bag | View | Again]) -> list[tuple[Term, ...]]:
         """A piece in the words of the layout, where all ids of a term are moved alike: rows that lie side by side are
         pieces of their own, and those of a sum add up."""
         terms = [self.term(item) for item in piece]
@@ -105,7 +114,10 @@ class _Operands:
             return [(t,) for t in _by_shift(terms[0], shifts[0])]
         return [tuple(part for t, shift in zip(terms, shifts, strict=True) for part in _by_shift(t, shift))]
 
-    def term(self, item: Bag | View) -> Term:
+    def term(self, item: Bag | View | Again) -> Term:
+        if isinstance(item, Again):
+            rows = self.host.add_constant(item.rows.astype(self.spec.dtype), name=f"{self.spec.name}_rows")
+            return Term("dense", self._number("dense", rows), every=len(item.rows))
         if isinstance(item, View):
             return Term("dense", self._number("dense", self._rows(item)))
         item = plain(self.host, item, self.spec.name)
@@ -140,7 +152,18 @@ class _Operands:
             bits=bits,
             values=item.columns if bits == 4 else 0,
             once=item.once,
+            inside=item.below > 0,
+            wide=item.stored is None and self._wide(item),
+            over=None if item.over is None else self._number("offsets", self._rows(item.over, rank=1)),
+            factor=item.factor,
+            otherwise=item.otherwise,
         )
+
+    def _wide(self, item: Bag) -> bool:
+        """Whether rows of 16 bits have to be said to be float32."""
+        plain = item.pool == "row" and item.weights is None and item.factor == 1
+        halves = item.table.value.dtype in ("float16", "bfloat16") and self.spec.dtype == "float32"
+        return halves and not (plain and self.widens)
 
     def add_scales(self) -> None:
         """The scales of quantised tables, in the order of the tables."""

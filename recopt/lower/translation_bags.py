@@ -15,10 +15,16 @@ def embedding_bags(op: Any, operands: Sequence[Sequence[Any]], layout: str) -> A
     lists = dict(zip(("tables", "ids", "offsets", "weights", "dense", "scales"), operands, strict=True))
     parsed = parse_layout(layout)
     read = [lists["dense" if t.pool == "dense" else "tables"][t.source] for t in parsed.terms]
+    made = {t: _term(op, t, lists) for t in parsed.terms if not t.every}
+    if any(t.wide for t in parsed.terms):
+        read += [made[t] for t in parsed.terms if t.wide]
     widest = max(read, key=_width)
+    if not made:
+        raise LowerError(f"nothing says how many rows there are: {layout}")
+    rows = op.Squeeze(op.Shape(next(iter(made.values())), start=0, end=1))
     pieces = []
     for piece in parsed.pieces:
-        terms = [_term(op, term, lists) for term in piece]
+        terms = [_again(op, t, lists, rows) if t.every else made[t] for t in piece]
         if any(_width(x) != _width(widest) for x in read):
             terms = [op.CastLike(term, widest) for term in terms]
         joint = terms[0]
@@ -38,15 +44,24 @@ def _term(op: Any, t: Term, lists: dict[str, Sequence[Any]]) -> Any:
         ids = _columns(op, ids, t.first, t.count)
     ids = op.Mod(ids, t.modulus) if t.modulus else ids
     ids = op.Add(ids, t.shift) if t.shift else ids
-    if t.wraps and t.pad is not None:  # a Gather counts from the end by itself, but the pad is the row that it reads
+    if t.wraps and (
+        t.pad is not None or t.inside
+    ):  # a Gather counts from the end by itself, but the pad is the row that it reads
         ids = op.Where(op.Less(ids, op.CastLike(0, ids)), op.Add(ids, table.shape[0]), ids)
-    rows = op.Gather(table, ids, axis=0)
     live = _live(op, t, ids, lists)
+    if t.inside:
+        first, end = op.CastLike(0, ids), op.CastLike(table.shape[0], ids)
+        there = op.And(op.GreaterOrEqual(ids, first), op.Less(ids, end))
+        ids, live = op.Where(there, ids, first), there if live is None else op.And(live, there)
+    rows = op.Gather(table, ids, axis=0)
+    rows = op.Cast(rows, to=1) if t.wide else rows
     if t.pool == "max":
-        return _largest(op, rows, None if t.weights is None else _weights(op, t, lists, rows), live)
+        return _largest(op, t, rows, None if t.weights is None else _weights(op, t, lists, rows), live)
     kept = _kept(op, t, lists, rows, live)
     if kept is not None:
         rows = op.Mul(rows, op.Unsqueeze(kept, [-1]))
+    if t.factor != 1:
+        rows = op.Mul(rows, op.CastLike(t.factor, rows))
     if t.pool == "row":
         return op.Reshape(rows, [0, -1])
     if not t.ragged:
@@ -59,10 +74,17 @@ def _term(op: Any, t: Term, lists: dict[str, Sequence[Any]]) -> Any:
     if t.div is None:
         return pooled
     low, eps = t.div
+    if t.over is not None:
+        count = op.Unsqueeze(op.CastLike(lists["offsets"][t.over], rows), [1])
     if count is None:
         return op.Div(pooled, op.CastLike(max(float(t.count), low) + eps, rows))
     count = op.Max(count, op.CastLike(low, count)) if low != float("-inf") else count
     return op.Div(pooled, op.Add(count, op.CastLike(eps, count)) if eps else count)
+
+
+def _again(op: Any, t: Term, lists: dict[str, Sequence[Any]], rows: Any) -> Any:
+    """The rows of a dense tensor, again and again."""
+    return op.Gather(_matrix(op, lists["dense"][t.source]), op.Mod(op.Range(0, rows, 1), t.every), axis=0)
 
 
 def _width(x: Any) -> int:
@@ -70,15 +92,15 @@ def _width(x: Any) -> int:
     return 4 if x.dtype is None else int(x.dtype.itemsize)
 
 
-def _largest(op: Any, rows: Any, weights: Any, live: Any) -> Any:
-    """The maximum of the rows that count, 0 where none does."""
+def _largest(op: Any, t: Term, rows: Any, weights: Any, live: Any) -> Any:
+    """The maximum of the rows that count, another number where none does."""
     rows = rows if weights is None else op.Mul(rows, op.Unsqueeze(weights, [-1]))
     if live is None:
         return op.ReduceMax(rows, [1], keepdims=0)
     counts = op.Unsqueeze(live, [-1])
     largest = op.ReduceMax(op.Where(counts, rows, op.CastLike(float("-inf"), rows)), [1], keepdims=0)
     any_counts = op.Cast(op.ReduceMax(op.Cast(counts, to=6), [1], keepdims=0), to=9)
-    return op.Where(any_counts, largest, op.CastLike(0.0, rows))
+    return op.Where(any_counts, largest, op.CastLike(t.otherwise, rows))
 
 
 def _kept(op: Any, t: Term, lists: dict[str, Sequence[Any]], rows: Any, live: Any) -> Any:

@@ -23,7 +23,11 @@ SHAPES: list[tuple[tuple[int, ...], int, int, int, int, Blocks | None]] = [
     ((3,), 1, 50, 36, 36, Blocks(2, 64, 4)),
     ((3,), 1, 50, 36, 36, Blocks(16, 32, 4)),
     ((), 70, 40, 16, 16, None),
+    ((3, 1), 50, 50, 64, 64, None),
 ]
+# On a GPU each takes a second to compile: an added mask and a hidden one everywhere, the others in one shape of each
+# kernel.
+EVERYWHERE, ELSEWHERE = SCORES[1:3], (SHAPES[1], SHAPES[3])
 
 
 def check(lead: tuple[int, ...], s: int, t: int, d: int, e: int, score: str, blocks: Blocks | None, device: str,
@@ -42,7 +46,7 @@ def check(lead: tuple[int, ...], s: int, t: int, d: int, e: int, score: str, blo
     exact = reference(q, k, v, score, params)
     if blind:
         params = [p0.bool()]
-    for unseen in ("nan", "zero", "clean"):
+    for unseen in ("nan", "zero", "clean") if blind else ("nan",):
         out = attention_triton(
             *(x.to(device) for x in (q, k, v)), score, [p.to(device) for p in params], unseen, blocks
         )
@@ -67,16 +71,16 @@ def check_clean(device: str) -> None:
 
 
 def main(device: str) -> None:
-    """Every shape with every score; half precision on one of each kind."""
-    for lead, s, t, d, e, blocks in SHAPES:
-        for score in SCORES:
-            check(lead, s, t, d, e, score, blocks, device)
+    """Shapes with scores; half precision on one of each kernel."""
+    cases = [(shape, score) for shape in SHAPES for score in SCORES if score in EVERYWHERE or shape in ELSEWHERE]
+    for (lead, s, t, d, e, blocks), score in cases:
+        check(lead, s, t, d, e, score, blocks, device)
     halves = (torch.float16, torch.bfloat16) if device == "cuda" else (torch.float16,)
     for dtype in halves:
         for lead, s, t, d, e, blocks in (SHAPES[1], SHAPES[3]):
             check(lead, s, t, d, e, SCORES[1], blocks, device, dtype)
     check_clean(device)
-    print(len(SHAPES) * len(SCORES) + 1 + 2 * len(halves), "cases agree")
+    print(len(cases) + 1 + 2 * len(halves), "cases agree")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ def reference(o: Operands, text: str) -> Tensor:
 
 def _row(t: Term, layout: Layout, o: Operands, r: int) -> Tensor:
     if t.pool == "dense":
-        return o.dense[t.source][r].double().reshape(-1)
+        return o.dense[t.source][r % t.every if t.every else r].double().reshape(-1)
     ids = o.ids[t.ids]
     if t.offsets is not None:
         bounds = [*o.offsets[t.offsets].tolist(), *([] if t.last else [ids.shape[0]])]
@@ -39,20 +39,23 @@ def _row(t: Term, layout: Layout, o: Operands, r: int) -> Tensor:
             weights = [float(w[r, t.weights_first + k]) for k in range(count)]
     names = [(n % t.modulus if t.modulus else n) + t.shift for n in names]
     names = [n + len(o.tables[t.source]) if t.wraps and n < 0 else n for n in names]
-    live = [n != t.pad for n in names]
+    live = [n != t.pad and (not t.inside or 0 <= n < len(o.tables[t.source])) for n in names]
+    names = [n if alive or not t.inside else 0 for n, alive in zip(names, live, strict=True)]
     rows = [_values(t, layout, o, n) * w * alive for n, w, alive in zip(names, weights, live, strict=True)]
     if t.pool == "row":
-        return torch.cat(rows)
+        return torch.cat(rows) * t.factor
     rows = [row for row, alive in zip(rows, live, strict=True) if alive]
     total = _values(t, layout, o, 0) * 0
     if t.pool == "max":
-        return torch.stack(rows).amax(0) if rows else total
+        return torch.stack(rows).amax(0) if rows else total + t.otherwise
     for row in rows:
         total = total + row
     if t.div is None:
-        return total
+        return total * t.factor
     n = sum(w for w, alive in zip(weights, live, strict=True) if alive)
-    return total / (max(n, t.div[0]) + t.div[1])
+    if t.over is not None:
+        n = float(o.offsets[t.over][r])
+    return total / (max(n, t.div[0]) + t.div[1]) * t.factor
 
 
 def _values(t: Term, layout: Layout, o: Operands, row: int) -> Tensor:
@@ -92,6 +95,8 @@ def operands(text: str, rows: int = 5, dim: int = 7, seed: int = 0, ids: torch.d
         high = min([11 - t.shift for t in uses if not t.modulus], default=1 << 20)
         below = all(t.modulus or t.wraps for t in uses) and len(uses) > 0
         low = max([-11 - t.shift for t in uses if not t.modulus], default=-high) if below else 0
+        if uses and all(t.inside for t in uses):
+            low, high = low - 9, high + 50
         shape = (4 * rows,) if flat else (rows, width + 1)
         ids_.append(torch.randint(low, high, shape, dtype=ids))
         for t in uses:
@@ -107,5 +112,10 @@ def operands(text: str, rows: int = 5, dim: int = 7, seed: int = 0, ids: torch.d
             offsets[t.offsets] = torch.cat([torch.zeros(min(rows, 1), dtype=torch.int64), cuts, ends])
         if t.lengths is not None:
             offsets[t.lengths] = torch.randint(0, t.count + 2, (rows,))
+        if t.over is not None and t.over != t.lengths:
+            offsets[t.over] = torch.rand(rows) + 0.5
     dense = [torch.randn(rows, dim) if n % 2 == 0 or n in summed else torch.randn(rows) for n in range(counts["dense"])]
+    for t in layout.terms:
+        if t.every:
+            dense[t.source] = torch.randn(t.every, dim)
     return Operands(tables, ids_, offsets, weights, dense, scales)

@@ -27,6 +27,7 @@ class Case(NamedTuple):
     values: int = 0  # the width of values of their own; 0: the values are the history
     dtype: torch.dtype = torch.float32
     special: bool = False  # infinities in the history
+    seen: tuple[int, int] | None = None  # the items that a mask shows, drawn where it is None
 
 
 DICE = "h * sigmoid(p0 * (h - p1))"
@@ -37,6 +38,10 @@ CASES = [
     Case((2, 2), 40, 16, (20, 8), f"relu; {DICE}; h; where(p0, h * 0.25, -inf)", softmax=True),
     Case((2,), 50, 16, (20,), f"tanh; h; {MASK}", Unit(16, 4, 3)),
     Case((2,), 70, 16, (20,), "tanh; h; where(p0, h, -inf)", Unit(16, 4, 4), softmax=True),
+    Case((3,), 50, 16, (20,), "tanh; h; where(p0, 0.5, h)", Unit(16)),
+    Case((2, 3), 40, 16, (20,), "tanh; h; where(p0, where(h > 0.0, h, 0.0), 0.0)", Unit(16, 4, 3), seen=(9, 20)),
+    Case((2, 3), 40, 16, (20,), "tanh; h; where(p0, h, -inf)", Unit(16, 4, 3), softmax=True, seen=(17, 18)),
+    Case((2, 3), 40, 16, (20,), "tanh; h; where(p0, h, 0.0)", Unit(16, 4, 2), seen=(5, 5)),
     Case((3,), 9, 8, (33, 16, 9), "relu; gelu; silu; tanh; h * 2.0", first="kp", values=5),
     Case((3,), 9, 8, (16,), "relu; h; h", first="qk"),
     Case((3,), 9, 8, (16,), "1.0 / (h + 9.0); h; exp(h)", first="p"),  # a function of nothing that is infinite
@@ -67,6 +72,9 @@ def operands(case: Case) -> tuple[Tensor, Tensor, Tensor, list[Tensor], list[Ten
     if "p0" in case.text.split(";")[-1]:
         seen = torch.rand(*case.lead, t) > 0.4
         seen[..., t // 2] = True
+        if case.seen:
+            seen = torch.zeros(*case.lead, t, dtype=torch.bool)
+            seen[..., case.seen[0] : case.seen[1]] = True
         params.append(seen)
     cast = [x.to(case.dtype) for x in (q, k, v, *weights)]
     same = cast[1].expand(*case.lead, t, d) if not case.shared else k[:1].to(case.dtype).expand(*case.lead, t, d)

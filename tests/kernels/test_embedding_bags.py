@@ -68,6 +68,24 @@ max q8 t0[i0:0+4]
 row q4 t0[i0:0+1]
 row once t0[i0:0+3]; sum once q8 t1[i0:0+5] * w0:0 pad 2; max once q8 t1[i0:0+2] * w0:0
 mean once q8 t0[i0@o0]; sum once t1[i0@o0]
+row t0[i0:0+1]; x0 % 1; x1 % 4
+row t0[i0:0+1] + row t1[i0:1+1] + x0 % 3
+sum t0[i0:0+3] + sum t1[i0:3+3]
+mean t0[i0@o0] + x0 % 2; sum t1[i1@o0]
+row t0[i0:0+1 inside]; row t0[i0:0+3 inside] * w0:1 pad 4
+sum t0[i0:0+5 inside] * w0:0; mean t0[i0:0+5 inside] pad 3; max t0[i0:0+5 inside]; mean t1[i0:0+3 wrap inside]
+sum t0[i0:0+1 inside] + row t1[i0:1+1 inside]
+sum t0[i0@o0 inside]; mean t0[i0@o0 inside]; max t0[i0@o0 inside]
+row wide t2[i0:0+2]; sum wide t2[i0:0+5]; sum wide t2[i0:0+5] * w0:0 pad 1; max wide t2[i0:1+3]
+sum wide t2[i0@o0]; mean wide t2[i1:0+3] pad 2
+sum t0[i0:0+5] div -inf 0.0 of o0
+sum t0[i0:0+5<o1] * w0:1 div 1.0 1e-08 of o0; sum t1[i0:0+4] pad 2 div 1.0 0.0 of o0
+sum t0[i0@o0] div -inf 0.5 of o1
+row t0[i0:0+2] by 0.5; sum t0[i0:0+5] by -2.0; mean t0[i0:0+5] pad 3 by 0.25
+sum t0[i0:0+5] * w0:0 div 1.0 0.0 of o0 by 3.0
+sum t0[i0@o0] by 0.5; row t1[i1:0+1 inside] * w0:0 by 2.0
+max t0[i0:0+3] pad 1 else -1000000000.0; max t0[i0:1+6<o0] else 2.5; max t0[i0:0+1 inside] else -3.0
+max t0[i0@o0] else -4.0
 sum q4:13 t0[i0:0+4] pad 1; max q4:13 t0[i0:0+2]; row q4:13 t0[i0:0+2] * w0:0; sum q8 t1[i0:2+2]""".splitlines()
 
 
@@ -109,6 +127,9 @@ def test_text_of_a_layout_is_the_layout(text: str) -> None:
         ("max t0[i0:0+2] div 1 0", "only a sum is divided"),
         ("sum t0[i0:0+2] div 1e-e 0", "no numbers after div"),
         ("sum t0[i0@o0] * w0:1", "weights of flat ids have no columns"),
+        ("max t0[i0:0+2] by 2", "under no factor"),
+        ("sum t0[i0:0+2] else 2", "a sum of no ids is 0"),
+        ("row wide q8 t0[i0:0+1]", "float32 anyway"),
         ("row q8:3 t0[i0:0+1]", "say their width themselves"),
         ("row q8 t0[i0:0+1]; row t0[i0:1+1]", "stored in two ways"),
     ],

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from recopt.hosts.fx_operators import AUGRU_OPERATOR, GRU_OPERATOR
 from recopt.kernels.epilogue import EpilogueError
-from recopt.kernels.gru import GruError, check_gru, gru
+from recopt.kernels.gru import KEEP, GruError, check_gru, gru
+from recopt.kernels.gru_cuda import MAX_HIDDEN, Variant, cuda_text, fits, gru_cuda, rows_of
 
 DIEN = "1.0 - p0 * sigmoid(h)"
 
@@ -92,3 +93,109 @@ def test_refusals() -> None:
         check_gru(x, h0, wi, wh, bi, bh, DIEN, ())
     with pytest.raises(EpilogueError):
         check_gru(x, h0, wi, wh, bi, bh, "nope(h)", ())
+
+
+# --- the kernel on a GPU ---
+
+LENGTHS = "where(p1 < p0, sigmoid(h), 1.0)"
+
+
+def test_gates_in_cuda() -> None:
+    assert cuda_text(DIEN) == "((1.0f) - (p[0] * f_sigmoid(h)))"
+    assert (
+        cuda_text("where(p0 > 1e-9, inf, -h)") == "f_where((p[0] > (1e-09f)), (__int_as_float(0x7f800000)), f_neg(h))"
+    )
+    assert cuda_text("erf(h)") is None and cuda_text("(h > 0.0) + h") is None
+
+
+def test_what_the_kernel_takes() -> None:
+    """Never a CPU's operands; shared memory of any size it takes is what a processor of Hopper has."""
+    x, h0, *weights = operands(3, 4, 5, 6, torch.float32)
+    assert not fits(x, h0, *weights, KEEP, ())
+    largest = max(Variant(h, r, False, KEEP, 8, True).shared for h in range(1, MAX_HIDDEN + 1) for r in (1, 2, 8, 16))
+    assert largest <= 227 << 10
+    assert [rows_of(b, 132) for b in (1, 132, 133, 264, 265, 1056, 1057, 9999)] == [1, 1, 2, 2, 8, 8, 16, 16]
+
+
+def on_gpu(batch: int, steps: int, width: int, hidden: int) -> list[Tensor]:
+    """Operands of a network's size: weights over the root of their number."""
+    x, h0, *weights = (t.cuda() for t in operands(batch, steps, width, hidden, torch.float32))
+    return [x, h0, *(w * hidden**-0.5 for w in weights)]
+
+
+def run(given: list[Tensor], after: bool, keep: str, gates: list[Tensor], rows: int, start: bool = True) -> Tensor:
+    """What the kernel gives, from memory that was full of nan; its operands stay as they are."""
+    x, h0, *weights = given
+    before = [t.clone() for t in given]
+    poison = torch.full((x.shape[0] * x.shape[1] * weights[1].shape[1],), torch.nan, device="cuda")
+    del poison
+    y = gru_cuda(x, h0 if start else None, *weights, after, keep, gates, rows)
+    assert y is not None and y.is_contiguous()
+    assert all(torch.equal(a, b) for a, b in zip(given, before, strict=True))
+    return y
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("rows", [1, 2, 8, 16])
+@pytest.mark.parametrize(
+    ("batch", "steps", "width", "hidden"),
+    [(1, 1, 1, 1), (5, 3, 7, 16), (17, 7, 5, 40), (17, 7, 33, 100), (33, 50, 64, 128)],
+)
+@pytest.mark.parametrize(("after", "gated"), [(True, False), (False, True)])
+def test_on_a_gpu(rows: int, batch: int, steps: int, width: int, hidden: int, after: bool, gated: bool) -> None:
+    given = on_gpu(batch, steps, width, hidden)
+    attention = torch.rand(batch, steps, device="cuda") if gated else None
+    wide = [t.double() for t in given]
+    exact = reference(*wide, after, None if attention is None else attention.double())
+    keep, gates = (KEEP, []) if attention is None else (DIEN, [attention])
+    torch.testing.assert_close(run(given, after, keep, gates, rows), exact.float())
+    by_step = [given[0].transpose(0, 1).contiguous().transpose(0, 1), *given[1:]]
+    torch.testing.assert_close(run(by_step, after, keep, gates, rows), exact.float())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("rows", [1, 2, 8, 16])
+def test_lengths_on_a_gpu(rows: int) -> None:
+    """Steps past a length leave the state as it is, and a length of nothing the first one, which is zero."""
+    given = on_gpu(17, 7, 5, 40)
+    lengths, places = torch.arange(17, device="cuda")[:, None] % 8, torch.arange(7.0, device="cuda")[None]
+    y = run(given, True, LENGTHS, [lengths, places], rows, start=False)
+    whole = run(given, True, KEEP, [], rows, start=False)
+    for b in range(17):
+        n = b % 8
+        torch.testing.assert_close(y[b, :n], whole[b, :n])
+        assert torch.equal(y[b, n:], (y[b, n - 1] if n else torch.zeros_like(y[b, 0])).expand(7 - n, -1))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("after", [True, False])
+def test_states_that_grow_on_a_gpu(after: bool) -> None:
+    """A gate of 3 takes a state past what halves hold at their first scale, and a nan stays in its row."""
+    x, h0, *weights = on_gpu(17, 12, 5, 40)
+    x[3, 2, 1] = torch.nan
+    given = [x, h0, *weights]
+    keep, gates = "p0 + 0.0 * h", [torch.full((1, 1), 3.0, device="cuda")]
+    y = run(given, after, keep, gates, 8)
+    exact = gru(*(t.double() for t in given), after, keep, gates)
+    assert y.abs().nan_to_num().max() > 1e4
+    torch.testing.assert_close(y, exact.float(), equal_nan=True)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("rows", [1, 8])
+def test_weights_at_any_address(rows: int) -> None:
+    given = on_gpu(5, 3, 7, 16)
+    whole = run(given, False, KEEP, [], rows)
+    given[3] = torch.cat([given[3].new_zeros(1), given[3].flatten()])[1:].view_as(given[3])
+    assert given[3].data_ptr() % 16 and torch.equal(run(given, False, KEEP, [], rows), whole)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("after", [True, False])
+def test_the_operators_on_a_gpu(after: bool) -> None:
+    x, h0, *weights = on_gpu(3, 4, 5, 6)
+    kinds = ("test_schema", "test_faketensor")
+    torch.library.opcheck(GRU_OPERATOR, (x, h0, *weights, after), test_utils=kinds)
+    gates = [torch.rand(3, 4, device="cuda")]
+    torch.library.opcheck(AUGRU_OPERATOR, (x, None, *weights, after, DIEN, gates), test_utils=kinds)
+    torch.library.opcheck(AUGRU_OPERATOR, (x, None, *weights, after, "erf(h) + p0", gates), test_utils=kinds)

@@ -156,7 +156,8 @@ GPU_CONFIGS = [
 GLUON_CONFIGS = [
     Panel(32, 16), Panel(16, 16, 32, 2, 4), Panel(64, 32, 32, 2, 2, 2, 1, True), Panel(16, 32, 16, 3, 1, 1, 2),
     Group(64), Group(64, 2, 104, True), Group(32, 2, 80), Group(16, 4, 80, True),
-    Group(128, 2, early=True), Group(128, 3),
+    Group(128, 2, early=True), Group(128, 3), Group(128, 2, early=True, split=2), Group(128, 3, split=4),
+    Group(64, split=3), Group(32, 2, 80, True, 4), Group(16, 4, 80, split=8),
     Hopper(128), Hopper(64, stages=6), Hopper(64, stages=3), Hopper(128, early=True),
 ]  # fmt: skip
 
@@ -240,11 +241,14 @@ def test_gpu_half_precision(dtype: torch.dtype) -> None:
         torch.testing.assert_close(linear_triton(x, w, None, "relu", (), config), exact.to(dtype))
 
 
+SPLIT_CONFIGS = [Tile(64, 32, 32, 4, 3, 4, False, "split", True), Group(32, 2, 80, True, 4)]
+
+
 @gpu
 @needs_gpu
-def test_gpu_graph_replays_split_products() -> None:
+@pytest.mark.parametrize("config", SPLIT_CONFIGS)
+def test_gpu_graph_replays_split_products(config: Tile | Group) -> None:
     x, w, b = (torch.randn(s, device="cuda") for s in ((64, 1024), (256, 1024), (256,)))
-    config = Tile(64, 32, 32, 4, 3, 4, False, "split", True)
     expected = linear_triton(x, w, b, "relu", (), config)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
@@ -255,6 +259,23 @@ def test_gpu_graph_replays_split_products() -> None:
         graph.replay()
         assert torch.equal(first, expected)
         assert torch.equal(second, expected)
+
+
+@gpu
+@needs_gpu
+@pytest.mark.parametrize("config", SPLIT_CONFIGS)
+def test_gpu_split_products_on_two_streams(config: Tile | Group) -> None:
+    x, w, b = (torch.randn(s, device="cuda") for s in ((512, 1024), (256, 1024), (256,)))
+    expected = linear_triton(x, w, b, "relu", (), config)
+    torch.cuda.synchronize()
+    results = []
+    streams = [torch.cuda.Stream() for _ in range(2)]
+    for _ in range(50):
+        for stream in streams:
+            with torch.cuda.stream(stream):
+                results.append(linear_triton(x, w, b, "relu", (), config))
+    torch.cuda.synchronize()
+    assert all(torch.equal(result, expected) for result in results)
 
 
 @gpu

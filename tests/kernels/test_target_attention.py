@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from recopt.kernels.leading import two_counters
-from recopt.kernels.target_attention import TargetAttentionError, parse_network, target_attention
+from recopt.kernels.target_attention import TargetAttentionError, needed, parse_network, target_attention
 from recopt.kernels.target_attention_triton import Unit, choose, fits, pieces
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -45,6 +45,23 @@ def test_is_the_network_over_the_concat(softmax: bool) -> None:
     s = h.squeeze(-1)
     s = torch.softmax(s.masked_fill(~mask, -torch.inf), -1) if softmax else torch.where(mask, s, 0.0)
     torch.testing.assert_close(out, torch.einsum("rt,rtd->rd", s, items).float())
+
+
+@pytest.mark.parametrize(
+    ("score", "found"),
+    [
+        ("where(p0, h, 0.0)", "where(p0, h, 0.0)"),
+        ("where(p1 > 2.0, p0, 3.0 * h)", "where(p1 > 2.0, 0.0, h)"),
+        ("where(p0, where(p1, -inf, exp(h)), 0.0)", "where(p0, where(p1, 0.0, h), 0.0)"),
+        ("where(p0, h, 2.0 * h)", None),
+        ("where(h > 0.0, 1.0, 0.0)", None),  # what h is decides
+        ("h * p0", None),  # 0 times an infinity is nan
+        ("h", None),
+        ("", None),
+    ],
+)
+def test_what_of_a_score_needs_the_network(score: str, found: str | None) -> None:
+    assert needed(score) == found
 
 
 def test_operands_that_do_not_fit() -> None:

@@ -299,6 +299,8 @@ CASES: list[Case] = [
     Case("GatherND", [IMAGE, k([1, 0, 2], [-2, 5, 3])], batch=False),
     Case("GatherND", [x(7, 11, 3), x(7, 4, 1, dtype="int64", low=-11, high=11)], {"batch_dims": 1}),
     Case("GatherND", [x(7, 3), x(4, 1, dtype="int64", low=-6, high=6)]),
+    Case("ScatterElements", [x(7, 5), x(7, 1, dtype="int64", low=-5, high=5), x(7, 1)], {"axis": 1}),
+    Case("ScatterElements", [x(7, 5), x(7, 4, dtype="int64", low=0, high=5), x(7, 4)], {"axis": 1, "reduction": "add"}),
     Case("com.microsoft::GatherND", [x(3, 4), x(7, 2, dtype="int64", low=0, high=3)]),
     Case("OneHot", [IDS, scalar(9), k(0.0, 1.0, dtype="float32")]),
     Case("OneHot", [IDS, k(9), K(x(2))], {"axis": 1}),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+from functools import partial
 from typing import Any
 
 import onnx
 import pytest
 import torch
 from spellings.export import BATCH, run_onnx, to_onnx, to_program
-from spellings.recurrent import NEAR_MISSES, SPELLINGS, Case
+from spellings.recurrent import NEAR_MISSES, SPELLINGS, Case, over_again
 
 import recopt
 from recopt.hosts.base import Node
@@ -68,6 +69,14 @@ def test_more_than_ten_steps(name: str, monkeypatch: pytest.MonkeyPatch) -> None
     check_fused(case, file)
     check_numbers(case, program)
     check_numbers(case, lambda *args: run_file(file.to_proto().SerializeToString(), args))
+
+
+def test_many_turns() -> None:
+    """What comes before a chain has no end that a step could be opened to."""
+    case = Case(partial(over_again, turns=16), fused=16)
+    result = recopt.optimize(to_program(case.module(), case.args(BATCH)), target="cpu")
+    check_fused(case, result)
+    check_numbers(case, result)
 
 
 @pytest.mark.parametrize("target", ["portable", "ort-cpu"])

@@ -28,6 +28,8 @@ class Tables(nn.Module):
         self.wide = nn.ParameterList(table(ROWS, 1) for _ in range(FIELDS))
         self.turned = table(DIM, ROWS)
         self.register_buffer("short", torch.randn(ROWS, DIM, generator=g).half())
+        self.register_buffer("brief", torch.randn(ROWS, DIM, generator=g).bfloat16())
+        self.bias = nn.Parameter(torch.randn(1, generator=g))
         self.joined = table(ROWS * FIELDS, DIM)
         self.register_buffer("starts", torch.arange(FIELDS) * ROWS)
         self.holed = table(ROWS, DIM)
@@ -212,32 +214,92 @@ LOOKUPS: dict[str, Lookup] = {
     "shares": Lookup(
         lambda m, ids, w: ((w / (w.sum(1, keepdim=True) + 9))[:, :, None] * F.embedding(ids, m.weights[0])).sum(1), 3
     ),
+    "scaled": Lookup(lambda m, ids: F.embedding(ids, m.weights[0]).sum(1) * 0.7),
+    "over_square_root_of_count": Lookup(lambda m, ids: F.embedding(ids, m.weights[0]).sum(1) / FIELDS**0.5),
+    "rows_times_a_number": Lookup(lambda m, ids: F.embedding(ids, m.weights[0]) * DIM**0.5),
+    "rows_and_positions": Lookup(
+        lambda m, ids: F.embedding(ids, m.weights[0]) + F.embedding(torch.arange(FIELDS), m.weights[1])
+    ),
+    "rows_and_positions_scaled": Lookup(
+        lambda m, ids: F.embedding(ids, m.weights[0]) * DIM**0.5 + m.weights[2][:FIELDS] + m.weights[3][0]
+    ),
+    "wide_and_bias": Lookup(lambda m, ids: _one_by_one(m, ids) + m.bias),
+    "wide_and_bias_stacked": Lookup(
+        lambda m, ids: (
+            torch.cat([F.embedding(ids[:, k], w) for k, w in enumerate(m.wide)], 1).sum(1, keepdim=True) + m.bias
+        )
+    ),
+    "mean_over_given": Lookup(
+        lambda m, ids, w: (
+            (F.embedding(ids, m.weights[0]) * (ids != 0)[..., None]).sum(1) / (w[:, :1].clamp(min=1) + 1e-8)
+        ),
+        3,
+    ),
+    "mean_over_lengths": Lookup(
+        lambda m, ids: (
+            (F.embedding(ids, m.weights[0]) * (torch.arange(FIELDS)[None] < ids[:, :1]).float()[..., None]).sum(1)
+            / (ids[:, :1].float() + 2)
+        ),
+    ),
+    "largest_masked": Lookup(
+        lambda m, ids: F.embedding(ids, m.weights[0]).masked_fill((ids == 0)[..., None], -1e9).max(1).values
+    ),
+    "largest_masked_by_infinity": Lookup(
+        lambda m, ids: torch.where((ids != 0)[..., None], F.embedding(ids, m.weights[0]), -torch.inf).amax(1)
+    ),
+    "largest_within_lengths": Lookup(
+        lambda m, ids: (
+            F.embedding(ids, m.weights[0]) - (1 - (torch.arange(FIELDS)[None] < ids[:, :1]).float()[..., None]) * 1e9
+        ).amax(1)
+    ),
+    "largest_padding": Lookup(lambda m, ids: F.embedding_bag(ids, m.weights[0], mode="max", padding_idx=2), onnx=False),
+    "half_alone": Lookup(lambda m, ids: F.embedding(ids, m.short).float().sum(1)),
+    "half_row": Lookup(lambda m, ids: F.embedding(ids[:, 2], m.short).float()),
+    "halves_added": Lookup(
+        lambda m, ids: torch.cat([F.embedding(ids, m.short).float().sum(1), F.embedding(ids[:, 1], m.weights[0])], 1),
+    ),
+    "bfloat_mean": Lookup(lambda m, ids: F.embedding(ids, m.brief).float().mean(1), onnx=False),
+    "halves_weighted": Lookup(lambda m, ids, w: (F.embedding(ids, m.short).float() * w[..., None]).sum(1), 3),
+    "equal_to_a_place": Lookup(
+        lambda m, ids: (ids[:, :1] + 7 == torch.arange(ROWS)).float() @ m.weights[0]  # no row of its own above ROWS
+    ),
+    "equal_to_places_counted": Lookup(
+        lambda m, ids: (ids[..., None] == torch.arange(ROWS)).float().sum(1) @ m.weights[0]
+    ),
+    "scattered": Lookup(lambda m, ids: torch.zeros(ids.shape[0], ROWS).scatter(1, ids[:, :1], 1.0) @ m.weights[0]),
+    "scattered_and_counted": Lookup(
+        lambda m, ids: torch.zeros(ids.shape[0], ROWS).scatter_add(1, ids, torch.ones_like(ids).float()) @ m.weights[0]
+    ),
+    "mask_given": Lookup(
+        lambda m, ids, w: (F.embedding(ids, m.weights[0]) * (w > 0.4)[..., None]).sum(1),
+        3,
+        beside=("gt", "Greater"),
+    ),
+    "taken_along": Lookup(
+        lambda m, ids: torch.cat(
+            [
+                torch.take_along_dim(m.weights[0], ids[:, :1].expand(-1, DIM), 0),
+                torch.take_along_dim(m.weights[1], ids[:, 1:2], 0),
+            ],
+            1,
+        ),
+        onnx=False,
+    ),
     "int32": Lookup(lambda m, ids: torch.cat([F.embedding(ids[:, k].int(), w) for k, w in enumerate(m.weights)], 1)),
 }
 
 NEAR_MISSES: dict[str, Lookup] = {
-    "padding_from_the_end": Lookup(
-        lambda m, ids: (m.weights[0][ids - 9] * (ids - 9 != 0)[..., None]).sum(1), reason="count from the end"
-    ),
-    "padding_of_no_number": Lookup(
-        lambda m, ids: (F.embedding(ids, m.holed) * (ids != 0)[..., None]).sum(1), reason="not finite"
-    ),
+    # Their conditions do not say which ids count: they are weights, of which 0 times infinity is no number.
+    "padding_from_the_end": Lookup(lambda m, ids: (m.weights[0][ids - 9] * (ids - 9 != 0)[..., None]).sum(1)),
+    "padding_of_no_number": Lookup(lambda m, ids: (F.embedding(ids, m.holed) * (ids != 0)[..., None]).sum(1)),
     "hidden_row_of_no_number": Lookup(
         lambda m, ids: F.embedding(ids, m.holed).masked_fill((ids == 0)[..., None], 0).sum(1)
     ),
-    "halves_added": Lookup(
-        lambda m, ids: torch.cat([F.embedding(ids, m.short).float().sum(1), F.embedding(ids[:, 1], m.weights[0])], 1),
-        reason="rows of float16",
-    ),
     "remainder_written_out": Lookup(lambda m, ids: F.embedding(ids - ids // 20 * 20, m.weights[0]).sum(1)),
-    "half_alone": Lookup(lambda m, ids: F.embedding(ids, m.short).float().sum(1), reason="rows of float16"),
     "lengths_of_no_number": Lookup(
         lambda m, ids: (F.embedding(ids, m.holed) * (torch.arange(FIELDS)[None] < ids[:, :1]).float()[..., None]).sum(
             1
         ),
-    ),
-    "equal_to_a_place": Lookup(
-        lambda m, ids: (ids[:, :1] + 7 == torch.arange(ROWS)).float() @ m.weights[0]  # no row of its own above ROWS
     ),
     "table_computed": Lookup(lambda m, ids, x: F.embedding(ids * 0, x), 2),
     "weight_of_the_row": Lookup(
@@ -247,7 +309,25 @@ NEAR_MISSES: dict[str, Lookup] = {
         lambda m, ids: F.embedding(ids[:, 0], m.weights[0]) * F.embedding(ids[:, 1], m.weights[1]), reason="multiplied"
     ),
     "part_of_the_rows": Lookup(lambda m, ids: F.embedding(ids[:, 0], m.weights[0])[:, 1:4], reason="part of the rows"),
-    "scaled": Lookup(lambda m, ids: F.embedding(ids, m.weights[0]).sum(1) * 0.7, reason="factor"),
+    "largest_scaled": Lookup(lambda m, ids: F.embedding(ids, m.weights[0]).amax(1) * 0.7, reason="factor"),
+    "largest_under_too_small_a_number": Lookup(  # rows below -1 would show where others are hidden
+        lambda m, ids: F.embedding(ids, m.weights[0]).masked_fill((ids == 0)[..., None], -1.0).amax(1),
+        reason="does not hide",
+    ),
+    "largest_less_too_small_a_number": Lookup(
+        lambda m, ids: (F.embedding(ids, m.weights[0]) - (1 - (ids != 0).float()[..., None]) * 3).amax(1),
+        reason="does not hide",
+    ),
+    "largest_under_a_given_mask": Lookup(
+        lambda m, ids, w: F.embedding(ids, m.weights[0]).masked_fill((w < 0.5)[..., None], -1e9).amax(1),
+        3,
+        reason="more than which ids count",
+    ),
+    "denominator_of_every_id": Lookup(
+        lambda m, ids, w: (F.embedding(ids, m.weights[0]) / (w[:, :, None] + 2)).sum(1), 3, reason="a denominator"
+    ),
+    "scattered_twice": Lookup(lambda m, ids: torch.zeros(ids.shape[0], ROWS).scatter(1, ids, 1.0) @ m.weights[0]),
+    "doubles": Lookup(lambda m, ids: F.embedding(ids, m.weights[0]).double().sum(1), reason="rows of float32"),
     "smallest": Lookup(lambda m, ids: F.embedding(ids, m.weights[0]).amin(1)),
     "squares": Lookup(lambda m, ids: F.embedding(ids, m.weights[0]).square().sum(1)),
     "ids_read_twice": Lookup(lambda m, ids: (torch.cat(_columns(m, ids), 1), ids.sum(1))),

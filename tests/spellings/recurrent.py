@@ -235,6 +235,14 @@ def after_another(m: Any, x: Tensor, a: Tensor, n: Tensor) -> Tensor:
     return dien(m, x, a, n)
 
 
+def over_again(m: Any, x: Tensor, a: Tensor, n: Tensor, turns: int = 2) -> Tensor:
+    """A sequence gone through more than once: what the input weighs is computed once, for all turns."""
+    h = zeros(m, x)
+    for t in range(turns * T):
+        h = torch_gates(m, m.of_input(x[:, t % T]), h)
+    return h
+
+
 SPELLINGS: dict[str, Case] = {
     "joined": Case(joined),
     "joined_turned": Case(joined_turned),
@@ -257,6 +265,7 @@ SPELLINGS: dict[str, Case] = {
     "in_the_middle": Case(in_the_middle),
     "two_inputs": Case(two_inputs),
     "after_another": Case(after_another, fused=2),
+    "over_again": Case(over_again, fused=2),
 }
 
 

@@ -1,0 +1,404 @@
+"""ATen's pointwise operators element by element, with torch's types: each as operators of kernels/pointwise.py."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import numpy as np
+
+from ..elements import Element, Elements, Index
+from ..hosts.base import Node, Value
+from ..ir import tensor
+from ..ir.rules import FLOATS, WIDTH
+from ..ir.term import add, number, value_range
+from ..match import No
+from .aten_types import promoted
+
+Function = Callable[[Elements, Node, Index], Element]
+WHOLE = ("int32", "int64")  # that hold any bucket
+LARGEST = {
+    "float16": 65504.0,
+    "bfloat16": (2.0 - 2.0**-7) * 2.0**127,
+    "float32": (2.0 - 2.0**-23) * 2.0**127,
+    "float64": (2.0 - 2.0**-52) * 2.0**1023,
+}
+MAX_REDUCED = 64  # elements that a reduction takes together
+
+
+def _dtype(node: Node) -> str:
+    dtype = node.outputs[0].dtype
+    if dtype not in WIDTH:
+        raise No("{} is of {}", node.name, dtype)
+    return dtype
+
+
+def _promoted(*args: object) -> str:
+    """torch.result_type of two operands."""
+    return promoted(*(tensor.full(a.shape or (), 0, str(a.dtype)) if isinstance(a, Value) else a for a in args))
+
+
+def _binary(op: str) -> Function:
+    """op(a, b), or op(a, alpha * b)."""
+
+    def element(e: Elements, node: Node, index: Index) -> Element:
+        dtype = _dtype(node)
+        name = {"add": "or", "mul": "and"}.get(op, op) if dtype == "bool" else op
+        if dtype == "bool" and name not in ("or", "and", "xor", "min", "max"):
+            raise No("{} of truth values", node.op)
+        a, b = (e.operand(arg, index, dtype) for arg in node.args[:2])
+        alpha = node.kwargs.get("alpha", node.args[2] if len(node.args) > 2 else 1)
+        if alpha != 1:
+            b = e.make("mul", dtype, b, e.operand(alpha, index, dtype))
+        return e.make(name, dtype, a, b)
+
+    return element
+
+
+def _reversed(op: str) -> Function:
+    inner = _binary(op)
+
+    def element(e: Elements, node: Node, index: Index) -> Element:
+        if len(node.args) > 2 or node.kwargs:
+            raise No("{} with a factor", node.op)
+        return inner(e, Node(node.name, node.op, (node.args[1], node.args[0]), {}, node.outputs), index)
+
+    return element
+
+
+def _modulo(op: str) -> Function:
+    inner = _binary(op)
+
+    def element(e: Elements, node: Node, index: Index) -> Element:
+        if _dtype(node) not in ("float32", "int8", "int16", "int32", "int64", "uint8"):
+            raise No("{} of {}", node.op, _dtype(node))
+        divisor = node.args[1]
+        if divisor == 0 and "int" in _dtype(node):
+            raise No("a division by 0")
+        return inner(e, node, index)
+
+    return element
+
+
+def _divide(e: Elements, node: Node, index: Index) -> Element:
+    mode = node.kwargs.get("rounding_mode", node.args[2] if len(node.args) > 2 else None)
+    dtype = _dtype(node)
+    if mode is not None and dtype in FLOATS:
+        raise No("a rounded division of floats")
+    op = {None: "div", "floor": "floordiv", "trunc": "truncdiv"}[mode]
+    return e.make(op, dtype, *(e.operand(arg, index, dtype) for arg in node.args[:2]))
+
+
+def _floor_divide(e: Elements, node: Node, index: Index) -> Element:
+    if _dtype(node) in FLOATS:
+        raise No("a rounded division of floats")
+    return e.make("floordiv", _dtype(node), *(e.operand(arg, index, _dtype(node)) for arg in node.args[:2]))
+
+
+def _unary(op: str) -> Function:
+    def element(e: Elements, node: Node, index: Index) -> Element:
+        dtype = _dtype(node)
+        if (dtype == "bool" and op != "not") or (dtype == "uint8" and op in ("neg", "sign", "abs")):
+            raise No("{} of {}", node.op, dtype)
+        x = e.operand(node.args[0], index, dtype)
+        if "float" not in dtype and op in ("floor", "ceil", "round", "trunc"):
+            return x
+        return e.make(op, dtype, x)
+
+    return element
+
+
+def _compare(op: str) -> Function:
+    def element(e: Elements, node: Node, index: Index) -> Element:
+        dtype = _promoted(*node.args[:2])
+        if dtype == "bool" and op not in ("eq", "ne"):
+            raise No("an order of truth values")
+        if op == "eq" and "int" in dtype:
+            a, b = (e.operand(arg, index, dtype) for arg in node.args[:2])
+            return _in_bucket(e, a, b) or _in_bucket(e, b, a) or e.make(op, "bool", a, b)
+        return e.make(op, "bool", *(e.operand(arg, index, dtype) for arg in node.args[:2]))
+
+    return element
+
+
+def _in_bucket(e: Elements, a: Element, b: Element) -> Element | None:
+    """bucket(x) == k -> boundary k - 1 lies below x and boundary k does not: two of them are read and not all."""
+    while a.op == "cast" and isinstance(a.args[0], Element) and "int" in a.args[0].dtype and a.dtype in WHOLE:
+        a = a.args[0]
+    if a.op != "bucket" or b.op not in ("at", "lit"):
+        return None
+    x, count, right = a.args
+    assert isinstance(x, Element) and isinstance(count, int)
+    place = b.index[0] if b.op == "at" else number(int(b.args[0]))  # type: ignore[arg-type]  # a number
+    low, high = value_range(place)
+    if not (isinstance(low, int) and isinstance(high, int) and low >= 0 and high <= count):
+        return None
+    first = a.index[0]
+    k = e.make("at", "int64", index=(place,))
+    conditions = []
+    for shift, bound in ((-1, 0), (0, count)):
+        at = (add(first, place, number(shift)),)
+        boundary = e.make("load", x.dtype, source=a.source, index=at, checked=True)
+        above = e.make("gt" if right else "ge", "bool", boundary, x)
+        if shift == -1:
+            above = e.make("not", "bool", above)
+        if bound in (low, high):  # no boundary lies beyond the last bucket
+            above = e.make("or", "bool", above, e.make("eq", "bool", k, e.literal(bound, "int64")))
+        conditions.append(above)
+    return e.make("and", "bool", *conditions)
+
+
+def _logical(op: str) -> Function:
+    def element(e: Elements, node: Node, index: Index) -> Element:
+        return e.make(op, "bool", *(e.operand(arg, index, "bool") for arg in node.args[:2]))
+
+    return element
+
+
+def _shift(op: str) -> Function:
+    def element(e: Elements, node: Node, index: Index) -> Element:
+        dtype, by = _dtype(node), node.args[1]
+        if isinstance(by, bool) or not isinstance(by, int) or not 0 <= by < WIDTH[dtype] - (dtype != "uint8"):
+            raise No("a shift by {}", by)
+        return e.make(op, dtype, e.operand(node.args[0], index, dtype), e.literal(by, dtype))
+
+    return element
+
+
+def _clamp(e: Elements, node: Node, index: Index) -> Element:
+    dtype = _dtype(node)
+    x = e.operand(node.args[0], index, dtype)
+    given = dict(zip(("min", "max"), node.args[1:], strict=False)) | dict(node.kwargs)
+    for name, op in (("min", "max"), ("max", "min")):
+        if given.get(name) is not None:
+            x = e.make(op, dtype, x, e.operand(given[name], index, dtype))
+    return x
+
+
+def _bounded(op: str) -> Function:
+    def element(e: Elements, node: Node, index: Index) -> Element:
+        dtype = _dtype(node)
+        if dtype == "bool":
+            raise No("{} of truth values", node.op)
+        return e.make(op, dtype, *(e.operand(arg, index, dtype) for arg in node.args[:2]))
+
+    return element
+
+
+def _relu(e: Elements, node: Node, index: Index) -> Element:
+    dtype = _dtype(node)
+    return e.make("max", dtype, e.operand(node.args[0], index, dtype), e.literal(0, dtype))
+
+
+def _square(e: Elements, node: Node, index: Index) -> Element:
+    x = e.operand(node.args[0], index, _dtype(node))
+    return e.make("mul", _dtype(node), x, x)
+
+
+def _reciprocal(e: Elements, node: Node, index: Index) -> Element:
+    dtype = _dtype(node)
+    return e.make("div", dtype, e.operand(1.0, index, dtype), e.operand(node.args[0], index, dtype))
+
+
+def _power(e: Elements, node: Node, index: Index) -> Element:
+    dtype, exponent = _dtype(node), node.args[1]
+    x = e.operand(node.args[0], index, dtype)
+    if exponent == 2:
+        return e.make("mul", dtype, x, x)
+    if dtype not in FLOATS:
+        raise No("a power of integers")
+    if exponent == 0.5:
+        return e.make("sqrt", dtype, x)
+    if exponent == 1:
+        return x
+    return e.make("pow", dtype, x, e.operand(exponent, index, dtype))
+
+
+def _where(e: Elements, node: Node, index: Index) -> Element:
+    dtype = _dtype(node)
+    condition = e.operand(node.args[0], index, "bool")
+    return e.make("where", dtype, condition, *(_exact(e, arg, index, dtype) for arg in node.args[1:3]))
+
+
+def _exact(e: Elements, arg: object, index: Index, dtype: str) -> Element:
+    """An operand that is moved and not computed with."""
+    return e.literal(arg, dtype) if isinstance(arg, (int, float)) else e.operand(arg, index, dtype)
+
+
+def _masked_fill(e: Elements, node: Node, index: Index) -> Element:
+    x, mask, value = node.args[:3]
+    dtype = _dtype(node)
+    return e.make("where", dtype, e.operand(mask, index, "bool"), _exact(e, value, index, dtype), e.operand(x, index))
+
+
+def _cast(e: Elements, node: Node, index: Index) -> Element:
+    if any(node.kwargs.get(k) is not None for k in ("device", "layout")):
+        raise No("{} to another device", node.op)
+    return e.operand(node.args[0], index, _dtype(node))
+
+
+def _same(e: Elements, node: Node, index: Index) -> Element:
+    return e.operand(node.args[0], index)
+
+
+def _isnan(e: Elements, node: Node, index: Index) -> Element:
+    x = e.operand(node.args[0], index)
+    return e.make("isnan", "bool", x) if x.dtype in FLOATS else e.literal(0, "bool")
+
+
+def _isinf(e: Elements, node: Node, index: Index) -> Element:
+    x = e.operand(node.args[0], index)
+    if x.dtype not in FLOATS:
+        return e.literal(0, "bool")
+    return e.make("eq", "bool", e.make("abs", x.dtype, x), e.literal(float("inf"), x.dtype))
+
+
+def _nan_to_num(e: Elements, node: Node, index: Index) -> Element:
+    x = e.operand(node.args[0], index)
+    if x.dtype not in FLOATS:
+        return x
+    largest = LARGEST[x.dtype]
+    default = {"nan": 0.0, "posinf": largest, "neginf": -largest}
+    given = dict(zip(default, node.args[1:], strict=False)) | dict(node.kwargs)
+    given = {k: v if given.get(k) is None else given[k] for k, v in default.items()}
+    y = x
+    for name, value in (("neginf", float("-inf")), ("posinf", float("inf"))):
+        hit = e.make("eq", "bool", x, e.literal(value, x.dtype))
+        y = e.make("where", x.dtype, hit, e.literal(given[name], x.dtype), y)
+    return e.make("where", x.dtype, e.make("isnan", "bool", x), e.literal(given["nan"], x.dtype), y)
+
+
+def _not(e: Elements, node: Node, index: Index) -> Element:
+    return e.make("not", "bool", e.operand(node.args[0], index, "bool"))
+
+
+def _bucketize(e: Elements, node: Node, index: Index) -> Element:
+    """bucketize(x, boundaries), searchsorted(boundaries, x): how many boundaries lie below."""
+    x, boundaries = node.args[:2] if "bucketize" in node.op else node.args[1::-1]
+    if node.kwargs.get("sorter") is not None:
+        raise No("boundaries by way of a sorter")
+    if not isinstance(x, Value) or not isinstance(boundaries, Value) or not e.host.is_constant(boundaries):
+        raise No("{} by boundaries that are computed", node.name)
+    array = e.host.constant(boundaries)
+    named = ("out_int32", "right")
+    given = dict(zip(named, node.args[2:], strict=False)) | dict(node.kwargs)
+    right = bool(given.get("right", False)) or given.get("side") == "right"
+    if array.ndim != 1 or array.dtype.name not in FLOATS | {"int32", "int64"}:
+        raise No("boundaries of shape {}", array.shape)
+    plain = array.astype(np.float64) if array.dtype.name in FLOATS else array
+    if not (np.all(plain[:-1] <= plain[1:])):
+        raise No("boundaries that are not sorted")
+    at = e.operand(x, index)
+    dtype = _promoted(x, boundaries) if at.dtype != array.dtype.name else at.dtype
+    if dtype != array.dtype.name:
+        raise No("{} in boundaries of {}", at.dtype, array.dtype)
+    found = e.cast(at, dtype)
+    if array.size == 0:
+        return e.literal(0, _dtype(node))
+    start = number(e.pack(boundaries, array))
+    return e.make("bucket", _dtype(node), found, array.size, int(right), source=array.dtype.name, index=(start,))
+
+
+def _one_hot(e: Elements, node: Node, index: Index) -> Element:
+    if len(node.args) < 2 or node.args[1] == -1:
+        raise No("a one-hot whose width depends on data")
+    place = e.make("at", "int64", index=(index[-1],))
+    ids = e.operand(node.args[0], index[:-1], "int64")
+    return e.cast(_in_bucket(e, ids, place) or e.make("eq", "bool", place, ids), _dtype(node))
+
+
+def _reduced(op: str, average: bool = False) -> Function:
+    """A reduction over few elements, one after the other."""
+
+    def element(e: Elements, node: Node, index: Index) -> Element:
+        x, dtype = node.args[0], _dtype(node)
+        given = dict(zip(("dim", "keepdim"), node.args[1:], strict=False)) | dict(node.kwargs)
+        if not isinstance(x, Value) or x.shape is None:
+            raise No("{} of no known shape", node.name)
+        dims = given.get("dim")
+        dims = range(len(x.shape)) if dims in (None, []) else [dims] if isinstance(dims, int) else dims
+        chosen = sorted({d % len(x.shape) for d in dims}) if x.shape else []
+        lengths = [x.shape[d] for d in chosen]
+        count = 1
+        for n in lengths:
+            if not isinstance(n, int) or not 0 < n <= MAX_REDUCED:
+                raise No("a reduction over {}", n)
+            count *= n
+        if count > MAX_REDUCED:
+            raise No("a reduction over {}", count)
+        wide = "float32" if dtype in ("float16", "bfloat16") else dtype
+        rest = list(index)
+        for d in chosen:
+            if given.get("keepdim"):
+                rest[d] = number(0)
+            else:
+                rest.insert(d, number(0))
+        total: Element | None = None
+        for at in itertools.product(*(range(int(n)) for n in lengths)):
+            for d, place in zip(chosen, at, strict=True):
+                rest[d] = number(place)
+            part = e.operand(x, tuple(rest), wide)
+            total = part if total is None else e.make(op, wide, total, part)
+        assert total is not None
+        if average:
+            total = e.make("div", wide, total, e.literal(count, wide))
+        return e.cast(total, dtype)
+
+    return element
+
+
+def _named(names: str, function: Function) -> dict[str, Function]:
+    return {f"aten.{name}": function for name in names.split()}
+
+
+POINTWISE: dict[str, Function] = {
+    **_named("add.Tensor add.Scalar", _binary("add")),
+    **_named("sub.Tensor sub.Scalar", _binary("sub")),
+    **_named("rsub.Scalar rsub.Tensor", _reversed("sub")),
+    **_named("mul.Tensor mul.Scalar", _binary("mul")),
+    **_named("div.Tensor div.Scalar div.Tensor_mode div.Scalar_mode true_divide.Tensor", _divide),
+    **_named("floor_divide.default floor_divide.Scalar", _floor_divide),
+    **_named("remainder.Scalar remainder.Tensor", _modulo("rem")),
+    **_named("fmod.Scalar fmod.Tensor", _modulo("fmod")),
+    **_named("bitwise_and.Tensor bitwise_and.Scalar __and__.Tensor __and__.Scalar", _binary("and")),
+    **_named("bitwise_or.Tensor bitwise_or.Scalar __or__.Tensor __or__.Scalar", _binary("or")),
+    **_named("bitwise_xor.Tensor bitwise_xor.Scalar __xor__.Tensor __xor__.Scalar", _binary("xor")),
+    **_named("bitwise_not.default", _unary("not")),
+    **_named("__rshift__.Scalar bitwise_right_shift.Tensor_Scalar", _shift("shr")),
+    **_named("__lshift__.Scalar bitwise_left_shift.Tensor_Scalar", _shift("shl")),
+    **_named("logical_and.default", _logical("and")),
+    **_named("logical_or.default", _logical("or")),
+    **_named("logical_xor.default", _logical("xor")),
+    **_named("logical_not.default", _not),
+    **_named("eq.Tensor eq.Scalar", _compare("eq")),
+    **_named("ne.Tensor ne.Scalar not_equal.Tensor not_equal.Scalar", _compare("ne")),
+    **_named("lt.Tensor lt.Scalar less.Tensor less.Scalar", _compare("lt")),
+    **_named("le.Tensor le.Scalar", _compare("le")),
+    **_named("gt.Tensor gt.Scalar greater.Tensor greater.Scalar", _compare("gt")),
+    **_named("ge.Tensor ge.Scalar", _compare("ge")),
+    **_named("where.self where.ScalarSelf where.ScalarOther where.Scalar", _where),
+    **_named("masked_fill.Scalar masked_fill.Tensor", _masked_fill),
+    **_named("clamp.default clamp.Tensor clip.default", _clamp),
+    **_named("clamp_min.default maximum.default", _bounded("max")),
+    **_named("clamp_max.default minimum.default", _bounded("min")),
+    **_named("relu.default", _relu),
+    **_named("square.default", _square),
+    **_named("reciprocal.default", _reciprocal),
+    **_named("pow.Tensor_Scalar", _power),
+    **_named("to.dtype _to_copy.default", _cast),
+    **_named("clone.default contiguous.default", _same),
+    **_named("isnan.default", _isnan),
+    **_named("isinf.default", _isinf),
+    **_named("nan_to_num.default", _nan_to_num),
+    **_named("bucketize.Tensor searchsorted.Tensor", _bucketize),
+    **_named("one_hot.default", _one_hot),
+    **_named("sum.dim_IntList sum.default", _reduced("add")),
+    **_named("mean.dim", _reduced("add", average=True)),
+    **_named("amax.default", _reduced("max")),
+    **_named("amin.default", _reduced("min")),
+    **{
+        f"aten.{name}.default": _unary(name)
+        for name in """neg abs floor ceil round trunc sign sqrt rsqrt exp log log1p log2 log10 expm1 tanh sigmoid
+        sin cos erf""".split()
+    },
+}
