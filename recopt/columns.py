@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from . import lower
-from .positions import MOST, Elements, Form, NotLayout, form_of, itself, through
 from .errors import LowerError
 from .hosts.base import Array, Host, Node, Value
 from .ir.sizes import Size
 from .moves import shortest
+from .positions import MOST, Elements, Form, NotLayout, form_of, itself, through
 from .relayout import Layouts, find
 from .report import Rewrite
 from .rewrite import Context

@@ -11,11 +11,11 @@ from typing import TypeAlias
 
 import numpy as np
 
-from .positions import MOST, Elements, Form, NotLayout, form_of
 from .fused import Permute, Reshape
 from .hosts.base import Array, Value
 from .ir import sizes
 from .ir.sizes import Size
+from .positions import MOST, Elements, Form, NotLayout, form_of
 
 MAX_PIECES = 1024  # of one join
 MANY = 64  # single numbers of a row that a gather copies

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from .positions import Elements
 from .fused import Permute, Reshape
 from .hosts.base import Array, Value
 from .ir import sizes
 from .ir.sizes import Size
 from .moves import Cut, Expand, Join, Pad, Plan, Take
+from .positions import Elements
 
 
 def agrees(plan: Plan, wanted: Elements) -> bool:

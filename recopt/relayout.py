@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from . import lower
-from .positions import CASTS, Elements, NotLayout, itself, of_term, through, uncast
 from .errors import LowerError
 from .fused import Reshape
 from .hosts.base import Host, Node, Value
 from .moves import Cut, Join, Pad, Plan, Take, shortest
 from .moves_check import agrees
+from .positions import CASTS, Elements, NotLayout, itself, of_term, through, uncast
 from .report import Refusal, Rewrite
 from .rewrite import Context
 
