@@ -184,7 +184,9 @@ class _Work:
                 continue
             others = [v for v in node.outputs if v not in replaced]
             if any(
-                v in needed or self.host.is_output(v) or not self.gone.union(dead).issuperset(self.host.users(v))
+                v in needed
+                or self.host.is_output(v)
+                or not all(u in dead or u in self.gone for u in self.host.users(v))
                 for v in others
             ):
                 continue
