@@ -244,7 +244,9 @@ def test_dump_writes_the_graph_after_each_pass(tmp_path: Path, monkeypatch: pyte
         "06-fuse-gru.txt",
         "07-fuse-layer-norm.txt",
         "08-fuse-linear.txt",
-        "09-fuse-pointwise.txt",
+        "09-stack-columns.txt",
+        "10-fuse-pointwise.txt",
+        "11-simplify-layout.txt",
     ]
     assert "MatMul" in files[0].read_text() and "FusedGemm" not in files[0].read_text()
     assert "FusedGemm" in files[8].read_text()

@@ -21,6 +21,7 @@ from recopt.patterns import embedding_bags
 from .harness import check_numbers, exporters
 
 LAYOUT = {
+    "contiguous",
     "slice",
     "select",
     "reshape",

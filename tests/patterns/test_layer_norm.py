@@ -87,7 +87,7 @@ def check_numbers(spell: Callable[[Tensor], Tensor], run: Callable[[Tensor], Any
 @pytest.mark.parametrize("name", SPELLINGS)
 def test_torch(name: str) -> None:
     result = recopt.optimize(to_program(Spelled(SPELLINGS[name]), (torch.randn(BATCH, T, D),)))
-    assert result.report.counts() == {"layer-norm": 1} and not result.report.undone
+    assert result.report.counts()["layer-norm"] == 1 and not result.report.undone
     ops = {n.op for n in result.host.nodes}
     assert "aten.layer_norm.default" in ops and not ops & {"aten.sqrt.default", "aten.rsqrt.default", "aten.div.Tensor"}
     check_numbers(SPELLINGS[name], result)
