@@ -369,6 +369,18 @@ def _split(loop: Loop, form: Form, strides: Sequence[int]) -> list[Loop]:
 
 
 def _arranged(plan: Plan, held: list[list[Loop]], dims: list[list[Loop]], out: Form) -> Plan:
+    """`_moved`, without the dimensions of size 1 first where that takes no move more: the fewer dimensions a transpose
+    has, the more of it ONNX Runtime knows as copies of rows (256 x 50 rows of 128: 0.75 ms against 1.25)."""
+    found = _moved(plan, held, dims, out)
+    if all(held):
+        return found
+    some = [d for d in held if d]
+    shape = tuple(sizes.product(x.size for x in d) for d in some)
+    narrow = _moved(plan.then(shape, Reshape(shape)), some, dims, out)
+    return narrow if len(narrow.moves) <= len(found.moves) else found
+
+
+def _moved(plan: Plan, held: list[list[Loop]], dims: list[list[Loop]], out: Form) -> Plan:
     """From dimensions that hold these loops to those of the result: [reshape] transpose [expand] [reshape]."""
     source = [x for d in held for x in d]
     target = [x for d in dims for x in d if x.stride != 0 or x.open is not None]
