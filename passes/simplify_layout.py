@@ -1,4 +1,4 @@
-"""Values that only re-read others are made by the fewest layout operators: simplify_layout.
+"""Values that only re-read others are made by the fewest layout operators that make the same elements.
 
 before:  split, reshape, transpose, concat of slices, gathers by constants, run-time shape arithmetic, ...
 after:   at most one each of slice, gather, reshape, transpose, expand, pad, and a concat of several sources
