@@ -64,7 +64,10 @@ def roots(lifted: Lifted) -> list[Value]:
         if node in lifted.opaque:
             continue
         for value in node.outputs:
-            if value.dtype in FLOATS and any(_sums_products(lifted, t) for t in _terms(lifted, value)):
+            seen = lifted.definition.get(value)
+            if value.dtype not in FLOATS or seen is None or not any(m.axes for m in seen.body.monos):
+                continue  # known without looking at its node again, which is most of what this costs
+            if any(_sums_products(lifted, t) for t in _terms(lifted, value)):
                 found.append(value)
     return found[::-1]
 
@@ -218,15 +221,16 @@ def _outer(lifted: Lifted, term: Poly, along: Axis, reads: dict[Read, None]) -> 
 
 def _scores(lifted: Lifted, value: Value) -> bool:
     """Whether a value is a product with weights, or a pointwise function of one."""
-    key = ("a function of a linear", value)
-    if key not in lifted.notes:
-        lifted.notes[key] = False
+
+    def find(value: Value) -> bool:
         t = lifted.definition.get(value)
-        if t is not None and not lifted.host.is_constant(value):
-            leaves = [v for v in t.body.leaves if isinstance(v, Value) and v is not value]
-            plain = not any(m.axes for m in t.body.monos)
-            lifted.notes[key] = is_contraction(lifted, value) or (plain and any(_scores(lifted, v) for v in leaves))
-    return lifted.notes[key] is True
+        if t is None or lifted.host.is_constant(value):
+            return False
+        leaves = [v for v in t.body.leaves if isinstance(v, Value) and v is not value]
+        plain = not any(m.axes for m in t.body.monos)
+        return is_contraction(lifted, value) or (plain and any(_scores(lifted, v) for v in leaves))
+
+    return lifted.noted("a function of a linear", value, find)
 
 
 # --- the first layer

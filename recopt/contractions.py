@@ -15,16 +15,14 @@ from .lift.base import Lifted
 from .match import constant_leaf, is_data
 
 MAX_SOURCES = 64  # contractions that one value may combine
+MAX_NESTED = 48  # values between one and its contractions: mish written out from exp has ten
 
 Define: TypeAlias = Callable[[Value], Tensor | None]
 
 
 def is_contraction(lifted: Lifted, value: Value) -> bool:
     """Whether a value is a leaf whose definition sums data against weights, or writes such a sum out."""
-    key = ("is_contraction", value)
-    if key not in lifted.notes:
-        lifted.notes[key] = _is_contraction(lifted, value)
-    return lifted.notes[key] is True
+    return lifted.noted("is_contraction", value, lambda v: _is_contraction(lifted, v))
 
 
 def _is_contraction(lifted: Lifted, value: Value) -> bool:
@@ -116,6 +114,7 @@ class Reach:
 
     sources: frozenset[Value] = frozenset()
     bent: frozenset[Value] = frozenset()
+    nested: int = 0  # values between
 
 
 def reach(lifted: Lifted, value: Value, known: Mapping[Leaf, Reach]) -> Reach | None:
@@ -144,9 +143,10 @@ def reach(lifted: Lifted, value: Value, known: Mapping[Leaf, Reach]) -> Reach | 
     if any(p.bent and p.bent != p.sources for p in pieces.values()):
         return None
     sources = frozenset[Value]().union(*(p.sources for p in pieces.values()))
-    if len(sources) > MAX_SOURCES:
+    nested = 1 + max((known[leaf].nested for leaf in t.body.leaves if leaf in known), default=0)
+    if len(sources) > MAX_SOURCES or nested > MAX_NESTED:
         return None
-    return Reach(sources, sources if any(p.bent for p in pieces.values()) else frozenset())
+    return Reach(sources, sources if any(p.bent for p in pieces.values()) else frozenset(), nested)
 
 
 def _added_again(lifted: Lifted, term: Poly, known: Mapping[Leaf, Reach]) -> set[tuple[Mono, Atom]]:

@@ -44,15 +44,16 @@ from .match import No, constant_leaf, fold, is_data
 
 def looks_up(lifted: Lifted, value: Value) -> bool:
     """Whether a value is made of lookups: one, several joined or added, pooled or not."""
-    key = ("looks_up", value)
-    if key not in lifted.notes:
-        lifted.notes[key] = False
+
+    def find(value: Value) -> bool:
         t = lifted.definition.get(value)
-        if t is not None and not lifted.host.is_constant(value):
-            body = picked(lifted, t.body)
-            made = any(_looks_up(lifted, a) for m in body.monos for a in m.atoms)
-            lifted.notes[key] = made and not any(_weighs(lifted, m) for m in body.monos)
-    return lifted.notes[key] is True
+        if t is None or lifted.host.is_constant(value):
+            return False
+        body = picked(lifted, t.body)
+        made = any(_looks_up(lifted, a) for m in body.monos for a in m.atoms)
+        return made and not any(_weighs(lifted, m) for m in body.monos)
+
+    return lifted.noted("looks_up", value, find)
 
 
 def _weighs(lifted: Lifted, mono: Mono) -> bool:

@@ -126,8 +126,8 @@ def choose(lifted: Lifted, pattern: ModuleType, context: Context) -> tuple[list[
             continue
         try:
             found = pattern.match(lifted, root)
-        except No as why:
-            refused[root] = str(why)
+        except (No, RecursionError) as why:
+            refused[root] = str(why) if isinstance(why, No) else f"{root.name} is nested too deep to follow"
             readers = [v for node in host.users(root) for v in node.outputs]
             if not readers or any(refused.get(v) != refused[root] for v in readers):  # else said where it ends
                 report.refusals.append(Refusal(pattern.name, root.name, refused[root]))

@@ -173,11 +173,12 @@ def _is_scaled(mono: Mono) -> bool:
 
 def _carries(lifted: Lifted, value: Value) -> bool:
     """Whether a value is a pointwise function of a product of data, and of other things."""
-    key = ("carries a product", value)
-    if key not in lifted.notes:
-        lifted.notes[key] = False
+
+    def find(value: Value) -> bool:
         t = lifted.definition.get(value)
-        if t is not None and not lifted.host.is_constant(value) and not any(m.axes for m in t.body.monos):
-            leaves = [v for v in t.body.leaves if isinstance(v, Value) and v is not value]
-            lifted.notes[key] = any(_product(lifted, v) is not None or _carries(lifted, v) for v in leaves)
-    return lifted.notes[key] is True
+        if t is None or lifted.host.is_constant(value) or any(m.axes for m in t.body.monos):
+            return False
+        leaves = [v for v in t.body.leaves if isinstance(v, Value) and v is not value]
+        return any(_product(lifted, v) is not None or _carries(lifted, v) for v in leaves)
+
+    return lifted.noted("carries a product", value, find)

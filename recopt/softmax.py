@@ -52,15 +52,17 @@ def averages(lifted: Lifted, value: Value) -> bool:
 
 
 def _kind(lifted: Lifted, value: Value) -> str:
-    key = ("softmax", value)
-    if key not in lifted.notes:
-        lifted.notes[key] = ""
-        t = lifted.definition.get(value)
-        if t is not None and t.dtype in FLOATS and not lifted.host.is_constant(value):
-            lifted.notes[key] = _kind_of(lifted, t)
-            if not lifted.notes[key] and len(t.body.monos) > 1 and (own := lifted.local(value)) is not None:
-                lifted.notes[key] = _kind_of(lifted, own)  # an average of a sum, which is distributed
-    return str(lifted.notes[key])
+    return lifted.noted("softmax", value, lambda v: _kind_by_term(lifted, v))
+
+
+def _kind_by_term(lifted: Lifted, value: Value) -> str:
+    t = lifted.definition.get(value)
+    if t is None or t.dtype not in FLOATS or lifted.host.is_constant(value):
+        return ""
+    found = _kind_of(lifted, t)
+    if not found and len(t.body.monos) > 1 and (own := lifted.local(value)) is not None:
+        return _kind_of(lifted, own)  # an average of a sum, which is distributed
+    return found
 
 
 def _kind_of(lifted: Lifted, t: Tensor) -> str:

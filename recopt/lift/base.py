@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar, cast
 
 import numpy as np
 import sympy
@@ -119,6 +119,7 @@ class Items:
     parts: tuple[tuple[Axis | None, Tensor], ...] = ()
 
 
+Noted = TypeVar("Noted")
 Result: TypeAlias = Tensor | Items | Sequence[Tensor | Items | None]
 Table: TypeAlias = Mapping[str, Callable[..., Result]]
 
@@ -284,6 +285,10 @@ class Lifted:
         return self._local[node]
 
     def _local_outputs(self, node: Node) -> list[Tensor | Items | None] | None:
+        known = all(v in self.definition or v in self.items for v in node.outputs)
+        if known and node not in self.opaque and not any(self._seen_through(u) for u in node.inputs):
+            return [self.items.get(v) or self.definition[v] for v in node.outputs]  # lifted over just these already
+
         def operand(u: Value) -> Tensor | Items:
             seen = self._operand(u)
             return seen if isinstance(seen, Items) or not seen.body.leaves else tensor.alias(u, seen)
@@ -292,6 +297,13 @@ class Lifted:
             return self.apply(node, operand)
         except (Opaque, ShapeError, TooLarge):
             return None
+
+    def _seen_through(self, value: Value) -> bool:
+        """Whether users of a value see what it is made of in its place."""
+        if value in self.items:
+            return False
+        seen = self.of(value)
+        return seen is None or (bool(seen.body.leaves) and (seen.body.atom is None or value not in seen.body.leaves))
 
     def known(self, term: Poly) -> Size | float | None:
         """The number that a term of small constants and sizes is, else None."""
@@ -308,6 +320,22 @@ class Lifted:
         if value is None:
             value = substitute(term, {}, constant).number
         return value if not isinstance(value, bool) else int(value)
+
+    def noted(self, what: str, value: Value, find: Callable[[Value], Noted]) -> Noted:
+        """`find(value)`, found once. What `value` is computed from goes first, so that a `find` that asks the same of
+        its operands takes no stack frame for each value of a chain of thousands."""
+        pending = [value]
+        while pending:
+            v = pending[-1]
+            known = (what, v) in self.notes
+            below = [] if known or v.node is None else [u for u in v.node.inputs if (what, u) not in self.notes]
+            if below:
+                pending += below
+                continue
+            if not known:
+                self.notes[what, v] = find(v)
+            pending.pop()
+        return cast(Noted, self.notes[what, value])
 
     @cached_property
     def fed(self) -> frozenset[Value]:
