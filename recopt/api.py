@@ -14,7 +14,7 @@ from typing import Any
 from . import cost
 from .errors import OptionError
 from .hosts.base import Array, Host
-from .lift import lift
+from .lift import lift, table_of
 from .load import host_of, is_module
 from .match import No
 from .passes import Asked
@@ -162,6 +162,7 @@ class Inspection:
 def inspect(model: Any, example_inputs: Any = None) -> Inspection:
     """What recopt recognises in a model, which is not changed. Raises LoadError, GraphError."""
     host = host_of(model, example_inputs)
+    host.inline(table_of(host))
     host.normalise()
     lifted = lift(host)
     blocks, inside, flops = [], set(), 0.0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -179,6 +179,10 @@ class Host(abc.ABC):
     def normalise(self) -> None:
         """The host's own clean-up: inline functions that are not fused operators, common sub-expressions, dead code.
         No constant folding of tensors above a few KB; no decomposition that hides meaning (SDPA stays)."""
+
+    def inline(self, known: Container[str]) -> None:  # noqa: B027  # a host may have no such operators
+        """Put what they are made of in the place of operators outside `known` that the framework writes as calls of
+        operators in it."""
 
     @abc.abstractmethod
     def clone(self) -> Self:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -28,7 +28,7 @@ from ..errors import GraphError, LoadError, VerifyError
 from ..ir import sizes
 from ..ir.rules import FLOATS, WIDTH
 from ..ir.sizes import Size
-from . import fx_capture, fx_module, fx_operators, fx_ops
+from . import fx_capture, fx_composites, fx_module, fx_operators, fx_ops
 from .base import Array, Node, Value
 from .files import staged
 from .fx_graph import STORED, FxGraph
@@ -210,6 +210,28 @@ class FxHost(FxGraph):
                 for old, new in zip(handle.outputs, first.outputs, strict=True):
                     self.replace(old, new)
         self.erase_dead()
+
+    def inline(self, known: Container[str]) -> None:
+        for handle in list(self.nodes):
+            node = self._producer[handle]
+            if handle.opaque or handle.op in known or not fx_composites.is_composite(node.target):
+                continue
+            found = fx_composites.body(node, known)
+            if found is not None and len(found[1]) == len(handle.outputs):
+                self._inline(handle, node, *found)
+        self.erase_dead()
+
+    def _inline(self, handle: Node, node: fx.Node, calls: fx.Graph, results: Sequence[fx.Node]) -> None:
+        """Put what a composite operator calls before it, and its results in its place."""
+        inner = dict(zip(calls.find_nodes(op="placeholder"), fx_composites.operands(node), strict=True))
+        with self._graph.inserting_before(node):
+            for call in [n for n in calls.nodes if n.op == "call_function"]:
+                inner[call] = self._graph.node_copy(call, inner.__getitem__)
+                inner[call].meta = fx_ops.provenance(node) | {"val": call.meta["val"]}
+                self._wrap(inner[call])
+        self._changed()
+        for old, new in zip(handle.outputs, results, strict=True):
+            self.replace(old, self._values[inner[new]])
 
     def clone(self) -> Self:
         new = object.__new__(type(self))

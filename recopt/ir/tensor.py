@@ -61,7 +61,9 @@ class Tensor:
         return tuple(a for dim in self.dims for a in dim)
 
     def at(self, index: Sequence[Poly]) -> Poly:
-        """The element at `index`, one integer term for each dimension."""
+        """The element at `index`, one integer term for each dimension. Raises ShapeError for more or fewer."""
+        if len(index) != len(self.dims):
+            raise ShapeError(f"{len(index)} positions in {len(self.dims)} dimensions")
         mapping: dict[Axis, Poly] = {}
         for dim, position in zip(self.dims, index, strict=True):
             mapping.update(zip(dim, unravel(position, [a.size for a in dim]), strict=True))

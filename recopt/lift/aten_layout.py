@@ -420,7 +420,7 @@ TABLE: dict[str, Lift] = {
     **_named("select.int", _select),
     **_named("narrow.default", _narrow),
     **_named("split.Tensor split.sizes split_with_sizes.default chunk.default unsafe_split.Tensor", _split),
-    **_named("unsafe_chunk.default tensor_split.sections tensor_split.indices", _split),
+    **_named("unsafe_split_with_sizes.default unsafe_chunk.default tensor_split.sections tensor_split.indices", _split),
     **_named("unbind.int", _unbind),
     **_named("cat.default concat.default concatenate.default", _cat),
     **_named("stack.default", _stack),

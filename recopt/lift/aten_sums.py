@@ -72,9 +72,17 @@ def _convolution(
 ) -> Tensor:
     rank = len(weight.dims) - 2
     stride, dilation = _each(stride, rank), _each(dilation, rank)
-    if transposed or padding == "same":
-        raise Opaque("a transposed convolution" if transposed else "padding to the same size")
-    padding = [0] * rank if isinstance(padding, str) else _each(padding, rank)
+    if transposed:
+        raise Opaque("a transposed convolution")
+    if isinstance(padding, str):
+        around = [
+            d * (c.size(e) - 1) if padding == "same" else 0 for d, e in zip(dilation, weight.shape[2:], strict=True)
+        ]
+        if any(n % 2 for n in around):
+            raise Opaque("padding to the same size that differs from side to side")
+        padding = [n // 2 for n in around]
+    else:
+        padding = _each(padding, rank)
     batched = len(x.dims) == rank + 2
     y = ops.convolution(x if batched else tensor.unsqueeze(x, 0), weight, bias, stride, padding, dilation, groups)
     return y if batched else tensor.squeeze(y, [0])

@@ -134,6 +134,25 @@ def test_types_devices_and_formats_are_text() -> None:
     assert arange.kwargs["device"] == "cpu"
 
 
+def test_composite_operators_become_what_they_call() -> None:
+    def function(x: Tensor) -> list[Tensor]:
+        left, right = torch.hsplit(torch.special.expit(x), 2)
+        return [torch.linalg.matmul(left, right.T), torch.quantile(x, 0.5, dim=1), x.diff(dim=1)]
+
+    x = torch.randn(3, 8)
+    host = host_of(function, x)
+    before, expected = {node.op for node in host.nodes}, host.run([x.numpy()])
+    known = {"aten.sigmoid.default", "aten.slice.Tensor", "aten.mm.default", "aten.sub.Tensor"}
+    host.inline(known)
+    after = {node.op for node in host.nodes}
+    assert before - after == {"aten.special_expit.default", "aten.hsplit.int", "aten.linalg_matmul.default",
+                              "aten.diff.default"}  # fmt: skip
+    assert after - before == known and "aten.quantile.scalar" in after  # which calls what is not known
+    host.check()
+    for was, now in zip(expected, host.run([x.numpy()]), strict=True):
+        np.testing.assert_array_equal(now, was)
+
+
 # Constants
 
 

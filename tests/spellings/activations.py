@@ -120,6 +120,7 @@ ACTIVATIONS: dict[str, dict[str, Any]] = {
         "silu": lambda m, h: F.silu(h),
         "times_sigmoid": lambda m, h: h * torch.sigmoid(h),
         "sigmoid_times": lambda m, h: h.sigmoid().mul(h),
+        "times_expit": lambda m, h: h * torch.special.expit(h),
         "over_one_plus_exp": lambda m, h: h / (1 + torch.exp(-h)),
         "times_exp_over": lambda m, h: h * (torch.exp(h) / (1 + torch.exp(h))),
     },

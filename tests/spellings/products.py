@@ -96,6 +96,11 @@ PRODUCTS: dict[str, Spelling] = {
     "matmul_transpose": S(lambda m, x: x @ m.weight.T + m.bias),
     "matmul_stored_transposed": S(lambda m, x: torch.matmul(x, m.weight_t) + m.bias),
     "matmul_permute": S(lambda m, x: x @ m.weight.permute(1, 0) + m.bias),
+    "linalg_matmul_of_lifted": S(
+        lambda m, x: torch.linalg.matmul(torch.atleast_3d(x)[..., 0], m.weight_t) + m.bias,
+        ranks=(2,),
+        note="torch's composites of other operators",
+    ),
     "mm": S(lambda m, x: torch.mm(x, m.weight_t) + m.bias, ranks=(2,)),
     "addmm": S(lambda m, x: torch.addmm(m.bias, x, m.weight.t()), ranks=(2,)),
     "addmm_alpha_beta": S(
@@ -168,6 +173,11 @@ PRODUCTS: dict[str, Spelling] = {
     # convolutions of width one
     "conv1d_single": S(lambda m, x: F.conv1d(x[:, :, None], m.conv1, m.bias).squeeze(2), ranks=(2,)),
     "conv1d_over_time": S(lambda m, x: F.conv1d(_swap(x), m.conv1, m.bias).transpose(1, 2), ranks=(3,)),
+    "conv1d_same": S(
+        lambda m, x: F.conv1d(_swap(x), m.conv1, m.bias, padding="same").transpose(1, 2),
+        ranks=(3,),
+        note="pads nothing",
+    ),
     "conv1d_no_bias": S(lambda m, x: _swap(F.conv1d(_swap(x), m.conv1)) + m.bias, ranks=(3,)),
     "conv1d_module": S(lambda m, x: m.conv1d(x.permute(0, 2, 1)).permute(0, 2, 1), ranks=(3,)),
     "conv2d_single": S(lambda m, x: F.conv2d(x[:, :, None, None], m.conv2, m.bias).flatten(1), ranks=(2,)),

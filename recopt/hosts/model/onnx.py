@@ -160,6 +160,8 @@ def session(model: onnx.ModelProto | Path, *, optimise: bool = True, folder: str
     options.inter_op_num_threads = 1
     options.log_severity_level = 4
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Its default multiplies a float by an 8-bit weight in int8: measured error 0.004 where the file says fp32.
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     if folder is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
     level = ort.GraphOptimizationLevel
