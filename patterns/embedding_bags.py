@@ -46,7 +46,7 @@ from recopt.ir.term import (
 from recopt.ir.term import add as add_terms
 from recopt.largest import Largest, largest
 from recopt.lift.base import Lifted
-from recopt.lookups import expand, hashed, is_lookup, looks_up, picked, shifts, unwrapped, widened
+from recopt.lookups import expand, hashed, is_lookup, looks_up, multiplies, picked, shifts, unwrapped, widened
 from recopt.match import Match, No, dead_after, fold, is_data
 from recopt.views import Held, arrange, held_by, regroup
 
@@ -59,9 +59,17 @@ operator = "recopt::embedding_bags"
 
 
 def roots(lifted: Lifted) -> list[Value]:
-    """The values that hold rows of tables and nothing that a function made of them, last first."""
+    """The values that hold rows of tables and nothing that a function made of them, and those that multiply rows, which
+    are refused, last first."""
     values = [v for node in lifted.host.nodes if node not in lifted.opaque for v in node.outputs]
-    return [v for v in values[::-1] if v.dtype in FLOATS and looks_up(lifted, v)]
+    return [v for v in values[::-1] if v.dtype in FLOATS and (looks_up(lifted, v) or _multiplies(lifted, v))]
+
+
+def _multiplies(lifted: Lifted, value: Value) -> bool:
+    """Whether a value is a product of rows, such as would be a lookup if it were of one."""
+    t = lifted.definition.get(value)
+    monos = t.body.monos if t is not None else ()
+    return any(not m.axes and multiplies(lifted, m) for m in monos)
 
 
 # --- the match ---

@@ -7,7 +7,7 @@ ids alone is not data of its own: it says which ids count.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from .hosts.base import Value
@@ -51,14 +51,50 @@ def looks_up(lifted: Lifted, value: Value) -> bool:
         if t is not None and not lifted.host.is_constant(value):
             body = picked(lifted, t.body)
             made = any(_looks_up(lifted, a) for m in body.monos for a in m.atoms)
-            lifted.notes[key] = made and not any(_weighs(lifted, m) for m in body.monos)
+            lifted.notes[key] = made and not any(_weighs(lifted, m) or multiplies(lifted, m) for m in body.monos)
     return lifted.notes[key] is True
 
 
 def _weighs(lifted: Lifted, mono: Mono) -> bool:
-    """Whether a sum is one against weights of the model: a linear of what was looked up is no lookup."""
-    reads = [a for a in mono.atoms if isinstance(a, Read) and constant_leaf(lifted, a.leaf)]
-    return any(not is_lookup(lifted, a) and not a.axes_read.isdisjoint(mono.axes) for a in reads)
+    """Whether a sum is one against weights of the model, or along the columns of a row: a linear of what was looked up
+    is no lookup, nor is a norm of it."""
+    for atom in mono.atoms if mono.axes else ():
+        read = widened(atom)
+        if not isinstance(read, Read) or not isinstance(read.leaf, Value) or read.axes_read.isdisjoint(mono.axes):
+            continue
+        if constant_leaf(lifted, read.leaf) and not is_lookup(lifted, read):
+            return True
+        if any(_along(read.index[n], mono.axes) for n in _columns(lifted, read)):
+            return True
+    return False
+
+
+def _along(index: Poly, axes: Sequence[Axis]) -> bool:
+    return not index.axes_read.isdisjoint(axes)
+
+
+def _columns(lifted: Lifted, read: Read) -> Iterable[int]:
+    """The dimensions of what is read that lie along the columns of tables."""
+    leaf = read.leaf
+    assert isinstance(leaf, Value)
+    if constant_leaf(lifted, leaf):
+        return [n for n, p in enumerate(read.index) if not is_data(lifted, p)]
+    key = ("columns", leaf)
+    if key not in lifted.notes:
+        found: set[Axis] = set()
+        t = lifted.definition.get(leaf)
+        monos = picked(lifted, t.body).monos if t is not None and looks_up(lifted, leaf) else ()
+        for inner in (widened(a) for m in monos for a in m.atoms):
+            if isinstance(inner, Read) and isinstance(inner.leaf, Value):
+                found.update(a for n in _columns(lifted, inner) for a in inner.index[n].axes_read)
+        lifted.notes[key] = [n for n, dim in enumerate(t.dims) if found.intersection(dim)] if found and t else []
+    return lifted.notes[key]  # type: ignore[return-value]  # written here alone
+
+
+def multiplies(lifted: Lifted, mono: Mono) -> bool:
+    """Whether rows are multiplied with each other. No operator of lookups does so, and what reads such a value is none:
+    moments of rows would be put into each other along a whole model."""
+    return sum(_looks_up(lifted, a) for a in mono.atoms) > 1
 
 
 def _looks_up(lifted: Lifted, atom: Atom) -> bool:

@@ -121,6 +121,8 @@ class _Operands:
         if isinstance(item, View):
             return Term("dense", self._number("dense", self._rows(item)))
         item = plain(self.host, item, self.spec.name)
+        if item.pool == "mean" and isinstance(item.shift, tuple):  # it is taken apart by shifts, the count is not
+            item = replace(item, pool="sum", factor=item.factor / item.count)
         flat = item.offsets is not None
         ids, first = self._columns(item.ids) if not flat else (self._rows(item.ids, rank=1), 0)
         weights, weights_first = (None, 0) if item.weights is None else self._columns(item.weights)

@@ -199,6 +199,7 @@ LOOKUPS: dict[str, Lookup] = {
     "stacked_tables": Lookup(lambda m, ids: F.embedding(ids + m.starts[None], m.joined)),
     "stacked_tables_flat": Lookup(lambda m, ids: F.embedding(ids + m.starts, m.joined).flatten(1)),
     "stacked_tables_summed": Lookup(lambda m, ids: F.embedding(ids + m.starts, m.joined).sum(1)),
+    "stacked_tables_averaged": Lookup(lambda m, ids: F.embedding(ids + m.starts, m.joined).mean(1)),
     "stacked_tables_hashed": Lookup(
         lambda m, ids: F.embedding((ids * 3) % ROWS + m.starts, m.joined).sum(1), beside=("mul", "Mul")
     ),
