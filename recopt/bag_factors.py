@@ -3,16 +3,18 @@
 sum_l [start[b] <= l] [l < start[b + 1]] T[ids[l], d]      bags that lie one after the other in flat ids
 sum_l [l < length[b]] T[ids[b, l], d]                      bags that are cut to their lengths
 sum_l [ids[b, l] != 0] T[ids[b, l], d] / max(n[b], 1)      a padding id, the mean of the ids that count
+sum_l [x[b, l] >= 0] T[max(x[b, l], 0), d]                 another condition on what the ids are made of
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from .ir import sizes
 from .ir.rules import fn
-from .ir.term import Axis, Fn, Poly, Read, add, coord, guard, mul, number, scale, substitute, sum_over
+from .ir.term import Axis, Fn, Poly, Read, add, coord, guard, mul, number, scale, single, substitute, sum_over
+from .largest import all_of
 from .match import No
 
 
@@ -29,13 +31,17 @@ class Factors:
     below: int = 0
     div: tuple[float, float] | None = None
     over: Poly | None = None  # what is divided by, where that is not what the factors add up to
+    live: list[Poly] = field(default_factory=list)  # conditions on what the ids are made of
+    masks: list[Poly] = field(default_factory=list)  # conditions that the graph computes, of a maximum
     weights: list[Poly] = field(default_factory=list)
 
 
-def factors(others: Sequence[Poly], ids: Poly, row: Poly, inner: Sequence[Axis]) -> Factors:
+def factors(
+    others: Sequence[Poly], ids: Poly, row: Poly, inner: Sequence[Axis], of_id: Callable[[Poly], bool]
+) -> Factors:
     """`others` are the factors beside the row, `inner` the axes that are summed; `row` is what `ids` name, which counts
-    negative ones from the end or is the same. Raises No for a denominator that
-    varies from id to id."""
+    negative ones from the end or is the same; `of_id` tells conditions on what the ids are made of. Raises No for a
+    denominator that varies from id to id."""
     found = Factors()
     counted: list[Poly] = []
     below: list[Poly] = []
@@ -45,8 +51,14 @@ def factors(others: Sequence[Poly], ids: Poly, row: Poly, inner: Sequence[Axis])
             below.append(atom.args[0])
             continue
         counted.append(p)
-        if not _member(found, p, ids, row, inner):
-            found.weights.append(p)
+        for part in _conjuncts(p):
+            test = condition_of(part)
+            if _member(found, part, ids, row, inner):
+                continue
+            if test is not None and of_id(test):
+                found.live.append(test)
+            else:
+                found.weights.append(part)
     if found.starts is None and found.ends is not None:
         found.lengths, found.ends = found.ends, None
     if len(below) > 1:
@@ -56,10 +68,23 @@ def factors(others: Sequence[Poly], ids: Poly, row: Poly, inner: Sequence[Axis])
     return found
 
 
+def condition_of(p: Poly) -> Poly | None:
+    """The condition that a factor is 1 under, and 0 else; None for other factors."""
+    atom = p.atom
+    cast = isinstance(atom, Fn) and atom.name == "cast" and atom.args[0].dtype == "bool"
+    return atom.args[0] if cast and isinstance(atom, Fn) else None
+
+
+def _conjuncts(p: Poly) -> list[Poly]:
+    """The factors that a condition is made of."""
+    condition = condition_of(p)
+    return [p] if condition is None else [fn("cast", [c], p.dtype) for c in all_of(condition)]
+
+
 def _member(found: Factors, p: Poly, ids: Poly, row: Poly, inner: Sequence[Axis]) -> bool:
     """Whether a factor says which ids count; noted if so."""
-    atom = p.atom
-    test = atom.args[0].atom if isinstance(atom, Fn) and atom.name == "cast" and atom.args[0].dtype == "bool" else None
+    condition = condition_of(p)
+    test = None if condition is None else condition.atom
     if not isinstance(test, Fn):
         return False
     place = coord(inner[0]) if len(inner) == 1 else None
@@ -100,6 +125,7 @@ def _denominator(q: Poly, counted: Sequence[Poly], inner: Sequence[Axis]) -> tup
     eps = sum(float(m.coef) for m in q.monos if not m.atoms and not m.axes)
     bare = add(q, number(-eps, q.dtype)) if eps else q
     low = float("-inf")
+    bare = _limited(bare)
     if isinstance(bare.atom, Fn) and bare.atom.name == "max":
         limits = [a.number for a in bare.atom.args if isinstance(a.number, (int, float))]
         rest = [a for a in bare.atom.args if a.number is None]
@@ -112,6 +138,29 @@ def _denominator(q: Poly, counted: Sequence[Poly], inner: Sequence[Axis]) -> tup
         raise No("a denominator that is not what the weights add up to")
     whole = isinstance(atom, Fn) and atom.name == "cast" and atom.args[0].dtype in ("int64", "int32")
     return (low, eps), atom.args[0] if isinstance(atom, Fn) and whole else bare
+
+
+def _limited(q: Poly) -> Poly:
+    """A limit inside of a cast outside of it, and where(n == 0, 1, n) as the limit that it is of a count."""
+    atom = q.atom
+    if not isinstance(atom, Fn):
+        return q
+    inner = atom.args[0].atom if atom.name == "cast" else None
+    if isinstance(inner, Fn) and inner.name == "max" and inner.dtype in ("int64", "int32"):
+        return fn("max", [fn("cast", [p], q.dtype) for p in inner.args], q.dtype)
+    if atom.name == "where" and _is_count(atom.args[2]):
+        test, one, n = atom.args
+        if one.number == 1 and test is fn("eq", [n, number(0, n.dtype)], "bool"):
+            return fn("max", [n, one], q.dtype)
+    return q
+
+
+def _is_count(n: Poly) -> bool:
+    """Whether a term is how many conditions hold."""
+    whole = n.atom.args[0] if isinstance(n.atom, Fn) and n.atom.name == "cast" else n
+    if len(whole.monos) != 1 or whole.monos[0].coef != 1:
+        return False
+    return all(condition_of(single(a, whole.dtype)) is not None for a in whole.monos[0].atoms)
 
 
 def counts(like: Poly, counted: Sequence[Poly], inner: Sequence[Axis]) -> list[Poly]:
@@ -127,10 +176,8 @@ def counts(like: Poly, counted: Sequence[Poly], inner: Sequence[Axis]) -> list[P
 
 
 def _as_integer(p: Poly) -> Poly | None:
-    atom = p.atom
-    if isinstance(atom, Fn) and atom.name == "cast" and atom.args[0].dtype == "bool":
-        return fn("cast", [atom.args[0]], "int64")
-    return None
+    condition = condition_of(p)
+    return None if condition is None else fn("cast", [condition], "int64")
 
 
 def ends_of(starts: Poly, ends: Poly, row: Axis, count: sizes.Size) -> bool | None:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from .hosts.base import Value
+from .id_programs import WHOLE, program, source
 from .ir.rules import FLOATS, WIDTH, fn
 from .ir.sizes import Size
 from .ir.tensor import Tensor
@@ -48,7 +49,7 @@ def looks_up(lifted: Lifted, value: Value) -> bool:
     if key not in lifted.notes:
         lifted.notes[key] = False
         t = lifted.definition.get(value)
-        if t is not None and not lifted.host.is_constant(value):
+        if t is not None and t.dtype in FLOATS and not lifted.host.is_constant(value):
             body = picked(lifted, t.body)
             made = any(_looks_up(lifted, a) for m in body.monos for a in m.atoms)
             lifted.notes[key] = made and not any(_weighs(lifted, m) or multiplies(lifted, m) for m in body.monos)
@@ -134,7 +135,7 @@ def expand(lifted: Lifted, term: Poly, opened: bool, seen: set[Value]) -> Poly:
         if constant_leaf(lifted, leaf):
             return progression(lifted, atom) if opened else None
         made = looks_up(lifted, leaf) or _hashes(lifted, leaf)
-        if not made and not (opened and (masks(lifted, leaf) or _is_share(lifted, leaf))):
+        if not made and not (opened and (masks(lifted, leaf) or _is_share(lifted, leaf) or of_one_id(lifted, leaf))):
             return None
         seen.add(leaf)
         whole = _expanded(lifted, leaf, opened)
@@ -178,8 +179,8 @@ def _total(lifted: Lifted, term: Poly) -> Poly:
     if numbers:
         return add_terms(_total(lifted, add_terms(term, *(scale(n, -1) for n in numbers))), *numbers)
     atom = term.atom
-    if isinstance(atom, Fn) and atom.name == "max":
-        return fn("max", [_total(lifted, p) for p in atom.args], term.dtype)
+    if isinstance(atom, Fn) and (atom.name == "max" or (atom.name == "where" and atom.args[1].number == 1)):
+        return fn(atom.name, [_total(lifted, p) for p in atom.args], term.dtype)
     t = lifted.definition.get(atom.leaf) if isinstance(atom, Read) and isinstance(atom.leaf, Value) else None
     if not isinstance(atom, Read) or t is None or t.dtype not in FLOATS or looks_up(lifted, atom.leaf):  # type: ignore[arg-type]  # a value, as it has a definition
         return term
@@ -189,9 +190,11 @@ def _total(lifted: Lifted, term: Poly) -> Poly:
 
 
 def _limits(term: Poly) -> bool:
-    """Whether a term is another that a number bounds from below."""
+    """Whether a term is another that a number bounds from below, or stands for where it is 0."""
     atom = term.atom
-    return isinstance(atom, Fn) and atom.name == "max" and any(isinstance(a.number, (int, float)) for a in atom.args)
+    if not isinstance(atom, Fn) or atom.name not in ("max", "where"):
+        return False
+    return any(isinstance(a.number, (int, float)) for a in atom.args[-2:])
 
 
 def _is_share(lifted: Lifted, value: Value) -> bool:
@@ -224,6 +227,8 @@ def _counts(lifted: Lifted, term: Poly) -> bool:
     """Whether an integer is made of conditions: ids that are chosen by one are ids still."""
     for atom in (a for m in term.monos for a in m.atoms):
         condition = isinstance(atom, Fn) and atom.name == "cast" and atom.args[0].dtype == "bool"
+        if isinstance(atom, Fn) and atom.name == "max" and _limits(term):
+            condition = all(_counts(lifted, p) for p in atom.args)
         held = isinstance(atom, Read) and isinstance(atom.leaf, Value) and masks(lifted, atom.leaf)
         if not (condition or held):
             return False
@@ -367,6 +372,34 @@ def _hashes(lifted: Lifted, value: Value) -> bool:
     if t is None or t.dtype in FLOATS or lifted.term[value].body is t.body:
         return False
     return hashed(lifted, t.body)[1] > 0
+
+
+def of_one_id(lifted: Lifted, value: Value) -> bool:
+    """Whether ids, or a condition, are a function of one other id that an operator computes itself: in torch. An ONNX
+    file holds such nodes anyway, and where they stand they work on all columns at once."""
+    return lifted.host.dialect == "aten" and _of_one_id(lifted, value) is not None
+
+
+def _of_one_id(lifted: Lifted, value: Value) -> Tensor | None:
+    """What a value is of the id that it is a function of; None where it is of several, of none, or no function."""
+    key = ("of one id", value)
+    if key not in lifted.notes:
+        lifted.notes[key] = None
+        t = lifted.definition.get(value)
+
+        def inner(atom: Atom) -> Poly | None:
+            if not isinstance(atom, Read) or not isinstance(atom.leaf, Value) or constant_leaf(lifted, atom.leaf):
+                return None
+            below = _of_one_id(lifted, atom.leaf)
+            return None if below is None else below.at(list(atom.index))
+
+        if t is not None and t.dtype in WHOLE:
+            body = substitute(t.body, {}, inner)
+            of = source(body, lambda a: not constant_leaf(lifted, a.leaf))
+            if of is not None and of.leaf is not value and program(body, of) is not None:
+                lifted.notes[key] = t.with_body(body)
+    found = lifted.notes[key]
+    return found if isinstance(found, Tensor) else None
 
 
 def hashed(lifted: Lifted, index: Poly) -> tuple[Poly, int, Poly]:

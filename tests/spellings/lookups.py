@@ -286,6 +286,53 @@ LOOKUPS: dict[str, Lookup] = {
         ),
         onnx=False,
     ),
+    "missing_clamped_and_masked": Lookup(
+        lambda m, ids: (F.embedding((ids - 5).clamp(min=0), m.weights[0]) * (ids - 5 >= 0)[..., None]).sum(1),
+        beside=("Clip", "GreaterOrEqual", "Cast", "Sub"),
+    ),
+    "missing_left_out_of_a_mean": Lookup(
+        lambda m, ids: (
+            F.embedding((ids - 5).masked_fill(ids < 5, 0), m.weights[0]).masked_fill((ids < 5)[..., None], 0).sum(1)
+            / (ids >= 5).sum(1, keepdim=True).clamp(min=1)
+        ),
+        beside=("Less", "Where", "Cast", "Sub", "GreaterOrEqual", "ReduceSum", "Clip"),
+    ),
+    "missing_left_out_of_a_maximum": Lookup(
+        lambda m, ids: (
+            F.embedding(torch.relu(ids - 5), m.weights[0]).masked_fill((ids - 5 < 0)[..., None], -1e9).max(1).values
+        ),
+        onnx=False,  # ONNX Runtime has no Relu of whole numbers
+    ),
+    "quotient_and_remainder": Lookup(
+        lambda m, ids: torch.cat([F.embedding(ids // 7, m.weights[0]), F.embedding(ids % 7, m.weights[1])], -1).sum(1),
+        beside=("Div", "Mod", "Sub", "Less", "Equal", "And", "Cast"),
+    ),
+    "remainders_of_signed_ids": Lookup(
+        lambda m, ids: torch.cat(
+            [F.embedding(torch.fmod(ids, 9).abs(), m.weights[0]), F.embedding((ids - 3) & 7, m.weights[1])], 1
+        ),
+        onnx=False,  # TorchScript's exporter knows no such operators
+    ),
+    "hashed_by_shifts": Lookup(
+        lambda m, ids: F.embedding(((ids * 31 + 7) ^ (ids >> 2)) % ROWS, m.weights[0]).sum(1), onnx=False
+    ),
+    "out_of_vocabulary": Lookup(
+        lambda m, ids: torch.cat(
+            [F.embedding(torch.where(ids[:, k] < 20, ids[:, k], 20 + ids[:, k] % 5), w) for k, w in enumerate(m.mixed)],
+            1,
+        ),
+        beside=("Less", "Where", "Mod", "Add"),
+    ),
+    "mask_of_two_conditions": Lookup(
+        lambda m, ids: (
+            F.embedding(ids, m.weights[0]) * ((ids != 0) & (torch.arange(FIELDS) < ids[:, :1])).unsqueeze(-1)
+        ).sum(1)
+    ),
+    "largest_under_a_given_mask": Lookup(
+        lambda m, ids, w: F.embedding(ids, m.weights[0]).masked_fill((w < 0.5)[..., None], -1e9).amax(1),
+        3,
+        beside=("lt", "Less"),
+    ),
     "int32": Lookup(lambda m, ids: torch.cat([F.embedding(ids[:, k].int(), w) for k, w in enumerate(m.weights)], 1)),
 }
 
@@ -318,11 +365,6 @@ NEAR_MISSES: dict[str, Lookup] = {
     "largest_less_too_small_a_number": Lookup(
         lambda m, ids: (F.embedding(ids, m.weights[0]) - (1 - (ids != 0).float()[..., None]) * 3).amax(1),
         reason="does not hide",
-    ),
-    "largest_under_a_given_mask": Lookup(
-        lambda m, ids, w: F.embedding(ids, m.weights[0]).masked_fill((w < 0.5)[..., None], -1e9).amax(1),
-        3,
-        reason="more than which ids count",
     ),
     "denominator_of_every_id": Lookup(
         lambda m, ids, w: (F.embedding(ids, m.weights[0]) / (w[:, :, None] + 2)).sum(1), 3, reason="a denominator"
