@@ -61,10 +61,17 @@ operator = "recopt::embedding_bags"
 
 
 def roots(lifted: Lifted) -> list[Value]:
-    """The values that hold rows of tables and nothing that a function made of them, and those that multiply rows, which
-    are refused, last first."""
-    values = [v for node in lifted.host.nodes if node not in lifted.opaque for v in node.outputs]
-    return [v for v in values[::-1] if v.dtype in FLOATS and (looks_up(lifted, v) or _multiplies(lifted, v))]
+    """The values that hold rows of tables and nothing that a function made of them, last first; and those that multiply
+    rows, or loop over them in a way that is not understood: they are refused."""
+    values = [v for node in lifted.host.nodes for v in node.outputs]
+    return [v for v in values[::-1] if _is_root(lifted, v)]
+
+
+def _is_root(lifted: Lifted, value: Value) -> bool:
+    node = value.node
+    if node in lifted.opaque:  # a loop over rows, whose reason the report gives
+        return node is not None and node.op == "Loop" and any(looks_up(lifted, v) for v in node.inputs)
+    return value.dtype in FLOATS and (looks_up(lifted, value) or _multiplies(lifted, value))
 
 
 def _multiplies(lifted: Lifted, value: Value) -> bool:
@@ -127,6 +134,8 @@ def _squeezed(held: Held) -> Held:
 def match(lifted: Lifted, root: Value) -> Match | None:
     """`root` as fused embedding bags. None where it is nothing like them; raises No with the reason where it nearly
     is."""
+    if root.node in lifted.opaque:
+        raise No("a loop over rows: {}", lifted.opaque[root.node])
     refused: No | None = None
     for opened in (True, False):
         try:
@@ -335,6 +344,10 @@ def _bag(place: _Place, mono: Mono, columns: Sequence[Axis]) -> Bag:
 
     told = (ids, row, inner, of_id)
     found = factors(others, *told) if most is None else _counted(most, others, *told)
+    if found.uncounted is not None and lifted.host.is_constant(read.leaf) and not turned:
+        row_of_pad = lifted.host.constant(read.leaf)[found.uncounted : found.uncounted + 1]
+        if len(row_of_pad) and not row_of_pad.any():  # zeros are as good as left out
+            found.pad, found.over, found.of_row = found.uncounted, None, row is not ids
     found.below = _below([substitute(p, names) for p in limits], index, rows)
     ids, modulus, moved = hashed(lifted, ids)
     shift = shifts(lifted, moved, inner)
@@ -509,13 +522,12 @@ def _ragged(place: _Place, bag: Bag, found: Factors, ids: Poly, inner: Sequence[
     last = ends_of(found.starts, found.ends, rows[0], along.size)
     if last is None:
         raise No("bags that do not end where the next begins")
-    offsets, _ = place.view(found.starts, (), "the offsets of bags")
-    if last:
-        assert isinstance(found.starts.atom, Read) and isinstance(found.starts.atom.leaf, Value)
-        whole = found.starts.atom.leaf
-        offsets = View(whole, place.lifted.term[whole].shape)
-        if offsets.shape != (sizes.add(rows[0].size, 1),):
-            raise No("offsets of more bags than the result has rows")
+    if last:  # the same value has the last end too
+        entries = axis(sizes.add(rows[0].size, 1))
+        place.dims = place.dims or ((rows[0],),)
+        offsets = place.flat(substitute(found.starts, {rows[0]: coord(entries)}), entries, "the bounds of bags")
+    else:
+        offsets, _ = place.view(found.starts, (), "the offsets of bags")
     flat = [place.flat(p, along, what) for p, what in ((ids, "the ids"), *((w, "weights") for w in found.weights))]
     if len(flat) > 2:
         raise No("several weights of flat ids")

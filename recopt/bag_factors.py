@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from .ir import sizes
 from .ir.rules import fn
-from .ir.term import Axis, Fn, Poly, Read, add, coord, guard, mul, number, scale, single, substitute, sum_over
+from .ir.term import Axis, Fn, Poly, add, coord, guard, mul, number, scale, single, substitute, sum_over, walk
 from .largest import all_of
 from .match import No
 
@@ -34,6 +34,7 @@ class Factors:
     live: list[Poly] = field(default_factory=list)  # conditions on what the ids are made of
     masks: list[Poly] = field(default_factory=list)  # conditions that the graph computes, of a maximum
     weights: list[Poly] = field(default_factory=list)
+    uncounted: int | None = None  # the row that `over` leaves out, where that is how many others there are
 
 
 def factors(
@@ -64,8 +65,19 @@ def factors(
     if len(below) > 1:
         raise No("several denominators")
     if below:
-        found.div, found.over = _denominator(below[0], counted, inner)
+        found.div, found.over, found.uncounted = _denominator(below[0], counted, row, inner)
     return found
+
+
+def _uncounted(over: Poly, row: Poly, inner: Sequence[Axis]) -> int | None:
+    """The row that a denominator leaves out, which is how many others there are, while rows are added up of all."""
+    numbers = {p.number for a in walk(over) if isinstance(a, Fn) and a.name == "eq" for p in a.args}
+    for pad in numbers:
+        if isinstance(pad, int) and pad >= 0:
+            other = fn("cast", [fn("ne", [row, number(pad, row.dtype)], "bool")], over.dtype)
+            if any(over is n for n in counts(over, [other], inner)):
+                return pad
+    return None
 
 
 def condition_of(p: Poly) -> Poly | None:
@@ -120,8 +132,11 @@ def _same(a: Poly, b: Poly) -> bool:
     return a is b or (a.atom is not None and a.atom is b.atom)
 
 
-def _denominator(q: Poly, counted: Sequence[Poly], inner: Sequence[Axis]) -> tuple[tuple[float, float], Poly | None]:
-    """LO and EPS of max(n, LO) + EPS, where n is what the factors add up to; and n where it is not."""
+def _denominator(
+    q: Poly, counted: Sequence[Poly], row: Poly, inner: Sequence[Axis]
+) -> tuple[tuple[float, float], Poly | None, int | None]:
+    """LO and EPS of max(n, LO) + EPS, where n is what the factors add up to; n where it is not; and the row that n
+    leaves out, where it is how many others there are."""
     eps = sum(float(m.coef) for m in q.monos if not m.atoms and not m.axes)
     bare = add(q, number(-eps, q.dtype)) if eps else q
     low = float("-inf")
@@ -132,12 +147,15 @@ def _denominator(q: Poly, counted: Sequence[Poly], inner: Sequence[Axis]) -> tup
         if len(limits) == 1 and len(rest) == 1:
             low, bare = float(limits[0]), rest[0]
     if any(bare is n for n in counts(bare, counted, inner)):
-        return (low, eps), None
+        return (low, eps), None, None
+    left_out = None if counted else _uncounted(bare, row, inner)
     atom = bare.atom
+    if left_out is not None:
+        return (low, eps), bare, left_out
     if atom is None or not bare.axes_read.isdisjoint(inner):
         raise No("a denominator that is not what the weights add up to")
     whole = isinstance(atom, Fn) and atom.name == "cast" and atom.args[0].dtype in ("int64", "int32")
-    return (low, eps), atom.args[0] if isinstance(atom, Fn) and whole else bare
+    return (low, eps), atom.args[0] if isinstance(atom, Fn) and whole else bare, None
 
 
 def _limited(q: Poly) -> Poly:
@@ -184,8 +202,7 @@ def ends_of(starts: Poly, ends: Poly, row: Axis, count: sizes.Size) -> bool | No
     """Whether bags end where the next begins: True where the starts have one entry more, for the end of the last;
     False where that is the number of ids; None where neither is so."""
     following = substitute(starts, {row: add(coord(row), number(1))})
-    read = starts.atom
-    if isinstance(read, Read) and read.index == (coord(row),) and ends is following:
+    if ends is following:
         return True
     last = sizes.size(row.size - 1)
     place = coord(row)

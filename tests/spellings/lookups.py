@@ -34,6 +34,8 @@ class Tables(nn.Module):
         self.register_buffer("starts", torch.arange(FIELDS) * ROWS)
         self.holed = table(ROWS, DIM)
         self.holed.data[0] = torch.inf
+        self.padded = table(ROWS, DIM)
+        self.padded.data[0] = 0
         self.bags = nn.ModuleDict()
         for mode in ("sum", "mean", "max"):
             self.bags[mode] = nn.EmbeddingBag(ROWS, DIM, mode=mode)
@@ -230,6 +232,15 @@ LOOKUPS: dict[str, Lookup] = {
             torch.cat([F.embedding(ids[:, k], w) for k, w in enumerate(m.wide)], 1).sum(1, keepdim=True) + m.bias
         )
     ),
+    "mean_over_rows_that_are_not_zeros": Lookup(
+        lambda m, ids: (
+            F.embedding(ids, m.padded).sum(1)
+            / ((F.embedding(ids, m.padded).abs().sum(-1) > 0).float().sum(-1, keepdim=True) + 1e-12)
+        )
+    ),
+    "sum_of_rows_that_are_not_zeros": Lookup(
+        lambda m, ids: (F.embedding(ids, m.padded) * (F.embedding(ids, m.padded).sum(-1, keepdim=True) != 0)).sum(1)
+    ),
     "mean_over_given": Lookup(
         lambda m, ids, w: (
             (F.embedding(ids, m.weights[0]) * (ids != 0)[..., None]).sum(1) / (w[:, :1].clamp(min=1) + 1e-8)
@@ -357,6 +368,12 @@ NEAR_MISSES: dict[str, Lookup] = {
         lambda m, ids: F.embedding(ids[:, 0], m.weights[0]) * F.embedding(ids[:, 1], m.weights[1]), reason="multiplied"
     ),
     "part_of_the_rows": Lookup(lambda m, ids: F.embedding(ids[:, 0], m.weights[0])[:, 1:4], reason="part of the rows"),
+    # Several rows may be zeros then, or none: which ids count is not one that is left out.
+    "mask_of_rows": Lookup(
+        lambda m, ids: torch.einsum(
+            "bld,bl->bd", F.embedding(ids, m.padded), (F.embedding(ids, m.padded).sum(-1) > 0).float()
+        )
+    ),
     "largest_scaled": Lookup(lambda m, ids: F.embedding(ids, m.weights[0]).amax(1) * 0.7, reason="factor"),
     "largest_under_too_small_a_number": Lookup(  # rows below -1 would show where others are hidden
         lambda m, ids: F.embedding(ids, m.weights[0]).masked_fill((ids == 0)[..., None], -1.0).amax(1),
