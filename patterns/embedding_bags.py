@@ -9,15 +9,17 @@ in the same concat come along.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from recopt.bag_factors import Factors, counts, ends_of, factors
+from recopt.bag_factors import Factors, condition_of, counts, ends_of, factors
 from recopt.cost import nominal
 from recopt.fused import Again, Bag, EmbeddingBags, Permute, Reshape, View
 from recopt.hosts.base import Array, Value
+from recopt.id_programs import program, source
 from recopt.ir import sizes
 from recopt.ir.rules import FLOATS, fn
 from recopt.ir.sizes import Size
@@ -46,8 +48,8 @@ from recopt.ir.term import (
 from recopt.ir.term import add as add_terms
 from recopt.largest import Largest, largest
 from recopt.lift.base import Lifted
-from recopt.lookups import expand, hashed, is_lookup, looks_up, picked, shifts, unwrapped, widened
-from recopt.match import Match, No, dead_after, fold, is_data
+from recopt.lookups import expand, hashed, is_lookup, looks_up, multiplies, picked, shifts, unwrapped, widened
+from recopt.match import Match, No, constant_leaf, dead_after, fold, is_data
 from recopt.views import Held, arrange, held_by, regroup
 
 name = "embedding-bags"
@@ -59,9 +61,24 @@ operator = "recopt::embedding_bags"
 
 
 def roots(lifted: Lifted) -> list[Value]:
-    """The values that hold rows of tables and nothing that a function made of them, last first."""
-    values = [v for node in lifted.host.nodes if node not in lifted.opaque for v in node.outputs]
-    return [v for v in values[::-1] if v.dtype in FLOATS and looks_up(lifted, v)]
+    """The values that hold rows of tables and nothing that a function made of them, last first; and those that multiply
+    rows, or loop over them in a way that is not understood: they are refused."""
+    values = [v for node in lifted.host.nodes for v in node.outputs]
+    return [v for v in values[::-1] if _is_root(lifted, v)]
+
+
+def _is_root(lifted: Lifted, value: Value) -> bool:
+    node = value.node
+    if node in lifted.opaque:  # a loop over rows, whose reason the report gives
+        return node is not None and node.op == "Loop" and any(looks_up(lifted, v) for v in node.inputs)
+    return value.dtype in FLOATS and (looks_up(lifted, value) or _multiplies(lifted, value))
+
+
+def _multiplies(lifted: Lifted, value: Value) -> bool:
+    """Whether a value is a product of rows, such as would be a lookup if it were of one."""
+    t = lifted.definition.get(value)
+    monos = t.body.monos if t is not None else ()
+    return any(not m.axes and multiplies(lifted, m) for m in monos)
 
 
 # --- the match ---
@@ -117,6 +134,8 @@ def _squeezed(held: Held) -> Held:
 def match(lifted: Lifted, root: Value) -> Match | None:
     """`root` as fused embedding bags. None where it is nothing like them; raises No with the reason where it nearly
     is."""
+    if root.node in lifted.opaque:
+        raise No("a loop over rows: {}", lifted.opaque[root.node])
     refused: No | None = None
     for opened in (True, False):
         try:
@@ -318,7 +337,17 @@ def _bag(place: _Place, mono: Mono, columns: Sequence[Axis]) -> Bag:
     others = [substitute(p, names) for p in others if p not in limits]
     row = index
     most = _largest(mono)
-    found = factors(others, ids, row, inner) if most is None else _counted(most, others, ids, row, names)
+    of = _source(lifted, index)
+
+    def of_id(test: Poly) -> bool:
+        return of is not None and program(test, of) is not None
+
+    told = (ids, row, inner, of_id)
+    found = factors(others, *told) if most is None else _counted(most, others, *told)
+    if found.uncounted is not None and lifted.host.is_constant(read.leaf) and not turned:
+        row_of_pad = lifted.host.constant(read.leaf)[found.uncounted : found.uncounted + 1]
+        if len(row_of_pad) and not row_of_pad.any():  # zeros are as good as left out
+            found.pad, found.over, found.of_row = found.uncounted, None, row is not ids
     found.below = _below([substitute(p, names) for p in limits], index, rows)
     ids, modulus, moved = hashed(lifted, ids)
     shift = shifts(lifted, moved, inner)
@@ -326,13 +355,14 @@ def _bag(place: _Place, mono: Mono, columns: Sequence[Axis]) -> Bag:
         _check_torch(read.leaf, pool, wraps, shift, found)
     if most is not None:
         _check_hidden(lifted, read.leaf, most, found)
-    elif found.pad is not None or found.below or found.lengths is not None:
+    elif found.pad is not None or found.below or found.lengths is not None or found.live:
         _check_finite(lifted, read.leaf, turned, found)
     table = View(read.leaf, (rows, width), (Permute((1, 0)),) if turned else ())
     bag = Bag(table, table, pool, wraps, None, modulus, shift, found.pad, found.above, found.below, found.div)
     bag = replace(bag, of_row=found.of_row)
     if most is not None and most.live:
         bag = replace(bag, otherwise=most.hidden if most.count is None else most.empty)
+    bag, ids = _programs(place, bag, found.live, ids, of, inner)
     if found.over is not None:
         bag = replace(bag, over=place.view(found.over, (), "the denominators")[0])
     if found.starts is not None:
@@ -340,9 +370,17 @@ def _bag(place: _Place, mono: Mono, columns: Sequence[Axis]) -> Bag:
     view, order = place.view(ids, inner, "the ids")
     weights = lengths = None
     if found.weights:
-        weights, same = _weights(place, mul(*found.weights), inner)
-        if same != order:
-            raise No("the weights lie in another order than the ids")
+        try:
+            weights, same = _weights(place, mul(*found.weights), inner)
+        except No:
+            found.masks = [c for c in map(condition_of, found.weights) if c is not None]
+            if len(found.masks) < len(found.weights):
+                raise
+        else:
+            if same != order:
+                raise No("the weights lie in another order than the ids")
+    if found.masks:
+        bag = _masked(place, bag, found.masks, inner, order)
     if found.lengths is not None:
         lengths, _ = place.view(found.lengths, (), "the lengths of bags")
     if pool == "row" and (order != tuple(inner) or lengths or found.div):
@@ -350,9 +388,57 @@ def _bag(place: _Place, mono: Mono, columns: Sequence[Axis]) -> Bag:
     count = sizes.product(a.size for a in inner)
     if not isinstance(count, int):
         raise No("bags of a length that only the run knows")
-    uniform = not (weights or lengths or found.div) and found.pad is None
+    hides = found.pad is not None or found.live or found.masks
+    uniform = not (weights or lengths or found.div or hides)
     bag = _scaled(mono, bag, count if uniform else 0)
     return replace(bag, ids=view, weights=weights, lengths=lengths)
+
+
+def _source(lifted: Lifted, index: Poly) -> Read | None:
+    """The id that an index is a function of, for an operator that computes it; None where it is several or none."""
+    if lifted.host.dialect != "aten":
+        return None
+    return source(index, lambda a: not constant_leaf(lifted, a.leaf))
+
+
+def _programs(
+    place: _Place, bag: Bag, live: Sequence[Poly], ids: Poly, of: Read | None, inner: Sequence[Axis]
+) -> tuple[Bag, Poly]:
+    """The bag with what happens to its ids and which of them count, and the ids that are given."""
+    if of is None or (not live and ids.atom is of):
+        return bag, ids
+    given = single(of, ids.dtype)
+    text = "" if ids.atom is of else program(ids, of)
+    if text is None:
+        if live:
+            raise No("ids of which only the graph says how they are made: {}", ids.text)
+        return bag, ids
+    named = None
+    if text:
+        try:
+            named = place.view(ids, inner, "the ids")[0]
+        except No:
+            named = None
+    counts = [program(c, of) or "" for c in live]
+    shown = functools.reduce("logical_and({},{})".format, counts) if counts else ""
+    return replace(bag, program=text, named=named, live=shown), given
+
+
+def _masked(place: _Place, bag: Bag, masks: Sequence[Poly], inner: Sequence[Axis], order: Sequence[Axis]) -> Bag:
+    """The bag under a condition that the graph computes."""
+    whole = functools.reduce(lambda a, b: fn("logical_and", [a, b], "bool"), masks)
+    atom = whole.atom
+    negated = atom.args[0] if isinstance(atom, Fn) and atom.name == "logical_not" else None
+    try:
+        view, same = place.view(whole, inner, "the mask of a bag")
+    except No:
+        if negated is None:
+            raise
+        view, same = place.view(negated, inner, "the mask of a bag")
+        bag = replace(bag, unmask=True)
+    if tuple(same) != tuple(order):
+        raise No("the mask lies in another order than the ids")
+    return replace(bag, mask=view)
 
 
 def _weights(place: _Place, body: Poly, inner: Sequence[Axis]) -> tuple[View, tuple[Axis, ...]]:
@@ -366,14 +452,15 @@ def _weights(place: _Place, body: Poly, inner: Sequence[Axis]) -> tuple[View, tu
         return place.view(cast.args[0], inner, "the weights of a bag")
 
 
-def _counted(most: Largest, others: list[Poly], ids: Poly, row: Poly, names: Mapping[Axis, Poly]) -> Factors:
-    """The factors of a maximum: which ids count, and weights of those. Raises No where conditions say more."""
-    inner = [p.atom.axis for p in names.values() if isinstance(p.atom, Coord)]
+def _counted(
+    most: Largest, others: list[Poly], ids: Poly, row: Poly, inner: Sequence[Axis], of_id: Callable[[Poly], bool]
+) -> Factors:
+    """The factors of a maximum: which ids count, and weights of those."""
     dtype = most.rows[0].dtype
+    names = dict(zip(most.axes, map(coord, inner), strict=False))
     tests = [fn("cast", [substitute(c, names)], dtype) for c in most.live]
-    found = factors(tests, ids, row, inner)
-    if found.weights:
-        raise No("a maximum under a condition that says more than which ids count: {}", found.weights[0].text)
+    found = factors(tests, ids, row, inner, of_id)
+    found.masks = [c for c in map(condition_of, found.weights) if c is not None]
     if most.count is not None and not any(most.count is n for n in counts(most.count, tests, inner)):
         raise No("a maximum under a condition that is not how many ids count")
     found.weights = others
@@ -435,13 +522,12 @@ def _ragged(place: _Place, bag: Bag, found: Factors, ids: Poly, inner: Sequence[
     last = ends_of(found.starts, found.ends, rows[0], along.size)
     if last is None:
         raise No("bags that do not end where the next begins")
-    offsets, _ = place.view(found.starts, (), "the offsets of bags")
-    if last:
-        assert isinstance(found.starts.atom, Read) and isinstance(found.starts.atom.leaf, Value)
-        whole = found.starts.atom.leaf
-        offsets = View(whole, place.lifted.term[whole].shape)
-        if offsets.shape != (sizes.add(rows[0].size, 1),):
-            raise No("offsets of more bags than the result has rows")
+    if last:  # the same value has the last end too
+        entries = axis(sizes.add(rows[0].size, 1))
+        place.dims = place.dims or ((rows[0],),)
+        offsets = place.flat(substitute(found.starts, {rows[0]: coord(entries)}), entries, "the bounds of bags")
+    else:
+        offsets, _ = place.view(found.starts, (), "the offsets of bags")
     flat = [place.flat(p, along, what) for p, what in ((ids, "the ids"), *((w, "weights") for w in found.weights))]
     if len(flat) > 2:
         raise No("several weights of flat ids")

@@ -120,6 +120,9 @@ class Bag:
     max(n, LO) + EPS, n being the sum of the weights or how many ids count, or `over` [rows..]. A row or a sum is
     multiplied by `factor`; the maximum of no ids is `otherwise`. With `offsets` [R], or [R + 1] where `last`,
     ids are [N] and bag r begins at offsets[r].
+    `program` is what happens to an id before all that, and `live` which ids count, each a function of the id (see
+    id_programs.py); `named` holds what the program gives, where the graph does. Ids do not count either where `mask`,
+    [rows.., L], is zero, or where it is not (`unmask`).
 
     What optional passes add: `stored`, a table of fewer bits; `remap` [modulus or rows], the row that is read is
     remap[id % modulus] instead; `parts`, bags of single rows in whose place this one reads one row of a product table,
@@ -149,6 +152,11 @@ class Bag:
     factor: float = 1.0
     otherwise: float = 0.0
     of_row: bool = False
+    program: str = ""
+    named: View | None = None
+    live: str = ""
+    mask: View | None = None
+    unmask: bool = False
 
     @property
     def columns(self) -> int:
@@ -185,7 +193,7 @@ class EmbeddingBags:
     def views(self) -> tuple[View, ...]:
         """Everything that it reads."""
         dense = [term for piece in self.pieces for term in piece if isinstance(term, View)]
-        parts = [(bag.table, bag.ids, bag.weights, bag.offsets, bag.lengths, bag.over) for bag in self.bags]
+        parts = [(bag.table, bag.ids, bag.weights, bag.offsets, bag.lengths, bag.over, bag.mask) for bag in self.bags]
         read = [v for part in parts for v in part if v is not None]
         read += [bag.stored.scales for bag in self.bags if bag.stored and bag.stored.scales]
         read += [part.ids for bag in self.bags for part in bag.parts]
@@ -357,7 +365,7 @@ def reading(spec: Spec, current: Callable[[View], View]) -> Spec:
             return current(item)
         if isinstance(item, Again):
             return item
-        named = {n: getattr(item, n) for n in ("ids", "weights", "offsets", "lengths", "over")}
+        named = {n: getattr(item, n) for n in ("ids", "weights", "offsets", "lengths", "over", "mask", "named")}
         moved = replace(item, **{name: v and current(v) for name, v in named.items()})  # type: ignore[arg-type]  # names and types are those of Bag
         return replace(moved, parts=tuple(bag for part in item.parts if isinstance(bag := term(part), Bag)))
 

@@ -56,7 +56,7 @@ def _reduced(atom: Reduce) -> Largest | None:
         for rows, hidden, live in ((a, b, condition), (b, a, _not(condition))):
             parts = _product(rows)
             if parts is not None and isinstance(hidden.number, (int, float)):
-                return Largest(atom.axes, parts, tuple(_all_of(live)), float(hidden.number))
+                return Largest(atom.axes, parts, tuple(all_of(live)), float(hidden.number))
         return None
     return _taken_off(atom)
 
@@ -75,7 +75,7 @@ def _taken_off(atom: Reduce) -> Largest | None:
     if rows is None or constant != (-coef if coef > 0 else 0.0):
         return None
     live = condition if coef > 0 else _not(condition)
-    return Largest(atom.axes, rows, tuple(_all_of(live)), -abs(coef), taken=True)
+    return Largest(atom.axes, rows, tuple(all_of(live)), -abs(coef), taken=True)
 
 
 def _product(term: Poly) -> tuple[Atom, ...] | None:
@@ -91,12 +91,12 @@ def _not(condition: Poly) -> Poly:
     return fn("logical_not", [condition], "bool")
 
 
-def _all_of(condition: Poly) -> list[Poly]:
+def all_of(condition: Poly) -> list[Poly]:
     """The conditions that a conjunction is made of."""
     atom = condition.atom
     if isinstance(atom, Fn) and atom.name == "logical_and":
-        return [c for arg in atom.args for c in _all_of(arg)]
+        return [c for arg in atom.args for c in all_of(arg)]
     inner = atom.args[0].atom if isinstance(atom, Fn) and atom.name == "logical_not" else None
     if isinstance(inner, Fn) and inner.name == "logical_or":
-        return [c for arg in inner.args for c in _all_of(_not(arg))]
+        return [c for arg in inner.args for c in all_of(_not(arg))]
     return [condition]

@@ -7,10 +7,13 @@ ids alone is not data of its own: it says which ids count.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from .hosts.base import Value
+from .id_programs import WHOLE, program, source
 from .ir.rules import FLOATS, WIDTH, fn
 from .ir.sizes import Size
 from .ir.tensor import Tensor
@@ -47,19 +50,55 @@ def looks_up(lifted: Lifted, value: Value) -> bool:
 
     def find(value: Value) -> bool:
         t = lifted.definition.get(value)
-        if t is None or lifted.host.is_constant(value):
+        if t is None or t.dtype not in FLOATS or lifted.host.is_constant(value):
             return False
         body = picked(lifted, t.body)
         made = any(_looks_up(lifted, a) for m in body.monos for a in m.atoms)
-        return made and not any(_weighs(lifted, m) for m in body.monos)
+        return made and not any(_weighs(lifted, m) or multiplies(lifted, m) for m in body.monos)
 
     return lifted.noted("looks_up", value, find)
 
 
 def _weighs(lifted: Lifted, mono: Mono) -> bool:
-    """Whether a sum is one against weights of the model: a linear of what was looked up is no lookup."""
-    reads = [a for a in mono.atoms if isinstance(a, Read) and constant_leaf(lifted, a.leaf)]
-    return any(not is_lookup(lifted, a) and not a.axes_read.isdisjoint(mono.axes) for a in reads)
+    """Whether a sum is one against weights of the model, or along the columns of a row: a linear of what was looked up
+    is no lookup, nor is a norm of it."""
+    for atom in mono.atoms if mono.axes else ():
+        read = widened(atom)
+        if not isinstance(read, Read) or not isinstance(read.leaf, Value) or read.axes_read.isdisjoint(mono.axes):
+            continue
+        if constant_leaf(lifted, read.leaf) and not is_lookup(lifted, read):
+            return True
+        if any(_along(read.index[n], mono.axes) for n in _columns(lifted, read)):
+            return True
+    return False
+
+
+def _along(index: Poly, axes: Sequence[Axis]) -> bool:
+    return not index.axes_read.isdisjoint(axes)
+
+
+def _columns(lifted: Lifted, read: Read) -> Iterable[int]:
+    """The dimensions of what is read that lie along the columns of tables."""
+    leaf = read.leaf
+    assert isinstance(leaf, Value)
+    if constant_leaf(lifted, leaf):
+        return [n for n, p in enumerate(read.index) if not is_data(lifted, p)]
+    key = ("columns", leaf)
+    if key not in lifted.notes:
+        found: set[Axis] = set()
+        t = lifted.definition.get(leaf)
+        monos = picked(lifted, t.body).monos if t is not None and looks_up(lifted, leaf) else ()
+        for inner in (widened(a) for m in monos for a in m.atoms):
+            if isinstance(inner, Read) and isinstance(inner.leaf, Value):
+                found.update(a for n in _columns(lifted, inner) for a in inner.index[n].axes_read)
+        lifted.notes[key] = [n for n, dim in enumerate(t.dims) if found.intersection(dim)] if found and t else []
+    return lifted.notes[key]  # type: ignore[return-value]  # written here alone
+
+
+def multiplies(lifted: Lifted, mono: Mono) -> bool:
+    """Whether rows are multiplied with each other. No operator of lookups does so, and what reads such a value is none:
+    moments of rows would be put into each other along a whole model."""
+    return sum(_looks_up(lifted, a) for a in mono.atoms) > 1
 
 
 def _looks_up(lifted: Lifted, atom: Atom) -> bool:
@@ -98,8 +137,12 @@ def expand(lifted: Lifted, term: Poly, opened: bool, seen: set[Value]) -> Poly:
         leaf = atom.leaf
         if constant_leaf(lifted, leaf):
             return progression(lifted, atom) if opened else None
+        test = row_test(lifted, leaf) if opened and atom.dtype == "bool" else None
+        if test is not None:
+            seen.add(leaf)
+            return test.at(list(atom.index))
         made = looks_up(lifted, leaf) or _hashes(lifted, leaf)
-        if not made and not (opened and (masks(lifted, leaf) or _is_share(lifted, leaf))):
+        if not made and not (opened and (masks(lifted, leaf) or _is_share(lifted, leaf) or of_one_id(lifted, leaf))):
             return None
         seen.add(leaf)
         whole = _expanded(lifted, leaf, opened)
@@ -143,8 +186,8 @@ def _total(lifted: Lifted, term: Poly) -> Poly:
     if numbers:
         return add_terms(_total(lifted, add_terms(term, *(scale(n, -1) for n in numbers))), *numbers)
     atom = term.atom
-    if isinstance(atom, Fn) and atom.name == "max":
-        return fn("max", [_total(lifted, p) for p in atom.args], term.dtype)
+    if isinstance(atom, Fn) and (atom.name == "max" or (atom.name == "where" and atom.args[1].number == 1)):
+        return fn(atom.name, [_total(lifted, p) for p in atom.args], term.dtype)
     t = lifted.definition.get(atom.leaf) if isinstance(atom, Read) and isinstance(atom.leaf, Value) else None
     if not isinstance(atom, Read) or t is None or t.dtype not in FLOATS or looks_up(lifted, atom.leaf):  # type: ignore[arg-type]  # a value, as it has a definition
         return term
@@ -154,9 +197,11 @@ def _total(lifted: Lifted, term: Poly) -> Poly:
 
 
 def _limits(term: Poly) -> bool:
-    """Whether a term is another that a number bounds from below."""
+    """Whether a term is another that a number bounds from below, or stands for where it is 0."""
     atom = term.atom
-    return isinstance(atom, Fn) and atom.name == "max" and any(isinstance(a.number, (int, float)) for a in atom.args)
+    if not isinstance(atom, Fn) or atom.name not in ("max", "where"):
+        return False
+    return any(isinstance(a.number, (int, float)) for a in atom.args[-2:])
 
 
 def _is_share(lifted: Lifted, value: Value) -> bool:
@@ -189,6 +234,8 @@ def _counts(lifted: Lifted, term: Poly) -> bool:
     """Whether an integer is made of conditions: ids that are chosen by one are ids still."""
     for atom in (a for m in term.monos for a in m.atoms):
         condition = isinstance(atom, Fn) and atom.name == "cast" and atom.args[0].dtype == "bool"
+        if isinstance(atom, Fn) and atom.name == "max" and _limits(term):
+            condition = all(_counts(lifted, p) for p in atom.args)
         held = isinstance(atom, Read) and isinstance(atom.leaf, Value) and masks(lifted, atom.leaf)
         if not (condition or held):
             return False
@@ -332,6 +379,100 @@ def _hashes(lifted: Lifted, value: Value) -> bool:
     if t is None or t.dtype in FLOATS or lifted.term[value].body is t.body:
         return False
     return hashed(lifted, t.body)[1] > 0
+
+
+def row_test(lifted: Lifted, value: Value) -> Tensor | None:
+    """sum_d |T[ids, d]| != 0 -> ids != k, where row k of a table alone is zeros: how a mask is made of rows. None for
+    other values, and where a sum of signed numbers may be zero but for its rounding."""
+    key = ("row test", value)
+    if key not in lifted.notes:
+        lifted.notes[key] = _row_test(lifted, value)
+    found = lifted.notes[key]
+    return found if isinstance(found, Tensor) else None
+
+
+def _row_test(lifted: Lifted, value: Value) -> Tensor | None:
+    t = lifted.definition.get(value)
+    test = t.body.atom if t is not None else None
+    if t is None or not isinstance(test, Fn) or test.dtype != "bool":
+        return None
+    equal = test.args[0].atom if test.name == "logical_not" else test
+    if isinstance(equal, Fn) and equal.name == "eq":
+        zero, total = equal.args if equal.args[0].number == 0 else equal.args[::-1]
+    elif test.name == "lt":
+        equal = None
+        zero, total = test.args
+    else:
+        return None
+    summed = _defined(lifted, total)
+    if zero.number != 0 or total.dtype not in FLOATS or len(summed.monos) != 1 or len(summed.monos[0].atoms) != 1:
+        return None
+    mono = summed.monos[0]
+    inner = _defined(lifted, single(mono.atoms[0], total.dtype)).atom
+    signed = not (isinstance(inner, Fn) and inner.name == "abs")
+    row = _defined(lifted, inner.args[0]).atom if isinstance(inner, Fn) and not signed else inner
+    if not isinstance(row, Read) or not isinstance(row.leaf, Value) or not is_lookup(lifted, row) or mono.coef != 1:
+        return None
+    columns = [p.atom.axis if isinstance(p.atom, Coord) else None for p in row.index[1:]]
+    if columns != [*mono.axes] or len(columns) != 1 or not is_data(lifted, row.index[0]):
+        return None
+    if columns[0] is None or columns[0].size != lifted.term[row.leaf].shape[1] or (signed and test.name == "lt"):
+        return None
+    only = _row_of_zeros(lifted, row.leaf, signed)
+    if only is None:
+        return None
+    ids = row.index[0]
+    return t.with_body(fn("eq" if equal is test else "ne", [ids, number(only, ids.dtype)], "bool"))
+
+
+def _defined(lifted: Lifted, term: Poly) -> Poly:
+    """What computes the float value that a term reads; the term itself where it is more than such a read."""
+    atom = term.atom
+    if not isinstance(atom, Read) or not isinstance(atom.leaf, Value) or constant_leaf(lifted, atom.leaf):
+        return term
+    t = lifted.definition.get(atom.leaf)
+    return term if t is None or lifted.term[atom.leaf].body is t.body else t.at(list(atom.index))
+
+
+def _row_of_zeros(lifted: Lifted, table: Value, signed: bool) -> int | None:
+    """The one row of a table that is zeros; None where there are others, or rows whose sum might be rounded to zero."""
+    found, start = [], 0
+    for rows in lifted.host.blocks(table):
+        size = np.abs(rows).sum(1, dtype="float64")
+        found += (start + np.flatnonzero(size == 0)).tolist()
+        rounded = np.abs(rows.sum(1, dtype="float64")) <= 1e-4 * size if signed else size < 1e-30
+        if len(found) > 1 or not np.isfinite(size).all() or (rounded & (size > 0)).any():
+            return None
+        start += len(rows)
+    return found[0] if found else None
+
+
+def of_one_id(lifted: Lifted, value: Value) -> bool:
+    """Whether ids, or a condition, are a function of one other id that an operator computes itself: in torch. An ONNX
+    file holds such nodes anyway, and where they stand they work on all columns at once."""
+    return lifted.host.dialect == "aten" and _of_one_id(lifted, value) is not None
+
+
+def _of_one_id(lifted: Lifted, value: Value) -> Tensor | None:
+    """What a value is of the id that it is a function of; None where it is of several, of none, or no function."""
+    key = ("of one id", value)
+    if key not in lifted.notes:
+        lifted.notes[key] = None
+        t = lifted.definition.get(value)
+
+        def inner(atom: Atom) -> Poly | None:
+            if not isinstance(atom, Read) or not isinstance(atom.leaf, Value) or constant_leaf(lifted, atom.leaf):
+                return None
+            below = _of_one_id(lifted, atom.leaf)
+            return None if below is None else below.at(list(atom.index))
+
+        if t is not None and t.dtype in WHOLE:
+            body = substitute(t.body, {}, inner)
+            of = source(body, lambda a: not constant_leaf(lifted, a.leaf))
+            if of is not None and of.leaf is not value and program(body, of) is not None:
+                lifted.notes[key] = t.with_body(body)
+    found = lifted.notes[key]
+    return found if isinstance(found, Tensor) else None
 
 
 def hashed(lifted: Lifted, index: Poly) -> tuple[Poly, int, Poly]:

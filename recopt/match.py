@@ -19,6 +19,9 @@ from .lift.base import Lifted
 MAX_FOLDED = 64 << 20  # elements of a constant that a pattern may compute
 
 
+LONGEST = 300  # characters of a term in a refusal: of a whole model's none reads on
+
+
 class No(Exception):
     """A refusal: the place looks like the pattern and is not, for the reason given. Formatted only when read."""
 
@@ -26,7 +29,11 @@ class No(Exception):
         super().__init__(reason, *args)
 
     def __str__(self) -> str:
-        return str(self.args[0]).format(*self.args[1:])
+        return str(self.args[0]).format(*map(_brief, self.args[1:]))
+
+
+def _brief(arg: object) -> object:
+    return f"{arg[:LONGEST]} .." if isinstance(arg, str) and len(arg) > LONGEST else arg
 
 
 @dataclass(frozen=True)

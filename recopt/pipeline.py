@@ -210,10 +210,9 @@ def _inputs(host: Host, examples: Sequence[Array] | None, span: Span = SPANS[0])
     dynamic = any(not isinstance(s, int) for v in host.inputs for s in v.shape or ())
     batches = BATCHES if dynamic else BATCHES[:1]
     bounds = bounds_of_bags(host)
-    found = [
-        in_order(feeds(host, batch, examples, limits, seed, span), host, bounds, batch)
-        for seed, batch in enumerate(batches)
-    ]
+    drawn_feeds = (feeds(host, batch, examples, limits, seed, span) for seed, batch in enumerate(batches))
+    ordered = [in_order(feed, host, bounds, batch) for feed, batch in zip(drawn_feeds, batches, strict=True)]
+    found = [feed for feed in ordered if feed is not None]
     return found if examples is None else [list(examples), *(found if dynamic else [])]
 
 

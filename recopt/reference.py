@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from . import epilogue
+from . import epilogue, id_programs
 from .fused import (
     Again,
     Attention,
@@ -137,7 +137,8 @@ def _gru(spec: Gru, value: Callable[[View], Array]) -> Array:
 
 def _bag(bag: Bag, value: Callable[[View], Array], stored: Callable[[View], Array]) -> Array:
     """One bag, [rows.., columns]. Of its table, which may be larger than memory, only rows that are read are copied."""
-    ids, table = value(bag.ids), stored(bag.table)
+    given, table = value(bag.ids), stored(bag.table)
+    ids = id_programs.compute(bag.program, given) if bag.program else given
     read = (ids % bag.modulus if bag.modulus else ids) + np.asarray(bag.shift)
     if bag.of_row:
         read = np.where(read < 0, read + table.shape[0], read)
@@ -148,6 +149,10 @@ def _bag(bag: Bag, value: Callable[[View], Array], stored: Callable[[View], Arra
         raise IndexError("a negative id")
     weights = np.ones(ids.shape) if bag.weights is None else value(bag.weights)
     live = inside if bag.below else np.ones(ids.shape, bool)
+    if bag.live:
+        live = live & id_programs.compute(bag.live, given).astype(bool)
+    if bag.mask is not None:
+        live = live & (value(bag.mask).reshape(ids.shape).astype(bool) != bag.unmask)
     if bag.pad is not None:
         live = live & (read > bag.pad if bag.above else read != bag.pad)
     if bag.lengths is not None:

@@ -114,7 +114,8 @@ def _span(array: Array) -> tuple[int, int]:
 def fixed_ids(host: Host, bags: Iterable[Bag]) -> str:
     """Why the ids of bags cannot be given other names, "" where they can."""
     for bag in bags:
-        if bag.below or bag.above or bag.of_row or isinstance(bag.shift, tuple):
+        conditions = bag.live or bag.mask is not None or bag.program
+        if conditions or bag.below or bag.above or bag.of_row or isinstance(bag.shift, tuple):
             return "ids under conditions, or that each column moves"
         if bag.wraps and host.dialect == "aten":
             return "negative ids count from the end"

@@ -245,12 +245,13 @@ def index_limits(host: Host) -> dict[Value, int]:
     return limits
 
 
-def bounds_of_bags(host: Host) -> dict[Value, Size]:
-    """The inputs that say where bags begin in flat ids, and how many ids there are: places are compared with them."""
+def bounds_of_bags(host: Host) -> dict[Value, tuple[Size, bool]]:
+    """The inputs that say where bags begin in flat ids: how many ids there are, and whether the last bag's end stands
+    there too. Places are compared with them."""
     candidates = [v for v in host.inputs if v.dtype in INTEGERS and v.shape is not None and len(v.shape) == 1]
     if len(host.inputs) < 2 or not candidates:
         return {}
-    found: dict[Value, Size] = {}
+    found: dict[Value, tuple[Size, bool]] = {}
     lifted = lift(host, _on_integers(host))
     for t in lifted.definition.values():
         for item in walk(t.body):
@@ -258,17 +259,27 @@ def bounds_of_bags(host: Host) -> dict[Value, Size]:
                 continue
             start, place = (p.atom for p in item.args)
             if isinstance(start, Read) and isinstance(place, Coord) and start.leaf in candidates:
-                found[start.leaf] = place.axis.size
+                bags = start.index[0].atom
+                last = isinstance(bags, Coord) and sizes.size(bags.axis.size + 1) == lifted.term[start.leaf].shape[0]
+                found[start.leaf] = place.axis.size, last
     return found
 
 
-def in_order(feed: Sequence[Array], host: Host, bounds: Mapping[Value, Size], batch: int) -> list[Array]:
-    """`feed` with bounds of bags that go up, from 0 and not past the ids: what other bounds mean nobody says."""
+def in_order(
+    feed: Sequence[Array], host: Host, bounds: Mapping[Value, tuple[Size, bool]], batch: int
+) -> list[Array] | None:
+    """`feed` with bounds of bags that go up, from 0, not past the ids, and to their end where the last says it: what
+    other bounds mean nobody says, and torch's maximum writes past its result. None where ids are in no bag at all."""
     result = list(feed)
     for n, value in enumerate(host.inputs):
         if value in bounds and result[n].size:
-            most = sizes.evaluate(bounds[value], _Symbols(batch))
+            size, last = bounds[value]
+            most = sizes.evaluate(size, _Symbols(batch))
             result[n] = np.sort(np.clip(result[n], 0, most))
+            if last:
+                result[n][-1] = most
+            if last and result[n].size == 1 and most:
+                return None
             result[n][0] = 0
     return result
 

@@ -12,7 +12,7 @@ from torch import nn
 import recopt
 from recopt.hosts.fx import FxHost
 from recopt.load import host_of
-from recopt.verify import TOLERANCE, compare, feeds, index_limits, rounding, verify_model
+from recopt.verify import TOLERANCE, bounds_of_bags, compare, feeds, in_order, index_limits, rounding, verify_model
 
 ONES = np.ones((2, 3), np.float32)
 
@@ -80,6 +80,23 @@ def test_ids_of_stacked_tables_leave_room_for_their_offsets() -> None:
     )
     host = host_of(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9))
     assert index_limits(host) == {host.inputs[0]: 20}
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_bounds_of_bags_go_up_and_end_with_the_ids(last: bool) -> None:
+    """In torch the maximum of bags whose last bound is no end of the ids writes past its result."""
+    bag = nn.EmbeddingBag(20, 4, mode="max", include_last_offset=last).eval()
+    args = torch.arange(5), torch.tensor([0, 2, 5] if last else [0, 2, 3])
+    dynamic = {"input": {0: torch.export.Dim.AUTO}, "offsets": {0: torch.export.Dim.AUTO}}
+    host = host_of(torch.export.export(bag, args, dynamic_shapes=dynamic))
+    bounds = bounds_of_bags(host)
+    ids, offsets = (np.array(n) for n in ([3, 1, 2, 9], [7, 3, 1, 2]))
+    found = in_order([ids, offsets], host, bounds, 4)
+    assert found is not None
+    assert found[1].tolist() == [0, 2, 3, 4] and found[0] is ids
+    assert in_order([ids, np.array([1, 2])], host, bounds, 4)[1].tolist() == ([0, 4] if last else [0, 2])  # type: ignore[index]  # there are bags
+    alone = in_order([ids[:1], offsets[:1]], host, bounds, 1)
+    assert alone is None if last else alone is not None and alone[1].tolist() == [0]
 
 
 def test_rounding_is_no_farther_from_float64_than_the_original() -> None:

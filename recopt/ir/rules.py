@@ -205,6 +205,29 @@ def _within(x: Poly, bound: sizes.Size) -> bool:
     )
 
 
+def _shift_right(args: list[Poly], dtype: str, attrs: tuple[Hashable, ...]) -> Poly | None:
+    """x >> k -> x // 2**k."""
+    x, places = args[0], args[1].number
+    if type(places) is not int or not 0 <= places < WIDTH[dtype] - 1:
+        return None
+    return fn("floordiv", [x, number(1 << places, args[1].dtype)], dtype)
+
+
+def _shift_left(args: list[Poly], dtype: str, attrs: tuple[Hashable, ...]) -> Poly | None:
+    """x << k -> x * 2**k."""
+    x, places = args[0], args[1].number
+    return scale(x, 1 << places) if type(places) is int and 0 <= places < WIDTH[dtype] - 1 else None
+
+
+def _bitwise_and(args: list[Poly], dtype: str, attrs: tuple[Hashable, ...]) -> Poly | None:
+    """x & (2**k - 1) -> x % 2**k, of negative numbers too."""
+    for x, mask in (args, args[::-1]):
+        ones = mask.number
+        if type(ones) is int and ones > 0 and ones & (ones + 1) == 0 and ones.bit_length() < WIDTH[dtype] - 1:
+            return fn("mod", [x, number(ones + 1, mask.dtype)], dtype)
+    return None
+
+
 def _where(args: list[Poly], dtype: str, attrs: tuple[Hashable, ...]) -> Poly | None:
     """where(true, a, b) -> a; where(c, a, a) -> a."""
     condition = args[0].number
@@ -223,10 +246,24 @@ def _less(args: list[Poly], dtype: str, attrs: tuple[Hashable, ...]) -> Poly | N
     return number(0, dtype) if low is not None and sizes.at_least(low, 0) else None
 
 
+def _less_or_equal(args: list[Poly], dtype: str, attrs: tuple[Hashable, ...]) -> Poly | None:
+    """x <= 4 -> x < 5, 5 <= x -> 4 < x of integers."""
+    x, y = args
+    if x.dtype in FLOATS or y.dtype in FLOATS:
+        return None
+    if type(y.number) is int:
+        return fn("lt", [x, number(y.number + 1, y.dtype)], dtype)
+    return fn("lt", [number(x.number - 1, x.dtype), y], dtype) if type(x.number) is int else None
+
+
 def _not(args: list[Poly], dtype: str, attrs: tuple[Hashable, ...]) -> Poly | None:
-    """not not x -> x."""
+    """not not x -> x; not x < y -> y <= x, not x <= y -> y < x of integers, of which none is NaN."""
     atom = args[0].atom
-    return atom.args[0] if isinstance(atom, Fn) and atom.name == "logical_not" else None
+    if not isinstance(atom, Fn):
+        return None
+    if atom.name in ("lt", "le") and not {p.dtype for p in atom.args} & FLOATS:
+        return fn("le" if atom.name == "lt" else "lt", atom.args[::-1], dtype)
+    return atom.args[0] if atom.name == "logical_not" else None
 
 
 def _idempotent(args: list[Poly], dtype: str, attrs: tuple[Hashable, ...]) -> Poly | None:
@@ -278,8 +315,12 @@ RULES: dict[str, Callable[[list[Poly], str, tuple[Hashable, ...]], Poly | None]]
     "reciprocal": _reciprocal,
     "floordiv": _floordiv,
     "mod": _mod,
+    "shift_right": _shift_right,
+    "shift_left": _shift_left,
+    "bitwise_and": _bitwise_and,
     "where": _where,
     "lt": _less,
+    "le": _less_or_equal,
     "logical_not": _not,
     "isnan": _classified("isnan"),
     "isinf": _classified("isinf"),

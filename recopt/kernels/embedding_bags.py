@@ -14,6 +14,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from .embedding_bags_ids import resolved
 from .embedding_bags_layout import EmbeddingBagsError, Layout, Term, parse_layout
 from .embedding_bags_operands import Operands, check_operands, result_dtype, rows_of
 from .embedding_bags_torch import embedding_bags_torch
@@ -124,4 +125,9 @@ def embedding_bags(
         return embedding_bags_torch(tables, ids, offsets, weights, dense, scales, layout)
     from .embedding_bags_launch import embedding_bags_triton  # Triton is there where a GPU is
 
-    return embedding_bags_triton(Operands(tables, ids, offsets, weights, dense, scales), layout)
+    o, first = Operands(tables, ids, offsets, weights, dense, scales), resolved(layout)
+    if first is not None:
+        o, layout = first.operands(o), first.text
+    if any(t.mask is not None for t in parse_layout(layout).terms):  # of a maximum: the kernel knows no masks
+        return embedding_bags_torch(*o, layout)
+    return embedding_bags_triton(o, layout)

@@ -13,10 +13,13 @@
              i0:4+20<o1   the same, of which only the first offsets[1][r] count; offsets[1] is [R]
              i0@o1        a flat id tensor; bag r begins at offsets[1][r], offsets[1] is [R], the last bag ends with ids
              i0@o1+1      the same with offsets[1] of R + 1 entries
+             ... as P     a whole-number function of the id i, such as floordiv(i,5): see embedding_bags_ids
+             ... if P     only ids count of which P holds, such as lt(-1,i); of a row zeros come of others
              ... % 1000   Python's remainder, then ... + 5000: the row that is read
              ... wrap     a row that is negative then counts from the end
              ... inside   a row that is not in the table is no error: it is zeros, and left out of a bag as a pad is
     after    * w0:5       the rows times weights[0][:, 5:], of a tensor [R, C] or [R]; * w0 with i0@o1: one an id
+             mask w1:5    only ids count where weights[1][:, 5:] is not zero; unmask w1:5: where it is
              pad 0        ids of row 0 are left out: of a sum, a mean's count, a maximum; a row is zeros
              div 1 1e-8   of a sum: over max(n, 1) + 1e-8, where n is the sum of the weights, or how many ids count;
                           div -inf 0 is over n alone; div 1 0 of o1 is over offsets[1], [R], in the place of n
@@ -69,6 +72,11 @@ class Term:
     over: int | None = None  # offsets that are the n of div
     factor: float = 1.0
     otherwise: float = 0.0  # the maximum of no ids
+    program: str = ""  # of ids, before the remainder
+    live: str = ""  # which ids count
+    mask: int | None = None  # of weights: the same
+    mask_first: int = 0
+    unmask: bool = False  # those count where the mask is zero
 
     @property
     def ragged(self) -> bool:
@@ -79,12 +87,14 @@ class Term:
     def bare(self) -> bool:
         """Whether rows are pooled as they are stored, all of them and nothing else."""
         stored = not (self.bits or self.once or self.wide)
-        return stored and self.weights is None and self.pad is None and not self.inside and self.factor == 1
+        every = self.pad is None and not self.inside and not self.live and self.mask is None
+        return stored and self.weights is None and every and self.factor == 1 and not self.program
 
     @property
     def lookup(self) -> bool:
         """Whether the term is one whole row, whatever it is called."""
         single = self.count == 1 and self.lengths is None and self.div in (None, (1.0, 0.0)) and self.over is None
+        single = single and self.mask is None and not self.live
         # A sum over its weight is no lookup; an average of one row is.
         return (
             single
@@ -104,12 +114,15 @@ class Term:
             return f"x{self.source}" + (f" % {self.every}" if self.every else "")
         ids = f"i{self.ids}:{self.first}+{self.count}" if not self.ragged else f"i{self.ids}@o{self.offsets}"
         ids += "+1" * self.last + (f"<o{self.lengths}" if self.lengths is not None else "")
+        ids += (f" as {self.program}" if self.program else "") + (f" if {self.live}" if self.live else "")
         ids += (f" % {self.modulus}" if self.modulus else "") + (f" + {self.shift}" if self.shift else "")
         ids += " wrap" * self.wraps + " inside" * self.inside
         table = (f"q{self.bits}" + (f":{self.values}" if self.values else "") + " ") * (self.bits > 0)
         text = f"{self.pool} {'once ' * self.once}{'wide ' * self.wide}{table}t{self.source}[{ids}]"
         if self.weights is not None:
             text += f" * w{self.weights}" + ("" if self.ragged else f":{self.weights_first}")
+        if self.mask is not None:
+            text += f" {'un' * self.unmask}mask w{self.mask}" + ("" if self.ragged else f":{self.mask_first}")
         text += f" pad {self.pad}" if self.pad is not None else ""
         text += f" div {self.div[0]!r} {self.div[1]!r}" if self.div is not None else ""
         text += f" of o{self.over}" if self.over is not None else ""
@@ -145,7 +158,7 @@ class Layout:
         for t in self.terms:
             named = (("dense" if t.pool == "dense" else "ids", t.source if t.pool == "dense" else t.ids),
                      ("offsets", t.offsets), ("offsets", t.lengths), ("offsets", t.over),
-                     ("weights", t.weights))  # fmt: skip
+                     ("weights", t.weights), ("weights", t.mask))  # fmt: skip
             found |= {(which, n): None for which, n in named if n is not None}
         return tuple(found)
 
@@ -174,7 +187,7 @@ class Layout:
             "tables": [t.source for t in reads],
             "ids": [t.ids for t in reads],
             "offsets": [o for t in reads for o in (t.offsets, t.lengths, t.over) if o is not None],
-            "weights": [t.weights for t in reads if t.weights is not None],
+            "weights": [w for t in reads for w in (t.weights, t.mask) if w is not None],
             "dense": [t.source for t in self.terms if t.pool == "dense"],
             "scales": list(self.quantised.values()),
         }
@@ -197,8 +210,10 @@ _TERM = re.compile(
     r"(?P<pool>row|sum|mean|max) (?P<once>once )?(?P<wide>wide )?(?:q(?P<bits>[48])(?::(?P<values>\d+))? )?"
     r"t(?P<table>\d+)"
     r"\[i(?P<ids>\d+)(?:@o(?P<offsets>\d+)(?P<last>\+1)?|:(?P<first>\d+)\+(?P<count>\d+)(?:<o(?P<lengths>\d+))?)"
+    r"(?: as (?P<program>[^ \]]+))?(?: if (?P<live>[^ \]]+))?"
     r"(?: % (?P<modulus>\d+))?(?: \+ (?P<shift>-?\d+))?(?P<wrap> wrap)?(?P<inside> inside)?\]"
-    r"(?: \* w(?P<weights>\d+)(?::(?P<weights_first>\d+))?)?(?: pad (?P<pad>\d+))?"
+    r"(?: \* w(?P<weights>\d+)(?::(?P<weights_first>\d+))?)?"
+    r"(?: (?P<un>un)?mask w(?P<mask>\d+)(?::(?P<mask_first>\d+))?)?(?: pad (?P<pad>\d+))?"
     rf"(?: div (?P<low>{_NUMBER}) (?P<eps>{_NUMBER})(?: of o(?P<over>\d+))?)?"
     rf"(?: by (?P<factor>{_NUMBER}))?(?: else (?P<otherwise>{_NUMBER}))?(?: (?P<hint>hot|cold))?"
 )
@@ -246,7 +261,8 @@ def _term(text: str) -> Term:
         found["wrap"] is not None,
         found["hint"] or "",
         inside=found["inside"] is not None, wide=found["wide"] is not None, over=maybe("over"), factor=factor,
-        otherwise=otherwise,
+        otherwise=otherwise, program=found["program"] or "", live=found["live"] or "", mask=maybe("mask"),
+        mask_first=number("mask_first"), unmask=found["un"] is not None,
     )  # fmt: skip
     wrong = (
         (not term.ragged and term.count == 0, "a bag of no columns"),

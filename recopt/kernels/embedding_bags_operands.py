@@ -75,9 +75,11 @@ def _check_rows(t: Term, o: Operands, r: int) -> None:
         fits("lengths", o.offsets[t.lengths], r)
     if t.over is not None:
         fits("denominators", o.offsets[t.over], r)
+    each = o.ids[t.ids].shape[0] if t.ragged else r
     if t.weights is not None:
-        rows = o.ids[t.ids].shape[0] if t.ragged else r
-        fits("weights", o.weights[t.weights], rows, 1 if t.ragged else t.weights_first + t.count)
+        fits("weights", o.weights[t.weights], each, 1 if t.ragged else t.weights_first + t.count)
+    if t.mask is not None:
+        fits("a mask", o.weights[t.mask], each, 1 if t.ragged else t.mask_first + t.count)
 
 
 def result_dtype(layout: Layout, tables: Sequence[torch.dtype], dense: Sequence[torch.dtype]) -> torch.dtype:

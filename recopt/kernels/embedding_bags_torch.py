@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .embedding_bags_ids import resolved
 from .embedding_bags_layout import Layout, Term, parse_layout
 from .embedding_bags_operands import Operands, check_operands, rows_of
 
@@ -41,6 +42,10 @@ def embedding_bags_torch(
 
 @functools.lru_cache(maxsize=4096)
 def _compile(text: str) -> _Part:
+    first = resolved(text)
+    if first is not None:
+        lookups, operands = _compile(first.text), first.operands
+        return lambda o: lookups(operands(o))
     layout = parse_layout(text)
     runs: list[tuple[Term, ...] | _Part] = []  # single rows of one table that lie side by side: one index_select
     for piece in layout.pieces:
@@ -297,7 +302,7 @@ def _weighted_rows(t: Term, scale: int) -> _Part:
 def _bag(t: Term, scale: int) -> _Part:
     """A bag of rows pooled, over embedding_bag: [R, D]."""
     mode, flat = _MODES[t.pool], _flat_ids(t)
-    hides = t.pad is not None or t.inside
+    hides = t.pad is not None or t.inside or t.mask is not None
     plain_mean = t.div == (1.0, 0.0) and t.weights is None and not hides and t.over is None
     # torch's own mean of a fixed number is slower than the sum over that number.
     over = float(t.count) if plain_mean and t.count and t.lengths is None else None
@@ -334,7 +339,7 @@ def _bag(t: Term, scale: int) -> _Part:
             live = torch.ne(i, t.pad)
             w = live.to(table.dtype) if w is None else torch.where(live, w.to(table.dtype), 0.0)
         elif hides:
-            i, w, bounds, last = _without_pad(t, i, w, bounds, last, table.shape[0])
+            i, w, bounds, last = _without_pad(t, o, i, w, bounds, last)
         if t.once and not gathered:
             table, i = _distinct(t, scale, o, i)
             bounds = bounds.long()
@@ -423,10 +428,16 @@ def _gathered_bag(rows: Tensor, w: Tensor | None, bounds: Tensor, last: bool, mo
 
 
 def _without_pad(
-    t: Term, i: Tensor, w: Tensor | None, bounds: Tensor, last: bool, height: int
+    t: Term, o: Operands, i: Tensor, w: Tensor | None, bounds: Tensor, last: bool
 ) -> tuple[Tensor, Tensor | None, Tensor, bool]:
     """The ids that count, their weights, and where their bags begin and end."""
+    height = o.tables[t.source].shape[0]
     live = _live(t, i, height)
+    if t.mask is not None:
+        given = o.weights[t.mask]
+        given = given if t.ragged or given.dim() < 2 else given.narrow(1, t.mask_first, t.count)
+        given = given.reshape(-1).bool() != t.unmask
+        live = given if live is None else live & given
     assert live is not None
     if t.pad is not None and t.pad >= height and not t.inside and not bool(live.all()):
         raise IndexError(f"{t}: the pad is no row of a table of {height}")

@@ -271,6 +271,8 @@ class _Turn:
         if only == "none":
             return otherwise
         assert isinstance(only, Poly)
+        if only.number is None or not sizes.at_least(only.number, 0):
+            raise Opaque("a branch that the last turn alone takes")  # as of a last bag that ends where the ids do
         taken, passed = (self._inside(node, branch, only, n) for branch in ("then_branch", "else_branch"))
         same = isinstance(taken, Tensor) and isinstance(passed, Tensor) and taken.canonical() == passed.canonical()
         if not same:

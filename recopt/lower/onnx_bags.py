@@ -69,7 +69,16 @@ def _function(host: Writer, spec: EmbeddingBags) -> Value:
         if not isinstance(term, Bag):
             return numbers[term]
         stored = term.stored or Stored(32, term.columns)
-        read = (term.table, _ids(term), term.weights, _offsets(term), term.lengths, _scales(term), term.over)
+        read = (
+            term.table,
+            _ids(term),
+            term.weights,
+            _offsets(term),
+            term.lengths,
+            _scales(term),
+            term.over,
+            _mask(term),
+        )
         rows = (
             term.modulus,
             term.shift,
@@ -80,6 +89,7 @@ def _function(host: Writer, spec: EmbeddingBags) -> Value:
             term.div,
             term.last,
             term.factor,
+            term.unmask,
         )
         shape = term.pool, term.otherwise, term.count, term.columns, len(term.ids.shape), stored.bits
         return shape, rows, [v and numbers[v] for v in read]
@@ -98,7 +108,8 @@ def _function(host: Writer, spec: EmbeddingBags) -> Value:
 def _operands(host: Writer, spec: EmbeddingBags) -> dict[View | Again, Value]:
     """What is read, each view once."""
     parts = [
-        (bag.table, _ids(bag), bag.weights, _offsets(bag), bag.lengths, _scales(bag), bag.over) for bag in spec.bags
+        (bag.table, _ids(bag), bag.weights, _offsets(bag), bag.lengths, _scales(bag), bag.over, _mask(bag))
+        for bag in spec.bags
     ]
     read = [v for part in parts for v in part if v]
     dense = [term for piece in spec.pieces for term in piece if isinstance(term, View)]
@@ -125,6 +136,11 @@ def _scales(bag: Bag) -> View | None:
 def _ids(bag: Bag) -> View:
     """The ids; those of single rows without their last dimension, which a Gather would keep."""
     return _flatter(bag.ids) if bag.pool == "row" and bag.count == 1 else bag.ids
+
+
+def _mask(bag: Bag) -> View | None:
+    """The mask along the dimensions of the ids."""
+    return _flatter(bag.mask) if bag.mask is not None and bag.pool == "row" and bag.count == 1 else bag.mask
 
 
 def _offsets(bag: Bag) -> View | None:
@@ -335,6 +351,11 @@ class _Nodes:
             pad = self.constant(bag.pad, self.ids.dtype or "int64")
             live = self.call("Greater" if bag.above else "Equal", [self.ids, pad], shape, "bool")
             tests.append(live if bag.above else self.call("Not", [live], shape, "bool"))
+        if bag.mask is not None:
+            held = _mask(bag)
+            assert held is not None
+            given = self.cast(self.values[held], "bool")
+            tests.append(self.call("Not", [given], shape, "bool") if bag.unmask else given)
         if bag.lengths is not None:
             lengths = self.values[bag.lengths]  # [rows.., 1]
             places = self.constant(range(bag.count), lengths.dtype or "int64")

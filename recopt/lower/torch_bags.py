@@ -24,10 +24,12 @@ from .torch_ids import plain
 def embedding_bags(host: FxHost, spec: EmbeddingBags, target: str) -> Value:
     """Write `spec` at the insertion point and return its value: one node, plus one for each layout step left.
 
-    `target` is not used: every torch target takes the same operator. Raises LowerError when the operator, or a step,
+    Every torch target takes the same operator. Raises LowerError when the operator, or a step,
     does not fit its operands.
     """
     rows = product(spec.shape[:-1])
+    if target.startswith("cuda"):  # there a pointwise kernel computes all ids of a graph in one launch
+        spec = _named(spec)
     try:
         operands = _Operands(host, spec)
         pieces = tuple(terms for piece in spec.pieces for terms in operands.pieces(piece))
@@ -47,6 +49,17 @@ def embedding_bags(host: FxHost, spec: EmbeddingBags, target: str) -> Value:
         return apply(host, y, spec.steps, spec.name)
     except GraphError as error:
         raise LowerError(f"recopt::embedding_bags {spec.name}: {error}") from error
+
+
+def _named(spec: EmbeddingBags) -> EmbeddingBags:
+    """`spec` over ids that the graph computes, where it does, and the operator would."""
+
+    def term(item: Bag | View | Again) -> Bag | View | Again:
+        if not isinstance(item, Bag) or item.named is None or item.live:
+            return item
+        return replace(item, ids=item.named, program="", named=None)
+
+    return replace(spec, pieces=tuple(tuple(map(term, piece)) for piece in spec.pieces))
 
 
 def hint_repeats(host: FxHost, example: Sequence[Array]) -> bool:
@@ -79,8 +92,8 @@ def _by_shift(t: Term, shift: Sequence[int]) -> list[Term]:
     found, first = [], 0
     for value, run in itertools.groupby(shift):
         count = len(list(run))
-        at, weights_at = t.first + first, t.weights_first + first
-        found.append(replace(t, shift=value, count=count, first=at, weights_first=weights_at))
+        at, weights_at, mask_at = t.first + first, t.weights_first + first, t.mask_first + first
+        found.append(replace(t, shift=value, count=count, first=at, weights_first=weights_at, mask_first=mask_at))
         first += count
     return found or [t]
 
@@ -121,11 +134,14 @@ class _Operands:
         if isinstance(item, View):
             return Term("dense", self._number("dense", self._rows(item)))
         item = plain(self.host, item, self.spec.name)
+        if item.pool == "mean" and isinstance(item.shift, tuple):  # it is taken apart by shifts, the count is not
+            item = replace(item, pool="sum", factor=item.factor / item.count)
         flat = item.offsets is not None
         ids, first = self._columns(item.ids) if not flat else (self._rows(item.ids, rank=1), 0)
         weights, weights_first = (None, 0) if item.weights is None else self._columns(item.weights)
         if item.weights is not None and flat:
             weights, weights_first = self._rows(item.weights, rank=1), 0
+        mask, mask_first = (None, 0) if item.mask is None else self._columns(item.mask)
         starts = item.offsets or item.lengths
         bounds = None if starts is None else self._number("offsets", self._rows(starts, rank=1))
         pool = "sum" if item.pool == "mean" else item.pool
@@ -157,6 +173,11 @@ class _Operands:
             over=None if item.over is None else self._number("offsets", self._rows(item.over, rank=1)),
             factor=item.factor,
             otherwise=item.otherwise,
+            program=item.program,
+            live=item.live,
+            mask=None if mask is None else self._number("weights", mask),
+            mask_first=mask_first,
+            unmask=item.unmask,
         )
 
     def _wide(self, item: Bag) -> bool:

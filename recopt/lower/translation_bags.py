@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ast
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 from ..errors import LowerError
 from ..kernels.embedding_bags_layout import Term, parse_layout
+
+INT32, INT64, BOOL = 6, 7, 9  # ONNX's numbers of types
 
 
 def embedding_bags(op: Any, operands: Sequence[Sequence[Any]], layout: str) -> Any:
@@ -42,13 +46,15 @@ def _term(op: Any, t: Term, lists: dict[str, Sequence[Any]]) -> Any:
     table, ids = lists["tables"][t.source], lists["ids"][t.ids]
     if not t.ragged:
         ids = _columns(op, ids, t.first, t.count)
+    given = ids
+    ids = _computed(op, t.program, given) if t.program else given
     ids = op.Mod(ids, t.modulus) if t.modulus else ids
     ids = op.Add(ids, t.shift) if t.shift else ids
     if t.wraps and (
         t.pad is not None or t.inside
     ):  # a Gather counts from the end by itself, but the pad is the row that it reads
         ids = op.Where(op.Less(ids, op.CastLike(0, ids)), op.Add(ids, table.shape[0]), ids)
-    live = _live(op, t, ids, lists)
+    live = _live(op, t, ids, given, lists)
     if t.inside:
         first, end = op.CastLike(0, ids), op.CastLike(table.shape[0], ids)
         there = op.And(op.GreaterOrEqual(ids, first), op.Less(ids, end))
@@ -118,17 +124,58 @@ def _weights(op: Any, t: Term, lists: dict[str, Sequence[Any]], rows: Any) -> An
     return op.CastLike(weights if t.ragged else _columns(op, weights, t.weights_first, t.count), rows)
 
 
-def _live(op: Any, t: Term, ids: Any, lists: dict[str, Sequence[Any]]) -> Any:
+def _live(op: Any, t: Term, ids: Any, given: Any, lists: dict[str, Sequence[Any]]) -> Any:
     """Whether ids count, [R, L] or [N]; None where all do."""
     tests = []
     if t.pad is not None:
         tests.append(op.Not(op.Equal(ids, op.CastLike(t.pad, ids))))
+    if t.live:
+        tests.append(_computed(op, t.live, given))
+    if t.mask is not None:
+        mask = lists["weights"][t.mask]
+        mask = op.Cast(mask if t.ragged else _columns(op, mask, t.mask_first, t.count), to=BOOL)
+        tests.append(op.Not(mask) if t.unmask else mask)
     if t.lengths is not None:
         length = lists["offsets"][t.lengths]
         tests.append(op.Less(op.CastLike(list(range(t.count)), length), op.Unsqueeze(length, [1])))
-    if len(tests) == 2:
-        return op.And(*tests)
-    return tests[0] if tests else None
+    return functools.reduce(op.And, tests) if tests else None
+
+
+# the functions of id programs that are one operator each; ONNX rounds quotients of whole numbers towards zero
+_OPERATORS = {
+    "truncdiv": "Div", "mod": "Mod", "abs": "Abs", "max": "Max", "min": "Min", "where": "Where", "eq": "Equal",
+    "lt": "Less", "le": "LessOrEqual", "logical_and": "And", "logical_or": "Or", "logical_xor": "Xor",
+    "logical_not": "Not", "bitwise_and": "BitwiseAnd", "bitwise_or": "BitwiseOr", "bitwise_xor": "BitwiseXor",
+}  # fmt: skip
+
+
+def _computed(op: Any, text: str, ids: Any) -> Any:
+    """An id program as nodes. Raises LowerError for a function that ONNX does not have of signed numbers."""
+
+    def visit(tree: ast.expr) -> Any:
+        match tree:
+            case ast.Constant(value=int() as number):
+                return op.CastLike(number, ids)
+            case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() as number)):
+                return op.CastLike(-number, ids)
+            case ast.Name(id="i"):
+                return ids
+            case ast.BinOp(left=left, op=ast.Add(), right=right):
+                return op.Add(visit(left), visit(right))
+            case ast.BinOp(left=left, op=ast.Mult(), right=right):
+                return op.Mul(visit(left), visit(right))
+            case ast.Call(func=ast.Name(id="int64" | "int32" as name), args=[arg]):
+                return op.Cast(visit(arg), to=INT64 if name == "int64" else INT32)
+            case ast.Call(func=ast.Name(id="floordiv"), args=[left, right]):
+                x, by = visit(left), visit(right)
+                return op.Div(op.Sub(x, op.Mod(x, by)), by)
+            case ast.Call(func=ast.Name(id="shift_right"), args=[left, ast.Constant(value=int() as places)]):
+                return visit(ast.Call(ast.Name("floordiv"), [left, ast.Constant(1 << places)], []))
+            case ast.Call(func=ast.Name(id=name), args=args) if name in _OPERATORS:
+                return getattr(op, _OPERATORS[name])(*map(visit, args))
+        raise LowerError(f"no ONNX operators for the id program {text}")
+
+    return visit(ast.parse(text, mode="eval").body)
 
 
 def _member(op: Any, t: Term, ids: Any, lists: dict[str, Sequence[Any]], rows: Any) -> Any:

@@ -29,6 +29,7 @@ def _row(t: Term, layout: Layout, o: Operands, r: int) -> Tensor:
         where = list(range(bounds[r], bounds[r + 1]))
         names = [int(ids[n]) for n in where]
         weights = [1.0 if t.weights is None else float(o.weights[t.weights][n]) for n in where]
+        shown = [t.mask is None or bool(o.weights[t.mask][n]) != t.unmask for n in where]
     else:
         count = t.count if t.lengths is None else min(t.count, max(0, int(o.offsets[t.lengths][r])))
         ids = ids if ids.dim() > 1 else ids[:, None]
@@ -37,9 +38,13 @@ def _row(t: Term, layout: Layout, o: Operands, r: int) -> Tensor:
         if t.weights is not None:
             w = o.weights[t.weights] if o.weights[t.weights].dim() > 1 else o.weights[t.weights][:, None]
             weights = [float(w[r, t.weights_first + k]) for k in range(count)]
+        shown = [t.mask is None or bool(o.weights[t.mask][r, t.mask_first + k]) != t.unmask for k in range(count)]
+    shown = [s and (not t.live or bool(_computed(t.live, n))) for s, n in zip(shown, names, strict=True)]
+    names = [int(_computed(t.program, n)) if t.program else n for n in names]
     names = [(n % t.modulus if t.modulus else n) + t.shift for n in names]
     names = [n + len(o.tables[t.source]) if t.wraps and n < 0 else n for n in names]
-    live = [n != t.pad and (not t.inside or 0 <= n < len(o.tables[t.source])) for n in names]
+    there = [n != t.pad and (not t.inside or 0 <= n < len(o.tables[t.source])) for n in names]
+    live = [a and b for a, b in zip(there, shown, strict=True)]
     names = [n if alive or not t.inside else 0 for n, alive in zip(names, live, strict=True)]
     rows = [_values(t, layout, o, n) * w * alive for n, w, alive in zip(names, weights, live, strict=True)]
     if t.pool == "row":
@@ -56,6 +61,17 @@ def _row(t: Term, layout: Layout, o: Operands, r: int) -> Tensor:
     if t.over is not None:
         n = float(o.offsets[t.over][r])
     return total / (max(n, t.div[0]) + t.div[1]) * t.factor
+
+
+def _computed(program: str, i: int) -> int | bool:
+    """An id program of one id."""
+    names = {
+        "floordiv": lambda a, b: a // b, "mod": lambda a, b: a % b, "max": max, "lt": lambda a, b: a < b,
+        "eq": lambda a, b: a == b, "where": lambda c, a, b: a if c else b, "truncdiv": lambda a, b: int(a / b),
+        "shift_right": lambda a, b: a >> b, "bitwise_xor": lambda a, b: a ^ b, "abs": abs,
+        "logical_not": lambda a: not a, "logical_and": lambda a, b: a and b, "int64": int,
+    }  # fmt: skip
+    return eval(program, {**names, "i": i})  # type: ignore[no-any-return]  # a number
 
 
 def _values(t: Term, layout: Layout, o: Operands, row: int) -> Tensor:
@@ -105,6 +121,8 @@ def operands(text: str, rows: int = 5, dim: int = 7, seed: int = 0, ids: torch.d
                 weights[t.weights] = drawn if t.weights % 2 == 0 else drawn > 0.5
                 if not flat and weights[t.weights].shape[1] < width + 12:
                     weights[t.weights] = torch.rand(rows, width + 12)
+            if t.mask is not None:
+                weights[t.mask] = torch.rand(shape[0] if flat else (rows, width + 12)) > 0.5
     for t in terms:
         if t.offsets is not None:
             cuts = torch.randint(0, max(4 * rows, 1), (max(rows - 1, 0),)).sort().values

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from recopt.hosts import fx_operators
 from recopt.kernels.embedding_bags import bytes_moved, embedding_bags, flops, hinted
 from recopt.kernels.embedding_bags_config import Config
+from recopt.kernels.embedding_bags_ids import compile_program, resolved
 from recopt.kernels.embedding_bags_launch import choose_config, embedding_bags_triton
 from recopt.kernels.embedding_bags_layout import EmbeddingBagsError, parse_layout
 from recopt.kernels.embedding_bags_operands import Operands
@@ -88,6 +89,16 @@ max t0[i0:0+3] pad 1 else -1000000000.0; max t0[i0:1+6<o0] else 2.5; max t0[i0:0
 max t0[i0@o0] else -4.0
 sum q4:13 t0[i0:0+4] pad 1; max q4:13 t0[i0:0+2]; row q4:13 t0[i0:0+2] * w0:0; sum q8 t1[i0:2+2]""".splitlines()
 
+# Ids and masks that are computed first: what is left is a layout like those above.
+COMPUTED = """row t0[i0:0+1 as i*3+1 % 5]; row t0[i0:1+3 as floordiv(i,3)]; row t0[i0:2+1 as floordiv(i,3) + 1 wrap]
+sum t0[i0:0+5 as max(i,4) if lt(4,i)]; mean t0[i0:0+5 if lt(4,i)]; row t1[i0:1+2 if logical_not(eq(i,3))] * w0:1
+sum t0[i0:0+5] * w0:1 mask w1:2; row t0[i0:1+2] unmask w1:0; sum t0[i0:2+1] mask w1:5 div 1.0 0.0
+max t0[i0:0+5 if lt(4,i)] mask w0:1 else 0.5; max t0[i0:0+5 % 7] mask w0:0 pad 2
+max t0[i0:1+6<o0 if lt(4,i)] unmask w0:0; max t0[i0:1+6<o0] mask w0:2; sum t0[i0:1+6<o0 if lt(4,i)]
+sum t0[i0@o0 as mod(i,4) if eq(mod(i,2),0)] * w0 mask w1; mean t0[i0@o0] unmask w1; max t0[i0@o0] mask w1
+mean t0[i0:0+5 as where(lt(i,6),i,truncdiv(i,2))] mask w1:1 pad 2
+row t0[i0:0+1 as bitwise_xor(int64(i),1) % 9]; row t0[i0:3+1 as shift_right(abs(i),1)]""".splitlines()
+
 
 def _close(out: torch.Tensor, exact: torch.Tensor, o: Operands) -> None:
     tolerance = {}
@@ -100,11 +111,20 @@ def _close(out: torch.Tensor, exact: torch.Tensor, o: Operands) -> None:
 
 
 @pytest.mark.parametrize("ids", [torch.int64, torch.int32])
-@pytest.mark.parametrize("text", LAYOUTS)
+@pytest.mark.parametrize("text", [*LAYOUTS, *COMPUTED])
 def test_torch_path_agrees_with_float64(text: str, ids: torch.dtype) -> None:
     for rows, dim in ((5, 7), (1, 16)):
         o = operands(text, rows, dim, ids=ids)
         _close(embedding_bags_torch(*o, text), reference(o, text), o)
+
+
+def test_what_is_computed_first_is_computed_once() -> None:
+    first = resolved("row t0[i0:3+1 as i+1 if lt(0,i)]; row t1[i0:1+1 as i+1 if lt(0,i)]; max t0[i0:0+2] mask w0:1")
+    assert first is not None
+    assert first.text == "row t0[i1:2+1] * w1:0; row t1[i1:0+1] * w2:0; max t0[i0:0+2] mask w0:1"
+    for wrong in ("i+", "open(i)", "i.shape", "i**2", "i+1.5"):
+        with pytest.raises(EmbeddingBagsError, match="no id program"):
+            compile_program(wrong)
 
 
 @pytest.mark.parametrize("text", LAYOUTS)

@@ -19,9 +19,10 @@ from recopt.lower.translation_bags import embedding_bags
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "kernels"))
 from embedding_bags_reference import operands, reference
-from test_embedding_bags import LAYOUTS
+from test_embedding_bags import COMPUTED, LAYOUTS
 
-SAID = [t for t in LAYOUTS if not any(x.bits or (x.ragged and x.pool == "max") for x in parse_layout(t).terms)]
+TEXTS = (*LAYOUTS, *COMPUTED)
+SAID = [t for t in TEXTS if not any(x.bits or (x.ragged and x.pool == "max") for x in parse_layout(t).terms)]
 pytestmark = pytest.mark.slow
 
 

@@ -34,6 +34,8 @@ class Tables(nn.Module):
         self.register_buffer("starts", torch.arange(FIELDS) * ROWS)
         self.holed = table(ROWS, DIM)
         self.holed.data[0] = torch.inf
+        self.padded = table(ROWS, DIM)
+        self.padded.data[0] = 0
         self.bags = nn.ModuleDict()
         for mode in ("sum", "mean", "max"):
             self.bags[mode] = nn.EmbeddingBag(ROWS, DIM, mode=mode)
@@ -199,6 +201,7 @@ LOOKUPS: dict[str, Lookup] = {
     "stacked_tables": Lookup(lambda m, ids: F.embedding(ids + m.starts[None], m.joined)),
     "stacked_tables_flat": Lookup(lambda m, ids: F.embedding(ids + m.starts, m.joined).flatten(1)),
     "stacked_tables_summed": Lookup(lambda m, ids: F.embedding(ids + m.starts, m.joined).sum(1)),
+    "stacked_tables_averaged": Lookup(lambda m, ids: F.embedding(ids + m.starts, m.joined).mean(1)),
     "stacked_tables_hashed": Lookup(
         lambda m, ids: F.embedding((ids * 3) % ROWS + m.starts, m.joined).sum(1), beside=("mul", "Mul")
     ),
@@ -228,6 +231,15 @@ LOOKUPS: dict[str, Lookup] = {
         lambda m, ids: (
             torch.cat([F.embedding(ids[:, k], w) for k, w in enumerate(m.wide)], 1).sum(1, keepdim=True) + m.bias
         )
+    ),
+    "mean_over_rows_that_are_not_zeros": Lookup(
+        lambda m, ids: (
+            F.embedding(ids, m.padded).sum(1)
+            / ((F.embedding(ids, m.padded).abs().sum(-1) > 0).float().sum(-1, keepdim=True) + 1e-12)
+        )
+    ),
+    "sum_of_rows_that_are_not_zeros": Lookup(
+        lambda m, ids: (F.embedding(ids, m.padded) * (F.embedding(ids, m.padded).sum(-1, keepdim=True) != 0)).sum(1)
     ),
     "mean_over_given": Lookup(
         lambda m, ids, w: (
@@ -285,6 +297,53 @@ LOOKUPS: dict[str, Lookup] = {
         ),
         onnx=False,
     ),
+    "missing_clamped_and_masked": Lookup(
+        lambda m, ids: (F.embedding((ids - 5).clamp(min=0), m.weights[0]) * (ids - 5 >= 0)[..., None]).sum(1),
+        beside=("Clip", "GreaterOrEqual", "Cast", "Sub"),
+    ),
+    "missing_left_out_of_a_mean": Lookup(
+        lambda m, ids: (
+            F.embedding((ids - 5).masked_fill(ids < 5, 0), m.weights[0]).masked_fill((ids < 5)[..., None], 0).sum(1)
+            / (ids >= 5).sum(1, keepdim=True).clamp(min=1)
+        ),
+        beside=("Less", "Where", "Cast", "Sub", "GreaterOrEqual", "ReduceSum", "Clip"),
+    ),
+    "missing_left_out_of_a_maximum": Lookup(
+        lambda m, ids: (
+            F.embedding(torch.relu(ids - 5), m.weights[0]).masked_fill((ids - 5 < 0)[..., None], -1e9).max(1).values
+        ),
+        onnx=False,  # ONNX Runtime has no Relu of whole numbers
+    ),
+    "quotient_and_remainder": Lookup(
+        lambda m, ids: torch.cat([F.embedding(ids // 7, m.weights[0]), F.embedding(ids % 7, m.weights[1])], -1).sum(1),
+        beside=("Div", "Mod", "Sub", "Less", "Equal", "And", "Cast"),
+    ),
+    "remainders_of_signed_ids": Lookup(
+        lambda m, ids: torch.cat(
+            [F.embedding(torch.fmod(ids, 9).abs(), m.weights[0]), F.embedding((ids - 3) & 7, m.weights[1])], 1
+        ),
+        onnx=False,  # TorchScript's exporter knows no such operators
+    ),
+    "hashed_by_shifts": Lookup(
+        lambda m, ids: F.embedding(((ids * 31 + 7) ^ (ids >> 2)) % ROWS, m.weights[0]).sum(1), onnx=False
+    ),
+    "out_of_vocabulary": Lookup(
+        lambda m, ids: torch.cat(
+            [F.embedding(torch.where(ids[:, k] < 20, ids[:, k], 20 + ids[:, k] % 5), w) for k, w in enumerate(m.mixed)],
+            1,
+        ),
+        beside=("Less", "Where", "Mod", "Add"),
+    ),
+    "mask_of_two_conditions": Lookup(
+        lambda m, ids: (
+            F.embedding(ids, m.weights[0]) * ((ids != 0) & (torch.arange(FIELDS) < ids[:, :1])).unsqueeze(-1)
+        ).sum(1)
+    ),
+    "largest_under_a_given_mask": Lookup(
+        lambda m, ids, w: F.embedding(ids, m.weights[0]).masked_fill((w < 0.5)[..., None], -1e9).amax(1),
+        3,
+        beside=("lt", "Less"),
+    ),
     "int32": Lookup(lambda m, ids: torch.cat([F.embedding(ids[:, k].int(), w) for k, w in enumerate(m.weights)], 1)),
 }
 
@@ -309,6 +368,12 @@ NEAR_MISSES: dict[str, Lookup] = {
         lambda m, ids: F.embedding(ids[:, 0], m.weights[0]) * F.embedding(ids[:, 1], m.weights[1]), reason="multiplied"
     ),
     "part_of_the_rows": Lookup(lambda m, ids: F.embedding(ids[:, 0], m.weights[0])[:, 1:4], reason="part of the rows"),
+    # Several rows may be zeros then, or none: which ids count is not one that is left out.
+    "mask_of_rows": Lookup(
+        lambda m, ids: torch.einsum(
+            "bld,bl->bd", F.embedding(ids, m.padded), (F.embedding(ids, m.padded).sum(-1) > 0).float()
+        )
+    ),
     "largest_scaled": Lookup(lambda m, ids: F.embedding(ids, m.weights[0]).amax(1) * 0.7, reason="factor"),
     "largest_under_too_small_a_number": Lookup(  # rows below -1 would show where others are hidden
         lambda m, ids: F.embedding(ids, m.weights[0]).masked_fill((ids == 0)[..., None], -1.0).amax(1),
@@ -317,11 +382,6 @@ NEAR_MISSES: dict[str, Lookup] = {
     "largest_less_too_small_a_number": Lookup(
         lambda m, ids: (F.embedding(ids, m.weights[0]) - (1 - (ids != 0).float()[..., None]) * 3).amax(1),
         reason="does not hide",
-    ),
-    "largest_under_a_given_mask": Lookup(
-        lambda m, ids, w: F.embedding(ids, m.weights[0]).masked_fill((w < 0.5)[..., None], -1e9).amax(1),
-        3,
-        reason="more than which ids count",
     ),
     "denominator_of_every_id": Lookup(
         lambda m, ids, w: (F.embedding(ids, m.weights[0]) / (w[:, :, None] + 2)).sum(1), 3, reason="a denominator"

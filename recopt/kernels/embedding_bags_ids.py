@@ -1,0 +1,179 @@
+"""Id programs of ``recopt::embedding_bags``: ids that are whole-number functions of the ids given, and which count.
+
+A program is a Python expression over ``i``, one id: whole numbers, ``+`` and ``*``, comparisons and remainders as
+functions, see ``FUNCTIONS``; without spaces. It is computed in the type of the ids, as torch does. What programs and
+masks say is computed before the lookups, once for all terms that say the same, and the layout that is left has neither
+but for the mask of a maximum.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from .embedding_bags_layout import EmbeddingBagsError, Layout, Term, parse_layout
+from .embedding_bags_operands import Operands
+
+Compute: TypeAlias = Callable[[Tensor], Tensor]
+
+
+def _larger(a: Any, b: Any) -> Any:
+    a, b = (b, a) if not isinstance(a, Tensor) else (a, b)
+    return torch.maximum(a, b) if isinstance(b, Tensor) else a.clamp(min=b)
+
+
+def _smaller(a: Any, b: Any) -> Any:
+    a, b = (b, a) if not isinstance(a, Tensor) else (a, b)
+    return torch.minimum(a, b) if isinstance(b, Tensor) else a.clamp(max=b)
+
+
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "floordiv": torch.floor_divide,
+    "truncdiv": lambda a, b: torch.div(a, b, rounding_mode="trunc"),
+    "mod": torch.remainder,
+    "abs": torch.abs,
+    "max": _larger,
+    "min": _smaller,
+    "where": torch.where,
+    "eq": lambda a, b: a == b,
+    "lt": lambda a, b: a < b,
+    "le": lambda a, b: a <= b,
+    "logical_and": torch.logical_and,
+    "logical_or": torch.logical_or,
+    "logical_xor": torch.logical_xor,
+    "logical_not": torch.logical_not,
+    "bitwise_and": lambda a, b: a & b,
+    "bitwise_or": lambda a, b: a | b,
+    "bitwise_xor": lambda a, b: a ^ b,
+    "shift_left": lambda a, b: a << b,
+    "shift_right": lambda a, b: a >> b,
+    "int64": Tensor.long,
+    "int32": Tensor.int,
+}
+
+
+@functools.lru_cache(maxsize=4096)
+def compile_program(text: str) -> Compute:
+    """A program as a function of a tensor of ids. Raises EmbeddingBagsError."""
+    try:
+        tree = ast.parse(text, mode="eval")
+    except SyntaxError as wrong:
+        raise EmbeddingBagsError(f"no id program: {text!r}") from wrong
+    known = (ast.Expression, ast.Call, ast.Name, ast.Load, ast.BinOp, ast.Add, ast.Mult, ast.UnaryOp, ast.USub)
+    for node in ast.walk(tree):
+        number = isinstance(node, ast.Constant) and type(node.value) is int
+        named = not isinstance(node, ast.Name) or node.id == "i" or node.id in FUNCTIONS
+        if not (number or isinstance(node, known)) or not named:
+            raise EmbeddingBagsError(f"no id program: {text!r}")
+    code = compile(tree, f"<ids {text}>", "eval")
+    return lambda i: eval(code, {"__builtins__": {}, **FUNCTIONS, "i": i})
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Columns of an id tensor and a program of them; of flat ids, or of ids [R], all."""
+
+    ids: int
+    program: str
+    first: int
+    count: int  # 0: flat
+
+    def __call__(self, o: Operands) -> Tensor:
+        i = o.ids[self.ids]
+        if self.count and i.dim() > 1 and i.shape[1] != self.count:
+            i = i.narrow(1, self.first, self.count)
+        return compile_program(self.program)(i)
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """Which of a term's ids count, times their weights where they have any."""
+
+    term: Term
+    live: _Source | None
+
+    def __call__(self, o: Operands, made: dict[_Source, Tensor]) -> Tensor:
+        t = self.term
+        tests = []
+        if self.live is not None:
+            if self.live not in made:  # once for all columns
+                made[self.live] = self.live(o)
+            tests.append(_columns(made[self.live], t.first - self.live.first, t))
+        if t.mask is not None:
+            given = _columns(o.weights[t.mask], t.mask_first, t).bool()
+            tests.append(given.logical_not() if t.unmask else given)
+        if t.lengths is not None and t.pool == "max":
+            places = torch.arange(t.count, device=o.ids[t.ids].device)
+            tests.append(places < o.offsets[t.lengths][:, None])
+        shown = functools.reduce(torch.logical_and, tests)
+        if t.weights is None or t.pool == "max":
+            return shown
+        w = _columns(o.weights[t.weights], t.weights_first, t)
+        return torch.where(shown, w, torch.zeros((), dtype=w.dtype, device=w.device))
+
+
+def _columns(x: Tensor, first: int, t: Term) -> Tensor:
+    if t.ragged:
+        return x
+    return x[:, None] if x.dim() < 2 else x.narrow(1, first, t.count)
+
+
+class Resolved:
+    """A layout without programs, and without masks but those of maxima, and the operands that it reads: what is
+    computed stands behind those that are given."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._most = layout.operands
+        self._spans: dict[tuple[int, str, bool], tuple[int, int]] = {}
+        for t in layout.lookups:
+            for text in {t.program, t.live} - {""}:
+                low, high = self._spans.get((t.ids, text, t.ragged), (t.first, t.first + t.count))
+                self._spans[t.ids, text, t.ragged] = min(low, t.first), max(high, t.first + t.count)
+        self._ids: dict[_Source, int] = {}
+        self._shown: dict[_Shown, int] = {}
+        self.layout = Layout(tuple(tuple(map(self._term, piece)) for piece in layout.pieces))
+        self.text = str(self.layout)
+
+    def _source(self, t: Term, program: str) -> _Source:
+        low, high = self._spans[t.ids, program, t.ragged]
+        return _Source(t.ids, program, low, high - low)
+
+    def _term(self, t: Term) -> Term:
+        largest = t.pool == "max"
+        if t.live or (t.mask is not None and (not largest or t.lengths is not None)):
+            part = _Shown(replace(t, program="", hint=""), self._source(t, t.live) if t.live else None)
+            slot = self._shown.setdefault(part, self._most["weights"] + len(self._shown))
+            if largest:
+                t = replace(t, live="", mask=slot, mask_first=0, unmask=False, lengths=None)
+            else:
+                t = replace(t, live="", mask=None, unmask=False, mask_first=0, weights=slot, weights_first=0)
+        if t.program:
+            source = self._source(t, t.program)
+            slot = self._ids.setdefault(source, self._most["ids"] + len(self._ids))
+            t = replace(t, program="", ids=slot, first=t.first - source.first)
+        return t
+
+    def operands(self, o: Operands) -> Operands:
+        """`o` with what programs and masks compute of it."""
+        made: dict[_Source, Tensor] = {}
+        return o._replace(
+            ids=[*o.ids[: self._most["ids"]], *[source(o) for source in self._ids]],
+            weights=[*o.weights[: self._most["weights"]], *[part(o, made) for part in self._shown]],
+        )
+
+
+@functools.lru_cache(maxsize=4096)
+def resolved(text: str) -> Resolved | None:
+    """What there is to compute before the lookups of a layout; None where that is nothing."""
+    layout = parse_layout(text)
+    needed = any(
+        t.program or t.live or (t.mask is not None and (t.pool != "max" or t.lengths is not None))
+        for t in layout.lookups
+    )
+    return Resolved(layout) if needed else None
