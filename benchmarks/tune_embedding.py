@@ -46,7 +46,8 @@ def staged_candidates(w: Workload, stored: str) -> list[Config | Staged]:
         return []
     ways = ((4, 2, 8), (4, 2, 4), (4, 3, 6), (4, 4, 1), (4, 5, 1), (1, 2, 16), (1, 3, 16), (2, 3, 8), (2, 6, 1))
     if length < 100:
-        ways = ((4, 1, 8), (2, 1, 16), (1, 1, 16), (4, 2, 8), (2, 2, 8), (1, 2, 16), (1, 4, 8), (2, 4, 1), (4, 4, 1))
+        ways = ((4, 1, 8), (2, 1, 16), (1, 1, 16), (4, 2, 8), (2, 2, 8), (1, 2, 16), (1, 4, 8), (2, 4, 1), (4, 4, 1),
+                (4, 5, 1), (2, 5, 1), (1, 5, 1))  # fmt: skip
     slices = (256, 512) if stored == "fp32" and dim == 128 else (256,)
     return [Staged(*way[:2], wide, way[2], ahead) for way in ways for wide in slices for ahead in (False, True)]
 
@@ -56,12 +57,14 @@ def triton_candidates(w: Workload, stored: str) -> list[Config | Staged]:
     _, dim, length = w.tables[0]
     first = "evict_first"
     if length == 1:
-        return [Config(*s, 128, evict=first) for s in ((4, 16, 8), (4, 16, 16), (8, 16, 8), (2, 16, 16))]
+        sizes = ((4, 16, 8), (4, 16, 16), (8, 16, 8), (2, 16, 16), (2, 16, 8), (4, 16, 4), (1, 16, 16), (4, 16, 32))
+        return [Config(*s, 128, evict=first) for s in sizes]
     if stored == "int8":
         shapes = ((1, 32), (1, 64), (2, 64))
         return [Config(*s, 16, dim, n, "" if dim > 32 else first) for s in shapes for n in (8, 32)]
     if dim <= 32:
-        return [Config(*s, 16, 32, n, first) for s in ((1, 16), (1, 32), (2, 16)) for n in (4, 8, 16, 32)]
+        once = [Config(*s, 16, 32, n, first) for s, n in (((2, 32), 64), ((4, 16), 64), ((4, 32), 128), ((2, 64), 128))]
+        return once + [Config(*s, 16, 32, n, first) for s in ((1, 16), (1, 32), (2, 16)) for n in (4, 8, 16, 32)]
     if stored == "fp16":
         return [Config(*s, 16, columns, n) for columns in (64, 128) for s in ((1, 32), (2, 16)) for n in (8, 16)]
     shapes = ((1, 16), (1, 32), (2, 16), (4, 16))

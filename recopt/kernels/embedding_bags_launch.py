@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import weakref
+from array import array
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -25,6 +28,8 @@ _plans: dict[tuple[Any, ...], _Run] = {}
 _MAX_PLANS = 1024
 # Up to so many addresses that change from call to call are arguments of the kernel; more go through memory.
 _MAX_ARGUMENTS = 64
+_MANY = 16  # operands that are looked at all at once
+_DTYPE = attrgetter("dtype")
 
 
 def embedding_bags_triton(o: Operands, text: str, config: Config | Staged | None = None) -> Tensor:
@@ -45,7 +50,7 @@ def embedding_bags_triton(o: Operands, text: str, config: Config | Staged | None
     # dies with the first of its tables, so neither is another's.
     key = (
         text, config, rows.bit_length(), tuple(map(id, o.tables)), tuple(map(Tensor.data_ptr, o.tables)),
-        tuple(map(Tensor.data_ptr, o.scales)), tuple([_signature(layout, o, rows, s) for s in layout.slots]),
+        tuple(map(Tensor.data_ptr, o.scales)), _assumed(layout, o, rows),
     )  # fmt: skip
     run = _plans.get(key)
     if run is None:
@@ -63,8 +68,23 @@ def embedding_bags_triton(o: Operands, text: str, config: Config | Staged | None
     return run(o, rows)
 
 
+def _assumed(layout: Layout, o: Operands, rows: int) -> tuple[Any, ...]:
+    """What a plan assumes of the operands that change from call to call; flat ids may be of any number."""
+    if len(layout.slots) < _MANY or layout.flat:
+        return tuple([_signature(layout, o, rows, slot) for slot in layout.slots])
+    # A thousand operands one by one in Python take longer than the kernel.
+    named = [*o.ids, *o.offsets, *o.weights, *o.dense]
+    sizes = tuple(map(Tensor.size, named))
+    return _tails(sizes, rows), tuple(map(_DTYPE, named)), tuple(map(Tensor.stride, named))
+
+
+@functools.lru_cache(maxsize=1024)
+def _tails(sizes: tuple[torch.Size, ...], rows: int) -> tuple[tuple[int, ...], ...]:
+    """Sizes, of which the first is how many more rows there are than the result has."""
+    return tuple([(size[0] - rows, *size[1:]) for size in sizes])
+
+
 def _signature(layout: Layout, o: Operands, rows: int, slot: tuple[str, int]) -> tuple[Any, ...]:
-    """What a plan assumes of an operand that changes from call to call; flat ids may be of any number."""
     t = getattr(o, slot[0])[slot[1]]
     along = layout.flat.get(slot)
     return t.dtype, t.stride(), t.shape[1:], t.shape[0] - (rows if along is None else o.ids[along].shape[0])
@@ -176,7 +196,7 @@ class _Addresses:
         """The int64 tensor of the operands' addresses, valid on the current stream."""
         pointers = tuple(map(Tensor.data_ptr, operands))
         if self.device.type != "cuda":
-            return torch.tensor(pointers)
+            return _words(pointers)
         key = (pointers, torch.cuda.current_stream(self.device).cuda_stream)
         capturing = torch.cuda.is_current_stream_capturing()
         if not capturing and key in self.known:
@@ -188,7 +208,7 @@ class _Addresses:
             while len(self.spare) < 8:
                 self.spare.append(torch.empty(len(pointers), dtype=torch.int64, pin_memory=True))
             staged = torch.empty(len(pointers), dtype=torch.int64, pin_memory=True)
-        staged.copy_(torch.tensor(pointers))
+        staged.copy_(_words(pointers))
         found = staged, staged.to(self.device, non_blocking=True)
         if capturing:
             self.captured.append(found)
@@ -198,3 +218,8 @@ class _Addresses:
                 self.known.clear()
             self.known[key] = found
         return found[1]
+
+
+def _words(numbers: tuple[int, ...]) -> Tensor:
+    # Made of a tuple, a tensor takes ten times as long.
+    return torch.frombuffer(array("q", numbers), dtype=torch.int64)
