@@ -49,7 +49,10 @@ def staged_candidates(w: Workload, stored: str) -> list[Config | Staged]:
         ways = ((4, 1, 8), (2, 1, 16), (1, 1, 16), (4, 2, 8), (2, 2, 8), (1, 2, 16), (1, 4, 8), (2, 4, 1), (4, 4, 1),
                 (4, 5, 1), (2, 5, 1), (1, 5, 1))  # fmt: skip
     slices = (256, 512) if stored == "fp32" and dim == 128 else (256,)
-    return [Staged(*way[:2], wide, way[2], ahead) for way in ways for wide in slices for ahead in (False, True)]
+    starts = (True, False) if length < 100 else (True,)
+    each = [(way, wide) for way in ways for wide in slices]
+    return [Staged(*way[:2], wide, way[2], ahead, early) for way, wide in each for ahead in (False, True)
+            for early in starts]  # fmt: skip
 
 
 def triton_candidates(w: Workload, stored: str) -> list[Config | Staged]:
