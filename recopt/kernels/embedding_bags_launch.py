@@ -7,7 +7,7 @@ import math
 import os
 import weakref
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from . import embedding_bags_table as table
 from .embedding_bags_config import Config, Staged
+from .embedding_bags_known import Known
 from .embedding_bags_layout import Layout, Term, parse_layout
 from .embedding_bags_operands import Operands, check_operands, result_dtype, rows_of
 from .embedding_bags_plan import make_plan, supports
@@ -24,8 +25,10 @@ from .embedding_bags_staged import Launch, staged
 from .embedding_bags_torch import embedding_bags_torch
 
 _Run = Callable[[Operands, int], Tensor]
-_plans: dict[tuple[Any, ...], _Run] = {}
+_Key = tuple[Any, ...]
+_plans: dict[_Key, list[tuple[Known, _Run]]] = {}
 _MAX_PLANS = 1024
+_MAX_ALIKE = 32  # plans of other tables under one layout
 # Up to so many addresses that change from call to call are arguments of the kernel; more go through memory.
 _MAX_ARGUMENTS = 64
 _MANY = 16  # operands that are looked at all at once
@@ -46,26 +49,34 @@ def embedding_bags_triton(o: Operands, text: str, config: Config | Staged | None
         if joined is not None:
             return joined
     device = (o.tables or o.dense)[0].device
-    # Everything that the records and the compiled kernel depend on. Tables are known by identity and address: a plan
-    # dies with the first of its tables, so neither is another's.
-    key = (
-        text, config, rows.bit_length(), tuple(map(id, o.tables)), tuple(map(Tensor.data_ptr, o.tables)),
-        tuple(map(Tensor.data_ptr, o.scales)), _assumed(layout, o, rows),
-    )  # fmt: skip
-    run = _plans.get(key)
+    # Everything that the records and the compiled kernel depend on. A plan dies with the first of its tables, so that
+    # none is another's.
+    key = text, config, rows.bit_length(), _assumed(layout, o, rows)
+    tables = (*o.tables, *o.scales) if o.scales else o.tables
+    run = next((run for known, run in _plans.get(key, ()) if known.same(tables)), None)
     if run is None:
         check_operands(layout, o)
-        if len(_plans) >= _MAX_PLANS:
-            _plans.clear()
-        known = supports(layout, o)
-        run = _bind(layout, o, rows, config) if known else _plainly(text)
-        _plans[key] = run
-        for t in (*o.tables, *o.scales):
-            weakref.finalize(t, _plans.pop, key, None)
+        run = _bind(layout, o, rows, config) if supports(layout, o) else _plainly(text)
+        _keep(key, tables, run)
     if device.type == "cuda" and device.index != torch.cuda.current_device():
         with torch.cuda.device(device):
             return run(o, rows)
     return run(o, rows)
+
+
+def _keep(key: _Key, tables: Sequence[Tensor], run: _Run) -> None:
+    if len(_plans) >= _MAX_PLANS:
+        _plans.clear()
+    known = Known(tables)
+    _plans[key] = [*_plans.get(key, [])[1 - _MAX_ALIKE :], (known, run)]
+    for t in tables:
+        weakref.finalize(t, _forget, key, known)
+
+
+def _forget(key: _Key, known: Known) -> None:
+    kept = [plan for plan in _plans.pop(key, ()) if plan[0] is not known]
+    if kept:
+        _plans[key] = kept
 
 
 def _assumed(layout: Layout, o: Operands, rows: int) -> tuple[Any, ...]:

@@ -1,0 +1,34 @@
+"""Whether tensors are the same and where they were, asked in C and in Python."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from recopt.kernels import embedding_bags_known
+from recopt.kernels.embedding_bags_known import Known
+
+
+@pytest.fixture(params=["C", "Python"])
+def _asked_in(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "Python":
+        monkeypatch.setattr(embedding_bags_known, "_compiled", lambda: None)
+    else:
+        assert embedding_bags_known._compiled() is not None
+
+
+@pytest.mark.usefixtures("_asked_in")
+def test_tensors_are_the_same_until_one_is_another_or_moves() -> None:
+    tensors = [torch.randn(3, 4) for _ in range(5)]
+    known = Known(tensors)
+    assert known.same(tensors)
+    assert known.same(tuple(tensors))
+    assert not known.same(tensors[:4])
+    assert not known.same([*tensors, tensors[0]])
+    assert not known.same([*tensors[:3], tensors[4], tensors[3]])
+    assert not known.same([*tensors[:4], tensors[4][:]])  # the same memory, another tensor
+    tensors[2].add_(1)
+    assert known.same(tensors)
+    tensors[2].data = tensors[2].clone()
+    assert not known.same(tensors)
+    assert Known([]).same([])
