@@ -340,7 +340,9 @@ def test_gpu_kernel_agrees_with_float64(text: str) -> None:
 @gpu
 @needs_gpu
 def test_gpu_one_launch_of_everything() -> None:
-    text = "; ".join(line for line in LAYOUTS if "o0" not in line and "w0" not in line and "q" not in line)
+    # Without lines whose dense tensors have other rows than those of other lines.
+    left_out = ("o0", "w0", "q", "x0 %", "x1 %")
+    text = "; ".join(line for line in LAYOUTS if not any(part in line for part in left_out))
     o = operands(text, 300, 24)
     _close(embedding_bags(*_to(o, "cuda"), text).cpu(), reference(o, text), o)
 
