@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from array import array
+
 import pytest
 import torch
 
 from recopt.kernels import embedding_bags_known
-from recopt.kernels.embedding_bags_known import Known
+from recopt.kernels.embedding_bags_known import Known, described
 
 
 @pytest.fixture(params=["C", "Python"])
@@ -32,3 +34,24 @@ def test_tensors_are_the_same_until_one_is_another_or_moves() -> None:
     tensors[2].data = tensors[2].clone()
     assert not known.same(tensors)
     assert Known([]).same([])
+
+
+@pytest.mark.usefixtures("_asked_in")
+def test_descriptions_are_equal_where_a_plan_may_be_shared() -> None:
+    ids, lengths = torch.zeros(7, 4, dtype=torch.int64), torch.zeros(8)
+    words, addresses = described([ids, lengths], array("q", [7, 7]))
+    assert addresses == array("q", [ids.data_ptr(), lengths.data_ptr()]).tobytes()
+    assert described([ids[:3], lengths[2:6]], array("q", [3, 3]))[0] == words  # one more than there are rows
+    others = [
+        [ids, lengths[:7]],
+        [ids[:, :3], lengths],
+        [ids[:, 0], lengths],
+        [ids.t().contiguous().t(), lengths],
+        [ids.int(), lengths],
+        [ids.to("meta"), lengths],
+        [ids, lengths[::2]],
+        [ids.unsqueeze(2), lengths],
+        [ids, lengths.sum()],
+    ]
+    for other in others:
+        assert described(other, array("q", [7, 7]))[0] != words
