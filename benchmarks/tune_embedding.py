@@ -28,7 +28,7 @@ from recopt.kernels.embedding_bags_launch import embedding_bags_triton
 from recopt.kernels.embedding_bags_operands import Operands
 
 TABLE = Path(__file__).parent.parent / "recopt" / "kernels" / "embedding_bags_table.py"
-HOT = {"one", "zipf 1.2"}  # the classes that embedding_bags.hinted calls so
+HINTS = {"one": "hot", "zipf 1.2": "hot", "uniform": "cold"}  # the classes that embedding_bags.hinted calls so
 Shape = tuple[int, int, int, int]
 SHAPES = ("32x500Kx128 L150 B2048", "26x1Mx128 L1 B2048", "26x1Mx128 L1 B256", "100x100Kx32 L20 B512",
           "8x1Mx32 L80 B256")  # fmt: skip
@@ -180,7 +180,7 @@ def write(paths: Sequence[Path]) -> None:
     all classes; in CUDA C++, where that is faster, over the classes of each hint, and without one over all, among those
     that are nowhere slower than the bare kernel.
     """
-    from recopt.kernels.embedding_bags_table import CHOICES, STAGED
+    from recopt.kernels.embedding_bags_table import CHOICES, MEASURED, STAGED
 
     choices, staged = dict(CHOICES), {key: dict(ways) for key, ways in STAGED.items()}
     times: dict[Shape, dict[Config | Staged, dict[str, float]]] = {}
@@ -204,18 +204,21 @@ def write(paths: Sequence[Path]) -> None:
         measured = {way: ts for way, ts in ways.items() if set(ts) == classes}
         choices[key] = _fastest([w for w in measured if isinstance(w, Config)], measured, classes)
         staged[key] = {}
-        for hint, part in (("", classes), ("hot", classes & HOT), ("cold", classes - HOT)):
+        for hint in ("", "hot", "cold"):
+            part = {k for k in classes if hint in ("", HINTS.get(k))}
             able = [w for w, ts in measured.items() if hint or all(ts[k] <= bare.get((key, k), ts[k]) for k in classes)]
             way = _fastest(able or list(measured), measured, part)
             if isinstance(way, Staged):
                 staged[key][hint] = way
+    device = f"{data['device']}, torch {data['torch']}"
+    measured_on = MEASURED if device in MEASURED else f"{MEASURED}; {', '.join(map(str, times))}: {device}"
     lines = "".join(f"    {key}: {_text(c)},\n" for key, c in choices.items())
     fast = "".join(f"    {key}: {{{', '.join(f'{h!r}: {_text(c)}' for h, c in ways.items())}}},\n".replace("'", '"')
                    for key, ways in staged.items() if ways)  # fmt: skip
     TABLE.write_text(
         '"""The fastest way for embedding bags on Hopper; data from benchmarks/tune_embedding.py."""\n\n'
         "from .embedding_bags_config import Config, Staged\n\n"
-        f'MEASURED = "{data["device"]}, torch {data["torch"]}"\n'
+        f'MEASURED = "{measured_on}"\n'
         "# Bytes a value is stored in, columns as stored, ids a bag, bags -> the least geometric mean over classes of "
         "ids.\nCHOICES: dict[tuple[int, int, int, int], Config] = {\n" + lines + "}\n"
         "# The same shapes, where the kernel in CUDA C++ is faster in that mean, by the hint of the layout.\n"
