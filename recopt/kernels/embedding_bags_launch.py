@@ -90,6 +90,7 @@ def _forget(key: _Key, known: Known) -> None:
 
 
 def _dynamic(layout: Layout, o: Operands) -> list[Tensor]:
+    """The operands that the layout's slots number: all of them, as a rule."""
     every = [*o.ids, *o.offsets, *o.weights, *o.dense]
     return every if len(every) == len(layout.slots) else [getattr(o, which)[n] for which, n in layout.slots]
 

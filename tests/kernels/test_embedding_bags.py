@@ -19,6 +19,7 @@ from recopt.kernels.embedding_bags_config import Config
 from recopt.kernels.embedding_bags_launch import choose_config, embedding_bags_triton
 from recopt.kernels.embedding_bags_layout import EmbeddingBagsError, parse_layout
 from recopt.kernels.embedding_bags_operands import Operands
+from recopt.kernels.embedding_bags_plan import supports
 from recopt.kernels.embedding_bags_torch import embedding_bags_torch
 
 gpu = pytest.mark.gpu
@@ -316,6 +317,15 @@ def test_every_shape_has_a_choice(dim: int, count: int, rows: int) -> None:
     text = f"sum t0[i0:0+{count}]"
     o = Operands([torch.ones(2, dim)], [torch.zeros(1, count, dtype=torch.int64)], [], [], [], [])
     assert isinstance(choose_config(parse_layout(text), o, rows), Config)
+
+
+def test_operands_on_several_devices_go_the_plain_way() -> None:
+    text = "sum t0[i0:0+3] * w0:0; x0"
+    o, layout = operands(text), parse_layout(text)
+    assert supports(layout, o)
+    for which in ("tables", "ids", "weights", "dense"):
+        moved = o._replace(**{which: [t.to("meta") for t in getattr(o, which)]})
+        assert not supports(layout, moved), which
 
 
 def _to(o: Operands, device: str) -> Operands:
