@@ -28,10 +28,16 @@ from recopt.kernels.embedding_bags_launch import embedding_bags_triton
 from recopt.kernels.embedding_bags_operands import Operands
 
 TABLE = Path(__file__).parent.parent / "recopt" / "kernels" / "embedding_bags_table.py"
-HOT = {"one", "zipf 1.2"}  # the classes that embedding_bags.hinted calls so
+HINTS = {"one": "hot", "zipf 1.2": "hot", "uniform": "cold"}  # the classes that embedding_bags.hinted calls so
 Shape = tuple[int, int, int, int]
 SHAPES = ("32x500Kx128 L150 B2048", "26x1Mx128 L1 B2048", "26x1Mx128 L1 B256", "100x100Kx32 L20 B512",
-          "8x1Mx32 L80 B256")  # fmt: skip
+          "8x1Mx32 L80 B256", "RecFlex A", "RecFlex D", "RecFlex E")  # fmt: skip
+
+
+def largest(w: Workload) -> tuple[int, int]:
+    """Columns and ids of the bag that reads most, which the choice goes by."""
+    _, dim, length = max(w.tables, key=lambda t: t[1] * t[2])
+    return dim, length
 
 
 def candidates(w: Workload, stored: str) -> list[Config | Staged]:
@@ -41,27 +47,33 @@ def candidates(w: Workload, stored: str) -> list[Config | Staged]:
 
 def staged_candidates(w: Workload, stored: str) -> list[Config | Staged]:
     """Warps, quads of rows, bytes of a slice, programs a processor; none for single and for quantised rows."""
-    _, dim, length = w.tables[0]
+    dim, length = largest(w)
     if length == 1 or stored == "int8":
         return []
     ways = ((4, 2, 8), (4, 2, 4), (4, 3, 6), (4, 4, 1), (4, 5, 1), (1, 2, 16), (1, 3, 16), (2, 3, 8), (2, 6, 1))
     if length < 100:
-        ways = ((4, 1, 8), (2, 1, 16), (1, 1, 16), (4, 2, 8), (2, 2, 8), (1, 2, 16), (1, 4, 8), (2, 4, 1), (4, 4, 1))
+        ways = ((4, 1, 8), (2, 1, 16), (1, 1, 16), (4, 2, 8), (2, 2, 8), (1, 2, 16), (1, 4, 8), (2, 4, 1), (4, 4, 1),
+                (4, 5, 1), (2, 5, 1), (1, 5, 1))  # fmt: skip
     slices = (256, 512) if stored == "fp32" and dim == 128 else (256,)
-    return [Staged(*way[:2], wide, way[2], ahead) for way in ways for wide in slices for ahead in (False, True)]
+    starts = (True, False) if length < 100 else (True,)
+    each = [(way, wide) for way in ways for wide in slices]
+    return [Staged(*way[:2], wide, way[2], ahead, early) for way, wide in each for ahead in (False, True)
+            for early in starts]  # fmt: skip
 
 
 def triton_candidates(w: Workload, stored: str) -> list[Config | Staged]:
     """Warps, values a thread, columns of a slice, ids at once."""
-    _, dim, length = w.tables[0]
+    dim, length = largest(w)
     first = "evict_first"
     if length == 1:
-        return [Config(*s, 128, evict=first) for s in ((4, 16, 8), (4, 16, 16), (8, 16, 8), (2, 16, 16))]
+        sizes = ((4, 16, 8), (4, 16, 16), (8, 16, 8), (2, 16, 16), (2, 16, 8), (4, 16, 4), (1, 16, 16), (4, 16, 32))
+        return [Config(*s, 128, evict=first) for s in sizes]
     if stored == "int8":
         shapes = ((1, 32), (1, 64), (2, 64))
         return [Config(*s, 16, dim, n, "" if dim > 32 else first) for s in shapes for n in (8, 32)]
     if dim <= 32:
-        return [Config(*s, 16, 32, n, first) for s in ((1, 16), (1, 32), (2, 16)) for n in (4, 8, 16, 32)]
+        once = [Config(*s, 16, 32, n, first) for s, n in (((2, 32), 64), ((4, 16), 64), ((4, 32), 128), ((2, 64), 128))]
+        return once + [Config(*s, 16, 32, n, first) for s in ((1, 16), (1, 32), (2, 16)) for n in (4, 8, 16, 32)]
     if stored == "fp16":
         return [Config(*s, 16, columns, n) for columns in (64, 128) for s in ((1, 32), (2, 16)) for n in (8, 16)]
     shapes = ((1, 16), (1, 32), (2, 16), (4, 16))
@@ -78,7 +90,8 @@ def _compile(job: tuple[Workload, str, Config | Staged]) -> str:
     w, stored, config = job
     if isinstance(config, Staged):  # compiled where it runs
         return ""
-    small = Workload(tuple((1000, dim, length) for _, dim, length in w.tables[:1]), w.batch)
+    alike = len(set(w.tables)) == 1
+    small = Workload(tuple((1000, dim, length) for _, dim, length in w.tables[: 1 if alike else None]), w.batch)
     try:
         tables, scales, text = operands(small, stored, make_tables(small, "cuda"))
         embedding_bags_triton(
@@ -120,7 +133,7 @@ def measure(
     for name in names:
         w = WORKLOADS[name]
         full = make_tables(w, "cuda")
-        _, dim, length = w.tables[0]
+        dim, length = largest(w)
         for store in stored:
             tables, scales, text = operands(w, store, full)
             peer = fbgemm(w, store) if with_peers else None
@@ -134,7 +147,7 @@ def measure(
                 times: dict[str, float] = {}
                 if peer is not None:
                     times["fbgemm"] = device_times([peer(i) for i in requests], 8).median
-                if store == "fp32" and with_peers:
+                if store == "fp32" and with_peers and len(set(w.tables)) == 1:
                     found = []
                     for u, warps in ((16, 2), (32, 4), (16, 1), (32, 8)) if length > 1 else ((1, 1), (1, 2)):
                         bind = bare_kernel(full, w, min(u, 1 << (length - 1).bit_length()), warps)
@@ -174,7 +187,7 @@ def write(paths: Sequence[Path]) -> None:
     all classes; in CUDA C++, where that is faster, over the classes of each hint, and without one over all, among those
     that are nowhere slower than the bare kernel.
     """
-    from recopt.kernels.embedding_bags_table import CHOICES, STAGED
+    from recopt.kernels.embedding_bags_table import CHOICES, MEASURED, STAGED
 
     choices, staged = dict(CHOICES), {key: dict(ways) for key, ways in STAGED.items()}
     times: dict[Shape, dict[Config | Staged, dict[str, float]]] = {}
@@ -184,7 +197,7 @@ def write(paths: Sequence[Path]) -> None:
         here: dict[Shape, dict[Config | Staged, dict[str, float]]] = {}
         for r in data["results"]:
             w = WORKLOADS[r["shape"]]
-            _, dim, length = w.tables[0]
+            dim, length = largest(w)
             key = ({"fp32": 4, "fp16": 2, "int8": 1}[r["stored"]], dim, length, w.batch)
             if "bare" in r["peers"]:
                 bare[key, r["ids"]] = r["peers"]["bare"]
@@ -198,18 +211,21 @@ def write(paths: Sequence[Path]) -> None:
         measured = {way: ts for way, ts in ways.items() if set(ts) == classes}
         choices[key] = _fastest([w for w in measured if isinstance(w, Config)], measured, classes)
         staged[key] = {}
-        for hint, part in (("", classes), ("hot", classes & HOT), ("cold", classes - HOT)):
+        for hint in ("", "hot", "cold"):
+            part = {k for k in classes if hint in ("", HINTS.get(k))}
             able = [w for w, ts in measured.items() if hint or all(ts[k] <= bare.get((key, k), ts[k]) for k in classes)]
             way = _fastest(able or list(measured), measured, part)
             if isinstance(way, Staged):
                 staged[key][hint] = way
+    device = f"{data['device']}, torch {data['torch']}"
+    measured_on = MEASURED if device in MEASURED else f"{MEASURED}; {', '.join(map(str, times))}: {device}"
     lines = "".join(f"    {key}: {_text(c)},\n" for key, c in choices.items())
     fast = "".join(f"    {key}: {{{', '.join(f'{h!r}: {_text(c)}' for h, c in ways.items())}}},\n".replace("'", '"')
                    for key, ways in staged.items() if ways)  # fmt: skip
     TABLE.write_text(
         '"""The fastest way for embedding bags on Hopper; data from benchmarks/tune_embedding.py."""\n\n'
         "from .embedding_bags_config import Config, Staged\n\n"
-        f'MEASURED = "{data["device"]}, torch {data["torch"]}"\n'
+        f'MEASURED = "{measured_on}"\n'
         "# Bytes a value is stored in, columns as stored, ids a bag, bags -> the least geometric mean over classes of "
         "ids.\nCHOICES: dict[tuple[int, int, int, int], Config] = {\n" + lines + "}\n"
         "# The same shapes, where the kernel in CUDA C++ is faster in that mean, by the hint of the layout.\n"

@@ -29,10 +29,12 @@ class Config(NamedTuple):
 
 class Staged(NamedTuple):
     """One launch of the kernel in CUDA C++: warps a program, quads of rows a thread reads at once, bytes of a slice of
-    wide rows, programs that a processor must hold at least; ``ahead`` has the ids of the next table sent to the L2."""
+    wide rows, programs that a processor must hold at least; ``ahead`` has the ids of the next table sent to the L2,
+    ``early`` starts the kernel while the one before it drains (from Hopper on)."""
 
     warps: int = 4
     quads: int = 4
     slice: int = 256
     blocks: int = 1
     ahead: bool = False
+    early: bool = True

@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 import os
 import weakref
-from collections.abc import Callable
-from typing import Any
+from array import array
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import embedding_bags_table as table
 from .embedding_bags_config import Config, Staged
+from .embedding_bags_known import Known, described
 from .embedding_bags_layout import Layout, Term, parse_layout
 from .embedding_bags_operands import Operands, check_operands, result_dtype, rows_of
 from .embedding_bags_plan import make_plan, supports
@@ -20,9 +22,22 @@ from .embedding_bags_split import MOST_ROWS, in_parts
 from .embedding_bags_staged import Launch, staged
 from .embedding_bags_torch import embedding_bags_torch
 
-_Run = Callable[[Operands, int], Tensor]
-_plans: dict[tuple[Any, ...], _Run] = {}
+
+class _Call(NamedTuple):
+    """What a call adds to a plan: operands, rows of the result, those that the layout's slots number, their addresses
+    as int64."""
+
+    o: Operands
+    rows: int
+    dynamic: list[Tensor]
+    addresses: bytes
+
+
+_Run = Callable[[_Call], Tensor]
+_Key = tuple[Any, ...]
+_plans: dict[_Key, list[tuple[Known, _Run]]] = {}
 _MAX_PLANS = 1024
+_MAX_ALIKE = 32  # plans of other tables under one layout
 # Up to so many addresses that change from call to call are arguments of the kernel; more go through memory.
 _MAX_ARGUMENTS = 64
 
@@ -41,37 +56,57 @@ def embedding_bags_triton(o: Operands, text: str, config: Config | Staged | None
         if joined is not None:
             return joined
     device = (o.tables or o.dense)[0].device
-    # Everything that the records and the compiled kernel depend on. Tables are known by identity and address: a plan
-    # dies with the first of its tables, so neither is another's.
-    key = (
-        text, config, rows.bit_length(), tuple(map(id, o.tables)), tuple(map(Tensor.data_ptr, o.tables)),
-        tuple(map(Tensor.data_ptr, o.scales)), tuple([_signature(layout, o, rows, s) for s in layout.slots]),
-    )  # fmt: skip
-    run = _plans.get(key)
+    # Everything that the records and the compiled kernel depend on. A plan dies with the first of its tables, so that
+    # none is another's.
+    dynamic = _dynamic(layout, o)
+    assumed, addresses = described(dynamic, _lengths(layout, o, rows))
+    key = text, config, rows.bit_length(), assumed
+    tables = (*o.tables, *o.scales) if o.scales else o.tables
+    run = next((run for known, run in _plans.get(key, ()) if known.same(tables)), None)
     if run is None:
         check_operands(layout, o)
-        if len(_plans) >= _MAX_PLANS:
-            _plans.clear()
-        known = supports(layout, o)
-        run = _bind(layout, o, rows, config) if known else _plainly(text)
-        _plans[key] = run
-        for t in (*o.tables, *o.scales):
-            weakref.finalize(t, _plans.pop, key, None)
+        run = _bind(layout, o, rows, config) if supports(layout, o) else _plainly(text)
+        _keep(key, tables, run)
+    call = _Call(o, rows, dynamic, addresses)
     if device.type == "cuda" and device.index != torch.cuda.current_device():
         with torch.cuda.device(device):
-            return run(o, rows)
-    return run(o, rows)
+            return run(call)
+    return run(call)
 
 
-def _signature(layout: Layout, o: Operands, rows: int, slot: tuple[str, int]) -> tuple[Any, ...]:
-    """What a plan assumes of an operand that changes from call to call; flat ids may be of any number."""
-    t = getattr(o, slot[0])[slot[1]]
-    along = layout.flat.get(slot)
-    return t.dtype, t.stride(), t.shape[1:], t.shape[0] - (rows if along is None else o.ids[along].shape[0])
+def _keep(key: _Key, tables: Sequence[Tensor], run: _Run) -> None:
+    if len(_plans) >= _MAX_PLANS:
+        _plans.clear()
+    known = Known(tables)
+    _plans[key] = [*_plans.get(key, [])[1 - _MAX_ALIKE :], (known, run)]
+    for t in tables:
+        weakref.finalize(t, _forget, key, known)
+
+
+def _forget(key: _Key, known: Known) -> None:
+    kept = [plan for plan in _plans.pop(key, ()) if plan[0] is not known]
+    if kept:
+        _plans[key] = kept
+
+
+def _dynamic(layout: Layout, o: Operands) -> list[Tensor]:
+    """The operands that the layout's slots number: all of them, as a rule."""
+    every = [*o.ids, *o.offsets, *o.weights, *o.dense]
+    return every if len(every) == len(layout.slots) else [getattr(o, which)[n] for which, n in layout.slots]
+
+
+def _lengths(layout: Layout, o: Operands, rows: int) -> array[int]:
+    """The rows that each of them is compared with: the result's, or those of the flat ids that it lies along."""
+    lengths = array("q", [rows]) * len(layout.slots)
+    if layout.flat:
+        for n, slot in enumerate(layout.slots):
+            if slot in layout.flat:
+                lengths[n] = o.ids[layout.flat[slot]].shape[0]
+    return lengths
 
 
 def _plainly(text: str) -> _Run:
-    return lambda o, rows: embedding_bags_torch(*o, text)
+    return lambda call: embedding_bags_torch(*call.o, text)
 
 
 def choose_config(layout: Layout, o: Operands, rows: int) -> Config:
@@ -113,11 +148,10 @@ def _bind_staged(layout: Layout, o: Operands, launch: Launch) -> _Run:
     dtype = result_dtype(layout, [t.dtype for t in o.tables], [])
     addresses = _Addresses(device) if len(layout.slots) > 1 else None
 
-    def run(o: Operands, rows: int) -> Tensor:
-        out = torch.empty((rows, width), dtype=dtype, device=device)
-        if rows:
-            dynamic = tuple([getattr(o, which)[n] for which, n in layout.slots])
-            launch(out, dynamic[0] if addresses is None else addresses.of(dynamic))
+    def run(call: _Call) -> Tensor:
+        out = torch.empty((call.rows, width), dtype=dtype, device=device)
+        if call.rows:
+            launch(out, call.dynamic[0] if addresses is None else addresses.of(call.addresses))
         return out
 
     return run
@@ -138,14 +172,13 @@ def _bind_triton(layout: Layout, o: Operands, rows: int, config: Config) -> _Run
     constants = (plan.classes, (addresses is not None, check, early))
     runners: dict[int, Any] = {}
 
-    def run(o: Operands, rows: int) -> Tensor:
+    def run(call: _Call) -> Tensor:
+        rows = call.rows
         out = torch.empty((rows, plan.width), dtype=plan.dtype, device=device)
         if rows == 0 or plan.width == 0:
             return out
-        dynamic = tuple([getattr(o, which)[n] for which, n in layout.slots])
-        if addresses is not None:
-            dynamic = (addresses.of(dynamic),)
-        sizes = tuple([o.ids[n].shape[0] for n in plan.sizes]) or (0,)
+        dynamic = tuple(call.dynamic) if addresses is None else (addresses.of(call.addresses),)
+        sizes = tuple([call.o.ids[n].shape[0] for n in plan.sizes]) or (0,)
         args = (out, plan.records, dynamic, sizes, plan.counts, rows, plan.width, *constants)
         runner = runners.get(rows)
         if runner is not None:
@@ -168,27 +201,27 @@ class _Addresses:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.known: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
+        self.known: dict[tuple[bytes, int], tuple[Tensor, Tensor]] = {}
         self.captured: list[tuple[Tensor, Tensor]] = []
         self.spare: list[Tensor] = []
 
-    def of(self, operands: tuple[Tensor, ...]) -> Tensor:
-        """The int64 tensor of the operands' addresses, valid on the current stream."""
-        pointers = tuple(map(Tensor.data_ptr, operands))
+    def of(self, addresses: bytes) -> Tensor:
+        """The addresses, int64 each, as a tensor that is valid on the current stream."""
         if self.device.type != "cuda":
-            return torch.tensor(pointers)
-        key = (pointers, torch.cuda.current_stream(self.device).cuda_stream)
+            return _words(addresses)
+        key = (addresses, torch.cuda.current_stream(self.device).cuda_stream)
         capturing = torch.cuda.is_current_stream_capturing()
         if not capturing and key in self.known:
             return self.known[key][1]
+        words = _words(addresses)
         # Pinned memory cannot be had while a graph is captured, which moreover reads it at every replay.
         if capturing:
             staged = self.spare.pop()
         else:
             while len(self.spare) < 8:
-                self.spare.append(torch.empty(len(pointers), dtype=torch.int64, pin_memory=True))
-            staged = torch.empty(len(pointers), dtype=torch.int64, pin_memory=True)
-        staged.copy_(torch.tensor(pointers))
+                self.spare.append(torch.empty(len(words), dtype=torch.int64, pin_memory=True))
+            staged = torch.empty(len(words), dtype=torch.int64, pin_memory=True)
+        staged.copy_(words)
         found = staged, staged.to(self.device, non_blocking=True)
         if capturing:
             self.captured.append(found)
@@ -198,3 +231,7 @@ class _Addresses:
                 self.known.clear()
             self.known[key] = found
         return found[1]
+
+
+def _words(addresses: bytes) -> Tensor:
+    return torch.frombuffer(bytearray(addresses), dtype=torch.int64)

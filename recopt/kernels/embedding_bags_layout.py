@@ -153,14 +153,15 @@ class Layout:
 
     @functools.cached_property
     def slots(self) -> tuple[tuple[str, int], ...]:
-        """The operands that change from call to call: which list, which tensor."""
+        """The operands that change from call to call: which list, which tensor; list after list."""
         found: dict[tuple[str, int], None] = {}
         for t in self.terms:
             named = (("dense" if t.pool == "dense" else "ids", t.source if t.pool == "dense" else t.ids),
                      ("offsets", t.offsets), ("offsets", t.lengths), ("offsets", t.over),
                      ("weights", t.weights), ("weights", t.mask))  # fmt: skip
             found |= {(which, n): None for which, n in named if n is not None}
-        return tuple(found)
+        order = ("ids", "offsets", "weights", "dense")
+        return tuple(sorted(found, key=lambda slot: (order.index(slot[0]), slot[1])))
 
     @functools.cached_property
     def flat(self) -> dict[tuple[str, int], int]:

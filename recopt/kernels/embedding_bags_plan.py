@@ -40,11 +40,13 @@ class Plan(NamedTuple):
 
 
 def supports(layout: Layout, o: Operands) -> bool:
-    """Whether the kernel knows the operands' types, and their sizes fit its 32-bit counters."""
+    """Whether the kernel knows the operands' types, they are all on one device, and sizes fit its 32-bit counters."""
     tables = {t.source for t in layout.lookups}
+    device = (o.tables or o.dense)[0].device
     named = [getattr(o, which)[n] for which, n in layout.slots]
     return (
         all(o.tables[n].stride(1) == 1 and o.tables[n].dtype in _NAMES for n in tables)
+        and all(x.device == device for x in (*o.tables, *o.scales, *named))
         and all(x.dtype in _NAMES and x.numel() < 1 << 31 for x in named)
         and all(o.tables[n].shape[0] < 1 << 31 and o.tables[n].stride(0) < 1 << 27 for n in tables)
         and all(s.stride() == (2, 1) and s.dtype == torch.float32 for s in o.scales)

@@ -14,9 +14,10 @@ toolkit), and for every other layout, Triton's kernel does the work: see ``stage
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import os
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 
@@ -100,14 +101,21 @@ __device__ __forceinline__ void write(char* at, const float (&sum)[VALUES], floa
 #endif
 }
 
+// Where one slice of a table lies, and how many ids a bag has.
+struct Unit {
+  const char* table;
+  u64 height;
+  u32 stride;
+  int slice, count;
+  float scale;
+};
+
 // One bag of rows of L * 16 bytes.
 template <int L>
-__device__ __forceinline__ void bag(const i64* record, const IDS* ids, char* to, u32* held, int slice) {
+__device__ __forceinline__ void bag(const Unit& unit, const IDS* ids, char* to, u32* held) {
   constexpr int ROWS = 32 / L, QUAD = 4 * ROWS;
-  int lane = threadIdx.x & 31, count = (int)record[COUNT];
-  u64 height = (u64)record[HEIGHT];
-  u32 stride = (u32)record[STRIDE];
-  const char* base = (const char*)record[TABLE] + (slice * L + lane % L) * 16;
+  int lane = threadIdx.x & 31, count = unit.count;
+  const char* base = unit.table + (unit.slice * L + lane % L) * 16;
   float sum[VALUES];
 #pragma unroll
   for (int k = 0; k < VALUES; k++) sum[k] = 0.0f;
@@ -120,8 +128,8 @@ __device__ __forceinline__ void bag(const i64* record, const IDS* ids, char* to,
     bool bad = false;
 #pragma unroll
     for (int k = 0; k < CHUNKS; k++) {
-      bad |= lane + 32 * k < here && (u64)(i64)next[k] >= height;
-      held[lane + 32 * k] = (u32)next[k] * stride;
+      bad |= lane + 32 * k < here && (u64)(i64)next[k] >= unit.height;
+      held[lane + 32 * k] = (u32)next[k] * unit.stride;
     }
 #if CHECK
     if (__any_sync(~0u, bad)) __assertfail("embedding_bags: an id is not in its table", "", 0, "", 1);
@@ -142,53 +150,120 @@ __device__ __forceinline__ void bag(const i64* record, const IDS* ids, char* to,
 #pragma unroll
       for (int j = 0; j < 4 * QUADS; j++) add(sum, x[j]);
     }
-    for (; n < here; n += QUAD) {
-      uint4 x[4];
+    for (; n < here; n += QUAD * TAIL) {
+      uint4 x[4 * TAIL];
 #pragma unroll
-      for (int j = 0; j < 4; j++) {
+      for (int j = 0; j < 4 * TAIL; j++) {
         int k = n + j * ROWS + lane / L;
         x[j] = make_uint4(0, 0, 0, 0);
         if (k < here) x[j] = read_row(base, held[k]);
       }
 #pragma unroll
-      for (int j = 0; j < 4; j++) add(sum, x[j]);
+      for (int j = 0; j < 4 * TAIL; j++) add(sum, x[j]);
     }
   }
 #pragma unroll
   for (int m = L; m < 32; m <<= 1)
 #pragma unroll
     for (int k = 0; k < VALUES; k++) sum[k] += __shfl_xor_sync(~0u, sum[k], m);
-  float scale = __int_as_float((int)record[SCALE]);
-  if (lane < L) write(to + (slice * L + lane) * VALUES * (OUT == 0 ? 4 : 2), sum, scale);
+  if (lane < L) write(to + (unit.slice * L + lane) * VALUES * (OUT == 0 ? 4 : 2), sum, unit.scale);
 }
 
-extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS)
-bags(const i64* __restrict__ records, const void* __restrict__ dynamic, char* __restrict__ out, int rows, int width) {
-  __shared__ __align__(16) u32 held[WARPS][HELD];
-  int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, r = blockIdx.x * WARPS + warp;
-  if (r >= rows) return;
-  const i64* record = records + (i64)blockIdx.y * FIELDS;
-#if DIRECT
-  const IDS* ids = (const IDS*)dynamic;
-#else
-  const IDS* ids = ((const IDS* const*)dynamic)[record[SLOT]];
+// Single rows of L * 16 bytes, as many bags as a warp holds.
+template <int L>
+__device__ __forceinline__ void row(const Unit& unit, const IDS* id, char* to) {
+  int lane = threadIdx.x & 31;
+  IDS i = read_id(id);
+#if CHECK
+  if ((u64)(i64)i >= unit.height) __assertfail("embedding_bags: an id is not in its table", "", 0, "", 1);
 #endif
-  i64 row = record[FIRST] >> 32;
-  ids += record[FIRST] & 0xffffffff;
-  int slice = (int)record[SLICE], lanes = (int)record[LANES];
-  ids += r * row;
+  float sum[VALUES];
+#pragma unroll
+  for (int k = 0; k < VALUES; k++) sum[k] = 0.0f;
+  add(sum, read_row(unit.table + (unit.slice * L + lane % L) * 16, (u32)i * unit.stride));
+  write(to + (unit.slice * L + lane % L) * VALUES * (OUT == 0 ? 4 : 2), sum, unit.scale);
+}
+
+struct Arguments {  // as in the launcher
+  const i64* records;
+  const void* dynamic;
+  char* out;
+  int rows, width;
+};
+
+extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) bags(const Arguments given) {
+  __shared__ __align__(16) u32 held[WARPS][HELD];
+  const i64* __restrict__ record = given.records + (i64)blockIdx.y * FIELDS;
+  Unit unit = {(const char*)record[TABLE], (u64)record[HEIGHT], (u32)record[STRIDE],
+               (int)record[SLICE], (int)record[COUNT], __int_as_float((int)record[SCALE])};
+  int warp = threadIdx.x >> 5, lanes = (int)record[LANES], r = blockIdx.x * WARPS + warp;
+  if (unit.count == 1) r = r * (32 / lanes) + (threadIdx.x & 31) / lanes;
+  if (r >= given.rows) return;
+  i64 at = (record[FIRST] & 0xffffffff) + r * (record[FIRST] >> 32);
+#if !DIRECT
+  i64 slot = record[SLOT];
+#endif
+#if AHEAD
+  i64 after = record[AFTER];
+#endif
+  char* to = given.out + ((i64)r * given.width + record[COLUMN]) * (OUT == 0 ? 4 : 2);
+#if EARLY  // until here only constants were read: what the kernel before this one writes is not among them
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+#if DIRECT
+  const IDS* ids = (const IDS*)given.dynamic + at;
+#else
+  const IDS* ids = ((const IDS* const*)given.dynamic)[slot] + at;
+#endif
 #if AHEAD
   // The ids of the table that comes next, which the device's memory would be long in sending then.
-  if (lane * 128 < record[AFTER]) {
-    const char* at = (const char*)(ids + record[COUNT]) + lane * 128;
-    asm volatile("prefetch.global.L2 [%0];" :: "l"(at));
+  int ahead = (threadIdx.x & 31) * 128;
+  if (ahead < after) {
+    const char* next = (const char*)(ids + unit.count) + ahead;
+    asm volatile("prefetch.global.L2 [%0];" :: "l"(next));
   }
 #endif
-  char* to = out + ((i64)r * width + record[COLUMN]) * (OUT == 0 ? 4 : 2);
-#define WAY(L) if constexpr ((WAYS & L) != 0) if (lanes == L) bag<L>(record, ids, to, held[warp], slice);
-  WAY(2) WAY(4) WAY(8) WAY(16) WAY(32)
+#define WAY(L) if constexpr ((WAYS & L) != 0) if (lanes == L) bag<L>(unit, ids, to, held[warp]);
+#define ROW(L) if constexpr ((SINGLES & L) != 0) if (lanes == L) row<L>(unit, ids, to);
+  if (unit.count == 1) {
+    ROW(1) ROW(2) ROW(4) ROW(8) ROW(16) ROW(32)
+  } else {
+    WAY(1) WAY(2) WAY(4) WAY(8) WAY(16) WAY(32)
+  }
+#if EARLY  // not sooner: the next programs would crowd onto the processors that have room
+  asm volatile("griddepcontrol.launch_dependents;");
+#endif
 }
 """
+
+
+class _Arguments(ctypes.Structure):
+    """The argument of the kernel."""
+
+    _fields_: ClassVar = [
+        ("records", ctypes.c_uint64), ("dynamic", ctypes.c_uint64), ("out", ctypes.c_uint64),
+        ("rows", ctypes.c_int), ("width", ctypes.c_int),
+    ]  # fmt: skip
+
+
+class _Attribute(ctypes.Structure):
+    """CUlaunchAttribute, of whose value of 64 bytes one number is set."""
+
+    _fields_: ClassVar = [
+        ("id", ctypes.c_int), ("pad", ctypes.c_int), ("value", ctypes.c_int), ("rest", ctypes.c_int * 15)
+    ]  # fmt: skip
+
+
+class _LaunchConfig(ctypes.Structure):
+    """CUlaunchConfig."""
+
+    _fields_: ClassVar = [
+        ("grid", ctypes.c_uint * 3), ("block", ctypes.c_uint * 3), ("shared", ctypes.c_uint),
+        ("stream", ctypes.c_void_p), ("attributes", ctypes.POINTER(_Attribute)), ("count", ctypes.c_uint),
+    ]  # fmt: skip
+
+
+_BESIDE = _Attribute(6, 0, 1)  # programmatic stream serialization: start while the kernel before drains
 
 
 class Launch(NamedTuple):
@@ -198,16 +273,29 @@ class Launch(NamedTuple):
     records: torch.Tensor
     units: int
     warps: int
+    early: bool
 
     def __call__(self, out: torch.Tensor, dynamic: torch.Tensor) -> None:
-        """Fill out [R, W] from ids, or from the addresses of several tensors of ids."""
+        """Fill out [R, W] from ids, or from the addresses of several tensors of ids. Raises RuntimeError where the
+        driver refuses."""
         rows, width = out.shape
-        grid = (-(-rows // self.warps), self.units, 1)
-        self.kernel(grid, (32 * self.warps, 1, 1), [self.records, dynamic, out, rows, width])
+        given = _Arguments(self.records.data_ptr(), dynamic.data_ptr(), out.data_ptr(), rows, width)
+        stream = torch.cuda.current_stream(out.device).cuda_stream
+        grid, block = (-(-rows // self.warps), self.units, 1), (32 * self.warps, 1, 1)
+        launch = _LaunchConfig(grid, block, 0, stream, ctypes.pointer(_BESIDE), int(self.early))
+        pointers = (ctypes.c_void_p * 1)(ctypes.addressof(given))
+        status = _driver().cuLaunchKernelEx(ctypes.byref(launch), self.kernel.func, pointers, None)
+        if status:
+            raise RuntimeError(f"embedding_bags: the launch failed with CUDA's error {status}")
+
+
+def _driver() -> Any:
+    return torch.cuda._utils._get_gpu_runtime_library()
 
 
 def eligible(layout: Layout, o: Operands) -> bool:
-    """Whether every piece is the sum or mean of one bag of fixed length, in rows of 2, 4 .. 32 words of 16 bytes."""
+    """Whether every piece is a row, or the sum or mean of one bag of fixed length, in rows of 1, 2, 4 .. 32 words of 16
+    bytes."""
     if not all(len(piece) == 1 and _plain(piece[0], o) for piece in layout.pieces):
         return False
     ids = [o.ids[t.ids] for t in layout.lookups]
@@ -222,7 +310,14 @@ def eligible(layout: Layout, o: Operands) -> bool:
 
 
 def _plain(t: Term, o: Operands) -> bool:
-    if t.pool != "sum" or t.bits or t.ragged or t.lengths is not None or t.weights is not None or t.pad is not None:
+    if (
+        not (t.pool == "sum" or (t.pool == "row" and t.count == 1))
+        or t.bits
+        or t.ragged
+        or t.lengths is not None
+        or t.weights is not None
+        or t.pad is not None
+    ):
         return False
     if t.wide or t.inside or t.over is not None:
         return False
@@ -240,7 +335,7 @@ def _plain(t: Term, o: Operands) -> bool:
         and table.stride(0) * item % 16 == 0
         and table.shape[0] * table.stride(0) * item // 16 < 1 << 32
         and words & (words - 1) == 0
-        and 2 <= words <= 32
+        and 1 <= words <= 32
     )
 
 
@@ -252,7 +347,7 @@ def staged(layout: Layout, o: Operands, config: Staged) -> Launch | None:
     check_operands(layout, o)
     if not eligible(layout, o):
         return None
-    units, column, ways = [], 0, 0
+    units, column, ways, singles = [], 0, 0, 0
     slots = {slot: n for n, slot in enumerate(layout.slots)}
     for k, t in enumerate(layout.lookups):
         table = o.tables[t.source]
@@ -261,23 +356,32 @@ def staged(layout: Layout, o: Operands, config: Staged) -> Launch | None:
         after = 0 if k + 1 == len(layout.lookups) else _adjacent(t, layout.lookups[k + 1], o)
         slot = slots["ids", t.ids]
         units += [_unit(t, o, slot, lanes, n, column, 0 if n else after) for n in range(words // lanes)]
-        ways |= lanes
+        singles |= lanes if t.count == 1 else 0
+        ways |= lanes if t.count > 1 else 0
         column += table.shape[1]
+    longest = max(t.count for t in layout.lookups)
     first = layout.lookups[0]
     table, ids = o.tables[first.source], o.ids[first.ids]
+    early = config.early and _is_hopper(table.device)
     options = {
         "TYPE": _TYPES[table.dtype],
         "OUT": _TYPES[result_dtype(layout, [t.dtype for t in o.tables], [])],
         "IDS": "int" if ids.dtype == torch.int32 else "i64",
-        "CHUNKS": min(5, -(-max(t.count for t in layout.lookups) // 32)),
+        "CHUNKS": min(5, -(-longest // 32)),
         "AHEAD": int(config.ahead), "WARPS": config.warps, "QUADS": config.quads, "BLOCKS": config.blocks,
-        "DIRECT": int(len(layout.slots) == 1),
-        "CHECK": int(os.environ.get("RECOPT_UNCHECKED_IDS") != "1"), "WAYS": ways,
+        "DIRECT": int(len(layout.slots) == 1), "EARLY": int(early),
+        "CHECK": int(os.environ.get("RECOPT_UNCHECKED_IDS") != "1"), "WAYS": ways, "SINGLES": singles,
+        # What is left of a short bag is read at once: a long one has less left than it costs.
+        "TAIL": config.quads if longest < 64 else 1,
     }  # fmt: skip
     kernel = _compile(table.device.index, tuple(f"-D{name}={value}" for name, value in options.items()))
     if kernel is None or len(units) > 65535:
         return None
-    return Launch(kernel, torch.tensor(units, dtype=torch.int64).to(table.device), len(units), config.warps)
+    return Launch(kernel, torch.tensor(units, dtype=torch.int64).to(table.device), len(units), config.warps, early)
+
+
+def _is_hopper(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 9
 
 
 def _adjacent(t: Term, following: Term, o: Operands) -> int:
@@ -307,7 +411,7 @@ def _compile(device: int, options: tuple[str, ...]) -> Any:
         with torch.cuda.device(device):
             kernel = torch.cuda._compile_kernel(SOURCE, "bags", nvcc_options=["-std=c++17", *options])
             # Little shared memory leaves the most to the L1.
-            torch.cuda._utils._get_gpu_runtime_library().cuFuncSetAttribute(kernel.func, _CARVEOUT, 8)
+            _driver().cuFuncSetAttribute(kernel.func, _CARVEOUT, 8)
     except (AttributeError, ImportError, OSError):  # another torch, no toolkit, no NVRTC
         return None
     return kernel
