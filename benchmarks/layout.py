@@ -2,8 +2,10 @@
 many slices, against eager PyTorch, its CUDA graph, Inductor and ONNX Runtime.
 
 `python benchmarks/layout.py [--device cuda] [--batches 1 256 2048] [--workloads features columns] [--peers eager ours]`
-prints the wall time in us of each peer, inputs copied into the graph's own within the clock where it is a CUDA graph,
-and on a GPU the kernels a call launches and the device time beside the bytes over the copy bandwidth.
+prints the wall time in us of a call of each peer, which take turns on rotating inputs; a CUDA graph's inputs are copied
+into it within the clock. On a GPU it prints the kernels a call launches, and the device time at `--device-batch` rows
+beside that of a copy of as many bytes; on a CPU ONNX Runtime runs the exported file and what recopt makes of it, with
+as many threads as torch.
 """
 
 from __future__ import annotations
@@ -129,7 +131,11 @@ WORKLOADS: dict[str, Callable[[], nn.Module]] = {
     "shuffles": Shuffles,
     "slices": Slices,
 }
-PEERS = ("eager", "graph", "inductor", "reduce-overhead", "ort", "ours", "ours-graph")
+PEERS = {
+    "cuda": ("eager", "graph", "inductor", "reduce-overhead", "max-autotune", "ours", "ours-graph"),
+    "cpu": ("eager", "inductor", "ours", "ort", "ort-ours"),
+}
+LAUNCHING = ("eager", "inductor", "ours")  # those whose device time a graph of ours can take
 
 
 def captured(function: Call, args: Inputs) -> Call:
@@ -144,7 +150,6 @@ def captured(function: Call, args: Inputs) -> Call:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         result = function(*held)
-
     kinds = {t.dtype for t in held}
     groups = [[n for n, t in enumerate(held) if t.dtype == kind] for kind in kinds]
 
@@ -157,17 +162,20 @@ def captured(function: Call, args: Inputs) -> Call:
     return call
 
 
-def wall(function: Call, sets: Sequence[Inputs], cuda: bool, rounds: int = 60) -> float:
-    """Median microseconds of a call over rotated inputs, until the device is done."""
-    times = []
-    for n in range(rounds + 10):
-        start = time.perf_counter()
-        function(*sets[n % len(sets)])
-        if cuda:
-            torch.cuda.synchronize()
-        if n >= 10:
-            times.append((time.perf_counter() - start) * 1e6)
-    return statistics.median(times)
+def wall(calls: dict[str, Call], sets: Sequence[Inputs], cuda: bool, rounds: int) -> dict[str, float]:
+    """Median microseconds of a call of each over rotated inputs, until the device is done; five a turn, the first
+    untimed."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            for n in range(6):
+                start = time.perf_counter()
+                call(*sets[n % len(sets)])
+                if cuda:
+                    torch.cuda.synchronize()
+                if n:
+                    times[name].append((time.perf_counter() - start) * 1e6)
+    return {name: statistics.median(taken) for name, taken in times.items()}
 
 
 def kernels(function: Call, args: Inputs) -> int:
@@ -182,34 +190,39 @@ def kernels(function: Call, args: Inputs) -> int:
     return sum(e.count for e in profile.key_averages() if e.device_type == cuda and e.key != "Activity Buffer Request")
 
 
-def in_onnx(model: nn.Module, args: Inputs) -> Call:
-    """The exported model in ONNX Runtime on the CPU."""
+def in_onnx(model: nn.Module, args: Inputs) -> bytes:
+    """The model as torch's dynamo exporter writes it."""
     import io
-
-    import onnxruntime
 
     file = io.BytesIO()
     dynamic = tuple({0: torch.export.Dim.DYNAMIC} for _ in args)
     exported = torch.onnx.export(model, args, dynamo=True, dynamic_shapes=dynamic, verbose=False)
     assert exported is not None
     exported.save(file)
+    return file.getvalue()
+
+
+def session(file: bytes) -> Call:
+    """A file in ONNX Runtime on the CPU."""
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(file.getvalue(), options, providers=["CPUExecutionProvider"])
-    names = [i.name for i in session.get_inputs()]
-    return lambda *given: session.run(None, {n: t.numpy() for n, t in zip(names, given, strict=True)})
+    run = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    names = [i.name for i in run.get_inputs()]
+    return lambda *given: run.run(None, {n: t.numpy() for n, t in zip(names, given, strict=True)})
 
 
-def ours(model: nn.Module, args: Inputs) -> Call:
-    """The model as recopt makes it."""
+def ours(model: Any, args: Inputs | None, target: str | None = None) -> Any:
+    """What recopt makes of a module, or of a file."""
     import recopt
 
-    optimized = recopt.optimize(model, args)
+    optimized = recopt.optimize(model, args, target=target)
     print("  ", optimized, flush=True)
-    return optimized.model  # type: ignore[no-any-return]  # a module
+    return optimized
 
 
-def peer(name: str, model: nn.Module, args: Inputs, made: dict[str, Call]) -> Call:
+def peer(name: str, model: nn.Module, args: Inputs, made: dict[str, Any]) -> Call:
     """One contestant, ready to be called; `made` keeps what does not depend on the batch."""
     if name == "eager":
         return model
@@ -219,18 +232,34 @@ def peer(name: str, model: nn.Module, args: Inputs, made: dict[str, Call]) -> Ca
         return captured(peer("ours", model, args, made), args)
     if name == "inductor":
         return torch.compile(model, dynamic=False)
-    if name == "reduce-overhead":
-        return torch.compile(model, mode="reduce-overhead", dynamic=False)
+    if name in ("reduce-overhead", "max-autotune"):
+        return torch.compile(model, mode=name, dynamic=False)
     if name not in made:
         example = tuple(torch.cat([t] * 4)[:4] for t in args)  # a batch of one would be taken for a fixed size
-        made[name] = in_onnx(model, example) if name == "ort" else ours(model, example)
-    return made[name]
+        if name == "ours":
+            made[name] = ours(model, example).model
+        else:
+            made["file"] = made.get("file") or in_onnx(model, example)
+            rewritten = name == "ort-ours"
+            made[name] = session(
+                ours(_proto(made["file"]), None, "ort-cpu").to_proto().SerializeToString()
+                if rewritten
+                else made["file"]
+            )
+    return made[name]  # type: ignore[no-any-return]  # a module or a function
+
+
+def _proto(file: bytes) -> Any:
+    import onnx
+
+    return onnx.load_from_string(file)
 
 
 def check(expected: Any, actual: Any) -> None:
     """Raise AssertionError where a peer's numbers are not the model's."""
     pairs = zip(expected, actual, strict=True) if isinstance(expected, tuple) else [(expected, actual)]
     for e, a in pairs:
+        a = a[0] if isinstance(a, list) else a
         torch.testing.assert_close(a if isinstance(a, Tensor) else torch.as_tensor(a), e, equal_nan=True)
 
 
@@ -249,38 +278,53 @@ def device_line(call: Call, sets: Sequence[Inputs], result: Any) -> str:
     target = [torch.empty_like(source) for _ in range(4)]
     copies = device_times([functools.partial(t.copy_, source) for t in target])
     times = device_times([functools.partial(call, *args) for args in sets])
-    return f"device {times.median:.1f} us, a copy of its {moved / 1e6:.2f} MB {copies.median:.1f} us"
+    return f"device {times.median:9.1f} us, a copy of its {moved / 1e6:.2f} MB {copies.median:.1f} us"
+
+
+def contestants(
+    names: Sequence[str], model: nn.Module, sets: Sequence[Inputs], made: dict[str, Any]
+) -> dict[str, Call]:
+    """Those that give the model's numbers; of others a line says what they do."""
+    calls = {}
+    torch._dynamo.reset()
+    for name in names:
+        try:
+            call = peer(name, model, sets[0], made)
+            for args in sets:
+                check(model(*args), call(*args))
+            calls[name] = call
+        except Exception as error:  # one that fails must not take the rest along
+            print(f"  {name} failed: {type(error).__name__} {str(error)[:300]}", flush=True)
+    return calls
 
 
 def main() -> None:
     """Print a row for each workload, batch and peer."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 256, 2048])
+    parser.add_argument("--batches", type=int, nargs="*", default=[1, 256, 2048])
+    parser.add_argument("--device-batch", type=int, default=65536, help="rows for the device time; 0: none")
     parser.add_argument("--workloads", nargs="+", default=list(WORKLOADS))
-    parser.add_argument("--peers", nargs="+", default=list(PEERS))
+    parser.add_argument("--peers", nargs="+")
+    parser.add_argument("--rounds", type=int, default=20)
     args = parser.parse_args()
     cuda = args.device == "cuda"
+    names = args.peers or PEERS[args.device]
     print(torch.cuda.get_device_name() if cuda else "cpu", "torch", torch.__version__, flush=True)
+    torch.set_grad_enabled(False)
     for workload in args.workloads:
         model = WORKLOADS[workload]().eval().to(args.device)
-        made: dict[str, Call] = {}
-        for batch in args.batches:
+        made: dict[str, Any] = {}
+        for batch in [*args.batches, *([args.device_batch] if cuda and args.device_batch else [])]:
+            last = batch == args.device_batch
             sets = [tuple(t.to(args.device) for t in inputs_of(workload, batch, seed)) for seed in range(3)]
-            for name in args.peers:
-                if (cuda and name == "ort") or (not cuda and name in ("graph", "ours-graph", "reduce-overhead")):
-                    continue
-                torch._dynamo.reset()
-                try:
-                    with torch.no_grad():
-                        call = peer(name, model, sets[0], made)
-                        check(model(*sets[0]), call(*sets[0]))
-                        us = wall(call, sets, cuda)
-                        line = f"{workload:9} batch {batch:6} {name:16} {us:9.1f} us"
-                        if cuda and "graph" not in name and name != "reduce-overhead":
-                            line += f"  {kernels(call, sets[0])} kernels, {device_line(call, sets, call(*sets[0]))}"
-                except Exception as error:  # one that fails must not take the rest along
-                    line = f"{workload:9} batch {batch:6} {name:16} failed: {type(error).__name__} {str(error)[:200]}"
+            calls = contestants([n for n in names if not last or n in LAUNCHING], model, sets, made)
+            for name, us in wall(calls, sets, cuda, args.rounds).items():
+                line = f"{workload:9} batch {batch:6} {name:16} {us:9.1f} us"
+                if cuda and name in LAUNCHING:
+                    line += f"  {kernels(calls[name], sets[0]):4} kernels"
+                if last:
+                    line += "  " + device_line(calls[name], sets, model(*sets[0]))
                 print(line, flush=True)
 
 

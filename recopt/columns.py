@@ -1,42 +1,40 @@
-"""The same chain on many columns of one tensor: found by what it computes, written once over all of them (ONNX)."""
+"""The same chain on many columns of one tensor: found by what it computes, written once over all of them."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from . import lower
+from .buckets import Bucket, buckets, cone
 from .errors import LowerError
 from .hosts.base import Array, Host, Node, Value
+from .ir import tensor
 from .ir.sizes import Size
+from .lower.columns import Columns, Fixed, Number
 from .moves import shortest
-from .positions import MOST, Elements, Form, NotLayout, form_of, itself, through
+from .positions import MOST, Elements, Form, NotLayout, form_of, itself, of_term, through
 from .relayout import Layouts, find
 from .report import Rewrite
 from .rewrite import Context
 
-POINTWISE = frozenset(
-    """Mod Add Sub Mul Div Pow Neg Abs Sign Floor Ceil Round Sqrt Reciprocal Exp Log Sin Cos Tanh Sigmoid Relu Erf
-    Softplus Min Max Where Equal Greater Less GreaterOrEqual LessOrEqual And Or Not Xor BitShift BitwiseAnd BitwiseOr
-    BitwiseXor BitwiseNot Cast IsNaN IsInf Clip""".split()
-)
-OPERATORS = POINTWISE | {"ReduceSum"}
 ROUNDS = 16  # of chains on what other chains computed
 FEWEST = 2  # columns
 
 
 @dataclass(frozen=True, eq=False)
 class Tree:
-    """An operator over columns: `parts` are trees, constants of a row, or elements of a row of some value."""
+    """An operator over columns: `parts` are trees, constants of a row, numbers, or elements of a row of some value."""
 
     node: Node
     key: Hashable
     counts: tuple[int, ...]  # of a row
-    parts: tuple[Tree | Array | Elements | Value | None, ...]
+    parts: tuple[Tree | Array | Elements | Fixed | Number | None, ...]
     nodes: int
     lanes: int = 0  # elements that are added up for one of these; 0: it is no sum
+    bucket: Bucket | None = None  # what counts boundaries: of one part
 
     @property
     def width(self) -> int:
@@ -49,7 +47,8 @@ class _Work:
     context: Context
     name: str
     found: Layouts
-    lead: dict[Value, Size] = field(default_factory=dict)
+    columns: Columns
+    buckets: dict[Value, Bucket]
     elements: dict[Value, Elements] = field(default_factory=dict)
     trees: dict[Node, Tree] = field(default_factory=dict)
     order: dict[Node, int] = field(default_factory=dict)
@@ -58,6 +57,8 @@ class _Work:
     def run(self) -> bool:
         self.order = {node: n for n, node in enumerate(self.host.nodes)}
         self.elements = dict(self.found.deep)
+        for value, bucket in self.buckets.items():  # what counts boundaries is one operator
+            self.done.update(n for n in cone(self.host, value, {bucket.source}) if n is not value.node)
         changed = False
         for _ in range(ROUNDS):
             groups = [g for g in self.groups() if self.write(g)]
@@ -71,16 +72,26 @@ class _Work:
         self.trees.clear()
         inner: set[Node] = set()
         for node in self.order:
-            if node not in self.done and node.op in OPERATORS and not node.opaque and len(node.outputs) == 1:
-                tree = self.total(node) if node.op == "ReduceSum" else self.tree(node)
-                if tree is not None:
-                    self.trees[node] = tree
-                    inner.update(p.node for p in tree.parts if isinstance(p, Tree))
+            if node in self.done or node.opaque or len(node.outputs) != 1:
+                continue
+            tree = self.tree_of(node)
+            if tree is not None:
+                self.trees[node] = tree
+                inner.update(p.node for p in tree.parts if isinstance(p, Tree))
         found: dict[Hashable, list[Tree]] = {}
         for node, tree in self.trees.items():
             if node not in inner:
                 found.setdefault(tree.key, []).append(tree)
-        return [g for g in found.values() if len(g) >= FEWEST]
+        return [g for g in found.values() if len(g) >= FEWEST or g[0].bucket is not None]
+
+    def tree_of(self, node: Node) -> Tree | None:
+        if node.outputs[0] in self.buckets:
+            return self.counted(node, self.buckets[node.outputs[0]])
+        if self.columns.sum_axes(node) is not None:
+            return self.total(node)
+        if self.columns.stacks(node) or self.columns.spreads(node):
+            return self.tree(node)
+        return None
 
     def row(self, value: Value) -> tuple[Size, tuple[int, ...]] | None:
         """The open size in front, and what a row of it is."""
@@ -97,63 +108,67 @@ class _Work:
         if row is None or self.host.is_constant(out):
             return None
         size, counts = row
-        parts: list[Tree | Array | Elements | Value | None] = []
+        taken = counts[:-1] if self.columns.spreads(node) else counts
+        parts: list[Tree | Array | Elements | Fixed | Number | None] = []
         keys: list[Hashable] = []
-        nodes = 1
-        for n, arg in enumerate(node.args):
-            if arg is None:
-                parts.append(None)
-                keys.append(None)
-                continue
-            if self.host.is_constant(arg):
-                array = self.host.constant(arg)
-                if node.op == "Clip" and n > 0:  # its bounds are numbers
-                    parts.append(arg)
-                    keys.append(("same", arg.dtype, array.tobytes()))
-                    continue
-                if array.ndim > len(counts) and not (array.ndim == len(counts) + 1 and array.shape[0] == 1):
-                    return None
-                array = array.reshape(array.shape[max(0, array.ndim - len(counts)) :])
-                parts.append(np.broadcast_to(array, counts))
-                keys.append(("constant", arg.dtype))
-                continue
-            below = self.trees.get(arg.node) if arg.node is not None else None
-            if (
-                below is not None
-                and below.counts == counts
-                and arg.shape == out.shape
-                and len(self.host.users(arg)) == 1
-                and not self.host.is_output(arg)
-            ):
-                parts.append(below)
-                keys.append(below.key)
-                nodes += below.nodes
-                continue
-            source = self.source(arg, size, counts)
-            if source is None:
+        for arg in self.columns.arguments(node):
+            part = self.operand(arg, out, size, taken) if isinstance(arg, Value) else arg
+            if isinstance(arg, Value) and part is None:
                 return None
-            parts.append(source)
-            keys.append(("elements", id(source.sources[0][0])))
+            parts.append(part)
+            keys.append(_key(part))
         if not any(isinstance(p, (Tree, Elements)) for p in parts):
             return None
         attributes = tuple(sorted((k, str(v)) for k, v in node.kwargs.items()))
-        return Tree(node, (node.op, attributes, out.dtype, size, *keys), counts, tuple(parts), nodes)
+        key = (node.op, attributes, out.dtype, size, len(counts) - len(taken) and counts[-1], *keys)
+        return Tree(node, key, counts, tuple(parts), 1 + sum(p.nodes for p in parts if isinstance(p, Tree)))
+
+    def operand(self, arg: Value, out: Value, size: Size, counts: tuple[int, ...]) -> Tree | Array | Elements | None:
+        """A tensor that an operator reads, as columns that are broadcast to `counts`."""
+        if self.host.is_constant(arg):
+            array = self.host.constant(arg)
+            if array.ndim > len(counts) and not (array.ndim == len(counts) + 1 and array.shape[0] == 1):
+                return None
+            array = array.reshape(array.shape[max(0, array.ndim - len(counts)) :])
+            return np.broadcast_to(array, counts)
+        below = self.trees.get(arg.node) if arg.node is not None else None
+        alone = len(self.host.users(arg)) == 1 and not self.host.is_output(arg)
+        if below is not None and below.counts == counts and self.row(arg) == (size, counts) and alone:
+            return below
+        return self.source(arg, size, counts)
+
+    def counted(self, node: Node, bucket: Bucket) -> Tree | None:
+        """What counts boundaries, as one operator on what it is said of."""
+        out, row = node.outputs[0], self.row(node.outputs[0])
+        if row is None or len(bucket.edges) > self.columns.most_edges:
+            return None
+        if not self.columns.can_count(bucket.right, bucket.nan_above):
+            return None
+        try:
+            own = through(of_term(self.context.terms_of(self.host), bucket.x, str(bucket.x.dtype)), self.elements)
+            if not own.single:
+                own = of_term(self.context.terms_of(self.host), bucket.x, str(bucket.x.dtype))
+        except NotLayout:
+            return None
+        source = self.of_row(own, row[0])
+        if source is None or source.where.size != int(np.prod(row[1], dtype=np.int64)):
+            return None
+        nodes = len(cone(self.host, out, {bucket.source}))
+        key = ("counted", bucket.right, bucket.nan_above, out.dtype, row[0], _key(source))
+        return Tree(node, key, row[1], (source,), nodes, bucket=bucket)
 
     def total(self, node: Node) -> Tree | None:
         """A sum of integers along the last dimension of a tree, which no order changes: a bucket counts its bounds."""
         out, data = node.outputs[0], node.args[0]
         below, row = self.trees.get(data.node), self.row(out)
-        axes = node.kwargs.get("axes") or (
-            self.host.constant(node.args[1]).tolist()
-            if len(node.args) > 1 and self.host.is_constant(node.args[1])
-            else ()
-        )
+        axes, keeps = self.columns.sum_axes(node) or ([], False)
         if below is None or row is None or out.dtype not in ("int32", "int64") or not below.counts:
             return None
-        kept = (1,) if node.kwargs.get("keepdims", 1) else ()
-        if list(axes) not in ([-1], [len(below.counts)]) or row[1] != (*below.counts[:-1], *kept):
+        if axes not in ([-1], [len(below.counts)]) or row[1] != (*below.counts[:-1], *((1,) if keeps else ())):
             return None
-        if len(self.host.users(data)) != 1 or self.host.is_output(data) or below.lanes or below.counts[-1] < 2:
+        if len(self.host.users(data)) != 1 or self.host.is_output(data) or below.counts[-1] < 2:
+            return None
+        if not _pointwise(below, self.columns):
             return None
         key = ("sum", below.counts[-1], below.key)
         return Tree(node, key, row[1], (below,), below.nodes + 1, below.counts[-1])
@@ -171,20 +186,28 @@ class _Work:
             own = itself(value)
         if len(row[1]) != len(counts):  # it would be broadcast along the open size
             return None
+        found = self.of_row(own, size)
+        if found is None:
+            return None
+        where = np.broadcast_to(found.where.reshape(row[1]), counts).reshape(-1)
+        return replace(found, form=Form((size, 1), (1, where.size)), which=np.zeros(where.size, np.int32), where=where)
+
+    def of_row(self, own: Elements, size: Size) -> Elements | None:
+        """Elements that are of the same row of one value each, as a row."""
         source, order = own.sources[0]
         theirs = self.row(source)
-        if theirs is None or theirs[0] != size or order != (0,):
+        if not own.single or theirs is None or theirs[0] != size or order != (0,):
             return None
-        where = np.broadcast_to(own.where.reshape(row[1]), counts).reshape(-1)
-        form = Form((size, 1), (1, where.size))
-        return Elements(form, own.dtype, own.sources, np.zeros(where.size, np.int32), where)
+        return replace(own, form=Form((size, 1), (1, own.where.size)), pieces=None)
 
     def write(self, group: Sequence[Tree]) -> bool:
         """Write a group once over all columns, where that leaves fewer nodes."""
         if sum(t.width for t in group) > MOST:
             return False
-        slots = _slots(group[0])
-        if group[0].nodes * len(group) <= group[0].nodes + slots + 1:  # the slices of operands become slices of results
+        after = group[0].nodes if group[0].bucket is None else self.columns.counting
+        if sum(t.nodes for t in group) <= after + _slots(group[0]) + (
+            len(group) > 1
+        ):  # operands' slices become results'
             return False
         root = group[0].node.outputs[0]
         if not self.context.allows(self.name, root.name):
@@ -226,46 +249,40 @@ class _Work:
         )
         return True
 
-    def summed(self, group: Sequence[Tree], name: str) -> Value:
-        """Sums over [rows, all columns, what is added up]. Raises LowerError."""
-        first = group[0]
-        below = [p for t in group for p in t.parts if isinstance(p, Tree)]
-        data = self.stacked(below, name, first.lanes)
-        out = first.node.outputs[0]
-        assert data.shape is not None
-        args, kwargs = [data], {"keepdims": 0, "axes": [2]}
-        if len(first.node.args) > 1:
-            args.append(self.host.share_constant(np.array([2], np.int64), name=f"{name}_axis"))  # type: ignore[attr-defined]  # an ONNX host
-            del kwargs["axes"]
-        shape = data.shape[:2]
-        return self.host.call("ReduceSum", args, kwargs, name=f"{name}_columns", shape=shape, dtype=out.dtype, like=out)
-
     def stacked(self, group: Sequence[Tree], name: str, lanes: int = 0) -> Value:
         """The operators of a group over [rows, all columns], or [rows, columns, lanes]. Raises LowerError."""
-        host, first = self.host, group[0]
+        first, out = group[0], group[0].node.outputs[0]
+        assert out.shape is not None and out.dtype is not None
+        if first.bucket is not None:
+            x = self.gathered([p for t in group for p in t.parts if isinstance(p, Elements)], name, 0)
+            edges = [t.bucket.edges.astype(x.dtype) for t in group if t.bucket is not None for _ in range(t.width)]
+            return self.columns.counted(x, edges, first.bucket.right, first.bucket.nan_above, out.dtype, name)
         if first.lanes:
-            return self.summed(group, name)
+            below = [p for t in group for p in t.parts if isinstance(p, Tree)]
+            return self.columns.summed(first.node, self.stacked(below, name, first.lanes), name)
+        args = [self.argument(group, n, name, lanes) for n in range(len(first.parts))]
         width = sum(t.width for t in group)
-        args: list[Value | None] = []
-        for n, part in enumerate(first.parts):
-            parts = [t.parts[n] for t in group]
-            if isinstance(part, Tree):
-                args.append(self.stacked([p for p in parts if isinstance(p, Tree)], name, lanes))
-            elif part is None or isinstance(part, Value):
-                args.append(part)
-            elif isinstance(part, Elements):
-                args.append(self.gathered([p for p in parts if isinstance(p, Elements)], name, lanes))
-            else:
-                row = np.concatenate([np.asarray(p).reshape(-1) for p in parts])
-                same = row.size > 0 and row.tobytes() == row[:1].tobytes() * row.size
-                row = row[:1] if same else row.reshape(-1, lanes) if lanes else row
-                args.append(host.share_constant(row, name=f"{name}_columns"))  # type: ignore[attr-defined]  # an ONNX host
-        out = first.node.outputs[0]
-        assert out.shape is not None
         shape = (out.shape[0], width // lanes, lanes) if lanes else (out.shape[0], width)
-        return host.call(
-            first.node.op, args, first.node.kwargs, name=f"{name}_columns", shape=shape, dtype=out.dtype, like=out
-        )
+        return self.columns.call(first.node, args, shape, name)
+
+    def argument(self, group: Sequence[Tree], n: int, name: str, lanes: int) -> object:
+        """Argument n of the operators of a group, over all columns. Raises LowerError."""
+        parts, first = [t.parts[n] for t in group], group[0].parts[n]
+        if isinstance(first, Tree):
+            return self.stacked([p for p in parts if isinstance(p, Tree)], name, lanes)
+        if isinstance(first, Elements):
+            return self.gathered([p for p in parts if isinstance(p, Elements)], name, lanes)
+        if first is None or isinstance(first, Fixed):
+            return first and first.value
+        if isinstance(first, Number):
+            numbers = [p.value for p in parts if isinstance(p, Number)]
+            if len({repr(v) for v in numbers}) == 1:
+                return first.value
+            row = np.repeat(np.array(numbers, first.dtype), [t.width for t in group])
+        else:
+            row = np.concatenate([np.asarray(p).reshape(-1) for p in parts])
+        same = row.size > 0 and row.tobytes() == row[:1].tobytes() * row.size
+        return self.columns.constant(row[:1] if same else row.reshape(-1, lanes) if lanes else row, name)
 
     def gathered(self, parts: Sequence[Elements], name: str, lanes: int) -> Value:
         where = np.concatenate([p.where for p in parts])
@@ -278,26 +295,60 @@ class _Work:
         plan = shortest(Elements(form, first.dtype, first.sources, np.zeros(where.size, np.int32), where))
         if plan is None:
             raise LowerError("columns that no layout operator gathers")
-        from .lower.onnx_moves import moved
+        return self.columns.gathered(plan, name)
 
-        return moved(self.host, plan, name, {})  # type: ignore[arg-type]  # an ONNX host
+
+def _key(part: object) -> Hashable:
+    """What must be equal for arguments to be one over all columns."""
+    if isinstance(part, Tree):
+        return part.key
+    if isinstance(part, Elements):
+        return ("elements", id(part.sources[0][0]))
+    if isinstance(part, Fixed):
+        return ("same", part.key)
+    if isinstance(part, Number):
+        return ("number", part.dtype)
+    return part if part is None else ("constant", str(np.asarray(part).dtype))
 
 
 def _slots(tree: Tree) -> int:
     return sum(_slots(p) if isinstance(p, Tree) else isinstance(p, Elements) for p in tree.parts)
 
 
+def _pointwise(tree: Tree, columns: Columns) -> bool:
+    """Whether a chain keeps its columns apart."""
+    if tree.lanes or tree.bucket is not None or columns.spreads(tree.node):
+        return False
+    return all(_pointwise(p, columns) for p in tree.parts if isinstance(p, Tree))
+
+
 def _nodes(tree: Tree) -> list[Node]:
     return [*(n for p in tree.parts if isinstance(p, Tree) for n in _nodes(p)), tree.node]
 
 
+def _edges_of(columns: Columns, nodes: Iterable[Node]) -> dict[Value, Bucket]:
+    """The operators that count boundaries by themselves."""
+    found: dict[Value, Bucket] = {}
+    for node in nodes:
+        counts = columns.counts_edges(node)
+        if counts is None:
+            continue
+        x, edges, right = counts
+        if x.shape is not None and x.dtype is not None:
+            found[node.outputs[0]] = Bucket(tensor.leaf(x, x.shape, x.dtype), x, edges, right, nan_above=True)
+    return found
+
+
 def stack_columns(host: Host, context: Context, name: str) -> bool:
     """Write every chain that many columns share once. True where any is written."""
-    if host.dialect != "onnx":
+    columns = lower.columns_of(host)
+    if not any(columns.stacks(n) for n in host.nodes):
         return False
-    if not any(n.op in POINTWISE for n in host.nodes):
-        return False
-    if not _Work(host, context, name, find(host, context)).run():
+    if host.dialect == "aten" and any(n.opaque for n in host.nodes):
+        return False  # what writes in place may see which tensors share memory
+    found = find(host, context)
+    counts = buckets(context.terms_of(host), found.local) if host.dialect == "onnx" else _edges_of(columns, host.nodes)
+    if not _Work(host, context, name, found, columns, counts).run():
         return False
     context.lifted = None
     host.erase_dead()

@@ -29,6 +29,7 @@ FLOORS = (
         "kernels",
         "load",
         "loops",
+        "buckets",
         "largest",
     ),
     ("epilogue", "preactivation", "contractions", "lookups", "softmax", "cost"),

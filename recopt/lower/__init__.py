@@ -8,6 +8,7 @@ from ..errors import OptionError
 from ..fused import Attention, Gru, LayerNorm, Linear, Spec, TargetAttention, View
 from ..hosts.base import Array, Host, Value
 from ..moves import Plan
+from .columns import Columns
 
 # For each dialect the targets that it can be written for, the default first.
 TARGETS = {"aten": ("cpu", "cuda"), "onnx": ("portable", "ort-cpu", "ort-cuda", "recopt")}
@@ -137,3 +138,14 @@ def moves_written(host: Host, plan: Plan, now: Mapping[Value, Value]) -> int:
     counter = Counter(host)  # type: ignore[arg-type]  # the dialect says which host it is
     moved(counter, plan, "counted", now)
     return counter.nodes
+
+
+def columns_of(host: Host) -> Columns:
+    """What writes one chain over all columns of a tensor."""
+    if host.dialect == "aten":
+        from .torch_columns import TorchColumns
+
+        return TorchColumns(host)  # type: ignore[arg-type]  # the dialect says which host it is
+    from .onnx_columns import OnnxColumns
+
+    return OnnxColumns(host)  # type: ignore[arg-type]  # the dialect says which host it is

@@ -12,14 +12,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from spellings.export import BATCH, run_onnx, to_onnx
+from spellings.export import BATCH, run_onnx, to_onnx, to_program
 from torch import Tensor, nn
 
 import recopt
 
 COUNT = 6
 INT64 = (-(2**63), 2**63 - 1)
-SPECIAL = [0.0, -0.0, 1.5, -3.25, float("inf"), -float("inf"), float("nan"), 1e-40, 3e38]
+SPECIAL = [0.0, -0.0, 1.5, -3.25, float("inf"), -float("inf"), float("nan"), 1e-40, 3e38, 5.0, -10.0, 4.9999995]
 BOUNDS = torch.arange(-10, 11, 5.0)
 
 # name -> (function of x and ids, each [batch, COUNT], the most nodes)
@@ -30,6 +30,17 @@ CHAINS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], int]] = {
         lambda x, ids: torch.stack([(x[:, n, None] > BOUNDS + n).sum(1) for n in range(COUNT)], 1),
         5,
     ),
+    "buckets of torch": (
+        lambda x, ids: torch.stack(
+            [torch.bucketize(x[:, n].contiguous(), BOUNDS[n // 2 :] + n) for n in range(COUNT)], 1
+        ),
+        6,
+    ),
+    "buckets to the right": (
+        lambda x, ids: torch.stack([torch.bucketize(x[:, n], BOUNDS[: n % 5 + 1], right=True) for n in range(6)], 1),
+        6,
+    ),
+    "one bucket": (lambda x, ids: torch.bucketize(x, BOUNDS, right=True), 5),
     "indicators": (
         lambda x, ids: torch.cat([(ids[:, n, None] == torch.arange(2 + n)).float() for n in range(COUNT)], 1),
         4,
@@ -83,24 +94,56 @@ def test_there_is_one_chain(name: str, dynamo: bool) -> None:
     assert behind(result) <= CHAINS[name][1], [n.op for n in result.host.nodes]
 
 
+def drawn(data: st.DataObject) -> tuple[np.ndarray, np.ndarray]:
+    """x and ids of up to three rows."""
+    batch = data.draw(st.integers(0, 3))
+    count = batch * COUNT
+    numbers = data.draw(st.lists(st.sampled_from(SPECIAL), min_size=count, max_size=count))
+    whole = data.draw(st.lists(st.integers(*INT64), min_size=count, max_size=count))
+    return np.array(numbers, np.float32).reshape(batch, COUNT), np.array(whole, np.int64).reshape(batch, COUNT)
+
+
+def check(name: str, found: np.ndarray, expected: np.ndarray) -> None:
+    assert found.shape == expected.shape and found.dtype == expected.dtype
+    if name == "logarithms":  # a vector of a row and one of a column end at other lanes: one ulp
+        np.testing.assert_allclose(found, expected, rtol=2e-7)
+    elif found.dtype.kind == "f":  # which NaN it is may differ
+        np.testing.assert_array_equal(found, expected)
+        np.testing.assert_array_equal(np.signbit(found) & ~np.isnan(found), np.signbit(expected) & ~np.isnan(expected))
+    else:
+        np.testing.assert_array_equal(found, expected)
+
+
 @pytest.mark.parametrize("dynamo", [False, True])
 @pytest.mark.parametrize("name", CHAINS)
 @settings(max_examples=15, deadline=None)
 @given(data=st.data())
 def test_nothing_changes(name: str, dynamo: bool, data: st.DataObject) -> None:
     file, rewritten, _ = files(name, dynamo)
-    batch = data.draw(st.integers(0, 3))
-    count = batch * COUNT
-    numbers = data.draw(st.lists(st.sampled_from(SPECIAL), min_size=count, max_size=count))
-    whole = data.draw(st.lists(st.integers(*INT64), min_size=count, max_size=count))
-    x = np.array(numbers, np.float32).reshape(batch, COUNT)
-    ids = np.array(whole, np.int64).reshape(batch, COUNT)
-    expected, found = (run_onnx(f, (x, ids))[0] for f in (file, rewritten))
-    assert found.shape == expected.shape and found.dtype == expected.dtype
-    if name == "logarithms":  # a vector of a row and one of a column end at other lanes: one ulp
-        np.testing.assert_allclose(found, expected, rtol=2e-7)
-    else:
-        np.testing.assert_array_equal(found.view(f"u{found.itemsize}"), expected.view(f"u{expected.itemsize}"))
+    args = drawn(data)
+    expected, found = (run_onnx(f, args)[0] for f in (file, rewritten))
+    check(name, found, expected)
+
+
+@functools.cache
+def program(name: str) -> tuple[nn.Module, recopt.Optimized]:
+    """The module and what torch runs of it."""
+    module = Spelled(CHAINS[name][0]).eval()
+    args = (torch.randn(BATCH, COUNT), torch.randint(0, 100, (BATCH, COUNT)))
+    return module, recopt.optimize(to_program(module, args))
+
+
+@pytest.mark.parametrize("name", CHAINS)
+@settings(max_examples=15, deadline=None)
+@given(data=st.data())
+def test_torch_has_one_chain_too(name: str, data: st.DataObject) -> None:
+    module, result = program(name)
+    assert not result.report.undone
+    if name not in ("one bucket", "indicators"):  # one operator, and columns of several widths
+        assert result.report.counts()["stack-columns"] >= 1
+        assert result.report.nodes_after < result.report.nodes_before / 1.7
+    args = tuple(map(torch.from_numpy, drawn(data)))
+    check(name, result(*args)[0].numpy(), module(*args)[0].numpy())
 
 
 def test_two_chains_that_differ_stay_two() -> None:

@@ -1,0 +1,75 @@
+"""Step functions of data are known by what they count, however they are spelled."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from spellings.export import BATCH, run_onnx, to_onnx
+from torch import Tensor, nn
+
+import recopt
+
+EDGES = torch.tensor([-1.5, -0.5, 0.0, 0.25, 0.25, 1.0, 2.5])
+SOME = torch.tensor([-0.0, 1.0, 2.5])
+FOUR = (-2.0, -0.0, 0.5, 1.0)
+FORMS: dict[str, Callable[[Tensor], Tensor]] = {
+    "bucketize": lambda x: torch.bucketize(x, EDGES),
+    "bucketize to the right": lambda x: torch.bucketize(x, EDGES, right=True),
+    "one edge": lambda x: torch.bucketize(x, EDGES[:1]),
+    "summed comparisons": lambda x: (x.unsqueeze(-1) > EDGES).sum(-1),
+    "those that are not above": lambda x: (~(x.unsqueeze(-1) <= EDGES)).long().sum(-1),
+    "counted from the other end": lambda x: 7 - (x[..., None] < EDGES).long().sum(-1),
+    "comparisons one by one": lambda x: (x > -0.0).long() + (x > 1).long() + (x > 2.5).long(),
+    "nested choices": lambda x: functools.reduce(
+        lambda y, n: torch.where(x < FOUR[n], n, y), (3, 2, 1, 0), torch.full_like(x, 4, dtype=torch.int64)
+    ),
+    "edges in front": lambda x: (x >= EDGES[:, None, None]).long().sum(0),
+}
+NEAR_MISSES: dict[str, Callable[[Tensor], Tensor]] = {
+    "edges of their own for each column": lambda x: (x.unsqueeze(-1) > EDGES[:6, None] + SOME).sum(-1),
+    "edges that are data": lambda x: (x.unsqueeze(-1) > x[:, None, :3]).sum(-1),
+    "rises and falls": lambda x: (x > 0).long() - (x > 1).long(),
+    "above at one edge and not at another": lambda x: (x > 0).long() + (x >= 1).long(),
+    "data counts too": lambda x: (x > 0).long() + x.long(),
+    "what NaN is is between": lambda x: (x > 0).long() + (~(x <= 1)).long(),
+}
+X = torch.cat(
+    [EDGES, torch.nextafter(EDGES, torch.tensor(9.0)), torch.nextafter(EDGES, torch.tensor(-9.0)),
+     torch.tensor([float("nan"), float("inf"), -float("inf"), -0.0, 1e-45, 3e38]), torch.zeros(3)]
+).reshape(-1, 6)  # fmt: skip
+
+
+class Spelled(nn.Module):
+    def __init__(self, spell: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.spell = spell
+
+    def forward(self, *args: Tensor) -> Tensor:
+        return self.spell(*args)
+
+
+def optimized(spell: Callable[[Tensor], Tensor], dynamo: bool) -> tuple[bytes, recopt.Optimized]:
+    file = to_onnx(Spelled(spell), (torch.randn(BATCH, 6),), dynamo)
+    return file, recopt.optimize(onnx.load_from_string(file))
+
+
+@pytest.mark.parametrize("dynamo", [False, True])
+@pytest.mark.parametrize("name", FORMS)
+def test_a_form_is_five_operators(name: str, dynamo: bool) -> None:
+    file, result = optimized(FORMS[name], dynamo)
+    assert result.report.nodes_after <= 5, [n.op for n in result.host.nodes]
+    rewritten = result.to_proto().SerializeToString()
+    for x in (X, X[:1], X[:0]):
+        np.testing.assert_array_equal(run_onnx(rewritten, (x,))[0], run_onnx(file, (x,))[0])
+
+
+@pytest.mark.parametrize("name", NEAR_MISSES)
+def test_near_misses_stay(name: str) -> None:
+    file, result = optimized(NEAR_MISSES[name], dynamo=True)
+    assert not any(v.endswith("_count") for n in result.host.nodes for v in [n.name])
+    np.testing.assert_array_equal(run_onnx(result.to_proto().SerializeToString(), (X,))[0], run_onnx(file, (X,))[0])
