@@ -84,6 +84,10 @@ def bytes_of(value: Value) -> float:
     return nominal(sizes.product(value.shape)) * WIDTH.get(value.dtype, 32) / 8
 
 
+# Operators that torch runs as several: a step of a GRU is two products and what is done with their gates.
+_COMPOSITE = {"aten.gru_cell.default": 12.0}
+
+
 def node_cost(host: Host, node: Node, flops: float = 0.0) -> Cost:
     """A host node: it reads its inputs once and writes its outputs once. Nodes on constants cost nothing."""
     if node.op in _VIEWS or all(host.is_constant(v) for v in node.outputs):
@@ -92,7 +96,7 @@ def node_cost(host: Host, node: Node, flops: float = 0.0) -> Cost:
     read = [bytes_of(v) for v in dict.fromkeys(node.inputs)]
     if node.op in _LOOKUPS:
         read[0] = min(read[0], written)
-    return Cost(sum(read) + written, flops, 1.0)
+    return Cost(sum(read) + written, flops, _COMPOSITE.get(node.op, 1.0))
 
 
 def nodes_cost(host: Host, nodes: Iterable[Node]) -> Cost:

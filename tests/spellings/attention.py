@@ -195,6 +195,15 @@ SPELLINGS: dict[str, Case] = {
     "log_sum_exp": Case(
         lambda q, k, v: torch.exp(q @ turned(k) - torch.logsumexp(q @ turned(k), -1, keepdim=True)) @ v
     ),
+    "masked_exponentials": Case(
+        lambda q, k, v, m: normal(torch.exp(q @ turned(k) / 3) * m) @ v, (*PLAIN, ("mask", 1, 1, T))
+    ),
+    "divided_anew": Case(
+        lambda q, k, v, m: normal(softmax(q @ turned(k) / 3) * (1 - m.float())) @ v,
+        (*PLAIN, ("hidden", 1, 1, T)),
+        beside=("_assert_tensor_metadata",),  # of the cast
+    ),
+    "lower_exponentials": Case(lambda q, k, v: normal(torch.pow(2.0, q @ turned(k) / 3).tril()) @ v),
     "keys_times_queries": Case(lambda q, k, v: softmax(turned(k @ turned(q)) / 3) @ v),
     "einsum": Case(
         lambda q, k, v: torch.einsum("bhst,bhte->bhse", softmax(torch.einsum("bhsd,bhtd->bhst", q, k) / 3), v)
@@ -243,6 +252,15 @@ NEAR_MISSES: dict[str, Case] = {
     "wide_scores": Case(
         lambda q, k, v: softmax(q.double() @ turned(k.double())).float() @ v, reason="several float types"
     ),
+    "masked_above_alone": Case(
+        lambda q, k, v, m: softmax(q @ turned(k)) * m @ v, (*PLAIN, ("mask", 1, 1, T)), "holds the values"
+    ),
+    "masked_below_alone": Case(
+        lambda q, k, v, m: torch.exp(q @ turned(k)) / (torch.exp(q @ turned(k)) * m).sum(-1, keepdim=True) @ v,
+        (*PLAIN, ("mask", 1, 1, T)),
+        "leaves out other weights",
+    ),
+    "weighted_exponentials": Case(lambda q, k, v, w: normal(torch.exp(q @ turned(k)) * w) @ v, (*PLAIN, (1, 1, T))),
     "sigmoid": Case(lambda q, k, v: torch.sigmoid(q @ turned(k)) @ v),
     "other_scores_below": Case(
         lambda q, k, v: torch.exp(q @ turned(k)) / torch.exp(q @ turned(k) / 2).sum(-1, keepdim=True) @ v,
