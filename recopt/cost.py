@@ -18,6 +18,7 @@ from .ir import sizes
 from .ir.rules import WIDTH
 from .ir.sizes import Size
 from .ir.tensor import Tensor
+from .ir.term import Fn, Mono, walk
 
 NOMINAL = 256  # what a symbolic size counts as
 
@@ -105,8 +106,12 @@ def nodes_cost(host: Host, nodes: Iterable[Node]) -> Cost:
 
 
 def product_flops(t: Tensor) -> float:
-    """A multiplication and an addition for every element of every product in a term."""
+    """A multiplication and an addition for every element of every product in a term, and of sums inside functions."""
     sums = [(*t.axes, *m.axes) for m in t.body.monos if len(m.atoms) > 1]
+    inner = (x for m in t.body.monos for a in m.atoms if isinstance(a, Fn) for x in walk(a))
+    sums += [
+        (*m.axes_read, *m.axes) for m in dict.fromkeys(inner) if isinstance(m, Mono) and m.axes and len(m.atoms) > 1
+    ]
     return sum(2.0 * nominal(sizes.product(a.size for a in axes)) for axes in sums)
 
 
