@@ -130,9 +130,7 @@ def test_a_layer(batch_first: bool) -> None:
     module = torch.nn.GRU(5, 16, batch_first=batch_first).eval()
     x, h0 = torch.randn(6, 6, 5), torch.randn(1, 6, 16)
     program = torch.export.export(module, (x, h0), strict=False)
-    kept = recopt.optimize(program, target="cpu")
-    assert [r.reason for r in kept.report.refusals] == ["is one operator already, as fast there"]
-    result = recopt.optimize(program, target="cuda")
+    result = recopt.optimize(program, target="cpu")
     assert [n.op for n in result.host.nodes].count("recopt.gru.default") == 1
     assert not result.report.undone and result.report.rewrites[0].error is not None
     with torch.no_grad():
