@@ -10,5 +10,9 @@ name = "fuse-gru"
 
 
 def run(host: Host, context: Context) -> bool:
-    """Whether anything was rewritten."""
-    return apply(host, gru, context)
+    """Whether anything was rewritten. A recurrence over the states of another is seen once that is one operator."""
+    changed = False
+    while apply(host, gru, context):
+        changed = True
+    context.report.refusals[:] = dict.fromkeys(context.report.refusals)  # what is left was looked at again
+    return changed

@@ -18,6 +18,7 @@ from .ir import sizes
 from .ir.rules import WIDTH
 from .ir.sizes import Size
 from .ir.tensor import Tensor
+from .ir.term import Fn, Mono, walk
 
 NOMINAL = 256  # what a symbolic size counts as
 
@@ -84,6 +85,10 @@ def bytes_of(value: Value) -> float:
     return nominal(sizes.product(value.shape)) * WIDTH.get(value.dtype, 32) / 8
 
 
+# Operators that torch runs as several: a step of a GRU is two products and what is done with their gates.
+_COMPOSITE = {"aten.gru_cell.default": 12.0}
+
+
 def node_cost(host: Host, node: Node, flops: float = 0.0) -> Cost:
     """A host node: it reads its inputs once and writes its outputs once. Nodes on constants cost nothing."""
     if node.op in _VIEWS or all(host.is_constant(v) for v in node.outputs):
@@ -92,7 +97,7 @@ def node_cost(host: Host, node: Node, flops: float = 0.0) -> Cost:
     read = [bytes_of(v) for v in dict.fromkeys(node.inputs)]
     if node.op in _LOOKUPS:
         read[0] = min(read[0], written)
-    return Cost(sum(read) + written, flops, 1.0)
+    return Cost(sum(read) + written, flops, _COMPOSITE.get(node.op, 1.0))
 
 
 def nodes_cost(host: Host, nodes: Iterable[Node]) -> Cost:
@@ -101,8 +106,12 @@ def nodes_cost(host: Host, nodes: Iterable[Node]) -> Cost:
 
 
 def product_flops(t: Tensor) -> float:
-    """A multiplication and an addition for every element of every product in a term."""
+    """A multiplication and an addition for every element of every product in a term, and of sums inside functions."""
     sums = [(*t.axes, *m.axes) for m in t.body.monos if len(m.atoms) > 1]
+    inner = (x for m in t.body.monos for a in m.atoms if isinstance(a, Fn) for x in walk(a))
+    sums += [
+        (*m.axes_read, *m.axes) for m in dict.fromkeys(inner) if isinstance(m, Mono) and m.axes and len(m.atoms) > 1
+    ]
     return sum(2.0 * nominal(sizes.product(a.size for a in axes)) for axes in sums)
 
 

@@ -16,15 +16,17 @@ OP = "aten.gru.input"
 
 
 def layer_match(lifted: Lifted, node: Node) -> Match:
-    """The match of a node. Raises No for what `recopt::gru` is not: several layers or directions, no biases."""
+    """The match of a node. Raises No for what `recopt::gru` is not: several layers or directions."""
     x, start, params, biased, layers, _, training, both, batch_first = node.args
     states, last = node.outputs
     if layers != 1 or both or training:
         kind = f"{', both directions' if both else ''}{', training' if training else ''}"
         raise No("a GRU of {} layers{}", layers, kind)
-    if not biased or x.shape is None or len(x.shape) != 3 or states.dtype is None:
-        raise No("a GRU without biases, or of no known shape")
-    wi, wh, bi, bh = (View(p, p.shape) for p in params)
+    if x.shape is None or len(x.shape) != 3 or states.dtype is None:
+        raise No("a GRU of no known shape")
+    wi, wh, *biases = (View(p, p.shape) for p in params)
+    none = np.zeros(wi.shape[0], states.dtype)
+    bi, bh = biases if biased else (none, none)
     batch, steps = (x.shape[0], x.shape[1]) if batch_first else (x.shape[1], x.shape[0])
     hidden = wh.shape[1]
     turn = () if batch_first else (Permute((1, 0, 2)),)
@@ -44,7 +46,7 @@ def layer_match(lifted: Lifted, node: Node) -> Match:
     def reference(array: Callable[[Leaf], Array]) -> Array:
         """What the node computes, in the order of its own operands."""
         sequence = array(x) if batch_first else array(x).swapaxes(0, 1)
-        return _reference(sequence, array(start)[0], *(array(p) for p in params))
+        return _reference(sequence, array(start)[0], *(array(p) for p in params), *(() if biased else (none, none)))
 
     return Match(
         "gru", states, spec, lambda: lifted.term[states], dead_after(lifted, states, [v.value for v in spec.views]),

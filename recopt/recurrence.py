@@ -109,6 +109,13 @@ def _step_of(lifted: Lifted, value: Value) -> tuple[Value, Tensor] | None:
 def previous(lifted: Lifted, value: Value) -> Value | None:
     """The nearest value of the same shape that `value` reads both in a sum over it and outside of one: where `value` is
     a step, the state before."""
+    key = ("the state before", value)
+    if key not in lifted.notes:
+        lifted.notes[key] = _previous(lifted, value)
+    return lifted.notes[key]  # type: ignore[return-value]  # what was put there
+
+
+def _previous(lifted: Lifted, value: Value) -> Value | None:
     if not _blends(lifted, value):
         return None
     flags: dict[Value, int] = {value: 1}
@@ -122,13 +129,26 @@ def previous(lifted: Lifted, value: Value) -> Value | None:
         own = lifted.local(v) if v.node is not None else None
         if own is None:
             continue
-        summed = any(m.axes for m in own.body.monos)
-        for n, leaf in enumerate(own.body.leaves):
+        for n, (leaf, where) in enumerate(_places(own.body, False).items()):
             if isinstance(leaf, Value) and leaf is not v and not lifted.host.is_constant(leaf):
                 if leaf not in flags:
                     heapq.heappush(pending, (-lifted.order.get(leaf, 0), count * MAX_WALK + n, leaf))
-                flags[leaf] = flags.get(leaf, 0) | (2 if summed else flags[v])
+                flags[leaf] = flags.get(leaf, 0) | where & 2 | (flags[v] if where & 1 else 0)
     return None
+
+
+def _places(term: Poly, summed: bool) -> dict[Leaf, int]:
+    """What a term reads: 1 for outside of all sums, 2 for inside of one, 3 for both."""
+    found: dict[Leaf, int] = {}
+    for mono in term.monos:
+        inside = summed or bool(mono.axes)
+        for atom in mono.atoms:
+            parts = [_places(a, inside) for a in atom.args] if isinstance(atom, Fn) else []
+            for leaf in atom.leaves:
+                found[leaf] = found.get(leaf, 0) | (1 << inside if not parts else 0)
+                for part in parts:
+                    found[leaf] |= part.get(leaf, 0)
+    return found
 
 
 def _shape(lifted: Lifted, value: Value) -> tuple[Size, ...] | None:
@@ -190,13 +210,20 @@ def _opened(lifted: Lifted, value: Value, before: Value | None, stop: frozenset[
         if t is not None:
             own[u] = t
             read_there = ((a, moves(a)) for a in walk(t.body))
-            pending |= {v for a, v in read_there if v is not None and v not in own and not stands(a, v)}
+            fresh = {v for a, v in read_there if v is not None and v not in own and not stands(a, v)}
+            pending |= {v for v in fresh if not _is_another(lifted, v, before)}
     try:
         for u in reversed(own):
             opened[u] = own[u].with_body(substitute(own[u].body, {}, put_in))
     except TooLarge:
         return None
     return opened[value].canonical() if value in opened else None
+
+
+def _is_another(lifted: Lifted, value: Value, before: Value | None) -> bool:
+    """Whether a value is a state of another recurrence, in which it would never end to be opened."""
+    earlier = previous(lifted, value)
+    return earlier is not None and earlier is not before and previous(lifted, earlier) is not None
 
 
 def _is_placed(lifted: Lifted, atom: Interned, leaf: Value) -> bool:

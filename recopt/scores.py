@@ -50,9 +50,14 @@ class Scores:
 
 
 def scores_of(lifted: Lifted, found: Average) -> Scores | None:
-    """The scores of a softmax as a function of one product; None where no product of data is in them."""
-    seen: set[Value] = set()
-    return _Products(set(found.along)).scores(_open(lifted, found.score, seen), frozenset(seen))
+    """The scores of a softmax as a function of one product: of data, or of keys with queries that the model learned.
+    None where there is neither."""
+    for multiplies in (_multiplies, _weighs):
+        seen: set[Value] = set()
+        scores = _Products(set(found.along)).scores(_open(lifted, found.score, seen, multiplies), frozenset(seen))
+        if scores is not None:
+            return scores if is_data(lifted, scores.k) else None  # else a gate: what it chooses among does not count
+    return None
 
 
 class _Products:
@@ -104,8 +109,10 @@ class _Products:
 
 # --- opening
 
+Multiplies = Callable[[Lifted, Mono], bool]
 
-def _open(lifted: Lifted, term: Poly, seen: set[Value]) -> Poly:
+
+def _open(lifted: Lifted, term: Poly, seen: set[Value], multiplies: Multiplies) -> Poly:
     """`term` with what functions make of a product put in, and the product; widening to compute them is left out."""
 
     def inner(atom: Atom) -> Poly | None:
@@ -113,23 +120,23 @@ def _open(lifted: Lifted, term: Poly, seen: set[Value]) -> Poly:
             return retyped(atom.args[0], atom.dtype)
         if not isinstance(atom, Read) or not isinstance(atom.leaf, Value):
             return None
-        spelled = _product(lifted, atom.leaf)
+        spelled = _product(lifted, atom.leaf, multiplies)
         if spelled is not None:
             seen.add(atom.leaf)
             return spelled.at(list(atom.index))
-        if not _carries(lifted, atom.leaf):
+        if not _carries(lifted, atom.leaf, multiplies):
             return None
-        return _open(lifted, lifted.definition[atom.leaf].at(list(atom.index)), seen)
+        return _open(lifted, lifted.definition[atom.leaf].at(list(atom.index)), seen, multiplies)
 
     return substitute(term, {}, inner)
 
 
-def _product(lifted: Lifted, value: Value) -> Tensor | None:
-    """The meaning of a value that is a sum of products of data, in as few products as the graph allows; else None."""
-    key = ("product of data", value)
+def _product(lifted: Lifted, value: Value, multiplies: Multiplies) -> Tensor | None:
+    """The meaning of a value that is a sum of products, in as few products as the graph allows; else None."""
+    key = ("product", value, multiplies)
     if key not in lifted.notes:
         lifted.notes[key] = None
-        if (t := lifted.definition.get(value)) is not None and any(_multiplies(lifted, m) for m in t.body.monos):
+        if (t := lifted.definition.get(value)) is not None and any(multiplies(lifted, m) for m in t.body.monos):
             lifted.notes[key] = t if len(t.body.monos) == 1 else by_operands(lifted, value) or t
     found = lifted.notes[key]
     assert found is None or isinstance(found, Tensor)
@@ -140,6 +147,11 @@ def _multiplies(lifted: Lifted, mono: Mono) -> bool:
     """Whether more than one factor that is data reads an axis that is summed."""
     data = [a for a in mono.atoms if is_data(lifted, a)]
     return any(sum(ax in a.axes_read for a in data) > 1 for ax in mono.axes)
+
+
+def _weighs(lifted: Lifted, mono: Mono) -> bool:
+    """Whether data and a weight read an axis that is summed."""
+    return any({is_data(lifted, a) for a in mono.atoms if ax in a.axes_read} == {False, True} for ax in mono.axes)
 
 
 def by_operands(lifted: Lifted, value: Value) -> Tensor | None:
@@ -171,14 +183,14 @@ def _is_scaled(mono: Mono) -> bool:
     return not mono.axes and len(mono.atoms) == 1 and isinstance(mono.atoms[0], Read) and mono.coef != 1
 
 
-def _carries(lifted: Lifted, value: Value) -> bool:
-    """Whether a value is a pointwise function of a product of data, and of other things."""
+def _carries(lifted: Lifted, value: Value, multiplies: Multiplies) -> bool:
+    """Whether a value is a pointwise function of such a product, and of other things."""
 
     def find(value: Value) -> bool:
         t = lifted.definition.get(value)
         if t is None or lifted.host.is_constant(value) or any(m.axes for m in t.body.monos):
             return False
         leaves = [v for v in t.body.leaves if isinstance(v, Value) and v is not value]
-        return any(_product(lifted, v) is not None or _carries(lifted, v) for v in leaves)
+        return any(_product(lifted, v, multiplies) is not None or _carries(lifted, v, multiplies) for v in leaves)
 
-    return lifted.noted("carries a product", value, find)
+    return lifted.noted(("carries a product", multiplies), value, find)

@@ -3,7 +3,9 @@
     sum_t exp(S[t]) * v[t] * 1/sum_t' exp(S[t'])
 
 Divided before or after the product with v, with or without the maximum subtracted, in one operator or in five: all are
-this term once the values between are opened.
+this term once the values between are opened. Factors that are 0 or 1, the same in both sums, are a mask:
+exp(S[t]) * m[t] is the exponential of S where m holds and of -inf elsewhere; and so is a softmax of everything that is
+masked and divided anew.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from .ir.term import (
     Axis,
     Coef,
     Fn,
+    Guard,
     Mono,
     Poly,
     Read,
@@ -31,12 +34,16 @@ from .ir.term import (
     mul,
     number,
     reduce,
+    scale,
     single,
     substitute,
     sum_over,
 )
 from .lift.base import Lifted
 from .match import No, is_data
+
+MAX_STORED = 1 << 20  # elements of a constant that are looked at for a mask
+
 
 # --- values that are made of exponentials
 
@@ -72,7 +79,7 @@ def _kind_of(lifted: Lifted, t: Tensor) -> str:
 
 def _kind_of_mono(lifted: Lifted, mono: Mono) -> str:
     kinds = [_kind_of_atom(lifted, a) for a in mono.atoms]
-    others = [a for a, kind in zip(mono.atoms, kinds, strict=True) if not kind]
+    others = [a for a, kind in zip(mono.atoms, kinds, strict=True) if not kind and _condition(lifted, a) is None]
     if "average" in kinds:  # divided by the sum of its weights, or moved
         return "average" if all(k in ("average", "divisor") for k in kinds) else ""
     if "weights" not in kinds and "divisor" not in kinds:
@@ -132,83 +139,142 @@ def average(lifted: Lifted, term: Poly) -> Average | None:
     mono = whole.monos[0]
     along = tuple(axis(a.size) for a in mono.axes)
     names = {a: coord(n) for a, n in zip(mono.axes, along, strict=True)}
-    parts = _Parts(lifted)
-    for atom in mono.atoms:
-        parts.add(_only(substitute(single(atom, atom.dtype), names)))
-    if not parts.exponents or not parts.totals:
+    parts = _Parts(lifted, [_only(substitute(single(atom, atom.dtype), names)) for atom in mono.atoms])
+    if not parts.exponents or not parts.totals or not along:
         return None
-    if len(parts.totals) > 1:
-        raise No("more than one sum of exponentials divides it")
-    score = add_all(parts.exponents, parts.exponents[0].dtype)
-    (total,) = parts.totals
-    if not along:
-        return None
-    if [a.size for a in total.axes] != [a.size for a in along]:
-        raise No("the softmax runs over another axis than the sum")
-    exponents = [a for a in total.atoms if isinstance(a, Fn) and a.name == "exp"]
-    if len(exponents) < len(total.atoms) or total.coef != 1:
-        raise No("what divides it is no sum of exponentials alone")
-    back = {a: coord(n) for a, n in zip(total.axes, along, strict=True)}
-    below = add_all([substitute(a.args[0], back) for a in exponents], score.dtype)
+    below = _below(lifted, parts, along)
+    score, sums = (add_all(p.exponents, parts.exponents[0].dtype) for p in (parts, below))
     # what does not vary along t cancels: the maximum that is subtracted, above all
-    if _along(score, along) is not _along(below, along):
+    if _along(score, along) is not _along(sums, along):
         raise No("the softmax runs over another axis than the sum, or over other scores")
     # a number among them stays: with it the graph holds -10000 + 10000*m, without it nobody does
     whole_score = add(_along(score, along), number(_number(score), score.dtype))
     unseen = "nan"
-    for hidden, weights in parts.hidden:
-        if _is_nan(lifted, hidden, weights):
+    if not below.masks.keys() <= parts.masks.keys():
+        raise No("the sum that divides leaves out other weights than the average")
+    for hidden, (factor, weights) in parts.masks.items():
+        if hidden in below.masks:
+            whole_score = fn("where", [hidden, number(-math.inf, score.dtype), whole_score], score.dtype)
+        elif weights is None:
+            parts.rest.append(factor)
+        elif _is_nan(lifted, hidden, weights):
             unseen = "clean"
-        elif _is_nothing(hidden, (score, below, whole_score), along):
+        elif _is_nothing(hidden, (score, sums, whole_score), along):
             unseen = "zero"
         else:
             raise No("weights are set to 0 by {}", hidden.text)
     return Average(whole_score, along, tuple(parts.rest), mono.coef, unseen, frozenset(seen))
 
 
-class _Parts:
-    """The factors of an average: exponents, sums that divide, conditions that set it to 0, and what is averaged."""
+def _below(lifted: Lifted, parts: _Parts, along: Sequence[Axis]) -> _Parts:
+    """The factors of the sum that divides, over `along`. A softmax that is divided anew, by the sum of what a mask left
+    of it, loses its own divisor."""
+    for divisor, total in parts.totals.items():
+        if [a.size for a in total.axes] != [a.size for a in along]:
+            continue
+        back = {a: coord(n) for a, n in zip(total.axes, along, strict=True)}
+        below = _Parts(lifted, [_only(substitute(single(a, a.dtype), back)) for a in total.atoms])
+        if {*parts.totals} - {divisor} == {*below.totals} and total.coef == 1 and not below.rest and below.exponents:
+            return below
+    if len(parts.totals) > 1:
+        raise No("more than one sum of exponentials divides it")
+    (total,) = parts.totals.values()
+    if [a.size for a in total.axes] != [a.size for a in along]:
+        raise No("the softmax runs over another axis than the sum")
+    raise No("what divides it is no sum of exponentials alone")
 
-    def __init__(self, lifted: Lifted) -> None:
+
+class _Parts:
+    """The factors of an average, or of a sum that divides one: exponents, sums that divide, what is averaged, and
+    conditions that set it to 0, each with the factor that does so and, for a `where`, the weights there."""
+
+    def __init__(self, lifted: Lifted, atoms: Sequence[Atom]) -> None:
         self.lifted = lifted
         self.exponents: list[Poly] = []
-        self.totals: list[Mono] = []
-        self.hidden: list[tuple[Poly, Poly]] = []  # conditions, and the weights that they set to 0
+        self.totals: dict[Atom, Mono] = {}
+        self.masks: dict[Poly, tuple[Atom, Poly | None]] = {}
         self.rest: list[Atom] = []
+        for atom in atoms:
+            self.add(atom)
 
     def add(self, atom: Atom) -> None:
         if isinstance(atom, Fn) and atom.name == "exp":
-            x, total = _without_log(atom.args[0])
+            x, totals = _without_log(atom.args[0])
             self.exponents.append(x)
-            self.totals += total
+            self.totals |= totals
         elif isinstance(atom, Fn) and atom.name == "reciprocal" and (sums := _sum_of_exps(atom.args[0])) is not None:
-            self.totals.append(sums)
+            self.totals[atom] = sums
         elif isinstance(atom, Fn) and atom.name == "where" and atom.args[1].number == 0 and _is_weight(atom.args[2]):
-            self.hidden.append((atom.args[0], atom.args[2]))
+            self.masks[atom.args[0]] = atom, atom.args[2]
             for inner in atom.args[2].monos[0].atoms:
                 self.add(inner)
+        elif (hidden := _condition(self.lifted, atom)) is not None:
+            self.masks[hidden] = atom, None
         else:
             self.rest.append(atom)
 
 
+def _condition(lifted: Lifted, atom: Atom) -> Poly | None:
+    """Under which condition a factor is 0, where it is 1 elsewhere."""
+    if isinstance(atom, Fn) and atom.name == "cast" and atom.args[0].dtype == "bool":
+        return fn("logical_not", [atom.args[0]], "bool")
+    if isinstance(atom, Guard):
+        return _outside(atom)
+    if not isinstance(atom, Read) or not isinstance(atom.leaf, Value):
+        return None
+    if lifted.host.is_constant(atom.leaf):
+        stored = lifted.host.constant(atom.leaf)
+        zero = fn("eq", [single(atom, atom.dtype), number(0, atom.dtype)], "bool")
+        return zero if stored.size <= MAX_STORED and ((stored == 0) | (stored == 1)).all() else None
+    own = lifted.definition.get(atom.leaf)
+    if own is None or atom.leaf in own.body.leaves:
+        return None
+    term = own.at(list(atom.index))
+    if term.atom is not None:
+        return _condition(lifted, term.atom)
+    rest = add(number(1, term.dtype), scale(term, -1))  # 1 less such a factor is one
+    found = None if rest.atom is None else _condition(lifted, rest.atom)
+    return None if found is None else fn("logical_not", [found], "bool")
+
+
+def _outside(guard: Guard) -> Poly:
+    """That a place is not where a guard allows it."""
+    least = None if guard.lo is None else fn("lt", [guard.index, number(guard.lo)], "bool")
+    most = None if guard.hi is None else fn("le", [number(guard.hi), guard.index], "bool")
+    ends = [end for end in (least, most) if end is not None]
+    return ends[0] if len(ends) == 1 else fn("logical_or", ends, "bool")
+
+
+def _condition_of(lifted: Lifted, term: Poly) -> Poly | None:
+    """The same of a term: such a factor, or 1 less it."""
+    if term.atom is not None and not isinstance(term.atom, Read):
+        return _condition(lifted, term.atom)
+    rest = add(number(1, term.dtype), scale(term, -1))
+    found = _condition(lifted, rest.atom) if isinstance(rest.atom, Fn) else None
+    return None if found is None else fn("logical_not", [found], "bool")
+
+
 def _is_weight(term: Poly) -> bool:
-    return len(term.monos) == 1 and any(isinstance(a, Fn) and a.name == "exp" for a in term.monos[0].atoms)
+    """Whether a term is exponentials times other things, set to 0 somewhere or not."""
+    return len(term.monos) == 1 and any(
+        isinstance(a, Fn)
+        and (a.name == "exp" or (a.name == "where" and a.args[1].number == 0 and _is_weight(a.args[2])))
+        for a in term.monos[0].atoms
+    )
 
 
 def _sum_of_exps(term: Poly) -> Mono | None:
-    mono = term.monos[0] if len(term.monos) == 1 else None
-    found = mono is not None and mono.axes and any(isinstance(a, Fn) and a.name == "exp" for a in mono.atoms)
-    return mono if found else None
+    return term.monos[0] if _is_weight(term) and term.monos[0].axes else None
 
 
-def _without_log(x: Poly) -> tuple[Poly, list[Mono]]:
+def _without_log(x: Poly) -> tuple[Poly, dict[Atom, Mono]]:
     """exp(x - log(sum(exp(x)))), which a log-softmax leaves, as x and the sum that divides."""
     for mono in x.monos:
         atom = mono.atoms[0] if len(mono.atoms) == 1 and mono.coef == -1 and not mono.axes else None
         if isinstance(atom, Fn) and atom.name == "log" and (total := _sum_of_exps(atom.args[0])) is not None:
             rest = [monomial(m, x.dtype) for m in x.monos if m is not mono]
-            return add_all(rest, x.dtype), [total]
-    return x, []
+            return add_all(rest, x.dtype), {atom: total}
+    return x, {}
 
 
 def _along(score: Poly, along: Sequence[Axis]) -> Poly:
@@ -267,8 +333,9 @@ def _open(lifted: Lifted, term: Poly, seen: set[Value]) -> Poly:
         if kind == "weights" or (kind == "average" and moved):
             seen.add(atom.leaf)
             t = lifted.definition[atom.leaf]
-            if kind == "average" and len(t.body.monos) > 1:  # of a sum: as its own node computes it
-                t = lifted.local(atom.leaf) or t
+            own = lifted.local(atom.leaf) if len(t.body.monos) > 1 else None
+            if own is not None and len(own.body.monos) == 1:  # of a sum: as its own node computes it
+                t = own
             return _open(lifted, t.at(list(atom.index)), seen)
         return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Iterable
 
 import numpy as np
@@ -284,8 +285,10 @@ def _bounded(limit: float) -> Callable[[list[Poly], str, tuple[Hashable, ...]], 
 
 
 def _power(args: list[Poly], dtype: str) -> Poly:
-    """x**2 -> x*x, x**0.5 -> sqrt(x), x**-1 -> 1/x, ..."""
-    x, exponent = args[0], args[1].number
+    """x**2 -> x*x, x**0.5 -> sqrt(x), x**-1 -> 1/x, 2**x -> exp(x*log(2)), ..."""
+    x, exponent, base = args[0], args[1].number, args[0].number
+    if isinstance(base, (int, float)) and exponent is None and 0 < base < math.inf and base != 1 and dtype in FLOATS:
+        return fn("exp", [scale(args[1], math.log(base))], dtype)  # 1**x is 1 even where x is NaN
     if exponent == 0.5:
         return fn("sqrt", [x], dtype)
     if exponent == -0.5:

@@ -20,8 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .epilogue import compile_epilogue
+from .gru_cpu import KEEP as KEEP
+from .gru_cpu import fits, gru_cpu
 
-KEEP = "sigmoid(h)"  # the gate of a GRU
 # Up to this batch torch.gru is used on a CPU. Its time over that of the steps below, one core, 50 steps of 64 to 128:
 # 0.82 at batch 1, 0.90 at 4, 1.03 at 16, 0.96 at 32, 0.97 at 64, 1.09 at 256.
 MAX_TORCH = 64
@@ -111,13 +112,16 @@ def gru_call(
     x: Tensor, h0: Tensor | None, wi: Tensor, wh: Tensor, bi: Tensor, bh: Tensor, after: bool,
     keep: str = KEEP, gates: Sequence[Tensor] = (),
 ) -> Tensor:  # fmt: skip
-    """The same of operands that are known to fit: one kernel where they suit it (`gru_cuda.fits`), else torch's."""
+    """The same of operands that are known to fit: one kernel where they suit it (`gru_cuda.fits`), oneDNN's products on
+    a CPU where they are large (`gru_cpu.fits`), else torch's."""
     if x.is_cuda and not (torch.is_grad_enabled() and any(_needs_grad(x, h0, wi, wh, bi, bh, *gates))):
         from .gru_cuda import gru_cuda
 
         y = gru_cuda(x, h0, wi, wh, bi, bh, after, keep, gates)
         if y is not None:
             return y
+    if fits(x, wh, (h0, wi, bi, bh, *gates)):
+        return gru_cpu(x, h0, wi, wh, bi, bh, after, keep, gates)
     return gru_torch(x, h0, wi, wh, bi, bh, after, keep, gates)
 
 

@@ -1,4 +1,4 @@
-"""ATen: layers that have one operator. Normalisation, attention, embedding bags."""
+"""ATen: layers that have one operator. Normalisation, a step of a GRU, attention, embedding bags."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..ir import ops, sizes, tensor
 from ..ir.sizes import Size
 from ..ir.tensor import Tensor, ravel, retyped
 from ..ir.term import scale
-from .aten_sums import dims_of
+from .aten_sums import dims_of, linear
 from .aten_types import operand
 from .base import Call, Opaque, Result
 
@@ -117,6 +117,30 @@ def _rms_norm(
         eps = float(np.finfo(x.dtype).eps)
     scale = _inverse_root(ops.mean(ops.multiply(x, x), dims, keepdim=True), eps)
     return [_scaled(ops.multiply(x, scale), weight, None), scale]
+
+
+def _gru_cell(
+    c: Call,
+    x: Tensor,
+    h: Tensor,
+    wi: Tensor,
+    wh: Tensor,
+    bi: Tensor | None = None,
+    bh: Tensor | None = None,
+) -> Tensor:
+    """A step as torch.nn.GRUCell has it; r, z and n lie one below the other in the weights."""
+    size = h.shape[-1]
+
+    def gate(n: int, t: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+        start = sizes.mul(size, n)
+        part = None if b is None else tensor.slice_dim(b, 0, start, size)
+        return linear(c, t, tensor.slice_dim(w, 0, start, size), part)
+
+    ir, iz, im = (gate(n, x, wi, bi) for n in range(3))
+    hr, hz, hm = (gate(n, h, wh, bh) for n in range(3))
+    r, z = (ops.pointwise("sigmoid", ops.add(a, b)) for a, b in ((ir, hr), (iz, hz)))
+    new = ops.pointwise("tanh", ops.add(im, ops.multiply(r, hm)))
+    return ops.add(new, ops.multiply(z, ops.sub(h, new)))
 
 
 def _group_norm(
@@ -326,6 +350,7 @@ TABLE: dict[str, Lift] = {
     **_named("native_layer_norm.default", _layer_norm),
     **_named("rms_norm.default", lambda c, *args, **kwargs: _rms_norm(c, *args, **kwargs)[0]),
     **_named("_fused_rms_norm.default", _rms_norm),
+    **_named("gru_cell.default", _gru_cell),
     **_named("group_norm.default", _group_norm),
     **_named("instance_norm.default", _instance_norm),
     **_named("adaptive_avg_pool1d.default adaptive_avg_pool2d.default _adaptive_avg_pool2d.default", _pool_to_one),

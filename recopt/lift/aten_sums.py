@@ -18,7 +18,8 @@ Dims = int | Sequence[int] | None
 # --- products
 
 
-def _linear(c: Call, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def linear(c: Call, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x @ weight.T + bias."""
     y = ops.matmul(x, tensor.permute(weight, list(range(len(weight.dims)))[::-1]))
     return y if bias is None else ops.add(y, bias)
 
@@ -255,7 +256,7 @@ def _named(names: str, function: Lift) -> dict[str, Lift]:
 
 
 TABLE: dict[str, Lift] = {
-    **_named("linear.default", _linear),
+    **_named("linear.default", linear),
     **_named(
         "mm.default bmm.default matmul.default mv.default dot.default vdot.default", lambda c, a, b: ops.matmul(a, b)
     ),

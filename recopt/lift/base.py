@@ -321,7 +321,7 @@ class Lifted:
             value = substitute(term, {}, constant).number
         return value if not isinstance(value, bool) else int(value)
 
-    def noted(self, what: str, value: Value, find: Callable[[Value], Noted]) -> Noted:
+    def noted(self, what: Hashable, value: Value, find: Callable[[Value], Noted]) -> Noted:
         """`find(value)`, found once. What `value` is computed from goes first, so that a `find` that asks the same of
         its operands takes no stack frame for each value of a chain of thousands."""
         pending = [value]

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from recopt.hosts.fx_operators import AUGRU_OPERATOR, GRU_OPERATOR
+from recopt.kernels import gru_cpu
 from recopt.kernels.epilogue import EpilogueError
 from recopt.kernels.gru import KEEP, GruError, check_gru, gru
 from recopt.kernels.gru_cuda import MAX_HIDDEN, Variant, cuda_text, fits, gru_cuda, rows_of
@@ -47,6 +48,21 @@ def test_against_the_reference(after: bool, gated: bool, batch: int, steps: int,
     torch.testing.assert_close(gru(x, h0, *weights, after, *extra), reference(x, h0, *weights, after, attention))
     zero = torch.zeros_like(h0)
     torch.testing.assert_close(gru(x, None, *weights, after, *extra), reference(x, zero, *weights, after, attention))
+
+
+@pytest.mark.parametrize("after", [True, False])
+@pytest.mark.parametrize("gated", [True, False])
+def test_large_products_on_a_cpu(after: bool, gated: bool) -> None:
+    given = operands(160, 4, 31, 104)
+    x, h0, *weights = [given[0], given[1], *(w / 10 for w in given[2:])]
+    attention = torch.rand(160, 4, dtype=torch.float64) if gated else None
+    narrow = [t.float() for t in (x, h0, *weights)]
+    assert gru_cpu.fits(narrow[0], narrow[3], narrow)
+    extra = () if attention is None else (DIEN, [attention.float()])
+    y = gru(*narrow, after, *extra)
+    torch.testing.assert_close(y, reference(x, h0, *weights, after, attention).float())
+    with torch.enable_grad():
+        assert gru(*[t.requires_grad_() for t in narrow], after, *extra).requires_grad
 
 
 def test_gates_broadcast() -> None:

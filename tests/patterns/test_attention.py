@@ -27,6 +27,17 @@ BESIDE = set(
 EXPORTERS = exporters(name for name, case in SPELLINGS.items() if case.onnx)
 
 
+class Called(torch.nn.Module):
+    """A model whose inputs are exported as a list."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *args: torch.Tensor) -> Any:
+        return self.model(*args)
+
+
 def is_fused(node: Node) -> bool:
     return node.op == "recopt.attention.default" or node.op.startswith("recopt::Attention")
 
@@ -43,15 +54,19 @@ def check_one(result: recopt.Optimized, beside: tuple[str, ...]) -> None:
 @pytest.mark.parametrize("name", SPELLINGS)
 def test_torch(name: str) -> None:
     case = SPELLINGS[name]
-    result = recopt.optimize(to_program(case.module(), case.args(BATCH)), target="cpu")
+    program = to_program(Called(case.module()), case.args(BATCH))
+    result = recopt.optimize(program, target=case.target)
     check_one(result, case.beside)
+    if case.target != "cpu":
+        declined = recopt.optimize(program, target="cpu").report.refusals
+        assert any("learned its queries" in r.reason for r in declined)
     check_numbers(case, result)
 
 
 @pytest.mark.parametrize(("exporter", "name"), EXPORTERS)
 def test_onnx(exporter: str, name: str) -> None:
     case = SPELLINGS[name]
-    file = to_onnx(case.module(), case.args(BATCH), dynamo=exporter == "dynamo")
+    file = to_onnx(Called(case.module()), case.args(BATCH), dynamo=exporter == "dynamo")
     result = recopt.optimize(onnx.load_from_string(file), target="recopt")
     check_one(result, case.beside)
     optimized = result.to_proto().SerializeToString()
@@ -67,17 +82,6 @@ def test_near_misses(name: str) -> None:
     assert not result.report.undone
     reasons = [r.reason for r in result.report.refusals if r.pattern == "attention"]
     assert not case.reason or any(case.reason in reason for reason in reasons), reasons
-
-
-class Called(torch.nn.Module):
-    """A model whose inputs are exported as a list."""
-
-    def __init__(self, model: torch.nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, *args: torch.Tensor) -> Any:
-        return self.model(*args)
 
 
 def softmaxes(host: Host) -> int:

@@ -125,14 +125,12 @@ def test_near_misses(name: str) -> None:
     assert not case.reason or any(case.reason in reason for reason in reasons), reasons
 
 
-@pytest.mark.parametrize("batch_first", [True, False])
-def test_a_layer(batch_first: bool) -> None:
-    module = torch.nn.GRU(5, 16, batch_first=batch_first).eval()
+@pytest.mark.parametrize("options", [{"batch_first": True}, {"bias": False}])
+def test_a_layer(options: dict[str, bool]) -> None:
+    module = torch.nn.GRU(5, 16, **options).eval()
     x, h0 = torch.randn(6, 6, 5), torch.randn(1, 6, 16)
     program = torch.export.export(module, (x, h0), strict=False)
-    kept = recopt.optimize(program, target="cpu")
-    assert [r.reason for r in kept.report.refusals] == ["is one operator already, as fast there"]
-    result = recopt.optimize(program, target="cuda")
+    result = recopt.optimize(program, target="cpu")
     assert [n.op for n in result.host.nodes].count("recopt.gru.default") == 1
     assert not result.report.undone and result.report.rewrites[0].error is not None
     with torch.no_grad():
@@ -140,7 +138,7 @@ def test_a_layer(batch_first: bool) -> None:
             torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize("options", [{"num_layers": 2}, {"bidirectional": True}, {"bias": False}])
+@pytest.mark.parametrize("options", [{"num_layers": 2}, {"bidirectional": True}])
 def test_layers_that_are_left_alone(options: dict[str, Any]) -> None:
     module = torch.nn.GRU(5, 16, batch_first=True, **options).eval()
     program = torch.export.export(module, (torch.randn(4, 6, 5),), strict=False)

@@ -29,13 +29,15 @@ class Spelled(nn.Module):
 @dataclass(frozen=True)
 class Case:
     """A spelling of one attention over inputs of these shapes a row; "mask" has bools, "hidden" their opposite,
-    "kept" floats of 0 and 1, "length" a number of keys, each beside its shape."""
+    "kept" floats of 0 and 1, "length" a number of keys, each beside its shape. `target` is that of the torch host: on a
+    CPU learned queries do not pay."""
 
     spell: Callable[..., Any] | nn.Module
     shapes: tuple[tuple[Any, ...], ...] = PLAIN
     reason: str = ""  # of a near miss
     beside: tuple[str, ...] = ()  # what computes a mask
     onnx: bool = True  # whether both exporters carry it as one
+    target: str = "cpu"
 
     def module(self) -> nn.Module:
         """The spelling as a module in eval."""
@@ -162,6 +164,21 @@ class Encoder(nn.Module):
 
 SLOPES = torch.tensor([0.5, 0.25, 0.1, 0.05])[:, None, None]
 LOWER = torch.tril(torch.ones(S, T))
+
+
+class Pooled(nn.Module):
+    """Additive attention: learned queries over what a layer makes of the items, by themselves or beside a target."""
+
+    def __init__(self, queries: int) -> None:
+        super().__init__()
+        self.items, self.target, self.queries = nn.Linear(D, 6), nn.Linear(D, 6), nn.Linear(6, queries, bias=False)
+
+    def forward(self, k: Tensor, q: Tensor | None = None) -> Tensor:
+        seen = self.items(k) if q is None else self.items(k) + self.target(q)[:, None]
+        weights = torch.softmax(self.queries(seen.tanh()), 1)
+        return (weights * k).sum(1) if q is not None else turned(weights) @ k
+
+
 GENERAL = torch.randn(D, D, generator=torch.Generator().manual_seed(5)) * 0.3
 
 SPELLINGS: dict[str, Case] = {
@@ -195,6 +212,15 @@ SPELLINGS: dict[str, Case] = {
     "log_sum_exp": Case(
         lambda q, k, v: torch.exp(q @ turned(k) - torch.logsumexp(q @ turned(k), -1, keepdim=True)) @ v
     ),
+    "masked_exponentials": Case(
+        lambda q, k, v, m: normal(torch.exp(q @ turned(k) / 3) * m) @ v, (*PLAIN, ("mask", 1, 1, T))
+    ),
+    "divided_anew": Case(
+        lambda q, k, v, m: normal(softmax(q @ turned(k) / 3) * (1 - m.float())) @ v,
+        (*PLAIN, ("hidden", 1, 1, T)),
+        beside=("_assert_tensor_metadata",),  # of the cast
+    ),
+    "lower_exponentials": Case(lambda q, k, v: normal(torch.pow(2.0, q @ turned(k) / 3).tril()) @ v),
     "keys_times_queries": Case(lambda q, k, v: softmax(turned(k @ turned(q)) / 3) @ v),
     "einsum": Case(
         lambda q, k, v: torch.einsum("bhst,bhte->bhse", softmax(torch.einsum("bhsd,bhtd->bhst", q, k) / 3), v)
@@ -215,6 +241,8 @@ SPELLINGS: dict[str, Case] = {
         lambda q, k: (softmax((k @ GENERAL @ q[..., None])[..., 0])[..., None] * k).sum(1), ((D,), (T, D))
     ),
     "target_by_length": Case(by_length, ((D,), (T, D), ("length",))),
+    "learned_queries": Case(Pooled(3), ((T, D),), beside=("tanh",), target="cuda"),
+    "beside_a_target": Case(Pooled(1), ((T, D), (D,)), beside=("tanh", "add", "Tanh", "Add"), target="cuda"),
     "soft_cap": Case(lambda q, k, v: softmax(torch.tanh(q @ turned(k) / 20) * 20) @ v),
     "widened": Case(lambda q, k, v: softmax((q @ turned(k) / 3).double()).float() @ v),
     "dropout": Case(lambda q, k, v: F.dropout(softmax(q @ turned(k) / 3), 0.1, False) @ v),
@@ -243,6 +271,16 @@ NEAR_MISSES: dict[str, Case] = {
     "wide_scores": Case(
         lambda q, k, v: softmax(q.double() @ turned(k.double())).float() @ v, reason="several float types"
     ),
+    "masked_above_alone": Case(
+        lambda q, k, v, m: softmax(q @ turned(k)) * m @ v, (*PLAIN, ("mask", 1, 1, T)), "holds the values"
+    ),
+    "masked_below_alone": Case(
+        lambda q, k, v, m: torch.exp(q @ turned(k)) / (torch.exp(q @ turned(k)) * m).sum(-1, keepdim=True) @ v,
+        (*PLAIN, ("mask", 1, 1, T)),
+        "leaves out other weights",
+    ),
+    "weighted_exponentials": Case(lambda q, k, v, w: normal(torch.exp(q @ turned(k)) * w) @ v, (*PLAIN, (1, 1, T))),
+    "gate_of_experts": Case(lambda q, k: (softmax(q @ GENERAL)[..., None] * k).sum(1), ((D,), (D, D))),
     "sigmoid": Case(lambda q, k, v: torch.sigmoid(q @ turned(k)) @ v),
     "other_scores_below": Case(
         lambda q, k, v: torch.exp(q @ turned(k)) / torch.exp(q @ turned(k) / 2).sum(-1, keepdim=True) @ v,

@@ -28,6 +28,7 @@ class Recurrent(nn.Module):
             self.apart = nn.ModuleList(nn.Linear(K + hidden, hidden) for _ in range(T))
             self.wide = nn.Linear(2 * K, 3 * hidden)
             self.other = nn.Linear(hidden, K)
+            self.above = nn.GRUCell(hidden, hidden)
 
     def forward(self, *args: Tensor) -> Any:
         return self.spell(self, *args)
@@ -172,6 +173,15 @@ def unbound(m: Any, x: Tensor, a: Tensor, n: Tensor) -> Tensor:
     return h
 
 
+def cells(m: Any, x: Tensor, a: Tensor, n: Tensor) -> Tensor:
+    """torch's own steps, of two layers in one loop."""
+    h, above = zeros(m, x), zeros(m, x)
+    for t in range(T):
+        h = m.cell(x[:, t], h)
+        above = m.above(h, above)
+    return above
+
+
 def separate(m: Any, x: Tensor, a: Tensor, n: Tensor) -> Tensor:
     """Slices of the weights, a product each."""
     s, h = m.hidden, zeros(m, x)
@@ -258,6 +268,7 @@ SPELLINGS: dict[str, Case] = {
     "chunked": Case(chunked),
     "hoisted": Case(hoisted, 40),
     "unbound": Case(unbound),
+    "cells": Case(cells, fused=2),
     "separate": Case(separate),
     "first_state": Case(first_state),
     "sequence": Case(sequence),
