@@ -75,11 +75,12 @@ CPU_WORKLOADS = {
 CLASSES = ("one", "zipf 1.2", "zipf 0.9", "uniform")
 
 
-def layout(w: Workload, pool: str = "sum") -> str:
-    """The workload's tables one after the other, its ids in one matrix."""
+def layout(w: Workload, pool: str = "sum", apart: bool = False) -> str:
+    """The workload's tables one after the other, its ids in one matrix, or in one for each table."""
     pieces, column = [], 0
     for n, (_, _, length) in enumerate(w.tables):
-        pieces.append(f"{pool if length > 1 else 'row'} t{n}[i0:{column}+{length}]")
+        ids = f"i{n}:0+{length}" if apart else f"i0:{column}+{length}"
+        pieces.append(f"{pool if length > 1 else 'row'} t{n}[{ids}]")
         column += length
     return "; ".join(pieces)
 
@@ -300,6 +301,12 @@ def on_gpu(name: str, w: Workload, kinds: Sequence[str], with_inductor: bool, ba
         wall = {n: [waited(c[0])] for n, c in calls.items() if n in ("ours", "fbgemm", "eager")}
         if many:
             wall["eager"] = [waited(partial(eager, w, tables, requests[0]))]
+            apart = [i.contiguous() for i in torch.split(requests[0], [length for _, _, length in w.tables], 1)]
+            wall["ours, ids apart"] = [
+                waited(partial(embedding_bags, tables, apart, [], [], [], [], layout(w, apart=True)))
+            ]
+            # What FBGEMM needs of such ids first.
+            wall["joined ids"] = [waited(lambda apart=apart: torch.cat([i.reshape(-1) for i in apart]))]
         wall |= {f"{n} graph": [graphed(c[0])] for n, c in calls.items() if n in ("ours", "fbgemm")}
         # What replaying and waiting cost by themselves.
         one = torch.zeros(1, device="cuda")

@@ -31,13 +31,7 @@ TABLE = Path(__file__).parent.parent / "recopt" / "kernels" / "embedding_bags_ta
 HINTS = {"one": "hot", "zipf 1.2": "hot", "uniform": "cold"}  # the classes that embedding_bags.hinted calls so
 Shape = tuple[int, int, int, int]
 SHAPES = ("32x500Kx128 L150 B2048", "26x1Mx128 L1 B2048", "26x1Mx128 L1 B256", "100x100Kx32 L20 B512",
-          "8x1Mx32 L80 B256", "RecFlex A", "RecFlex D", "RecFlex E")  # fmt: skip
-
-
-def largest(w: Workload) -> tuple[int, int]:
-    """Columns and ids of the bag that reads most, which the choice goes by."""
-    _, dim, length = max(w.tables, key=lambda t: t[1] * t[2])
-    return dim, length
+          "8x1Mx32 L80 B256")  # fmt: skip
 
 
 def candidates(w: Workload, stored: str) -> list[Config | Staged]:
@@ -47,7 +41,7 @@ def candidates(w: Workload, stored: str) -> list[Config | Staged]:
 
 def staged_candidates(w: Workload, stored: str) -> list[Config | Staged]:
     """Warps, quads of rows, bytes of a slice, programs a processor; none for single and for quantised rows."""
-    dim, length = largest(w)
+    _, dim, length = w.tables[0]
     if length == 1 or stored == "int8":
         return []
     ways = ((4, 2, 8), (4, 2, 4), (4, 3, 6), (4, 4, 1), (4, 5, 1), (1, 2, 16), (1, 3, 16), (2, 3, 8), (2, 6, 1))
@@ -63,7 +57,7 @@ def staged_candidates(w: Workload, stored: str) -> list[Config | Staged]:
 
 def triton_candidates(w: Workload, stored: str) -> list[Config | Staged]:
     """Warps, values a thread, columns of a slice, ids at once."""
-    dim, length = largest(w)
+    _, dim, length = w.tables[0]
     first = "evict_first"
     if length == 1:
         sizes = ((4, 16, 8), (4, 16, 16), (8, 16, 8), (2, 16, 16), (2, 16, 8), (4, 16, 4), (1, 16, 16), (4, 16, 32))
@@ -90,8 +84,7 @@ def _compile(job: tuple[Workload, str, Config | Staged]) -> str:
     w, stored, config = job
     if isinstance(config, Staged):  # compiled where it runs
         return ""
-    alike = len(set(w.tables)) == 1
-    small = Workload(tuple((1000, dim, length) for _, dim, length in w.tables[: 1 if alike else None]), w.batch)
+    small = Workload(tuple((1000, dim, length) for _, dim, length in w.tables[:1]), w.batch)
     try:
         tables, scales, text = operands(small, stored, make_tables(small, "cuda"))
         embedding_bags_triton(
@@ -133,7 +126,7 @@ def measure(
     for name in names:
         w = WORKLOADS[name]
         full = make_tables(w, "cuda")
-        dim, length = largest(w)
+        _, dim, length = w.tables[0]
         for store in stored:
             tables, scales, text = operands(w, store, full)
             peer = fbgemm(w, store) if with_peers else None
@@ -147,7 +140,7 @@ def measure(
                 times: dict[str, float] = {}
                 if peer is not None:
                     times["fbgemm"] = device_times([peer(i) for i in requests], 8).median
-                if store == "fp32" and with_peers and len(set(w.tables)) == 1:
+                if store == "fp32" and with_peers:
                     found = []
                     for u, warps in ((16, 2), (32, 4), (16, 1), (32, 8)) if length > 1 else ((1, 1), (1, 2)):
                         bind = bare_kernel(full, w, min(u, 1 << (length - 1).bit_length()), warps)
@@ -197,7 +190,7 @@ def write(paths: Sequence[Path]) -> None:
         here: dict[Shape, dict[Config | Staged, dict[str, float]]] = {}
         for r in data["results"]:
             w = WORKLOADS[r["shape"]]
-            dim, length = largest(w)
+            _, dim, length = w.tables[0]
             key = ({"fp32": 4, "fp16": 2, "int8": 1}[r["stored"]], dim, length, w.batch)
             if "bare" in r["peers"]:
                 bare[key, r["ids"]] = r["peers"]["bare"]

@@ -150,16 +150,16 @@ __device__ __forceinline__ void bag(const Unit& unit, const IDS* ids, char* to, 
 #pragma unroll
       for (int j = 0; j < 4 * QUADS; j++) add(sum, x[j]);
     }
-    for (; n < here; n += QUAD * TAIL) {
-      uint4 x[4 * TAIL];
+    for (; n < here; n += QUAD) {
+      uint4 x[4];
 #pragma unroll
-      for (int j = 0; j < 4 * TAIL; j++) {
+      for (int j = 0; j < 4; j++) {
         int k = n + j * ROWS + lane / L;
         x[j] = make_uint4(0, 0, 0, 0);
         if (k < here) x[j] = read_row(base, held[k]);
       }
 #pragma unroll
-      for (int j = 0; j < 4 * TAIL; j++) add(sum, x[j]);
+      for (int j = 0; j < 4; j++) add(sum, x[j]);
     }
   }
 #pragma unroll
@@ -167,21 +167,6 @@ __device__ __forceinline__ void bag(const Unit& unit, const IDS* ids, char* to, 
 #pragma unroll
     for (int k = 0; k < VALUES; k++) sum[k] += __shfl_xor_sync(~0u, sum[k], m);
   if (lane < L) write(to + (unit.slice * L + lane) * VALUES * (OUT == 0 ? 4 : 2), sum, unit.scale);
-}
-
-// Single rows of L * 16 bytes, as many bags as a warp holds.
-template <int L>
-__device__ __forceinline__ void row(const Unit& unit, const IDS* id, char* to) {
-  int lane = threadIdx.x & 31;
-  IDS i = read_id(id);
-#if CHECK
-  if ((u64)(i64)i >= unit.height) __assertfail("embedding_bags: an id is not in its table", "", 0, "", 1);
-#endif
-  float sum[VALUES];
-#pragma unroll
-  for (int k = 0; k < VALUES; k++) sum[k] = 0.0f;
-  add(sum, read_row(unit.table + (unit.slice * L + lane % L) * 16, (u32)i * unit.stride));
-  write(to + (unit.slice * L + lane % L) * VALUES * (OUT == 0 ? 4 : 2), sum, unit.scale);
 }
 
 struct Arguments {  // as in the launcher
@@ -193,12 +178,12 @@ struct Arguments {  // as in the launcher
 
 extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) bags(const Arguments given) {
   __shared__ __align__(16) u32 held[WARPS][HELD];
+  int warp = threadIdx.x >> 5, r = blockIdx.x * WARPS + warp;
+  if (r >= given.rows) return;
   const i64* __restrict__ record = given.records + (i64)blockIdx.y * FIELDS;
   Unit unit = {(const char*)record[TABLE], (u64)record[HEIGHT], (u32)record[STRIDE],
                (int)record[SLICE], (int)record[COUNT], __int_as_float((int)record[SCALE])};
-  int warp = threadIdx.x >> 5, lanes = (int)record[LANES], r = blockIdx.x * WARPS + warp;
-  if (unit.count == 1) r = r * (32 / lanes) + (threadIdx.x & 31) / lanes;
-  if (r >= given.rows) return;
+  int lanes = (int)record[LANES];
   i64 at = (record[FIRST] & 0xffffffff) + r * (record[FIRST] >> 32);
 #if !DIRECT
   i64 slot = record[SLOT];
@@ -224,12 +209,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) bags(const Argu
   }
 #endif
 #define WAY(L) if constexpr ((WAYS & L) != 0) if (lanes == L) bag<L>(unit, ids, to, held[warp]);
-#define ROW(L) if constexpr ((SINGLES & L) != 0) if (lanes == L) row<L>(unit, ids, to);
-  if (unit.count == 1) {
-    ROW(1) ROW(2) ROW(4) ROW(8) ROW(16) ROW(32)
-  } else {
-    WAY(1) WAY(2) WAY(4) WAY(8) WAY(16) WAY(32)
-  }
+  WAY(2) WAY(4) WAY(8) WAY(16) WAY(32)
 #if EARLY  // not sooner: the next programs would crowd onto the processors that have room
   asm volatile("griddepcontrol.launch_dependents;");
 #endif
@@ -294,8 +274,7 @@ def _driver() -> Any:
 
 
 def eligible(layout: Layout, o: Operands) -> bool:
-    """Whether every piece is a row, or the sum or mean of one bag of fixed length, in rows of 1, 2, 4 .. 32 words of 16
-    bytes."""
+    """Whether every piece is the sum or mean of one bag of fixed length, in rows of 2, 4 .. 32 words of 16 bytes."""
     if not all(len(piece) == 1 and _plain(piece[0], o) for piece in layout.pieces):
         return False
     ids = [o.ids[t.ids] for t in layout.lookups]
@@ -310,14 +289,7 @@ def eligible(layout: Layout, o: Operands) -> bool:
 
 
 def _plain(t: Term, o: Operands) -> bool:
-    if (
-        not (t.pool == "sum" or (t.pool == "row" and t.count == 1))
-        or t.bits
-        or t.ragged
-        or t.lengths is not None
-        or t.weights is not None
-        or t.pad is not None
-    ):
+    if t.pool != "sum" or t.bits or t.ragged or t.lengths is not None or t.weights is not None or t.pad is not None:
         return False
     if t.wide or t.inside or t.over is not None:
         return False
@@ -335,7 +307,7 @@ def _plain(t: Term, o: Operands) -> bool:
         and table.stride(0) * item % 16 == 0
         and table.shape[0] * table.stride(0) * item // 16 < 1 << 32
         and words & (words - 1) == 0
-        and 1 <= words <= 32
+        and 2 <= words <= 32
     )
 
 
@@ -347,7 +319,7 @@ def staged(layout: Layout, o: Operands, config: Staged) -> Launch | None:
     check_operands(layout, o)
     if not eligible(layout, o):
         return None
-    units, column, ways, singles = [], 0, 0, 0
+    units, column, ways = [], 0, 0
     slots = {slot: n for n, slot in enumerate(layout.slots)}
     for k, t in enumerate(layout.lookups):
         table = o.tables[t.source]
@@ -356,10 +328,8 @@ def staged(layout: Layout, o: Operands, config: Staged) -> Launch | None:
         after = 0 if k + 1 == len(layout.lookups) else _adjacent(t, layout.lookups[k + 1], o)
         slot = slots["ids", t.ids]
         units += [_unit(t, o, slot, lanes, n, column, 0 if n else after) for n in range(words // lanes)]
-        singles |= lanes if t.count == 1 else 0
-        ways |= lanes if t.count > 1 else 0
+        ways |= lanes
         column += table.shape[1]
-    longest = max(t.count for t in layout.lookups)
     first = layout.lookups[0]
     table, ids = o.tables[first.source], o.ids[first.ids]
     early = config.early and _is_hopper(table.device)
@@ -367,12 +337,10 @@ def staged(layout: Layout, o: Operands, config: Staged) -> Launch | None:
         "TYPE": _TYPES[table.dtype],
         "OUT": _TYPES[result_dtype(layout, [t.dtype for t in o.tables], [])],
         "IDS": "int" if ids.dtype == torch.int32 else "i64",
-        "CHUNKS": min(5, -(-longest // 32)),
+        "CHUNKS": min(5, -(-max(t.count for t in layout.lookups) // 32)),
         "AHEAD": int(config.ahead), "WARPS": config.warps, "QUADS": config.quads, "BLOCKS": config.blocks,
         "DIRECT": int(len(layout.slots) == 1), "EARLY": int(early),
-        "CHECK": int(os.environ.get("RECOPT_UNCHECKED_IDS") != "1"), "WAYS": ways, "SINGLES": singles,
-        # What is left of a short bag is read at once: a long one has less left than it costs.
-        "TAIL": config.quads if longest < 64 else 1,
+        "CHECK": int(os.environ.get("RECOPT_UNCHECKED_IDS") != "1"), "WAYS": ways,
     }  # fmt: skip
     kernel = _compile(table.device.index, tuple(f"-D{name}={value}" for name, value in options.items()))
     if kernel is None or len(units) > 65535:
