@@ -156,6 +156,20 @@ def test_a_loop_that_leaves_padding_out(name: str) -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
+def test_ids_of_two_dimensions_are_one_bag_however_they_are_flattened() -> None:
+    table = torch.nn.Embedding(20, 6)
+
+    class Flat(torch.nn.Module):
+        def forward(self, *args: torch.Tensor) -> torch.Tensor:
+            rows: torch.Tensor = table(args[0].flatten(1)).sum(1) + table(args[0]).sum(2).sum(1)
+            return rows
+
+    ids = torch.randint(0, 20, (BATCH, 3, 4))
+    result = recopt.optimize(to_program(Flat().eval(), (ids,)), target="cpu")
+    check_one(result, LAYOUT)
+    torch.testing.assert_close(result(ids[:3]), Flat()(ids[:3]))
+
+
 class Ragged(torch.nn.Module):
     """Two tables over flat ids and offsets, dense columns beside."""
 
