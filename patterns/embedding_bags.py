@@ -48,7 +48,18 @@ from recopt.ir.term import (
 from recopt.ir.term import add as add_terms
 from recopt.largest import Largest, largest
 from recopt.lift.base import Lifted
-from recopt.lookups import expand, hashed, is_lookup, looks_up, multiplies, picked, shifts, unwrapped, widened
+from recopt.lookups import (
+    divided_as_float,
+    expand,
+    hashed,
+    is_lookup,
+    looks_up,
+    multiplies,
+    picked,
+    shifts,
+    unwrapped,
+    widened,
+)
 from recopt.match import Match, No, constant_leaf, dead_after, fold, is_data
 from recopt.views import Held, arrange, held_by, regroup
 
@@ -62,7 +73,7 @@ operator = "recopt::embedding_bags"
 
 def roots(lifted: Lifted) -> list[Value]:
     """The values that hold rows of tables and nothing that a function made of them, last first; and those that multiply
-    rows, or loop over them in a way that is not understood: they are refused."""
+    rows, loop over them in a way that is not understood, or are ids that floats divide: they are refused."""
     values = [v for node in lifted.host.nodes for v in node.outputs]
     return [v for v in values[::-1] if _is_root(lifted, v)]
 
@@ -71,7 +82,10 @@ def _is_root(lifted: Lifted, value: Value) -> bool:
     node = value.node
     if node in lifted.opaque:  # a loop over rows, whose reason the report gives
         return node is not None and node.op == "Loop" and any(looks_up(lifted, v) for v in node.inputs)
-    return value.dtype in FLOATS and (looks_up(lifted, value) or _multiplies(lifted, value))
+    if value.dtype not in FLOATS:  # ids whose division the graph does in floats, and goes on doing so
+        read = any(looks_up(lifted, v) for n in lifted.host.users(value) for v in n.outputs)
+        return read and divided_as_float(lifted, value) is not None
+    return looks_up(lifted, value) or _multiplies(lifted, value)
 
 
 def _multiplies(lifted: Lifted, value: Value) -> bool:
@@ -142,6 +156,9 @@ def match(lifted: Lifted, root: Value) -> Match | None:
     is."""
     if root.node in lifted.opaque:
         raise No("a loop over rows: {}", lifted.opaque[root.node])
+    rounded = divided_as_float(lifted, root)
+    if rounded is not None:
+        raise No("ids that the graph divides as {}: the quotients of large ones are rounded", rounded)
     refused: No | None = None
     for opened in (True, False):
         try:

@@ -142,6 +142,15 @@ def test_an_id_that_no_place_of_a_one_hot_has_is_zeros(dynamo: bool) -> None:
 
 
 @pytest.mark.slow
+def test_ids_that_a_file_divides_as_floats_are_told() -> None:
+    case = Lookup(lambda m, ids: torch.nn.functional.embedding(ids.div(7, rounding_mode="floor"), m.weights[0]).sum(1))
+    file = to_onnx(case.module(), case.args(BATCH), dynamo=True)
+    result = recopt.optimize(onnx.load_from_string(file), target="recopt")
+    check_one(result, {"Cast", "Div", "Floor"})
+    assert any("divides as float32" in refusal.reason for refusal in result.report.refusals)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["padding", "padding_mean", "largest_padding"])
 def test_a_loop_that_leaves_padding_out(name: str) -> None:
     """What the dynamo exporter makes of a padding id: loops in each other, which count negative ids from the end."""
