@@ -324,7 +324,7 @@ LOOKUPS: dict[str, Lookup] = {
             1,
         ),
         2,
-        beside=("select", "abs", "floor", "clamp", "Abs", "Floor", "Clip"),
+        beside=("select", "abs", "floor", "clamp", "Abs", "Floor", "Clip", "Min"),
     ),
     "missing_clamped_and_masked": Lookup(
         lambda m, ids: (F.embedding((ids - 5).clamp(min=0), m.weights[0]) * (ids - 5 >= 0)[..., None]).sum(1),
