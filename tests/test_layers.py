@@ -30,6 +30,7 @@ FLOORS = (
         "load",
         "loops",
         "largest",
+        "id_programs",
     ),
     ("epilogue", "preactivation", "contractions", "lookups", "softmax", "cost"),
     ("reference", "product", "operands", "bag_factors", "scores", "places", "recurrence", "gates", "gru_layers"),
