@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from recopt.bag_factors import Factors, condition_of, counts, ends_of, factors
 from recopt.cost import nominal
-from recopt.fused import Again, Bag, EmbeddingBags, Permute, Reshape, View
+from recopt.fused import Again, Bag, EmbeddingBags, Permute, Reshape, Slice, Step, View
 from recopt.hosts.base import Array, Value
 from recopt.id_programs import program, source
 from recopt.ir import sizes
@@ -48,7 +48,18 @@ from recopt.ir.term import (
 from recopt.ir.term import add as add_terms
 from recopt.largest import Largest, largest
 from recopt.lift.base import Lifted
-from recopt.lookups import expand, hashed, is_lookup, looks_up, multiplies, picked, shifts, unwrapped, widened
+from recopt.lookups import (
+    divided_as_float,
+    expand,
+    hashed,
+    is_lookup,
+    looks_up,
+    multiplies,
+    picked,
+    shifts,
+    unwrapped,
+    widened,
+)
 from recopt.match import Match, No, constant_leaf, dead_after, fold, is_data
 from recopt.views import Held, arrange, held_by, regroup
 
@@ -62,7 +73,7 @@ operator = "recopt::embedding_bags"
 
 def roots(lifted: Lifted) -> list[Value]:
     """The values that hold rows of tables and nothing that a function made of them, last first; and those that multiply
-    rows, or loop over them in a way that is not understood: they are refused."""
+    rows, loop over them in a way that is not understood, or are ids that floats divide: they are refused."""
     values = [v for node in lifted.host.nodes for v in node.outputs]
     return [v for v in values[::-1] if _is_root(lifted, v)]
 
@@ -71,7 +82,10 @@ def _is_root(lifted: Lifted, value: Value) -> bool:
     node = value.node
     if node in lifted.opaque:  # a loop over rows, whose reason the report gives
         return node is not None and node.op == "Loop" and any(looks_up(lifted, v) for v in node.inputs)
-    return value.dtype in FLOATS and (looks_up(lifted, value) or _multiplies(lifted, value))
+    if value.dtype not in FLOATS:  # ids whose division the graph does in floats, and goes on doing so
+        read = any(looks_up(lifted, v) for n in lifted.host.users(value) for v in n.outputs)
+        return read and divided_as_float(lifted, value) is not None
+    return looks_up(lifted, value) or _multiplies(lifted, value)
 
 
 def _multiplies(lifted: Lifted, value: Value) -> bool:
@@ -110,7 +124,7 @@ class _Place:
                 continue
             fits = tuple(a for d in dims for a in d) == tuple(rows) and len(order) == len(inner)
             if fits and self.dims in (None, dims):
-                options.append((len(view.steps), self.lifted.order.get(held.value, 0), view, dims, order))
+                options.append((_work(view), self.lifted.order.get(held.value, 0), view, dims, order))
         if not options:
             raise No("no value of the graph holds {}: {}", what, body.text)
         _, _, view, self.dims, order = min(options, key=lambda o: o[:2])
@@ -125,6 +139,12 @@ class _Place:
         raise No("no value of the graph holds {}: {}", what, body.text)
 
 
+def _work(view: View) -> int:
+    """The steps of a view that an operator does not do itself: it reads columns of a matrix where they lie."""
+    columns = len(view.steps) == 1 and isinstance(view.steps[0], Slice) and view.steps[0].dim == 1
+    return 0 if columns and len(view.value.shape or ()) == 2 else len(view.steps)
+
+
 def _squeezed(held: Held) -> Held:
     """The same without dimensions of size 1."""
     dims = tuple(d for d in held.dims if d)
@@ -136,6 +156,9 @@ def match(lifted: Lifted, root: Value) -> Match | None:
     is."""
     if root.node in lifted.opaque:
         raise No("a loop over rows: {}", lifted.opaque[root.node])
+    rounded = divided_as_float(lifted, root)
+    if rounded is not None:
+        raise No("ids that the graph divides as {}: the quotients of large ones are rounded", rounded)
     refused: No | None = None
     for opened in (True, False):
         try:
@@ -213,7 +236,7 @@ def _pieces(place: _Place, term: Tensor, whole: Poly) -> tuple[list[Axis], list[
     """The column axes, and the terms of every piece of the concat."""
     flat = [a for d in term.dims for a in d]
     guards = {a for m in whole.monos for a in m.atoms if isinstance(a, Guard) and not is_data(place.lifted, a)}
-    along = {g.index.atom.axis if isinstance(g.index.atom, Coord) else None for g in guards}
+    along = {found[0] if (found := _cut(g)) is not None else None for g in guards}
     if not guards:
         columns = _columns(place.lifted, whole)
         place.rows = [a for a in flat if a not in columns]
@@ -222,8 +245,11 @@ def _pieces(place: _Place, term: Tensor, whole: Poly) -> tuple[list[Axis], list[
     if joined is None or joined not in flat or not isinstance(joined.size, int):
         raise No("lookups that are joined along more than one dimension")
     at = flat.index(joined)
-    place.rows, columns = flat[:at], flat[at:]
-    bounds = {0, joined.size} | {b for g in guards for b in (g.lo, g.hi) if isinstance(b, int)}
+    # what lies along the rows of tables is a column wherever tables are joined: behind the others, too
+    own = {p.atom.axis for read in _tables(place.lifted, whole) for p in read.index if isinstance(p.atom, Coord)}
+    columns = [*flat[at:], *(a for a in flat[:at] if a in own)]
+    place.rows = [a for a in flat[:at] if a not in own]
+    bounds = {0, joined.size} | {b for g in guards if (found := _cut(g)) is not None for b in found[1]}
     pieces = []
     for start, stop in pairwise(sorted(bounds)):
         fresh = [axis(stop - start)] if stop - start > 1 else []
@@ -232,11 +258,35 @@ def _pieces(place: _Place, term: Tensor, whole: Poly) -> tuple[list[Axis], list[
     return columns, pieces
 
 
-def _columns(lifted: Lifted, body: Poly) -> list[Axis]:
-    """The axes along the rows of the first table, and before them those along which its ids are moved by constants."""
+def _cut(g: Guard) -> tuple[Axis, list[int]] | None:
+    """The axis that a guard cuts, at a place or at a quotient of it by a number, and where."""
+    atom, by = g.index.atom, 1
+    if isinstance(atom, Fn) and atom.name == "floordiv":
+        number_of = atom.args[1].number
+        atom, by = atom.args[0].atom, number_of if isinstance(number_of, int) else 0
+    if not isinstance(atom, Coord) or by < 1:
+        return None
+    return atom.axis, [b * by for b in (g.lo, g.hi) if isinstance(b, int)]
+
+
+def _axis_of(index: Poly) -> Axis | None:
+    """The axis of which an index is the place, or some places further."""
+    atom = add_terms(index, *(scale(monomial(m, index.dtype), -1) for m in index.monos if not m.atoms)).atom
+    return atom.axis if isinstance(atom, Coord) else None
+
+
+def _tables(lifted: Lifted, body: Poly) -> Iterator[Read]:
+    """The reads of tables at rows that data names."""
     for atom in walk(body):
         if isinstance(atom, Read) and isinstance(atom.leaf, Value) and is_lookup(lifted, atom):
-            columns = [p.atom.axis for p in atom.index if isinstance(p.atom, Coord)]
+            yield atom
+
+
+def _columns(lifted: Lifted, body: Poly) -> list[Axis]:
+    """The axes along the rows of the first table, and before them those along which its ids are moved by constants."""
+    for atom in _tables(lifted, body):
+        if isinstance(atom.leaf, Value):
+            columns = [a for a in map(_axis_of, atom.index) if a is not None]
             extents = zip(atom.index, lifted.term[atom.leaf].shape, strict=True)
             moved = [hashed(lifted, unwrapped(p, rows)[0])[2] for p, rows in extents if is_data(lifted, p)]
             apart = {a for p in moved for a in p.axes_read & body.axes_read if isinstance(a.size, int)}
@@ -325,10 +375,13 @@ def _bag(place: _Place, mono: Mono, columns: Sequence[Axis]) -> Bag:
         place_of = {own[0]: add_terms(scale(coord(which), width), coord(column))}
         index, rest, own = substitute(index, place_of), substitute(rest, place_of), [which, column]
         others = [substitute(p, place_of) for p in others]
+    part: tuple[Step, ...] = ()
     if not own or rest is not coord(own[-1]) or own[-1].size != width:
-        if not (width == 1 and rest.number == 0):
+        own, first = _part(own, rest, read.leaf)
+        if own[-1].size != width and (lifted.host.dialect != "aten" or turned):
             raise No("a part of the rows of {}", read.leaf.name)
-        own = [*own, axis(1)]
+        width = own[-1].size
+        part = (Slice(1, first, sizes.size(first + width)),) if width != lifted.term[read.leaf].shape[1] else ()
     inner += own[:-1]
     if pool != "row" and len(own) > 1:
         raise No("bags side by side in one dimension")
@@ -357,7 +410,7 @@ def _bag(place: _Place, mono: Mono, columns: Sequence[Axis]) -> Bag:
         _check_hidden(lifted, read.leaf, most, found)
     elif found.pad is not None or found.below or found.lengths is not None or found.live:
         _check_finite(lifted, read.leaf, turned, found)
-    table = View(read.leaf, (rows, width), (Permute((1, 0)),) if turned else ())
+    table = View(read.leaf, (rows, width), (Permute((1, 0)),) if turned else part)
     bag = Bag(table, table, pool, wraps, None, modulus, shift, found.pad, found.above, found.below, found.div)
     bag = replace(bag, of_row=found.of_row)
     if most is not None and most.live:
@@ -394,6 +447,17 @@ def _bag(place: _Place, mono: Mono, columns: Sequence[Axis]) -> Bag:
     return replace(bag, ids=view, weights=weights, lengths=lengths)
 
 
+def _part(own: list[Axis], rest: Poly, table: Value) -> tuple[list[Axis], int]:
+    """The axes of a result of which the last lies along columns of a table from a first one on. Raises No for other
+    columns than such that lie side by side."""
+    if isinstance(rest.number, int):
+        return [*own, axis(1)], rest.number
+    first = add_terms(rest, scale(coord(own[-1]), -1)).number if own else None
+    if not isinstance(first, int) or first < 0:
+        raise No("a part of the rows of {}", table.name)
+    return own, first
+
+
 def _source(lifted: Lifted, index: Poly) -> Read | None:
     """The id that an index is a function of, for an operator that computes it; None where it is several or none."""
     if lifted.host.dialect != "aten":
@@ -407,7 +471,7 @@ def _programs(
     """The bag with what happens to its ids and which of them count, and the ids that are given."""
     if of is None or (not live and ids.atom is of):
         return bag, ids
-    given = single(of, ids.dtype)
+    given = single(of, of.dtype)
     text = "" if ids.atom is of else program(ids, of)
     if text is None:
         if live:

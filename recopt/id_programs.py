@@ -22,15 +22,16 @@ PLAIN = frozenset(
     "shift_left shift_right".split()
 )
 WHOLE = frozenset(("bool", "int32", "int64"))
+IDS = frozenset(("int32", "int64", "float32", "float64"))
 LONGEST = 400  # characters of a program
 
 
 def source(term: Interned, data: Callable[[Read], bool]) -> Read | None:
-    """The one element that a term is a function of, where that is one and a whole number."""
+    """The one element that a term is a function of, where that is one and may be an id."""
     found = {a for a in walk(term) if isinstance(a, Read)}
     outer = {a for a in found if data(a)}
     only = next(iter(outer)) if len(found) == len(outer) == 1 else None
-    return only if only is not None and only.dtype in ("int32", "int64") else None
+    return only if only is not None and only.dtype in IDS else None
 
 
 def program(term: Poly, of: Read) -> str | None:
@@ -71,6 +72,8 @@ def _atom(atom: Atom, of: Read) -> str | None:
         return "i"
     if not isinstance(atom, Fn) or atom.attrs or atom.dtype not in WHOLE:
         return None
+    if atom.name == "cast" and atom.args[0].atom is of and atom.dtype != "bool":  # ids may be kept in floats
+        return f"{atom.dtype}(i)"
     if any(p.dtype not in WHOLE for p in atom.args):
         return None
     args = [_sum(p, of) for p in atom.args]

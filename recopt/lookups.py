@@ -434,6 +434,21 @@ def _defined(lifted: Lifted, term: Poly) -> Poly:
     return term if t is None or lifted.term[atom.leaf].body is t.body else t.at(list(atom.index))
 
 
+def divided_as_float(lifted: Lifted, value: Value) -> str | None:
+    """The float type in which ids are divided and floored, as torch's exporter writes it of whole numbers."""
+    t = lifted.definition.get(value)
+    cast = t.body.atom if t is not None and t.dtype in ("int32", "int64") else None
+    floored = _defined(lifted, cast.args[0]).atom if isinstance(cast, Fn) and cast.name == "cast" else None
+    if not isinstance(floored, Fn) or floored.name != "floor":
+        return None
+    monos = _defined(lifted, floored.args[0]).monos
+    if len(monos) != 1 or len(monos[0].atoms) != 1 or monos[0].coef == 1:
+        return None
+    ids = _defined(lifted, single(monos[0].atoms[0], floored.dtype)).atom
+    whole = isinstance(ids, Fn) and ids.name == "cast" and ids.args[0].dtype in ("int32", "int64")
+    return floored.dtype if whole else None
+
+
 def _row_of_zeros(lifted: Lifted, table: Value, signed: bool) -> int | None:
     """The one row of a table that is zeros; None where there are others, or rows whose sum might be rounded to zero."""
     found, start = [], 0

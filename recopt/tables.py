@@ -85,7 +85,7 @@ class Fitness:
         """Why the table of these bags, all that read it, must stay as it is, "" where it need not."""
         host, view = self.host, bags[0].table
         table = view.value
-        if view.steps:
+        if any(bag.table.steps for bag in bags):
             return "the table is a part of another tensor"
         if not host.is_constant(table):
             return NO_CONSTANT

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -100,7 +101,7 @@ def verify_match(lifted: Lifted, match: Match, seed: int = 0) -> Verdict:
     worst = Verdict(0.0, 0.0)
     for batch in BATCHES:
         symbols = _Symbols(batch)
-        leaf = _Leaves(lifted, symbols, np.random.default_rng(seed), match.inside)
+        leaf = _Leaves(lifted, symbols, np.random.default_rng(seed), match.inside, match.meaning.body)
         try:
             for value in sorted(match.inside, key=lambda v: lifted.order.get(v, 0)):  # a chain would nest too deep
                 leaf(value)
@@ -135,9 +136,14 @@ class _Leaves:
     match; the rest random."""
 
     def __init__(
-        self, lifted: Lifted, symbols: Mapping[str, int], rng: np.random.Generator, inside: frozenset[Value]
+        self,
+        lifted: Lifted,
+        symbols: Mapping[str, int],
+        rng: np.random.Generator,
+        inside: frozenset[Value],
+        meaning: Poly,
     ) -> None:
-        self.lifted, self.symbols, self.rng, self.inside = lifted, symbols, rng, inside
+        self.lifted, self.symbols, self.rng, self.inside, self.meaning = lifted, symbols, rng, inside, meaning
         self.arrays: dict[Leaf, Array] = {}
 
     def __call__(self, leaf: Leaf) -> Array:
@@ -159,7 +165,15 @@ class _Leaves:
         if all(r.leaf is not value for r in reads(t.body)):
             return evaluate(t, self, self.symbols)
         shape = [sizes.evaluate(s, self.symbols) for s in t.shape]
+        if value.dtype in FLOATS and value in self.names_rows:
+            return self.rng.integers(0, 2, shape).astype(np.float64)
         return self.rng.standard_normal(shape) if value.dtype in FLOATS else self.rng.integers(0, 2, shape)
+
+    @cached_property
+    def names_rows(self) -> frozenset[Leaf]:
+        """The floats that rows are read at: ids all the same."""
+        at = [p for r in reads(self.meaning) for p in r.index]
+        return frozenset(leaf for p in at for leaf in p.leaves if isinstance(leaf, Value) and leaf.dtype in FLOATS)
 
 
 # --- the whole model

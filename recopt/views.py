@@ -13,7 +13,7 @@ from .hosts.base import Value
 from .ir import sizes
 from .ir.sizes import Size
 from .ir.tensor import Dim, Tensor, read_jointly_everywhere
-from .ir.term import Axis, Coord, Poly, Read, axis, coord, number, substitute
+from .ir.term import Axis, Coord, Fn, Poly, Read, add, axis, coord, number, scale, substitute, walk
 from .lift.base import Lifted, closed
 from .match import No
 
@@ -40,7 +40,42 @@ def held_by(lifted: Lifted, term: Poly, axes: Sequence[Axis], before: int) -> li
             rename = {a: order[n] for n, a in enumerate(theirs)}
             found.append(Held(value, tuple(tuple(rename[a] for a in dim) for dim in lifted.term[value].dims)))
     direct = sliced(term, lifted)
-    return found if direct is None else [*found, direct]
+    found += [] if direct is None else [direct]
+    for a in axes if not found else ():
+        if (inner := _divided(term, a)) is not None:
+            found += _joined_again(lifted, term, axes, before, a, inner)
+    return found
+
+
+def _divided(term: Poly, a: Axis) -> int | None:
+    """The number by which a term divides the places along an axis, as where dimensions are read as one."""
+    reads = {item for item in walk(term) if isinstance(item, Fn) and item.args[0] is coord(a)}
+    by = {item.args[1].number for item in reads if item.name in ("floordiv", "mod")}
+    only = by.pop() if len(by) == 1 else None
+    fits = isinstance(only, int) and isinstance(a.size, int) and only > 1 and a.size % only == 0
+    return only if fits and isinstance(only, int) else None
+
+
+def _joined_again(lifted: Lifted, term: Poly, axes: Sequence[Axis], before: int, whole: Axis, count: int) -> list[Held]:
+    """The host values that hold a term whose axis is two dimensions of them."""
+    outer, inner = axis(sizes.size(whole.size // count)), axis(count)
+    apart = substitute(term, {whole: add(scale(coord(outer), count), coord(inner))})
+    found = []
+    for held in held_by(lifted, apart, [x for a in axes for x in ((outer, inner) if a == whole else (a,))], before):
+        flat = [a for d in held.dims for a in d]
+        real = [d for d in held.dims if d]
+        if outer not in flat or flat[flat.index(outer) + 1 : flat.index(outer) + 2] != [inner]:
+            continue
+        dims: list[Dim] = []
+        for dim in real:
+            if inner in dim and outer not in dim:  # a dimension of its own, or the first of one
+                dims[-1] = (*dims[-1], *dim)
+            else:
+                dims.append(dim)
+        joint = tuple(tuple(whole if a == outer else a for a in d if a != inner) for d in dims)
+        steps = held.steps if len(dims) == len(held.dims) else (*held.steps, Reshape(_shape(joint)))
+        found.append(Held(held.value, joint, steps))
+    return found
 
 
 def sliced(term: Poly, lifted: Lifted) -> Held | None:

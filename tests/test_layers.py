@@ -31,6 +31,7 @@ FLOORS = (
         "loops",
         "buckets",
         "largest",
+        "id_programs",
     ),
     ("epilogue", "preactivation", "contractions", "lookups", "softmax", "cost"),
     ("reference", "product", "operands", "bag_factors", "scores", "places", "recurrence", "gates", "gru_layers"),

@@ -209,7 +209,7 @@ def _within(x: Poly, bound: sizes.Size) -> bool:
 def _shift_right(args: list[Poly], dtype: str, attrs: tuple[Hashable, ...]) -> Poly | None:
     """x >> k -> x // 2**k."""
     x, places = args[0], args[1].number
-    if type(places) is not int or not 0 <= places < WIDTH[dtype] - 1:
+    if type(places) is not int or not 0 <= places < WIDTH.get(dtype, 0) - 1:
         return None
     return fn("floordiv", [x, number(1 << places, args[1].dtype)], dtype)
 
@@ -217,14 +217,14 @@ def _shift_right(args: list[Poly], dtype: str, attrs: tuple[Hashable, ...]) -> P
 def _shift_left(args: list[Poly], dtype: str, attrs: tuple[Hashable, ...]) -> Poly | None:
     """x << k -> x * 2**k."""
     x, places = args[0], args[1].number
-    return scale(x, 1 << places) if type(places) is int and 0 <= places < WIDTH[dtype] - 1 else None
+    return scale(x, 1 << places) if type(places) is int and 0 <= places < WIDTH.get(dtype, 0) - 1 else None
 
 
 def _bitwise_and(args: list[Poly], dtype: str, attrs: tuple[Hashable, ...]) -> Poly | None:
     """x & (2**k - 1) -> x % 2**k, of negative numbers too."""
     for x, mask in (args, args[::-1]):
         ones = mask.number
-        if type(ones) is int and ones > 0 and ones & (ones + 1) == 0 and ones.bit_length() < WIDTH[dtype] - 1:
+        if type(ones) is int and ones > 0 and ones & (ones + 1) == 0 and ones.bit_length() < WIDTH.get(dtype, 0) - 1:
             return fn("mod", [x, number(ones + 1, mask.dtype)], dtype)
     return None
 
@@ -252,9 +252,11 @@ def _less_or_equal(args: list[Poly], dtype: str, attrs: tuple[Hashable, ...]) ->
     x, y = args
     if x.dtype in FLOATS or y.dtype in FLOATS:
         return None
-    if type(y.number) is int:
+    if type(y.number) is int and y.number < 1 << 31:  # the largest number of a type has no successor
         return fn("lt", [x, number(y.number + 1, y.dtype)], dtype)
-    return fn("lt", [number(x.number - 1, x.dtype), y], dtype) if type(x.number) is int else None
+    if type(x.number) is int and x.number > -1 << 31:
+        return fn("lt", [number(x.number - 1, x.dtype), y], dtype)
+    return None
 
 
 def _not(args: list[Poly], dtype: str, attrs: tuple[Hashable, ...]) -> Poly | None:

@@ -71,8 +71,9 @@ def compile_program(text: str) -> Compute:
         named = not isinstance(node, ast.Name) or node.id == "i" or node.id in FUNCTIONS
         if not (number or isinstance(node, known)) or not named:
             raise EmbeddingBagsError(f"no id program: {text!r}")
-    code = compile(tree, f"<ids {text}>", "eval")
-    return lambda i: eval(code, {"__builtins__": {}, **FUNCTIONS, "i": i})
+    body = compile(f"lambda i: {text}", f"<ids {text}>", "eval")
+    function: Compute = eval(body, {"__builtins__": {}, **FUNCTIONS})
+    return function
 
 
 @dataclass(frozen=True)
@@ -84,11 +85,14 @@ class _Source:
     first: int
     count: int  # 0: flat
 
-    def __call__(self, o: Operands) -> Tensor:
-        i = o.ids[self.ids]
-        if self.count and i.dim() > 1 and i.shape[1] != self.count:
-            i = i.narrow(1, self.first, self.count)
-        return compile_program(self.program)(i)
+    def __call__(self, o: Operands, made: dict[_Source, Tensor]) -> Tensor:
+        """The values, once for all that ask."""
+        if self not in made:
+            i = o.ids[self.ids]
+            if self.count and i.dim() > 1 and i.shape[1] != self.count:
+                i = i.narrow(1, self.first, self.count)
+            made[self] = compile_program(self.program)(i)
+        return made[self]
 
 
 @dataclass(frozen=True)
@@ -102,9 +106,7 @@ class _Shown:
         t = self.term
         tests = []
         if self.live is not None:
-            if self.live not in made:  # once for all columns
-                made[self.live] = self.live(o)
-            tests.append(_columns(made[self.live], t.first - self.live.first, t))
+            tests.append(_columns(self.live(o, made), t.first - self.live.first, t))
         if t.mask is not None:
             given = _columns(o.weights[t.mask], t.mask_first, t).bool()
             tests.append(given.logical_not() if t.unmask else given)
@@ -136,7 +138,7 @@ class Resolved:
                 low, high = self._spans.get((t.ids, text, t.ragged), (t.first, t.first + t.count))
                 self._spans[t.ids, text, t.ragged] = min(low, t.first), max(high, t.first + t.count)
         self._ids: dict[_Source, int] = {}
-        self._shown: dict[_Shown, int] = {}
+        self._shown: dict[_Shown | _Source, int] = {}
         self.layout = Layout(tuple(tuple(map(self._term, piece)) for piece in layout.pieces))
         self.text = str(self.layout)
 
@@ -147,12 +149,16 @@ class Resolved:
     def _term(self, t: Term) -> Term:
         largest = t.pool == "max"
         if t.live or (t.mask is not None and (not largest or t.lengths is not None)):
-            part = _Shown(replace(t, program="", hint=""), self._source(t, t.live) if t.live else None)
+            live = self._source(t, t.live) if t.live else None
+            alone = t.mask is None and (t.weights is None or largest) and not (largest and t.lengths is not None)
+            # columns of one matrix, where nothing else says which ids count
+            part = live if live is not None and alone else _Shown(replace(t, program="", hint=""), live)
+            first = t.first - part.first if isinstance(part, _Source) else 0
             slot = self._shown.setdefault(part, self._most["weights"] + len(self._shown))
             if largest:
-                t = replace(t, live="", mask=slot, mask_first=0, unmask=False, lengths=None)
+                t = replace(t, live="", mask=slot, mask_first=first, unmask=False, lengths=None)
             else:
-                t = replace(t, live="", mask=None, unmask=False, mask_first=0, weights=slot, weights_first=0)
+                t = replace(t, live="", mask=None, unmask=False, mask_first=0, weights=slot, weights_first=first)
         if t.program:
             source = self._source(t, t.program)
             slot = self._ids.setdefault(source, self._most["ids"] + len(self._ids))
@@ -163,7 +169,7 @@ class Resolved:
         """`o` with what programs and masks compute of it."""
         made: dict[_Source, Tensor] = {}
         return o._replace(
-            ids=[*o.ids[: self._most["ids"]], *[source(o) for source in self._ids]],
+            ids=[*o.ids[: self._most["ids"]], *[source(o, made) for source in self._ids]],
             weights=[*o.weights[: self._most["weights"]], *[part(o, made) for part in self._shown]],
         )
 

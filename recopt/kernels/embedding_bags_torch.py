@@ -9,6 +9,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -130,7 +131,13 @@ _CHAIN = 3
 
 
 def _piece(piece: Sequence[Term], layout: Layout) -> _Part:
-    runs: list[tuple[Term, ...] | _Part] = [(t,) if _plain(t) and t.count == 1 else _term(t, layout) for t in piece]
+    runs: list[tuple[Term, ...] | _Part] = []
+    for run in _sums(piece):
+        t = run[0]
+        if len(run) > 1:
+            runs.append(_sum_of(run))
+        else:
+            runs.append(run if _plain(t) and t.count == 1 else _term(t, layout))
     every = _every(runs)
     if len(runs) == 1:
         return lambda o: every(o)[0]
@@ -149,12 +156,47 @@ def _piece(piece: Sequence[Term], layout: Layout) -> _Part:
     return add
 
 
+def _sums(piece: Sequence[Term]) -> list[tuple[Term, ...]]:
+    """The terms of a piece; bags over columns that lie side by side, of which each is shifted, are one sum."""
+    runs: list[tuple[Term, ...]] = []
+    for t in piece:
+        last = runs[-1][-1] if runs else t
+        alike = t.pool == last.pool == "sum" and replace(t, factor=1.0).bare and t.div is None and t.lengths is None
+        alike = alike and t.count > 0 and t == replace(last, first=t.first, count=t.count, shift=t.shift)
+        if runs and alike and _extends(last, t):
+            runs[-1] = (*runs[-1], t)
+        else:
+            runs.append((t,))
+    return runs
+
+
+def _sum_of(run: tuple[Term, ...]) -> _Part:
+    """A sum of rows whose ids are shifted by their columns: one bag."""
+    t, n = run[0], sum(x.count for x in run)
+    transform = _transform(run)
+
+    def bag(o: Operands) -> Tensor:
+        i, table = o.ids[t.ids].narrow(1, t.first, n), o.tables[t.source]
+        i = (i if transform is None else transform(i, table)).reshape(-1)
+        out = torch.embedding_bag(table, i, _every_so_many(n, i), False, 0, False, None, False)[0]
+        return out if t.factor == 1 else out * t.factor
+
+    return bag
+
+
 def _term(t: Term, layout: Layout) -> _Part:
     if t.pool == "dense":
         return _again(t, layout) if t.every else lambda o: _matrix(o.dense[t.source])
     if t.lookup and t.bare:
         return _rows((t,))
     scale = layout.quantised.get(t.source, 0)
+    if (
+        t.pool == "row"
+        and t.count == 1
+        and t.weights is not None
+        and t == Term(**{name: getattr(t, name) for name in _ONLY_WEIGHTED})
+    ):
+        return _only_weighted(t)
     return _weighted_rows(t, scale) if t.pool == "row" else _bag(t, scale)
 
 
@@ -230,7 +272,20 @@ def _moved(run: Sequence[Term]) -> Callable[[Tensor], Tensor] | None:
             return torch.cat([c if f is None else f(c) for c, f in zip(columns, each, strict=True)], 1)
 
         return differing
-    return lambda i: i + torch.tensor([s for _, s in pairs], dtype=torch.int64).to(i.device)
+    shifts = tuple(s for _, s in pairs)
+    return lambda i: i + _shifts(shifts, i)
+
+
+def _shifts(shifts: tuple[int, ...], like: Tensor) -> Tensor:
+    if like.is_cuda or _is_traced():
+        return torch.tensor(shifts, dtype=torch.int64).to(like.device)
+    return _kept_shifts(shifts)
+
+
+@functools.lru_cache(maxsize=256)
+def _kept_shifts(shifts: tuple[int, ...]) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.tensor(shifts, dtype=torch.int64)
 
 
 def _gather(t: Term, scale: int, o: Operands, i: Tensor) -> Tensor:
@@ -276,6 +331,25 @@ def _flat_weights(t: Term, o: Operands) -> Tensor | None:
     if t.ragged:
         return w.reshape(-1)
     return (w if w.dim() > 1 else w[:, None]).narrow(1, t.weights_first, t.count).reshape(-1)
+
+
+# What a term says that is rows times weights and nothing else.
+_ONLY_WEIGHTED = "pool source ids first count weights weights_first modulus shift wraps".split()
+
+
+def _only_weighted(t: Term) -> _Part:
+    """Rows times their weights, with a third of the steps of the general way."""
+    rows = _rows((replace(t, weights=None),))
+
+    def weighted(o: Operands) -> Tensor:
+        w = o.weights[t.weights or 0]
+        w = w.narrow(1, t.weights_first, t.count) if w.dim() > 1 else w.unsqueeze(1)
+        found = rows(o)
+        wide = found if t.count == 1 else found.view(w.shape[0], t.count, -1)
+        product = (wide * (w if t.count == 1 else w.unsqueeze(2))).view(found.shape)
+        return product if product.dtype == found.dtype else product.to(found.dtype)
+
+    return weighted
 
 
 def _weighted_rows(t: Term, scale: int) -> _Part:
@@ -371,10 +445,27 @@ def _bag(t: Term, scale: int) -> _Part:
         i, table = flat(o), o.tables[t.source]
         return torch.index_select(table, 0, i).view(-1, t.count, table.shape[1]).amax(1)
 
+    if t.pool == "max" and hides and t.count and t.lengths is None and not (gathered or t.bits or t.once):
+        return _largest_shown(t)
     simple = t.bare and t.lengths is None and not counted and over is None and t.otherwise == 0
     if simple and t.pool == "max" and t.count:
         return largest
     return plain if simple else bag
+
+
+def _largest_shown(t: Term) -> _Part:
+    """The maximum of the rows that count, of a fixed number: to hide the others is faster than to leave them out."""
+    flat = _flat_ids(t)
+
+    def largest(o: Operands) -> Tensor:
+        i, table = flat(o), o.tables[t.source]
+        live = _counting(t, o, i)
+        i = torch.where(live, i, 0) if t.inside else i
+        hidden = ~live.view(-1, t.count, 1)
+        rows = torch.index_select(table, 0, i).view(-1, t.count, table.shape[1]).masked_fill_(hidden, -math.inf)
+        return rows.amax(1).masked_fill(hidden.all(1), t.otherwise)
+
+    return largest
 
 
 # Values below which reading and adding rows one after the other is faster than embedding_bag with weights.
@@ -431,22 +522,28 @@ def _without_pad(
     t: Term, o: Operands, i: Tensor, w: Tensor | None, bounds: Tensor, last: bool
 ) -> tuple[Tensor, Tensor | None, Tensor, bool]:
     """The ids that count, their weights, and where their bags begin and end."""
-    height = o.tables[t.source].shape[0]
-    live = _live(t, i, height)
-    if t.mask is not None:
-        given = o.weights[t.mask]
-        given = given if t.ragged or given.dim() < 2 else given.narrow(1, t.mask_first, t.count)
-        given = given.reshape(-1).bool() != t.unmask
-        live = given if live is None else live & given
-    assert live is not None
-    if t.pad is not None and t.pad >= height and not t.inside and not bool(live.all()):
-        raise IndexError(f"{t}: the pad is no row of a table of {height}")
+    live = _counting(t, o, i)
     if t.ragged or t.lengths is not None:
         counts = _segment_sums(live.float(), bounds, last).to(bounds.dtype)
     else:
         counts = live.view(-1, t.count).sum(1)
     kept = torch.masked_select(i, live)
     return kept, None if w is None else torch.masked_select(w, live), _ends(counts).to(i.dtype), True
+
+
+def _counting(t: Term, o: Operands, i: Tensor) -> Tensor:
+    """Which ids count, flat. Raises IndexError where the pad is one of them and no row."""
+    height = o.tables[t.source].shape[0]
+    live = _live(t, i, height)
+    if t.pad is not None and t.pad >= height and not t.inside and live is not None and not bool(live.all()):
+        raise IndexError(f"{t}: the pad is no row of a table of {height}")
+    if t.mask is not None:
+        given = o.weights[t.mask]
+        given = given if t.ragged or given.dim() < 2 else given.narrow(1, t.mask_first, t.count)
+        given = given.reshape(-1).bool() != t.unmask
+        live = given if live is None else live & given
+    assert live is not None
+    return live
 
 
 def _live(t: Term, i: Tensor, height: int) -> Tensor | None:
@@ -470,9 +567,19 @@ def _bounds(t: Term, o: Operands, i: Tensor) -> tuple[Tensor, bool]:
     if t.offsets is not None:
         bounds = o.offsets[t.offsets]
         return bounds if bounds.dtype == i.dtype else bounds.to(i.dtype), t.last
-    if i.is_cuda or torch._C._get_tracing_state() is not None or torch._C._len_torch_dispatch_stack() > 0:
-        return torch.arange(0, i.shape[0], t.count, dtype=i.dtype, device=i.device), False
-    return _even(i.shape[0], t.count, i.dtype), False
+    return _every_so_many(t.count, i), False
+
+
+def _every_so_many(count: int, i: Tensor) -> Tensor:
+    """Where bags of `count` ids begin."""
+    if i.is_cuda or _is_traced():
+        return torch.arange(0, i.shape[0], count, dtype=i.dtype, device=i.device)
+    return _even(i.shape[0], count, i.dtype)
+
+
+def _is_traced() -> bool:
+    """Whether tensors stand for others, which no later call may meet."""
+    return torch._C._get_tracing_state() is not None or torch._C._len_torch_dispatch_stack() > 0
 
 
 @functools.lru_cache(maxsize=256)

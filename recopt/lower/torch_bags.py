@@ -192,10 +192,15 @@ class _Operands:
             self._number("scales", value)
 
     def _table(self, item: View) -> Value:
-        """A table as its rows lie in memory: one that is read by its columns is turned here, once."""
+        """A table as its rows lie in memory: one that is read by its columns is turned here, once; of one that is a
+        part of another, the columns are."""
         if item.steps and item not in self.made:
-            turned = self.host.constant(item.value).T
-            self.made[item] = self.host.add_constant(np.ascontiguousarray(turned), name=f"{item.value.name}_turned")
+            if isinstance(item.steps[0], Slice):
+                self.made[item] = apply(self.host, item.value, item.steps, f"{item.value.name}_part")
+            else:
+                turned = self.host.constant(item.value).T
+                made = self.host.add_constant(np.ascontiguousarray(turned), name=f"{item.value.name}_turned")
+                self.made[item] = made
         return self.made[item] if item.steps else item.value
 
     def _number(self, which: str, value: Value) -> int:

@@ -42,6 +42,7 @@ def mod(a: Poly, b: Poly) -> Poly:
 
 
 EIGHT, THREE, ONE, DOZENS = (c(n, "int64") for n in (8, 3, 1, 24))
+SMALL = fn("lt", [ids, EIGHT], "bool")
 i, j = coord(ROW), coord(COLUMN)
 INT32, HALF = cast(ids, "int32"), cast(x, "float16")
 FIRES: dict[str, tuple[Poly, Poly]] = {
@@ -55,6 +56,12 @@ FIRES: dict[str, tuple[Poly, Poly]] = {
     "1/(xy)": (f("reciprocal", mul(x, y)), mul(f("reciprocal", x), f("reciprocal", y))),
     "1/(1/x)": (f("reciprocal", f("reciprocal", x)), x),
     "x * 1/x": (mul(x, f("reciprocal", x)), c(1)),
+    "ids >> 3": (f("shift_right", ids, THREE, dtype="int64"), div(ids, EIGHT)),
+    "ids << 3": (f("shift_left", ids, THREE, dtype="int64"), scale(ids, 8)),
+    "ids & 7": (f("bitwise_and", ids, c(7, "int64"), dtype="int64"), mod(ids, EIGHT)),
+    "ids <= 7": (f("le", ids, c(7, "int64"), dtype="bool"), SMALL),
+    "8 <= ids": (f("le", EIGHT, ids, dtype="bool"), f("gt", ids, c(7, "int64"), dtype="bool")),
+    "not ids < 8": (f("logical_not", SMALL, dtype="bool"), f("ge", ids, EIGHT, dtype="bool")),
     "x // 1": (div(ids, ONE), ids),
     "(8i + j) // 8": (div(add(scale(i, 8), j), EIGHT), i),
     "(8i + ids) // 8": (div(add(scale(i, 8), ids), EIGHT), add(i, div(ids, EIGHT))),
@@ -107,6 +114,8 @@ DIFFER: dict[str, tuple[Poly, Poly]] = {
     "(8i + ids) % 8": (mod(add(scale(i, 8), ids), EIGHT), ids),
     "where(c, x, y)": (f("where", FLAG, x, y), f("where", FLAG, y, x)),
     "not": (f("logical_not", FLAG, dtype="bool"), FLAG),
+    "not x < y of floats": (f("logical_not", FLAG, dtype="bool"), f("ge", x, y, dtype="bool")),  # NaN
+    "ids & 6": (f("bitwise_and", ids, c(6, "int64"), dtype="int64"), mod(ids, c(7, "int64"))),
     "max(x, inf)": (f("max", x, c(np.inf)), x),
     "min(x, 0)": (f("min", x, c(0)), x),
     "x < y": (FLAG, f("lt", y, x, dtype="bool")),

@@ -122,7 +122,7 @@ def test_torch_path_agrees_with_float64(text: str, ids: torch.dtype) -> None:
 def test_what_is_computed_first_is_computed_once() -> None:
     first = resolved("row t0[i0:3+1 as i+1 if lt(0,i)]; row t1[i0:1+1 as i+1 if lt(0,i)]; max t0[i0:0+2] mask w0:1")
     assert first is not None
-    assert first.text == "row t0[i1:2+1] * w1:0; row t1[i1:0+1] * w2:0; max t0[i0:0+2] mask w0:1"
+    assert first.text == "row t0[i1:2+1] * w1:2; row t1[i1:0+1] * w1:0; max t0[i0:0+2] mask w0:1"
     for wrong in ("i+", "open(i)", "i.shape", "i**2", "i+1.5"):
         with pytest.raises(EmbeddingBagsError, match="no id program"):
             compile_program(wrong)

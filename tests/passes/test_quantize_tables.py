@@ -13,7 +13,8 @@ import roads
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from spellings.export import to_onnx
+from spellings.export import run_onnx, to_onnx, to_program
+from spellings.lookups import LOOKUPS
 
 import recopt
 from recopt.kernels import embedding_bags_torch
@@ -72,6 +73,30 @@ def test_rows_are_off_by_half_a_step(rows: list[list[float]], bits: int) -> None
     numbers = codes.astype(np.float64) * scales[:, :1] + scales[:, 1:]
     slack = 1e-6 * np.abs(block).max(1, keepdims=True) * 2 + 1e-40
     assert bool((np.abs(numbers - block) <= step / 2 + slack).all())
+
+
+@pytest.mark.parametrize("dynamo", [None, False])
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("scaled", ""),
+        ("missing_left_out_of_a_mean", "no bound"),  # in a file it is weights that the graph computes
+        ("largest_under_a_given_mask", ""),
+        ("mean_over_given", "no bound"),
+        ("part_of_the_rows", "part of another tensor"),
+    ],
+)
+def test_factors_denominators_masks_and_parts(name: str, reason: str, dynamo: bool | None) -> None:
+    case = LOOKUPS[name]
+    module, args = case.module(), case.args(5)
+    road = "cpu" if dynamo is None else "portable"
+    given = to_program(module, args) if dynamo is None else onnx.load_from_string(to_onnx(module, args, dynamo))
+    result = recopt.optimize(given, target=road, passes=["default", *PASSES[8]])
+    found = result(*args) if dynamo is None else run_onnx(result.to_proto().SerializeToString(), args)[0]
+    error = (torch.as_tensor(found) - module(*args)).abs().max().item()
+    made, refused = bounds(result), roads.reasons(result, NAME)
+    assert made or (reason and any(reason in r for r in refused)), refused
+    assert error <= max([*made, 0.0]) + 1e-5 and (error > 1e-5 or not made)
 
 
 def test_a_column_is_told_its_own_bound() -> None:

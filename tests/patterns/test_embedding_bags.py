@@ -142,6 +142,15 @@ def test_an_id_that_no_place_of_a_one_hot_has_is_zeros(dynamo: bool) -> None:
 
 
 @pytest.mark.slow
+def test_ids_that_a_file_divides_as_floats_are_told() -> None:
+    case = Lookup(lambda m, ids: torch.nn.functional.embedding(ids.div(7, rounding_mode="floor"), m.weights[0]).sum(1))
+    file = to_onnx(case.module(), case.args(BATCH), dynamo=True)
+    result = recopt.optimize(onnx.load_from_string(file), target="recopt")
+    check_one(result, {"Cast", "Div", "Floor"})
+    assert any("divides as float32" in refusal.reason for refusal in result.report.refusals)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["padding", "padding_mean", "largest_padding"])
 def test_a_loop_that_leaves_padding_out(name: str) -> None:
     """What the dynamo exporter makes of a padding id: loops in each other, which count negative ids from the end."""
@@ -154,6 +163,20 @@ def test_a_loop_that_leaves_padding_out(name: str) -> None:
     ids = np.array([[2, 2, 2, 2, 2], [-28, 1, 2, -1, 0], [-28, 2, 2, 2, -28]])
     expected, found = (run_onnx(model, (ids,))[0] for model in (file, optimized))
     np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_ids_of_two_dimensions_are_one_bag_however_they_are_flattened() -> None:
+    table = torch.nn.Embedding(20, 6)
+
+    class Flat(torch.nn.Module):
+        def forward(self, *args: torch.Tensor) -> torch.Tensor:
+            rows: torch.Tensor = table(args[0].flatten(1)).sum(1) + table(args[0]).sum(2).sum(1)
+            return rows
+
+    ids = torch.randint(0, 20, (BATCH, 3, 4))
+    result = recopt.optimize(to_program(Flat().eval(), (ids,)), target="cpu")
+    check_one(result, LAYOUT)
+    torch.testing.assert_close(result(ids[:3]), Flat()(ids[:3]))
 
 
 class Ragged(torch.nn.Module):

@@ -297,6 +297,35 @@ LOOKUPS: dict[str, Lookup] = {
         ),
         onnx=False,
     ),
+    "part_of_the_rows": Lookup(  # an ONNX file keeps tables whole: what it looks up is cut
+        lambda m, ids: torch.cat(
+            [F.embedding(ids[:, 0], m.weights[0])[:, 1:4], F.embedding(ids, m.joined[:, 2:3]).sum(1)], 1
+        ),
+        onnx=False,
+    ),
+    "stacked_behind_the_columns": Lookup(lambda m, ids: torch.stack(_columns(m, ids), -1)),
+    "joined_along_two_dimensions": Lookup(
+        lambda m, ids: torch.cat(
+            [
+                torch.cat([F.embedding(ids[:, :3], m.weights[0]), F.embedding(ids[:, 3:4], m.weights[1])], 1).flatten(
+                    1
+                ),
+                F.embedding(ids[:, 4], m.weights[2]),
+            ],
+            1,
+        )
+    ),
+    "ids_among_floats": Lookup(
+        lambda m, ids, x: torch.cat(
+            [
+                F.embedding(x[:, 0].abs().floor().clamp(max=9).long(), m.weights[0]),
+                F.embedding(ids[:, 1], m.weights[1]),
+            ],
+            1,
+        ),
+        2,
+        beside=("select", "abs", "floor", "clamp", "Abs", "Floor", "Clip", "Min"),
+    ),
     "missing_clamped_and_masked": Lookup(
         lambda m, ids: (F.embedding((ids - 5).clamp(min=0), m.weights[0]) * (ids - 5 >= 0)[..., None]).sum(1),
         beside=("Clip", "GreaterOrEqual", "Cast", "Sub"),
@@ -367,7 +396,6 @@ NEAR_MISSES: dict[str, Lookup] = {
     "rows_multiplied": Lookup(
         lambda m, ids: F.embedding(ids[:, 0], m.weights[0]) * F.embedding(ids[:, 1], m.weights[1]), reason="multiplied"
     ),
-    "part_of_the_rows": Lookup(lambda m, ids: F.embedding(ids[:, 0], m.weights[0])[:, 1:4], reason="part of the rows"),
     # Several rows may be zeros then, or none: which ids count is not one that is left out.
     "mask_of_rows": Lookup(
         lambda m, ids: torch.einsum(
