@@ -77,11 +77,12 @@ def _kind_of(lifted: Lifted, t: Tensor) -> str:
 
 def _kind_of_mono(lifted: Lifted, mono: Mono) -> str:
     kinds = [_kind_of_atom(lifted, a) for a in mono.atoms]
-    others = [a for a, kind in zip(mono.atoms, kinds, strict=True) if not kind and _condition(lifted, a) is None]
+    others = [a for a, kind in zip(mono.atoms, kinds, strict=True) if not kind]
     if "average" in kinds:  # divided by the sum of its weights, or moved
         return "average" if all(k in ("average", "divisor") for k in kinds) else ""
     if "weights" not in kinds and "divisor" not in kinds:
         return ""
+    others = [a for a in others if _condition(lifted, a) is None]
     if not others:
         return "weights"
     if "weights" not in kinds:
