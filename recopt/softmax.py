@@ -79,11 +79,12 @@ def _kind_of(lifted: Lifted, t: Tensor) -> str:
 
 def _kind_of_mono(lifted: Lifted, mono: Mono) -> str:
     kinds = [_kind_of_atom(lifted, a) for a in mono.atoms]
-    others = [a for a, kind in zip(mono.atoms, kinds, strict=True) if not kind and _condition(lifted, a) is None]
+    others = [a for a, kind in zip(mono.atoms, kinds, strict=True) if not kind]
     if "average" in kinds:  # divided by the sum of its weights, or moved
         return "average" if all(k in ("average", "divisor") for k in kinds) else ""
     if "weights" not in kinds and "divisor" not in kinds:
         return ""
+    others = [a for a in others if _condition(lifted, a) is None]
     if not others:
         return "weights"
     if "weights" not in kinds:
@@ -152,18 +153,28 @@ def average(lifted: Lifted, term: Poly) -> Average | None:
     unseen = "nan"
     if not below.masks.keys() <= parts.masks.keys():
         raise No("the sum that divides leaves out other weights than the average")
+    for hidden in below.masks:
+        whole_score = _hide(whole_score, hidden, parts.masks[hidden][1] is None)
     for hidden, (factor, weights) in parts.masks.items():
         if hidden in below.masks:
-            whole_score = fn("where", [hidden, number(-math.inf, score.dtype), whole_score], score.dtype)
-        elif weights is None:
+            continue
+        if weights is None:
             parts.rest.append(factor)
         elif _is_nan(lifted, hidden, weights):
             unseen = "clean"
-        elif _is_nothing(hidden, (score, sums, whole_score), along):
+        elif _is_nothing(hidden, (whole_score,) if below.masks else (score, sums, whole_score), along):
             unseen = "zero"
         else:
             raise No("weights are set to 0 by {}", hidden.text)
     return Average(whole_score, along, tuple(parts.rest), mono.coef, unseen, frozenset(seen))
+
+
+def _hide(score: Poly, hidden: Poly, multiplied: bool) -> Poly:
+    """A score whose exponential is 0 where `hidden` holds; a 0 that is multiplied leaves what is NaN as it is."""
+    nothing = number(-math.inf, score.dtype)
+    if multiplied:
+        return add(score, fn("where", [hidden, nothing, number(0, score.dtype)], score.dtype))
+    return fn("where", [hidden, nothing, score], score.dtype)
 
 
 def _below(lifted: Lifted, parts: _Parts, along: Sequence[Axis]) -> _Parts:

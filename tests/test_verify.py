@@ -121,6 +121,26 @@ def test_folding_in_a_narrow_type_is_judged_by_float64(dtype: torch.dtype) -> No
     assert all(n.op == "recopt.linear.default" for n in result.host.nodes)
 
 
+def test_half_precision_in_a_file_is_judged_by_what_it_rounds() -> None:
+    """ONNX Runtime rounds in other places once nodes are one operator."""
+    names = {"q": ["b", 9, 8], "k": ["b", 12, 8], "v": ["b", 12, 8], "y": ["b", 9, 8]}
+    q, k, v, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT16, s) for n, s in names.items())
+    nodes = [
+        helper.make_node("Transpose", ["k"], ["t"], perm=[0, 2, 1]),
+        helper.make_node("MatMul", ["q", "t"], ["s"]),
+        helper.make_node("Softmax", ["s"], ["p"], axis=-1),
+        helper.make_node("MatMul", ["p", "v"], ["y"]),
+    ]
+    graph = helper.make_graph(nodes, "attention", [q, k, v], [y])
+    file = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    host, half = host_of(file), np.random.default_rng(0).standard_normal((3, 12, 8)).astype(np.float16)
+    (wide,) = host.run_in_float64([half[:, :9], half, half]) or [half]
+    assert wide.dtype == np.float32
+    np.testing.assert_allclose(wide, host.run([half[:, :9], half, half])[0].astype(np.float32), atol=5e-3)
+    result = recopt.optimize(file, target="recopt")
+    assert not result.report.undone and result.report.counts() == {"attention": 1}
+
+
 def test_a_graph_of_several_float_types_is_not_widened() -> None:
     """What it rounds to is part of what it means."""
 

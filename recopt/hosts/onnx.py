@@ -20,6 +20,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from ..errors import GraphError, LoadError, OptionError, VerifyError
+from ..ir.rules import FLOATS, WIDTH
 from ..ir.sizes import Size
 from .base import Array, Host, Node, Region, Value, row_blocks
 from .model.onnx import (
@@ -41,10 +42,12 @@ from .model.onnx import (
     root,
     run_apart,
     save,
+    session,
     validate,
 )
 from .onnx_sizes import Sizes
 from .types.onnx import Inference, Type, declared_type, symbols, tensor_type
+from .wide.onnx import widened
 
 DOMAIN_VERSIONS = {"com.microsoft": 1, "recopt": 1, "ai.onnx.ml": 3}
 KNOWN_DOMAINS = {"", "ai.onnx.ml", "com.microsoft", "recopt"}
@@ -617,6 +620,23 @@ class OnnxHost(Host):
             return cast("list[Array]", self._session[1].run(outputs, named))  # a sequence is a list of arrays
         except Exception as error:  # ONNX Runtime raises errors of many unrelated classes
             raise VerifyError(f"ONNX Runtime refuses the model: {line(error)}") from error
+
+    def run_in_float64(self, feeds: Sequence[Array]) -> list[Array] | None:
+        """For a model of half precision, in float32, of which ONNX Runtime has all operators; None for any other, for
+        one whose outputs are wider than what it rounds to, and for one with external data."""
+        values = [*self.inputs, *(v for node in self.nodes for v in node.outputs)]
+        narrowest = min((WIDTH[v.dtype] for v in values if v.dtype in FLOATS), default=0)
+        wider = any(WIDTH[v.dtype] > narrowest for v in self.outputs if v.dtype in FLOATS)
+        if narrowest != WIDTH["float16"] or wider or external_tensors(self.model):
+            return None
+        halves = [v.dtype in FLOATS and WIDTH[v.dtype] == narrowest for v in self.inputs]
+        given = zip(self.inputs, feeds, halves, strict=True)
+        wide = {v.name: feed.astype(np.float32) if half else feed for v, feed, half in given}
+        try:
+            results = session(widened(ir.to_proto(self.model))).run([v.name for v in self.outputs], wide)
+        except Exception:  # ONNX Runtime raises errors of many unrelated classes
+            return None
+        return cast("list[Array]", results)
 
     def probe(self, feeds: Sequence[Array]) -> None:
         if has_recurrence(self.model):

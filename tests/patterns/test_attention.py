@@ -146,6 +146,16 @@ def test_a_query_that_sees_nothing_is_what_it_was() -> None:
     torch.testing.assert_close(y, case.module()(q, k, v, seen), equal_nan=True)
 
 
+def test_a_mask_that_multiplies_leaves_nan_as_it_is() -> None:
+    case = SPELLINGS["masked_exponentials"]
+    result = recopt.optimize(to_program(Called(case.module()), case.args(BATCH)), target="cpu")
+    q, k, v, seen = case.args(2)
+    seen[..., 3], k[0, 0, 3] = False, torch.nan
+    y = result(q, k, v, seen)
+    assert y[0, 0].isnan().all() and not y[1].isnan().any()
+    torch.testing.assert_close(y, case.module()(q, k, v, seen), equal_nan=True)
+
+
 @pytest.mark.parametrize("dynamo", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_what_the_exporters_make_of_a_masked_operator(dynamo: bool) -> None:
     """They set every weight that is NaN to 0, as torch's operator gives 0 for a query that sees nothing."""

@@ -1,0 +1,1 @@
+"""A model with wider floats, to see what its own round."""
