@@ -198,13 +198,19 @@ def _gathered(start: Plan, form: Form, order: tuple[int, ...], out: Form, where:
     if out.symbolic == tuple(range(len(opens))):
         counts = [*out.counts[: len(opens)], *out.counts[len(opens) :]]
         concrete = [c for n, c in enumerate(counts) if n >= len(opens) or c != 1]
-        if row == 1:
+        steps = set(np.diff(index).tolist())
+        if len(steps) == 1 and 0 not in steps:  # a slice of all numbers in one dimension
+            run = (int(index[0]), len(index), steps.pop())
+            whole = (0, None, 1)
+            starts, held, strides = zip(*[whole] * len(opens), run, *[whole] * len(tail), strict=True)
+            made = base.then((*opens, len(index), *tail), Cut(starts, held, strides))
+        elif row == 1:
             shape = (*opens, *concrete)
             made = base.then(shape, Take(len(opens), index.reshape(concrete), 1))
         else:
             shape = (*opens, len(index), *tail)
             made = base.then(shape, Take(len(opens), index, row))
-        yield made if shape == out.shape else made.then(out.shape, Reshape(out.shape))
+        yield made if made.shape == out.shape else made.then(out.shape, Reshape(out.shape))
     elif row == 1 and all(out.counts[n] == 1 for n in out.symbolic):
         concrete = [c for n, c in enumerate(out.counts) if n not in out.symbolic]
         rest = [n for n in range(len(out.counts)) if n not in out.symbolic]
