@@ -135,6 +135,7 @@ PEERS = {
     "cuda": ("eager", "graph", "inductor", "reduce-overhead", "max-autotune", "ours", "ours-graph"),
     "cpu": ("eager", "inductor", "ours", "ort", "ort-ours"),
 }
+LARGE = 1 << 20  # bytes from which a tensor is copied by itself: many at once are copied by few blocks
 LAUNCHING = ("eager", "inductor", "ours")  # those whose device time a graph of ours can take
 
 
@@ -150,12 +151,15 @@ def captured(function: Call, args: Inputs) -> Call:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         result = function(*held)
-    kinds = {t.dtype for t in held}
-    groups = [[n for n, t in enumerate(held) if t.dtype == kind] for kind in kinds]
+    kinds = {t.dtype if t.nbytes < LARGE else n for n, t in enumerate(held)}
+    groups = [[n for n, t in enumerate(held) if (t.dtype if t.nbytes < LARGE else n) == kind] for kind in kinds]
 
     def call(*given: Tensor) -> Any:
-        for group in groups:  # a launch for all of a type
-            torch._foreach_copy_([held[n] for n in group], [given[n] for n in group])
+        for group in groups:  # a launch for all small ones of a type
+            if len(group) == 1:
+                held[group[0]].copy_(given[group[0]], non_blocking=True)
+            else:
+                torch._foreach_copy_([held[n] for n in group], [given[n] for n in group])
         graph.replay()
         return result
 

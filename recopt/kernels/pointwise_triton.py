@@ -54,7 +54,7 @@ def choose(rows: int) -> Tiling:
     """
     if rows <= 4:
         return Tiling(1 if rows == 1 else 4, 256, 2)
-    return Tiling(32, 512, 4) if rows < 1024 else Tiling(64, 256, 4)
+    return Tiling(32, 512, 4) if rows < 1024 else Tiling(64, 1024, 4)
 
 
 # --- the source
