@@ -4,7 +4,7 @@ transpose, expand and pad, or several such joined."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TypeAlias
@@ -111,23 +111,31 @@ class Join:
         return 1 + sum(count for count, _ in costs), 1.0 + sum(weight for _, weight in costs)
 
 
-def shortest(wanted: Elements) -> Plan | None:
-    """The shortest plan that is known for these elements; None where there is none."""
-    found = list(_plans(wanted))
-    return min(found, key=lambda p: p.cost) if found else None
+Cost: TypeAlias = Callable[[Plan], tuple[float, ...]]
 
 
-def _plans(wanted: Elements) -> Iterator[Plan]:
+def by_nodes(plan: Plan) -> tuple[float, ...]:
+    """What a plan costs where each move is a node that copies."""
+    return plan.cost
+
+
+def shortest(wanted: Elements, cost: Cost = by_nodes) -> Plan | None:
+    """The cheapest plan that is known for these elements; None where there is none."""
+    found = list(_plans(wanted, cost))
+    return min(found, key=cost) if found else None
+
+
+def _plans(wanted: Elements, cost: Cost = by_nodes) -> Iterator[Plan]:
     if wanted.form.total == 0:
         return
     if (wanted.which < 0).any():
-        yield from _padded(wanted)
+        yield from _padded(wanted, cost)
     elif len(wanted.sources) == 1:
         value, order = wanted.sources[0]
         if value.shape is not None:
             yield from _of_one(value, form_of(value.shape), order, wanted.form, wanted.where)
     else:
-        yield from _joined(wanted)
+        yield from _joined(wanted, cost)
 
 
 # --- one source
@@ -452,7 +460,7 @@ def _expanded(plan: Plan, held: list[list[Loop]], dims: list[list[Loop]], out: F
 # --- several sources
 
 
-def _joined(wanted: Elements) -> Iterator[Plan]:
+def _joined(wanted: Elements, cost: Cost) -> Iterator[Plan]:
     out = wanted.form
     for form in _groupings(out, wanted):
         which = wanted.which.reshape(form.counts)
@@ -463,7 +471,7 @@ def _joined(wanted: Elements) -> Iterator[Plan]:
             if wanted.pieces is not None:  # or where the graph joined them: each may be simpler than two together
                 cuts.append(which * (int(wanted.pieces.max()) + 1) + wanted.pieces.reshape(form.counts))
             for cut in cuts:
-                plan = _along(wanted, form, cut, d)
+                plan = _along(wanted, form, cut, d, cost)
                 if plan is not None:
                     yield plan if form.shape == out.shape else plan.then(out.shape, Reshape(out.shape))
     yield from _joined_first(wanted)
@@ -478,7 +486,7 @@ def _groupings(out: Form, wanted: Elements) -> Iterator[Form]:
         yield flat
 
 
-def _along(wanted: Elements, form: Form, which: Array, d: int) -> Plan | None:
+def _along(wanted: Elements, form: Form, which: Array, d: int, cost: Cost) -> Plan | None:
     """Pieces of one source each along dimension d."""
     slabs = np.moveaxis(which, d, 0).reshape(form.counts[d], -1)
     if not (slabs == slabs[:, :1]).all():
@@ -496,7 +504,7 @@ def _along(wanted: Elements, form: Form, which: Array, d: int) -> Plan | None:
         n = int(np.moveaxis(wanted.which.reshape(form.counts), d, 0)[begin].reshape(-1)[0])
         source = (wanted.sources[n],)
         piece = Elements(Form(form.opens, counts), wanted.dtype, source, np.zeros(len(positions), np.int32), positions)
-        plan = shortest(piece)
+        plan = shortest(piece, cost)
         if plan is None:
             return None
         parts.append(plan)
@@ -538,7 +546,7 @@ def _joined_first(wanted: Elements) -> Iterator[Plan]:
 # --- elements that are numbers
 
 
-def _padded(wanted: Elements) -> Iterator[Plan]:
+def _padded(wanted: Elements, cost: Cost) -> Iterator[Plan]:
     out = wanted.form
     numbers = {wanted.fills[i] for i in wanted.where[wanted.which < 0].tolist()}
     if len(numbers) != 1 or not out.counts:
@@ -554,7 +562,7 @@ def _padded(wanted: Elements) -> Iterator[Plan]:
     if inside[cut].all() and all(out.opens[n] == 1 or (a, b) == (0, out.counts[n]) for n, (a, b) in enumerate(box)):
         form = Form(out.opens, tuple(b - a for a, b in box))
         which, where = (a.reshape(out.counts)[cut].reshape(-1) for a in (wanted.which, wanted.where))
-        core = shortest(replace(wanted, form=form, which=which, where=where))
+        core = shortest(replace(wanted, form=form, which=which, where=where), cost)
         if core is not None:
             after = tuple(c - b for c, (_, b) in zip(out.counts, box, strict=True))
             yield core.then(out.shape, Pad(tuple(a for a, _ in box), after, number))
