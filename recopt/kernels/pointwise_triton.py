@@ -48,9 +48,8 @@ class Tiling(NamedTuple):
 def choose(rows: int) -> Tiling:
     """The tiling for so many rows: few rows are cut finely, so that every loop has processors of its own.
 
-    Measured on an H100 with the feature engineering of benchmarks/layout.py, us at 2048 and 65536 rows: 64 rows by 256
-    elements 5.3 and 101, 128 by 512 5.5 and 111, 32 by 512 5.5 and 113; before indices of 32 bits 1024 elements took a
-    fifth more than 512. At 256 rows 32 by 512 takes 3.0, 8 by 256 3.5.
+    Measured on an H200, us at 65536 rows of benchmarks/layout.py's features and columns: 85 and 175; with indices
+    computed for each element of 64 rows by 256, 101 and 205. Before that, at 256 rows 32 by 512 took 3.0, 8 by 256 3.5.
     """
     if rows <= 4:
         return Tiling(1 if rows == 1 else 4, 256, 2)
