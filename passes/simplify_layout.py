@@ -1,11 +1,13 @@
 """Values that only re-read others are made by the fewest layout operators that make the same elements.
 
 before:  split, reshape, transpose, concat of slices, gathers by constants, run-time shape arithmetic, ...
-after:   at most one each of slice, gather, reshape, transpose, expand, pad, and a concat of several sources
+after:   at most one each of slice, gather, reshape, transpose, expand, pad, and a concat of several sources; and no
+         expand before what broadcasts
 """
 
 from __future__ import annotations
 
+from recopt.broadcasts import simplify_broadcasts
 from recopt.hosts.base import Host
 from recopt.relayout import relayout
 from recopt.rewrite import Context
@@ -15,4 +17,5 @@ name = "simplify-layout"
 
 def run(host: Host, context: Context) -> bool:
     """Whether anything was rewritten."""
-    return relayout(host, context, name)
+    moved = relayout(host, context, name)
+    return simplify_broadcasts(host, context, name) or moved

@@ -54,7 +54,7 @@ def buckets(lifted: Lifted, moved: Collection[Value] = ()) -> dict[Value, Bucket
             continue
         try:
             found[value] = _bucket(lifted, value, seen)
-        except (NoStep, TooLarge):
+        except (NoStep, TooLarge, IndexError):
             continue
         inside.update(cone(lifted.host, value, {found[value].source}))
     return found
@@ -105,7 +105,8 @@ class _Whole:
                 return None
             assert isinstance(atom, Read)
             own = tuple(coord(d[0]) if d else number(0) for d in inner.dims)
-            return inner.body if flat and own == atom.index else inner.at(list(atom.index))
+            same = flat and own == atom.index and all(len(d) <= 1 for d in inner.dims)
+            return inner.body if same else inner.at(list(atom.index))
 
         try:
             body = substitute(t.body, {}, expand)
@@ -134,7 +135,7 @@ class _Whole:
         if len(found) != 1:
             raise NoStep
         (r,) = found
-        if r.dtype not in FLOATS:
+        if r.dtype not in ("float16", "float32", "float64"):  # numpy's
             raise NoStep
         return r
 

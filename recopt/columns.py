@@ -16,7 +16,7 @@ from .ir.sizes import Size
 from .lower.columns import Columns, Fixed, Number
 from .moves import shortest
 from .positions import MOST, Elements, Form, NotLayout, form_of, itself, of_term, through
-from .relayout import Layouts, find
+from .relayout import Layouts, find, writes_in_place
 from .report import Rewrite
 from .rewrite import Context
 
@@ -344,8 +344,8 @@ def stack_columns(host: Host, context: Context, name: str) -> bool:
     columns = lower.columns_of(host)
     if not any(columns.stacks(n) for n in host.nodes):
         return False
-    if host.dialect == "aten" and any(n.opaque for n in host.nodes):
-        return False  # what writes in place may see which tensors share memory
+    if writes_in_place(host):
+        return False
     found = find(host, context)
     counts = buckets(context.terms_of(host), found.local) if host.dialect == "onnx" else _edges_of(columns, host.nodes)
     if not _Work(host, context, name, found, columns, counts).run():

@@ -4,7 +4,7 @@ transpose, expand and pad, or several such joined."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TypeAlias
@@ -111,23 +111,31 @@ class Join:
         return 1 + sum(count for count, _ in costs), 1.0 + sum(weight for _, weight in costs)
 
 
-def shortest(wanted: Elements) -> Plan | None:
-    """The shortest plan that is known for these elements; None where there is none."""
-    found = list(_plans(wanted))
-    return min(found, key=lambda p: p.cost) if found else None
+Cost: TypeAlias = Callable[[Plan], tuple[float, ...]]
 
 
-def _plans(wanted: Elements) -> Iterator[Plan]:
+def by_nodes(plan: Plan) -> tuple[float, ...]:
+    """What a plan costs where each move is a node that copies."""
+    return plan.cost
+
+
+def shortest(wanted: Elements, cost: Cost = by_nodes) -> Plan | None:
+    """The cheapest plan that is known for these elements; None where there is none."""
+    found = list(_plans(wanted, cost))
+    return min(found, key=cost) if found else None
+
+
+def _plans(wanted: Elements, cost: Cost = by_nodes) -> Iterator[Plan]:
     if wanted.form.total == 0:
         return
     if (wanted.which < 0).any():
-        yield from _padded(wanted)
+        yield from _padded(wanted, cost)
     elif len(wanted.sources) == 1:
         value, order = wanted.sources[0]
         if value.shape is not None:
             yield from _of_one(value, form_of(value.shape), order, wanted.form, wanted.where)
     else:
-        yield from _joined(wanted)
+        yield from _joined(wanted, cost)
 
 
 # --- one source
@@ -198,13 +206,19 @@ def _gathered(start: Plan, form: Form, order: tuple[int, ...], out: Form, where:
     if out.symbolic == tuple(range(len(opens))):
         counts = [*out.counts[: len(opens)], *out.counts[len(opens) :]]
         concrete = [c for n, c in enumerate(counts) if n >= len(opens) or c != 1]
-        if row == 1:
+        steps = set(np.diff(index).tolist())
+        if len(steps) == 1 and 0 not in steps:  # a slice of all numbers in one dimension
+            run = (int(index[0]), len(index), steps.pop())
+            whole = (0, None, 1)
+            starts, held, strides = zip(*[whole] * len(opens), run, *[whole] * len(tail), strict=True)
+            made = base.then((*opens, len(index), *tail), Cut(starts, held, strides))
+        elif row == 1:
             shape = (*opens, *concrete)
             made = base.then(shape, Take(len(opens), index.reshape(concrete), 1))
         else:
             shape = (*opens, len(index), *tail)
             made = base.then(shape, Take(len(opens), index, row))
-        yield made if shape == out.shape else made.then(out.shape, Reshape(out.shape))
+        yield made if made.shape == out.shape else made.then(out.shape, Reshape(out.shape))
     elif row == 1 and all(out.counts[n] == 1 for n in out.symbolic):
         concrete = [c for n, c in enumerate(out.counts) if n not in out.symbolic]
         rest = [n for n in range(len(out.counts)) if n not in out.symbolic]
@@ -446,7 +460,7 @@ def _expanded(plan: Plan, held: list[list[Loop]], dims: list[list[Loop]], out: F
 # --- several sources
 
 
-def _joined(wanted: Elements) -> Iterator[Plan]:
+def _joined(wanted: Elements, cost: Cost) -> Iterator[Plan]:
     out = wanted.form
     for form in _groupings(out, wanted):
         which = wanted.which.reshape(form.counts)
@@ -457,7 +471,7 @@ def _joined(wanted: Elements) -> Iterator[Plan]:
             if wanted.pieces is not None:  # or where the graph joined them: each may be simpler than two together
                 cuts.append(which * (int(wanted.pieces.max()) + 1) + wanted.pieces.reshape(form.counts))
             for cut in cuts:
-                plan = _along(wanted, form, cut, d)
+                plan = _along(wanted, form, cut, d, cost)
                 if plan is not None:
                     yield plan if form.shape == out.shape else plan.then(out.shape, Reshape(out.shape))
     yield from _joined_first(wanted)
@@ -472,7 +486,7 @@ def _groupings(out: Form, wanted: Elements) -> Iterator[Form]:
         yield flat
 
 
-def _along(wanted: Elements, form: Form, which: Array, d: int) -> Plan | None:
+def _along(wanted: Elements, form: Form, which: Array, d: int, cost: Cost) -> Plan | None:
     """Pieces of one source each along dimension d."""
     slabs = np.moveaxis(which, d, 0).reshape(form.counts[d], -1)
     if not (slabs == slabs[:, :1]).all():
@@ -490,7 +504,7 @@ def _along(wanted: Elements, form: Form, which: Array, d: int) -> Plan | None:
         n = int(np.moveaxis(wanted.which.reshape(form.counts), d, 0)[begin].reshape(-1)[0])
         source = (wanted.sources[n],)
         piece = Elements(Form(form.opens, counts), wanted.dtype, source, np.zeros(len(positions), np.int32), positions)
-        plan = shortest(piece)
+        plan = shortest(piece, cost)
         if plan is None:
             return None
         parts.append(plan)
@@ -532,7 +546,7 @@ def _joined_first(wanted: Elements) -> Iterator[Plan]:
 # --- elements that are numbers
 
 
-def _padded(wanted: Elements) -> Iterator[Plan]:
+def _padded(wanted: Elements, cost: Cost) -> Iterator[Plan]:
     out = wanted.form
     numbers = {wanted.fills[i] for i in wanted.where[wanted.which < 0].tolist()}
     if len(numbers) != 1 or not out.counts:
@@ -548,7 +562,7 @@ def _padded(wanted: Elements) -> Iterator[Plan]:
     if inside[cut].all() and all(out.opens[n] == 1 or (a, b) == (0, out.counts[n]) for n, (a, b) in enumerate(box)):
         form = Form(out.opens, tuple(b - a for a, b in box))
         which, where = (a.reshape(out.counts)[cut].reshape(-1) for a in (wanted.which, wanted.where))
-        core = shortest(replace(wanted, form=form, which=which, where=where))
+        core = shortest(replace(wanted, form=form, which=which, where=where), cost)
         if core is not None:
             after = tuple(c - b for c, (_, b) in zip(out.counts, box, strict=True))
             yield core.then(out.shape, Pad(tuple(a for a, _ in box), after, number))

@@ -10,7 +10,8 @@ from . import lower
 from .errors import LowerError
 from .fused import Reshape
 from .hosts.base import Host, Node, Value
-from .moves import Cut, Join, Pad, Plan, Take, shortest
+from .moves import Cost as PlanCost
+from .moves import Cut, Join, Pad, Plan, Take, by_nodes, shortest
 from .moves_check import agrees
 from .positions import CASTS, Elements, NotLayout, itself, of_term, through, uncast
 from .report import Refusal, Rewrite
@@ -96,8 +97,8 @@ def _bounded(elements: Elements) -> Elements:
 
 def relayout(host: Host, context: Context, name: str) -> bool:
     """Write the shorter ones. True where any is written."""
-    if host.dialect == "aten" and any(n.opaque for n in host.nodes):
-        return False  # what writes in place may see which tensors share memory
+    if writes_in_place(host):
+        return False
     found = find(host, context)
     work = _Work(host, context, name, found)
     for root in reversed(found.roots):
@@ -111,6 +112,11 @@ def relayout(host: Host, context: Context, name: str) -> bool:
     host.erase_dead()
     host.normalise()
     return True
+
+
+def writes_in_place(host: Host) -> bool:
+    """Whether a node may see which tensors share memory; one that only asserts something does not."""
+    return host.dialect == "aten" and any(n.opaque and not n.op.startswith("aten._assert_") for n in host.nodes)
 
 
 Cost = tuple[int, int]  # kernels and nodes; in ONNX each node is a kernel
@@ -137,11 +143,16 @@ class _Work:
     now: dict[Value, Value] = field(default_factory=dict)  # what roots are made by now
     gone: set[Node] = field(default_factory=set)  # nodes that nothing needs any more
 
+    @property
+    def cost(self) -> PlanCost:
+        """In torch views are free, and what copies is not."""
+        return by_nodes if self.host.dialect == "onnx" else lambda plan: (plan_copies(plan), plan.nodes, *plan.cost)
+
     def alone(self, root: Value) -> None:
         """Rewrite one root where that alone makes the graph smaller."""
         best: tuple[Cost, _Choice, list[Node]] | None = None
         for elements in dict.fromkeys((self.found.deep[root], self.found.shallow[root])):
-            plan = shortest(elements)
+            plan = shortest(elements, self.cost)
             if plan is None:
                 continue
             dead = self.dead([root], elements.leaves)
@@ -161,7 +172,7 @@ class _Work:
         kept = [v for root in group for v in self.found.deep[root].leaves]
         dead = self.dead(group, kept)
         for root in group:
-            plan = shortest(self.found.deep[root])
+            plan = shortest(self.found.deep[root], self.cost)
             choice = None if plan is None else self.finished(root, plan, self.found.deep[root], dead)
             if choice is None:
                 return

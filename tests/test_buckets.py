@@ -73,3 +73,12 @@ def test_near_misses_stay(name: str) -> None:
     file, result = optimized(NEAR_MISSES[name], dynamo=True)
     assert not any(v.endswith("_count") for n in result.host.nodes for v in [n.name])
     np.testing.assert_array_equal(run_onnx(result.to_proto().SerializeToString(), (X,))[0], run_onnx(file, (X,))[0])
+
+
+@pytest.mark.parametrize("dynamo", [False, True])
+def test_each_element_keeps_its_own(dynamo: bool) -> None:
+    """A slice of a dimension that a reshape merged does not count along the outer part of it."""
+    file, result = optimized(lambda x: (x.reshape(-1, 2, 3) > 0.5).reshape(-1, 6)[:, :2].long() + 2 - 2, dynamo)
+    rewritten = result.to_proto().SerializeToString()
+    x = torch.arange(12.0).reshape(2, 6) - 3
+    np.testing.assert_array_equal(run_onnx(rewritten, (x,))[0], run_onnx(file, (x,))[0])

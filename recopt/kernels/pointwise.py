@@ -280,8 +280,20 @@ def shapes(program: Program, symbols: Mapping[str, Any]) -> list[tuple[Any, ...]
 # --- in torch's operators
 
 
-def _python_sign(a: Tensor, b: Tensor) -> Tensor:
-    return torch.remainder(a, b)
+def _toward_zero(a: Tensor, b: Tensor) -> Tensor:
+    """a / b toward zero. Of integers by operators that torch's ONNX exporter does not take through floats."""
+    if a.is_floating_point():
+        return torch.div(a, b, rounding_mode="trunc")
+    quotient = torch.floor_divide(a, b)
+    return quotient + ((quotient * b != a) & ((a < 0) != (b < 0)))
+
+
+def _fmod(a: Tensor, b: Tensor) -> Tensor:
+    """What is left of a, with its sign; likewise."""
+    if a.is_floating_point():
+        return torch.fmod(a, b)
+    rest = torch.remainder(a, b)
+    return torch.where((rest != 0) & ((a < 0) != (b < 0)), rest - b, rest)
 
 
 def _bucket(x: Tensor, boundaries: Tensor, right: bool) -> Tensor:
@@ -293,9 +305,8 @@ def _bucket(x: Tensor, boundaries: Tensor, right: bool) -> Tensor:
 # name -> (operands, the function of tensors)
 OPERATORS: dict[str, tuple[int, Callable[..., Tensor]]] = {
     "add": (2, torch.add), "sub": (2, torch.sub), "mul": (2, torch.mul), "div": (2, torch.div),
-    "floordiv": (2, lambda a, b: torch.div(a, b, rounding_mode="floor")),
-    "truncdiv": (2, lambda a, b: torch.div(a, b, rounding_mode="trunc")),
-    "rem": (2, _python_sign), "fmod": (2, torch.fmod), "neg": (1, torch.neg), "abs": (1, torch.abs),
+    "floordiv": (2, torch.floor_divide), "truncdiv": (2, _toward_zero),
+    "rem": (2, torch.remainder), "fmod": (2, _fmod), "neg": (1, torch.neg), "abs": (1, torch.abs),
     "min": (2, torch.minimum), "max": (2, torch.maximum), "pow": (2, torch.pow),
     "and": (2, torch.bitwise_and), "or": (2, torch.bitwise_or), "xor": (2, torch.bitwise_xor),
     "not": (1, torch.bitwise_not), "shl": (2, torch.bitwise_left_shift), "shr": (2, torch.bitwise_right_shift),

@@ -1,7 +1,9 @@
 """`recopt::pointwise` as one Triton kernel: its source written from the program, a branch for each loop.
 
 A program of the grid takes a tile of one loop in a block of rows (positions along a loop's first axis), so that what
-is read and written together lies together in time, and few rows still fill many processors.
+is read and written together lies together in time, and few rows still fill many processors. A tile is rows by columns
+(the other axes in one), and what depends on the one alone, most of the arithmetic of indices, is computed once for all
+of the other: values have the shape [rows or 1, columns or 1].
 """
 
 from __future__ import annotations
@@ -46,25 +48,32 @@ class Tiling(NamedTuple):
 def choose(rows: int) -> Tiling:
     """The tiling for so many rows: few rows are cut finely, so that every loop has processors of its own.
 
-    Measured on an H100 with the feature engineering of benchmarks/layout.py, us at 2048 and 65536 rows: 64 rows by 256
-    elements 5.3 and 101, 128 by 512 5.5 and 111, 32 by 512 5.5 and 113; before indices of 32 bits 1024 elements took a
-    fifth more than 512. At 256 rows 32 by 512 takes 3.0, 8 by 256 3.5.
+    Measured on an H200, us at 65536 rows of benchmarks/layout.py's features and columns: 85 and 175; with indices
+    computed for each element of 64 rows by 256, 101 and 205. Before that, at 256 rows 32 by 512 took 3.0, 8 by 256 3.5.
     """
     if rows <= 4:
         return Tiling(1 if rows == 1 else 4, 256, 2)
-    return Tiling(32, 512, 4) if rows < 1024 else Tiling(64, 256, 4)
+    return Tiling(32, 512, 4) if rows < 1024 else Tiling(64, 1024, 4)
 
 
 # --- the source
 
 
+ROW, COLUMN = frozenset({"row"}), frozenset({"column"})
+
+
+def _mask(span: frozenset[str]) -> str:
+    """Where values of such a span are inside."""
+    return f"m{int(span >= ROW)}{int(span >= COLUMN)}"
+
+
 class _Writer:
     """The lines of one loop's branch."""
 
-    def __init__(self, program: Program, loop: Loop, strided: Sequence[bool]) -> None:
-        self.program, self.loop, self.strided = program, loop, strided
+    def __init__(self, program: Program, loop: Loop, strided: Sequence[bool], tile: tuple[int, int]) -> None:
+        self.program, self.loop, self.strided, self.tile = program, loop, strided, tile
         self.types: dict[str, str] = {}
-        self.wide: set[str] = set()  # what counts in int64
+        self.spans: dict[str, frozenset[str]] = {"i0": ROW, **{f"i{n}": COLUMN for n in range(1, len(loop.axes))}}
         self.lines: list[str] = []
 
     def add(self, text: str) -> None:
@@ -80,9 +89,15 @@ class _Writer:
         _, sizes = self.program.inputs[source]
         return _flat([self.index(i) for i in index], _strides(f"x{source}", sizes, self.strided[source]))
 
+    def span(self, *texts: object) -> frozenset[str]:
+        """Which of rows and columns indices and values depend on."""
+        names = [n for text in texts for n in re.findall(r"[it]\d+", str(text))]
+        return frozenset().union(*(self.spans[n] for n in names))
+
     def line(self, line: Line) -> None:
         name, dtype = line.name, line.dtype
         self.types[name] = dtype
+        self.spans[name] = self.span(*line.index, *(line.args if line.op != "lit" else ()))
         if line.op == "load":
             self.load(line)
         elif line.op == "bucket":
@@ -91,19 +106,21 @@ class _Writer:
             self.add(f"{name} = {_literal(line.args[0], dtype)}")
         elif line.op == "at":
             at = self.index(line.index[0], whole=True)
-            self.add(f"{name} = ({at} + tl.zeros([TILE], tl.int64)).to({TYPES[dtype]})")
+            self.add(f"{name} = ({at} + tl.zeros([1, 1], tl.int64)).to({TYPES[dtype]})")
         elif line.op == "cast":
             self.add(f"{name} = {self.cast(str(line.args[0]), dtype)}")
         else:
             self.add(f"{name} = {self.call(line)}")
 
     def load(self, line: Line) -> None:
-        mask = "mask"
+        own = self.span(*line.index)
+        mask = _mask(own)
         if line.checked:
             for i, size in zip(line.index, self.program.inputs[line.source][1], strict=True):
                 mask += f" & ({self.index(i)} >= 0) & ({self.index(i)} < {size})"
         zero = "0.0" if "float" in line.dtype else "0"
-        text = f"tl.load(x{line.source} + {self.offset(line.source, line.index)}, mask={mask}, other={zero})"
+        place = f"{self.offset(line.source, line.index)} + tl.zeros({self.shape(own)}, INDEX)"
+        text = f"tl.load(x{line.source} + {place}, mask={mask}, other={zero})"
         self.add(f"{line.name} = {text}" + (".to(tl.int1)" if line.dtype == "bool" else ""))
 
     def bucket(self, line: Line) -> None:
@@ -114,24 +131,29 @@ class _Writer:
         base = self.offset(line.source, line.index)
         step = _strides(f"x{line.source}", ("",), self.strided[line.source])[0]
         name, n = line.name, line.name[1:]
-        self.add(f"b{n} = {base} + tl.zeros([TILE], INDEX)")
+        own = self.span(*line.index)
+        first = own if count <= FEW_BOUNDARIES else self.spans[name]
+        self.add(f"b{n} = {base} + tl.zeros({self.shape(first)}, INDEX)")
+        self.add(f"{name} = tl.zeros({self.shape(self.spans[name])}, tl.int32)")
         if count <= FEW_BOUNDARIES:
-            self.add(f"{name} = tl.zeros([TILE], tl.int32)")
             self.add(f"for k{n} in tl.static_range({count}):")
-            self.add(f"    c{n} = tl.load(x{line.source} + b{n} + k{n} * {step}, mask=mask, other=0)")
+            self.add(f"    c{n} = tl.load(x{line.source} + b{n} + k{n} * {step}, mask={_mask(own)}, other=0)")
             self.add(f"    {name} += tl.where(c{n} {above} {wide}, 0, 1)")
         else:
-            self.add(f"{name} = tl.zeros([TILE], tl.int32)")
-            self.add(f"h{n} = tl.zeros([TILE], tl.int32) + {count}")
+            self.add(f"h{n} = {name} + {count}")
             self.add(f"for k{n} in range({count.bit_length()}):")
             self.add(f"    m{n} = ({name} + h{n}) // 2")
             self.add(
-                f"    c{n} = tl.load(x{line.source} + b{n} + m{n} * {step}, mask=mask & (m{n} < {count}), other=0)"
+                f"    c{n} = tl.load(x{line.source} + b{n} + m{n} * {step}, "
+                f"mask={_mask(first)} & (m{n} < {count}), other=0)"
             )
             self.add(f"    a{n} = (c{n} {above} {wide}) | ({name} >= h{n})")
             self.add(f"    h{n} = tl.where(a{n}, tl.minimum(m{n}, h{n}), h{n})")
             self.add(f"    {name} = tl.where(a{n}, {name}, m{n} + 1)")
         self.add(f"{name} = {name}.to({TYPES[line.dtype]})")
+
+    def shape(self, span: frozenset[str]) -> str:
+        return f"[{self.tile[0] if span >= ROW else 1}, {self.tile[1] if span >= COLUMN else 1}]"
 
     def cast(self, arg: str, dtype: str) -> str:
         have = self.types[arg]
@@ -212,12 +234,12 @@ def _operator(op: str, kind: str, args: Sequence[str]) -> str:
 def _literal(value: float | int | str, dtype: str) -> str:
     if dtype == "bool":
         text = "1" if value else "0"
-        return f"tl.full([TILE], {text}, tl.int1)"
+        return f"tl.full([1, 1], {text}, tl.int1)"
     number = float(value) if "float" in dtype else int(value)
     text = repr(number)
     if text.lstrip("-") in ("inf", "nan"):
         text = f'float("{text}")'
-    return f"tl.full([TILE], {text}, {TYPES[dtype]})"
+    return f"tl.full([1, 1], {text}, {TYPES[dtype]})"
 
 
 def _strides(name: str, sizes: Sequence[str], strided: bool) -> list[str]:
@@ -231,38 +253,59 @@ def _flat(index: Sequence[str], strides: Sequence[str]) -> str:
     return "(" + (" + ".join(terms) or "0") + ")"
 
 
-def _branch(program: Program, loop: Loop, strided: Sequence[bool]) -> list[str]:
-    """A loop's tile: its rows, its other axes from the place in the tile, its lines, its store."""
-    writer = _Writer(program, loop, strided)
-    inner = " * ".join(f"({s})" for s in loop.axes[1:]) or "1"
-    writer.add("place = (unit - first) * TILE + tl.arange(0, TILE)")
-    writer.add(f"row = block * ROWS + place // ({inner})")
-    writer.add(f"mask = (place < ROWS * ({inner})) & (row < {loop.axes[0] if loop.axes else '1'})")
+def _shape(inner: int | None, tiling: Tiling) -> tuple[int, int]:
+    """Rows and columns of a tile of a loop of `inner` columns (None: not known before): those that leave fewest
+    columns empty, the wider where equal."""
+    widths = [2**n for n in range(9)] if inner is not None else [128]
+    columns = min(widths, key=lambda w: (-(-(inner or 1) // w) * w * (1 if w >= min(inner or 1, 32) else 2), -w))
+    return max(1, min(tiling.rows, tiling.tile // columns)), columns
+
+
+def _inner(loop: Loop) -> tuple[str, int | None]:
+    """The columns of a loop as text, and as a number where they are one."""
+    number = math.prod(int(s) for s in loop.axes[1:]) if all(s.isdigit() for s in loop.axes[1:]) else None
+    return " * ".join(f"({s})" for s in loop.axes[1:]) or "1" if number is None else str(number), number
+
+
+def _branch(program: Program, loop: Loop, strided: Sequence[bool], tiling: Tiling) -> list[str]:
+    """A loop's tile: its rows, its other axes from the column, its lines, its store."""
+    inner, number = _inner(loop)
+    rows, columns = _shape(number, tiling)
+    writer = _Writer(program, loop, strided, (rows, columns))
+    writer.add(f"row = block * {tiling.rows} + (unit - first) // across * {rows} + tl.arange(0, {rows})[:, None]")
+    writer.add(f"rest = (unit - first) % across * {columns} + tl.arange(0, {columns})[None, :]")
+    writer.add("m00 = tl.full([1, 1], 1, tl.int1)")
+    writer.add(f"m10 = row < {loop.axes[0] if loop.axes else '1'}")
+    writer.add(f"m01 = rest < {inner}")
+    writer.add("m11 = m10 & m01")
     writer.add("i0 = row.to(INDEX)")
-    writer.add(f"rest = place % ({inner})")
     for n in range(1, len(loop.axes)):
-        after = " * ".join(f"({s})" for s in loop.axes[n + 1 :]) or "1"
-        writer.add(f"i{n} = rest // ({after})")
-        writer.add(f"rest = rest % ({after})")
+        after = " * ".join(f"({s})" for s in loop.axes[n + 1 :])
+        writer.add(f"i{n} = rest // ({after})" if after else f"i{n} = rest")
+        if after:
+            writer.add(f"rest = rest % ({after})")
     for line in loop.lines:
         writer.line(line)
     _, sizes = program.outputs[loop.out]
     offset = _flat([writer.index(p) for p in loop.place], _strides("", sizes, False))
-    writer.add(f"tl.store(y{loop.out} + {offset} + tl.zeros([TILE], INDEX), {loop.result}, mask=mask)")
+    whole = writer.shape(ROW | COLUMN)
+    writer.add(f"tl.store(y{loop.out} + {offset} + tl.zeros({whole}, INDEX), {loop.result}, mask=m11)")
     return writer.lines
 
 
-def source(program: Program, strided: Sequence[bool]) -> tuple[str, str]:
+def source(program: Program, strided: Sequence[bool], tiling: Tiling) -> tuple[str, str]:
     """The kernel's name and source."""
     names = [f"x{n}" for n in range(len(program.inputs))] + [f"y{n}" for n in range(len(program.outputs))]
     names += [f"x{n}_{d}" for n, (_, s) in enumerate(program.inputs) if strided[n] for d in range(len(s))]
-    names += [*program.symbols, "units", "ROWS: tl.constexpr", "TILE: tl.constexpr", "INDEX: tl.constexpr"]
+    names += [*program.symbols, "units", "INDEX: tl.constexpr"]
     body = ["    block = tl.program_id(0) // units", "    unit = tl.program_id(0) % units", "    first = 0"]
     for loop in program.loops:
-        inner = " * ".join(f"({s})" for s in loop.axes[1:]) or "1"
-        body.append(f"    tiles = (ROWS * ({inner}) + TILE - 1) // TILE")
+        inner, number = _inner(loop)
+        rows, columns = _shape(number, tiling)
+        body.append(f"    across = ({inner} + {columns - 1}) // {columns}")
+        body.append(f"    tiles = {tiling.rows // rows} * across")
         body.append("    if (unit >= first) & (unit < first + tiles):")
-        body += _branch(program, loop, strided)
+        body += _branch(program, loop, strided, tiling)
         body.append("    first += tiles")
     text = "\n".join(body)
     name = "pointwise_" + hashlib.sha256((text + str(names)).encode()).hexdigest()[:12]
@@ -270,13 +313,13 @@ def source(program: Program, strided: Sequence[bool]) -> tuple[str, str]:
 
 
 @functools.lru_cache(maxsize=256)
-def _kernel(text: str, strided: tuple[bool, ...]) -> Any:
+def _kernel(text: str, strided: tuple[bool, ...], tiling: Tiling) -> Any:
     import triton
     import triton.language as tl
 
     from . import pointwise_math
 
-    name, code = source(parse_program(text), strided)
+    name, code = source(parse_program(text), strided, tiling)
     filename = f"<recopt {name}>"
     # Triton reads a function's source through inspect, which finds it here; no entry without a time stamp is dropped.
     linecache.cache[filename] = (len(code), None, code.splitlines(keepends=True), filename)
@@ -326,17 +369,15 @@ def _bind(inputs: Sequence[Tensor], text: str, tiling: Tiling | None) -> Callabl
     tiling = tiling or choose(rows)
     strides = [s for t, apart in zip(inputs, strided, strict=True) if apart for s in t.stride()]
     units = 0
-    for a in axes:
-        inner = 1
-        for s in a[1:]:
-            inner *= s
-        units += -(-tiling.rows * inner // tiling.tile)
+    for loop, a in zip(program.loops, axes, strict=True):
+        tile = _shape(_inner(loop)[1], tiling)
+        units += tiling.rows // tile[0] * -(-math.prod(a[1:]) // tile[1])
     grid = (-(-rows // tiling.rows) * units, 1, 1)
-    kernel = _kernel(text, strided)
+    kernel = _kernel(text, strided, tiling)
     spans = [sum(n * s for n, s in zip(t.shape, t.stride(), strict=True)) for t in inputs]
     most = max([*spans, *(math.prod(shape) for shape, _ in made), rows + tiling.rows])  # places that are counted
     index = tl.int32 if most < 2**31 else tl.int64
-    numbers = [*strides, *(symbols[s] for s in program.symbols), units, tiling.rows, tiling.tile, index]
+    numbers = [*strides, *(symbols[s] for s in program.symbols), units, index]
 
     device, launch = inputs[0].device, None
 

@@ -9,7 +9,7 @@ import numpy as np
 from ..hosts.base import Array, Node, Value
 from ..ir.sizes import Size
 from ..moves import Plan
-from .columns import Argument, Fixed
+from .columns import Argument, Number
 from .onnx_moves import moved
 from .onnx_writer import Writer
 
@@ -43,9 +43,12 @@ class OnnxColumns:
     def arguments(self, node: Node) -> list[Argument]:
         if node.op != "Clip":
             return list(node.args)
-        bounds = [a if a is None else Fixed(a, self.host.constant(a).tobytes()) for a in node.args[1:]
-                  if a is None or self.host.is_constant(a)]  # fmt: skip
-        return [node.args[0], *bounds] if len(bounds) == len(node.args) - 1 else []
+        found: list[Argument] = [node.args[0]]
+        for bound in node.args[1:]:
+            if bound is not None and not self.host.is_constant(bound):
+                return []
+            found.append(bound and Number(self.host.constant(bound).item(), str(bound.dtype)))
+        return found
 
     def sum_axes(self, node: Node) -> tuple[list[int], bool] | None:
         if node.op != "ReduceSum":
@@ -62,9 +65,27 @@ class OnnxColumns:
 
     def call(self, node: Node, args: Sequence[object], shape: tuple[Size, ...], name: str) -> Value:
         out = node.outputs[0]
+        if node.op == "Clip":
+            return self._clip(node, args, shape, name)
         return self.host.call(
             node.op, args, node.kwargs, name=f"{name}_columns", shape=shape, dtype=out.dtype, like=out
         )
+
+    def _clip(self, node: Node, args: Sequence[object], shape: tuple[Size, ...], name: str) -> Value:
+        """A Clip's bounds are numbers; columns of their own take Max and Min, with the bound first: of two zeros they
+        give the second, as Clip gives x."""
+        out = node.outputs[0]
+        held = [a if a is None or isinstance(a, Value) else self.constant(np.array(a, out.dtype), name) for a in args]
+        if any(isinstance(a, Value) for a in args[1:]):
+            steps = [(op, [bound]) for op, bound in zip(("Max", "Min"), held[1:], strict=False) if bound is not None]
+        else:
+            steps = [("Clip", [])]
+        value, rest = held[0], held[1:]
+        for op, first in steps:
+            operands = [*first, value] if first else [value, *rest]
+            value = self.host.call(op, operands, name=f"{name}_columns", shape=shape, dtype=out.dtype, like=out)
+        assert value is not None
+        return value
 
     def gathered(self, plan: Plan, name: str) -> Value:
         return moved(self.host, plan, name, {})

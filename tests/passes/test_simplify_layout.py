@@ -10,10 +10,11 @@ import pytest
 import torch
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail as RuntimeException
 from spellings.export import BATCH, run_onnx, to_onnx, to_program
-from spellings.layout import FORMS, WIDTH
+from spellings.layout import FORMS, LAUNCHES, WIDTH
 from torch import Tensor, nn
 
 import recopt
+from recopt.relayout import copies
 
 
 class Spelled(nn.Module):
@@ -56,6 +57,8 @@ def test_torch(name: str) -> None:
     spell = FORMS[name][0]
     result = recopt.optimize(to_program(Spelled(spell), (example(BATCH),)))
     assert not result.report.undone and result.report.nodes_after <= result.report.nodes_before
+    left = [n for n in result.host.nodes if not n.op.startswith("aten._assert_")]
+    assert sum(map(copies, left)) == LAUNCHES[name], [n.op for n in left]
     for batch in (1, 3, 0):
         x = example(batch)
         try:

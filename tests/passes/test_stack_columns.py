@@ -47,6 +47,10 @@ CHAINS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], int]] = {
     ),
     "scaled": (lambda x, ids: torch.stack([x[:, n] * (n + 2) + (n + 1) for n in range(COUNT)], 1), 3),
     "clipped": (lambda x, ids: torch.cat([x[:, n : n + 1].clamp(-1, 2) for n in range(COUNT)], 1), 2),
+    "clipped by bounds of their own": (
+        lambda x, ids: torch.cat([x[:, n : n + 1].clamp(min=float(n - 2), max=n + 1.5) for n in range(COUNT)], 1),
+        3,
+    ),
     "chosen": (
         lambda x, ids: torch.stack([torch.where(x[:, n] > n, x[:, n], x[:, n] * 2) for n in range(COUNT)], 1),
         4,
@@ -139,7 +143,7 @@ def program(name: str) -> tuple[nn.Module, recopt.Optimized]:
 def test_torch_has_one_chain_too(name: str, data: st.DataObject) -> None:
     module, result = program(name)
     assert not result.report.undone
-    if name not in ("one bucket", "indicators"):  # one operator, and columns of several widths
+    if name not in ("one bucket", "indicators", "clipped by bounds of their own"):  # one, several widths, no tensors
         assert result.report.counts()["stack-columns"] >= 1
         assert result.report.nodes_after < result.report.nodes_before / 1.7
     args = tuple(map(torch.from_numpy, drawn(data)))

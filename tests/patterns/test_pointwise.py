@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from spellings.pointwise import CASES, Module, inputs
 from torch import Tensor, nn
 
@@ -13,6 +17,11 @@ import recopt
 from recopt.patterns.pointwise import VIEWS
 
 OPERATOR = "recopt.pointwise.default"
+DRAWN = (
+    "columns hashed, each by its own size", "floor division", "fmod", "division toward zero", "mixed bits", "masks",
+    "narrow integers", "columns in buckets of their own", "indicators of buckets", "comparisons and truth values",
+    "python's modulo by a negative number", "roots and signs",
+)  # fmt: skip
 
 
 def optimized(module: nn.Module, target: str = "cuda") -> recopt.api.Optimized:
@@ -48,6 +57,26 @@ def test_one_operator_with_the_originals_bits(name: str) -> None:
     for batch in (1, 3, 7):
         args = inputs(batch, seed=batch)
         check_bits(results(module, args), results(found, args))
+
+
+@functools.cache
+def once(name: str) -> tuple[Module, recopt.api.Optimized]:
+    return Module(CASES[name]), optimized(Module(CASES[name]))
+
+
+@pytest.mark.parametrize("name", DRAWN)
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_whatever_comes_has_the_originals_bits(name: str, data: st.DataObject) -> None:
+    """Signs, overflow, infinities, NaN, no rows at all."""
+    module, found = once(name)
+    count = 6 * data.draw(st.integers(0, 3))
+    numbers = st.one_of(st.floats(width=32), st.sampled_from([0.0, -0.0, 0.25, math.inf, -math.inf, math.nan]))
+    whole = st.one_of(st.integers(-(2**63), 2**63 - 1), st.sampled_from([0, -1, 1, -(2**63), 2**63 - 1]))
+    x = torch.tensor(data.draw(st.lists(numbers, min_size=count, max_size=count)), dtype=torch.float32)
+    ids = torch.tensor(data.draw(st.lists(whole, min_size=count, max_size=count)), dtype=torch.int64)
+    args = x.reshape(-1, 6), ids.reshape(-1, 6)
+    check_bits(results(module, args), results(found, args))
 
 
 def test_an_empty_batch() -> None:
@@ -140,10 +169,12 @@ def test_a_reduction_that_many_elements_share_ends_a_region() -> None:
     torch.testing.assert_close(results(found, args), results(Module(function), args))
 
 
-def test_an_optimized_module_exports(tmp_path: Path) -> None:
-    """As standard operators of ONNX, and as a program of torch's."""
+@pytest.mark.parametrize("name", ["pieces of many kinds joined", "floor division", "fmod", "division toward zero"])
+def test_an_optimized_module_exports(name: str, tmp_path: Path) -> None:
+    """As standard operators of ONNX, and as a program of torch's; the exporter's own fmod and division of integers go
+    through floats."""
     onnxruntime = pytest.importorskip("onnxruntime")
-    module = Module(CASES["pieces of many kinds joined"])
+    module = Module(CASES[name])
     found = optimized(module)
     args = inputs(5)
     batch = {0: torch.export.Dim.DYNAMIC}
@@ -154,7 +185,8 @@ def test_an_optimized_module_exports(tmp_path: Path) -> None:
     assert exported is not None
     exported.save(tmp_path / "model.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
-    feed = {i.name: t.numpy() for i, t in zip(session.get_inputs(), args, strict=True)}
+    given = {"x": args[0].numpy(), "ids": args[1].numpy()}
+    feed = {i.name: given[i.name] for i in session.get_inputs()}
     torch.testing.assert_close(torch.from_numpy(session.run(None, feed)[0]), results(module, args)[0], equal_nan=True)
 
     found.save(tmp_path / "model.pt2")

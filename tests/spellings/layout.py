@@ -134,3 +134,16 @@ FORMS: dict[str, tuple[Callable[[Tensor], Tensor], int, str]] = {
     "casts": (lambda x: x.double().float().sin(), 1, "the same"),
     "casts_of_layout": (lambda x: folded(x.double()).reshape(-1, 24).float().sin(), 1, "the same"),
 }
+# What torch launches at least, the sine included: one, where views are all that is left, or the same. A second copies:
+# elements in another order, or a slice that a concat made contiguous, as it stays. The triangles have a product too.
+LAUNCHES: dict[str, int] = (
+    dict.fromkeys(FORMS, 1)
+    | dict.fromkeys(
+        """concat_of_concats_of_part concat_swapped concat_twice_the_same stack_of_selected_even stack_of_some scattered
+    split_shuffled split_reversed split_on_another_axis split_some chunks_turned unbound_turned view_as same_branches
+    to_columns shuffle pixels gathers gather_of_a_range index_select flip_of_slice rolled diagonal pad_and_cut pads
+    concat_with_zeros run_time_shapes""".split(),
+        2,
+    )
+    | dict.fromkeys("slice_across_concat triangle triangle_flat triangle_by_rows".split(), 3)
+)

@@ -1,0 +1,85 @@
+"""Operands that are expanded before an operator which broadcasts them anyway, and conditions that ONNX Runtime would
+broadcast slowly."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .hosts.base import Host, Node, Value
+from .ir.sizes import Size
+from .lift.base import Lifted
+from .lower.onnx_columns import POINTWISE
+from .report import Rewrite
+from .rewrite import Context
+
+NARROW = 64  # columns up to which ONNX Runtime's Where is faster on a condition that is filled first
+
+
+def simplify_broadcasts(host: Host, context: Context, name: str) -> bool:
+    """Rewrite pointwise operators of an ONNX graph whose operands are broadcast. True where any is.
+
+    before:  Where(c, x, Expand(0, Shape(x)));  Where(c [rows, 16, 1], x [rows, 16, 16], 0) for ort-cpu
+    after:   Where(c, x, 0);  Where(And(c, [True] * 16), x, 0)
+    """
+    if host.dialect != "onnx":
+        return False
+    changed, lifted = False, context.terms_of(host)
+    for node in [n for n in host.nodes if n.op in POINTWISE and len(n.args) > 1 and not n.opaque]:
+        args = _unexpanded(lifted, node)
+        columns = _narrow(lifted, node) if context.target == "ort-cpu" else None
+        out = node.outputs[0]
+        if (args == list(node.args) and columns is None) or not context.allows(name, out.name):
+            continue
+        with host.at(node):
+            if columns is not None and args[0] is not None:
+                args[0] = _fill(host, args[0], columns)
+            new = host.call(node.op, args, node.kwargs, name=out.name, shape=out.shape, dtype=out.dtype, like=out)
+        host.replace(out, new)
+        gone = (node.name, *(a.node.name for a, b in zip(node.args, args, strict=True) if a is not b and a.node))
+        made = (new.node.name if new.node else new.name,)
+        context.report.rewrites.append(
+            Rewrite(name, "broadcast", out.name, gone, made, 0.0, 0.0, float(columns is None), None, "a broadcast")
+        )
+        changed = True
+    if changed:
+        context.lifted = None
+        host.erase_dead()
+    return changed
+
+
+def _unexpanded(lifted: Lifted, node: Node) -> list[Value | None]:
+    """The operands of a node, not expanded where another has the result's shape."""
+    args = list(node.args)
+    shape = _shape(lifted, node.outputs[0])
+    for n, arg in enumerate(args):
+        if arg is None or arg.node is None or arg.node.op != "Expand" or lifted.host.is_constant(arg):
+            continue
+        if shape is not None and any(
+            a is not None and m != n and _shape(lifted, a) == shape for m, a in enumerate(args)
+        ):
+            args[n] = arg.node.args[0]
+    return args
+
+
+def _shape(lifted: Lifted, value: Value) -> tuple[Size, ...] | None:
+    t = lifted.of(value)
+    return None if t is None else t.shape
+
+
+def _narrow(lifted: Lifted, node: Node) -> int | None:
+    """The columns of a choice whose condition has one."""
+    if node.op != "Where" or lifted.host.is_constant(node.args[0]):
+        return None
+    condition, shape = _shape(lifted, node.args[0]), _shape(lifted, node.outputs[0])
+    if not condition or not shape or len(condition) != len(shape) or condition[-1] != 1:
+        return None
+    return shape[-1] if isinstance(shape[-1], int) and 1 < shape[-1] <= NARROW else None
+
+
+def _fill(host: Host, condition: Value, columns: int) -> Value:
+    """The condition with `columns` equal ones in the place of its last. On 256 x 16 rows of 16 the And takes 46 us and
+    the Where 23 after it, 111 without."""
+    assert condition.shape is not None
+    ones = host.share_constant(np.ones(columns, bool), name="true")  # type: ignore[attr-defined]  # an ONNX host
+    shape = (*condition.shape[:-1], columns)
+    return host.call("And", [condition, ones], name=f"{condition.name}_filled", shape=shape, dtype="bool")
