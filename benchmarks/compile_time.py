@@ -107,6 +107,17 @@ def slices(g: Ops, x: Any, sequence: Any, ids: Any, nodes: int) -> Any:
     return x
 
 
+def columns(g: Ops, x: Any, sequence: Any, ids: Any, nodes: int) -> Any:
+    """Chains on single columns, each with numbers of its own, joined under a linear."""
+    while g.nodes < nodes:
+        parts = []
+        for n in range(WIDTH):
+            scaled = g.call("mul", g.call("slice", x, n, n + 1), g.weight(1, one=True))
+            parts.append(g.call("tanh" if n % 2 else "sigmoid", g.call("add", scaled, g.weight(1))))
+        x = g.call("relu", _linear(g, g.call("concat", parts)))
+    return x
+
+
 def _linear(g: Ops, x: Any, width: int = WIDTH) -> Any:
     return g.call("linear", x, g.weight(WIDTH, width), g.weight(WIDTH))
 
@@ -124,7 +135,7 @@ def _heads(g: Ops, x: Any) -> Any:
 
 
 Family: TypeAlias = Callable[[Ops, Any, Any, Any, int], Any]
-FAMILIES: dict[str, Family] = {f.__name__: f for f in (mlp, fields, cells, blocks, slices)}
+FAMILIES: dict[str, Family] = {f.__name__: f for f in (mlp, fields, cells, blocks, slices, columns)}
 
 
 # --- the hosts
