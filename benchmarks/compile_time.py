@@ -6,7 +6,7 @@
 The graphs repeat what recommenders are made of, 16 wide, so that their numbers are no work and their nodes are. torch
 gives an ExportedProgram: what torch.export takes is not counted. `all` is the whole call at its default depth of
 verification, `cpu` its processor time, which other work on the machine stretches less; `exponent` fits
-seconds = c * nodes**exponent over the three largest sizes of a family.
+cpu = c * nodes**exponent over the three largest sizes of a family.
 """
 
 from __future__ import annotations
@@ -298,8 +298,8 @@ def measure(host: str, family: str, nodes: int, verify: str) -> dict[str, Any]:
 
 
 def exponent(rows: Sequence[dict[str, Any]]) -> float:
-    """The slope of log seconds over log nodes."""
-    logs = np.log([[r["nodes"], r["all"]] for r in rows[-3:]])
+    """The slope of log processor seconds over log nodes."""
+    logs = np.log([[r["nodes"], r["cpu"]] for r in rows[-3:]])
     return float(np.polyfit(logs[:, 0], logs[:, 1], 1)[0]) if len(rows) > 1 else math.nan
 
 
