@@ -6,7 +6,7 @@
 The graphs repeat what recommenders are made of, 16 wide, so that their numbers are no work and their nodes are. torch
 gives an ExportedProgram: what torch.export takes is not counted. `all` is the whole call at its default depth of
 verification, `cpu` its processor time, which other work on the machine stretches less; `exponent` fits
-seconds = c * nodes**exponent over the three largest sizes of a family.
+cpu = c * nodes**exponent over the three largest sizes of a family.
 """
 
 from __future__ import annotations
@@ -107,6 +107,17 @@ def slices(g: Ops, x: Any, sequence: Any, ids: Any, nodes: int) -> Any:
     return x
 
 
+def columns(g: Ops, x: Any, sequence: Any, ids: Any, nodes: int) -> Any:
+    """Chains on single columns, each with numbers of its own, joined under a linear."""
+    while g.nodes < nodes:
+        parts = []
+        for n in range(WIDTH):
+            scaled = g.call("mul", g.call("slice", x, n, n + 1), g.weight(1, one=True))
+            parts.append(g.call("tanh" if n % 2 else "sigmoid", g.call("add", scaled, g.weight(1))))
+        x = g.call("relu", _linear(g, g.call("concat", parts)))
+    return x
+
+
 def _linear(g: Ops, x: Any, width: int = WIDTH) -> Any:
     return g.call("linear", x, g.weight(WIDTH, width), g.weight(WIDTH))
 
@@ -124,7 +135,7 @@ def _heads(g: Ops, x: Any) -> Any:
 
 
 Family: TypeAlias = Callable[[Ops, Any, Any, Any, int], Any]
-FAMILIES: dict[str, Family] = {f.__name__: f for f in (mlp, fields, cells, blocks, slices)}
+FAMILIES: dict[str, Family] = {f.__name__: f for f in (mlp, fields, cells, blocks, slices, columns)}
 
 
 # --- the hosts
@@ -287,8 +298,8 @@ def measure(host: str, family: str, nodes: int, verify: str) -> dict[str, Any]:
 
 
 def exponent(rows: Sequence[dict[str, Any]]) -> float:
-    """The slope of log seconds over log nodes."""
-    logs = np.log([[r["nodes"], r["all"]] for r in rows[-3:]])
+    """The slope of log processor seconds over log nodes."""
+    logs = np.log([[r["nodes"], r["cpu"]] for r in rows[-3:]])
     return float(np.polyfit(logs[:, 0], logs[:, 1], 1)[0]) if len(rows) > 1 else math.nan
 
 

@@ -6,6 +6,7 @@ machines; `measure=True` replaces the guess by a timing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,7 +19,7 @@ from .ir import sizes
 from .ir.rules import WIDTH
 from .ir.sizes import Size
 from .ir.tensor import Tensor
-from .ir.term import Fn, Mono, walk
+from .ir.term import Fn, Guard, Mono, value_range, walk
 
 NOMINAL = 256  # what a symbolic size counts as
 
@@ -106,13 +107,28 @@ def nodes_cost(host: Host, nodes: Iterable[Node]) -> Cost:
 
 
 def product_flops(t: Tensor) -> float:
-    """A multiplication and an addition for every element of every product in a term, and of sums inside functions."""
-    sums = [(*t.axes, *m.axes) for m in t.body.monos if len(m.atoms) > 1]
-    inner = (x for m in t.body.monos for a in m.atoms if isinstance(a, Fn) for x in walk(a))
-    sums += [
-        (*m.axes_read, *m.axes) for m in dict.fromkeys(inner) if isinstance(m, Mono) and m.axes and len(m.atoms) > 1
-    ]
-    return sum(2.0 * nominal(sizes.product(a.size for a in axes)) for axes in sums)
+    """A multiplication and an addition for every element of every product in a term, and of sums inside functions; of
+    the pieces of a concat each counts where it lies."""
+    products = [(m, (*t.axes, *m.axes)) for m in t.body.monos]
+    inner = dict.fromkeys(x for m in t.body.monos for a in m.atoms if isinstance(a, Fn) for x in walk(a))
+    products += [(m, (*m.axes_read, *m.axes)) for m in inner if isinstance(m, Mono) and m.axes]
+    total = 0.0
+    for mono, axes in products:
+        guards = [a for a in mono.atoms if isinstance(a, Guard)]
+        if len(mono.atoms) - len(guards) > 1:
+            shares = math.prod(_share(g) for g in guards)
+            total += 2.0 * nominal(sizes.product(a.size for a in axes)) * shares
+    return total
+
+
+def _share(guard: Guard) -> float:
+    """Of the values that an index takes, those that a guard lets through; 1 where nobody knows them."""
+    low, high = value_range(guard.index)
+    if low is None or high is None:
+        return 1.0
+    first, end = nominal(low), nominal(high) + 1
+    kept = (end if guard.hi is None else nominal(guard.hi)) - (first if guard.lo is None else nominal(guard.lo))
+    return min(1.0, max(0.0, kept / (end - first)))
 
 
 def linear_cost(spec: Linear, flops: float, fused_epilogue: bool, in_place: bool = False) -> Cost:

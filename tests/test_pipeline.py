@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -294,6 +294,29 @@ def test_only_the_passes_asked_for_run() -> None:
     assert cleaned.report.counts() == {} and "clean-up" in cleaned.report.timings
     swapped = recopt.optimize(model, (X,), passes=["fuse-linear", "clean-up"])  # the pipeline's order holds
     assert list(swapped.report.timings).index("clean-up") < list(swapped.report.timings).index("fuse-linear")
+
+
+class Chain(torch.nn.Module):
+    """A layer and hundreds of steps after it."""
+
+    def __init__(self, step: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.layer, self.step = tower(1), step
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The last step's result."""
+        x = self.layer(x)
+        for _ in range(250):
+            x = self.step(x)
+        return x
+
+
+@pytest.mark.parametrize("step", [torch.tanh, lambda x: x + torch.sin(x)], ids=["activations", "residuals"])
+def test_depth_is_no_recursion(step: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    model, x = Chain(step), torch.randn(3, 16)
+    result = recopt.optimize(model, (x,), verify="none")
+    assert result.report.counts()["linear"] == 1
+    torch.testing.assert_close(result(x), model(x))
 
 
 def test_optimizing_twice_changes_nothing_more() -> None:

@@ -13,12 +13,16 @@ from torch.utils import _pytree as pytree
 
 from . import fx_ops
 
+MAX_CALLS = 12  # more of them hide what the operator is
+_UNROLLED = ("aten.gru", "aten.lstm", "aten.rnn")  # written as their steps: hundreds of calls, traced for seconds
 _COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
 
 
 def is_composite(target: object) -> bool:
-    """Whether torch makes an operator of others on every device."""
-    return isinstance(target, torch._ops.OpOverload) and target.has_kernel_for_dispatch_key(_COMPOSITE)
+    """Whether torch makes an operator of a few others, on every device."""
+    if not isinstance(target, torch._ops.OpOverload) or str(target).startswith(_UNROLLED):
+        return False
+    return target.has_kernel_for_dispatch_key(_COMPOSITE)
 
 
 def operands(node: fx.Node) -> list[fx.Node]:
@@ -28,7 +32,7 @@ def operands(node: fx.Node) -> list[fx.Node]:
 
 def body(node: fx.Node, known: Container[str]) -> tuple[fx.Graph, list[fx.Node]] | None:
     """The calls that a composite operator makes for the types and sizes that it has here, a placeholder for each of
-    `operands`, and its results; None where a call is not `known` or needs a tensor of its own."""
+    `operands`, and its results; None where these are many, or one is not `known` or needs a tensor of its own."""
     target, (leaves, spec) = node.target, pytree.tree_flatten((node.args, node.kwargs))
     places = [n for n, leaf in enumerate(leaves) if isinstance(leaf, fx.Node)]
 
@@ -43,10 +47,8 @@ def body(node: fx.Node, known: Container[str]) -> tuple[fx.Graph, list[fx.Node]]
             graph = make_fx(call, tracing_mode="symbolic")(*(n.meta["val"] for n in operands(node))).graph
     except Exception:  # operators and the tracer raise anything; the call stays as it is then
         return None
-    for inner in graph.nodes:
-        if inner.op not in ("placeholder", "output") and (
-            inner.op != "call_function" or fx_ops.op_name(inner.target) not in known
-        ):
-            return None
+    calls = [n for n in graph.nodes if n.op not in ("placeholder", "output")]
+    if len(calls) > MAX_CALLS or any(n.op != "call_function" or fx_ops.op_name(n.target) not in known for n in calls):
+        return None
     results = pytree.tree_leaves(graph.output_node().args)
     return (graph, results) if all(isinstance(r, fx.Node) for r in results) else None

@@ -20,6 +20,7 @@ from recopt.errors import GraphError, LoadError, VerifyError
 from recopt.hosts.base import Value
 from recopt.hosts.fx import FxHost
 from recopt.ir import sizes
+from recopt.lift import table_of
 
 S0 = sizes.symbol("s0")
 
@@ -151,6 +152,13 @@ def test_composite_operators_become_what_they_call() -> None:
     host.check()
     for was, now in zip(expected, host.run([x.numpy()]), strict=True):
         np.testing.assert_array_equal(now, was)
+
+
+def test_recurrences_stay_whole() -> None:
+    host = host_of(nn.LSTM(8, 4, batch_first=True), torch.randn(3, 1, 8))
+    before = [node.op for node in host.nodes]
+    host.inline(table_of(host))
+    assert "aten.lstm.input" in before and [node.op for node in host.nodes] == before
 
 
 # Constants

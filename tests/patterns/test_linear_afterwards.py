@@ -15,6 +15,9 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 import recopt
+from recopt.cost import NOMINAL, product_flops
+from recopt.hosts.fx import FxHost
+from recopt.lift import lift
 
 
 class Model(nn.Module):
@@ -44,6 +47,22 @@ def optimized() -> recopt.Optimized:
     result = recopt.optimize(Model().eval(), (torch.randn(BATCH, 8),))
     assert result.report.counts() == {"linear": 4}
     return result
+
+
+def test_the_pieces_of_a_concat_are_work_where_they_lie() -> None:
+    """Counted whole for each piece, a product over a concat costs more than one that multiplies by zeros."""
+
+    class Crossed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.ones(4 * 8, 5))
+
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return (torch.cat([x, y], 1)[:, None] * x[:, :, None]).flatten(1) @ self.w
+
+    host = FxHost.capture(Crossed(), (torch.ones(3, 4), torch.ones(3, 4)))
+    meaning = lift(host).definition[host.outputs[0]]
+    assert len(meaning.body.monos) == 2 and product_flops(meaning) == 2 * NOMINAL * 32 * 5
 
 
 def test_to_onnx(optimized: recopt.Optimized) -> None:

@@ -37,6 +37,16 @@ def test_torch(name: str) -> None:
     check_numbers(case, result)
 
 
+def test_a_functional_program() -> None:
+    """Its BatchNorm has outputs that nothing reads and no term states."""
+    case = SPELLINGS["dice"]
+    program = to_program(case.module(), case.args(BATCH)).run_decompositions({})
+    assert any("native_batch_norm" in str(node.target) for node in program.graph.nodes)
+    result = recopt.optimize(program, target="cpu")
+    check_one(result)
+    check_numbers(case, result)
+
+
 @pytest.mark.parametrize(("exporter", "name"), EXPORTERS)
 def test_onnx(exporter: str, name: str) -> None:
     case = SPELLINGS[name]

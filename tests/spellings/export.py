@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import io
 from collections.abc import Sequence
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import onnxruntime
 import torch
 from torch import Tensor, nn
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 
+# Read anew for each export it is half the time of a small one; only exports with translations of their own add to it.
+TORCHLIB = functools.cache(ONNXRegistry.from_torchlib)
 BATCH = 4  # of the example inputs; any other batch must do as well
 
 
@@ -28,9 +33,10 @@ def to_onnx(module: nn.Module, args: tuple[Tensor, ...], dynamo: bool, sizes: Se
     if dynamo:
         alike = torch.export.Dim("batch") if sizes is None else torch.export.Dim.AUTO
         shapes = tuple({0: alike} for _ in args)
-        program = torch.onnx.export(
-            module, args, dynamo=True, dynamic_shapes=(shapes,), input_names=names, verbose=False
-        )
+        with mock.patch.object(ONNXRegistry, "from_torchlib", TORCHLIB):
+            program = torch.onnx.export(
+                module, args, dynamo=True, dynamic_shapes=(shapes,), input_names=names, verbose=False
+            )
         assert program is not None
         return bytes(program.model_proto.SerializeToString())
     file = io.BytesIO()
