@@ -1,0 +1,117 @@
+"""What the CUDA C++ of a recurrence is compiled for: how many rows a block has, its threads, shared memory and text."""
+
+from __future__ import annotations
+
+import functools
+import re
+from typing import NamedTuple
+
+from .epilogue import compile_epilogue
+from .gru_cluster import CLUSTER_KERNEL, CLUSTER_PTX
+from .gru_rows import FUNCTIONS, ROWS
+from .gru_tiles import TILES
+
+STAGES = 3  # inputs in flight
+SLOTS = 4  # products of inputs that wait for their step
+_KNOWN = set(re.findall(r"(?:float|bool) (f_\w+)\(", FUNCTIONS))
+
+
+class Plan(NamedTuple):
+    """How a batch is cut: rows a block, 1 or 2 by multiply-adds, 8 or 16 on the tensor cores; or, where there are
+    groups, rows a cluster, 8 or 16 of each group, with the products of the inputs in the kernel."""
+
+    rows: int
+    groups: int = 0
+
+
+@functools.lru_cache(maxsize=256)
+def cuda_text(text: str) -> str | None:
+    """The gate `text` in C++ over ``h`` and ``p[..]``; None where it calls what the source does not have."""
+    source = compile_epilogue(text).triton_source
+    if not set(re.findall(r"f_\w+", source)) <= _KNOWN or ".to(" in source:
+        return None
+    source = re.sub(r"\((-?[\d.]+(?:e[+-]?\d+)?)\)", r"(\1f)", source)
+    bits = {"inf": "0x7f800000", "-inf": "0xff800000", "nan": "0x7fc00000"}
+    source = re.sub(r'float\("(-?inf|nan)"\)', lambda m: f"__int_as_float({bits[m[1]]})", source)
+    return re.sub(r"\bp(\d+)\b", r"p[\1]", source)
+
+
+class Variant(NamedTuple):
+    """One kernel: its macros."""
+
+    hidden: int
+    inputs: int  # 0 where their products come from elsewhere
+    plan: Plan
+    after: bool
+    keep: str
+    gates: int
+    started: bool  # from a state that is given
+    bytes: int  # 16 or 4: how the inputs, or their products, are fetched
+
+    @property
+    def cluster(self) -> int:
+        """Blocks that share their rows."""
+        return 2 if self.inputs and self.hidden > 64 else 1
+
+    @property
+    def threads(self) -> int:
+        """How many threads a block has."""
+        if self.inputs:
+            return 64 * self._warps
+        if self.plan.rows >= 8:
+            return 32 * -(-self.hidden // 16)
+        return 32 * -(-(-(-self.hidden // self.units) * 4 * self.units) // 32)
+
+    @property
+    def _warps(self) -> int:
+        """Of each kind in a block of a cluster."""
+        return -(-self.hidden // (16 * self.cluster))
+
+    @property
+    def units(self) -> int:
+        """How many units of a state 4 times as many threads make together: more read less, and exchange more sums.
+
+        Measured on an H100 at 128 units and 50 steps, 1, 2 and 4 of them in us: GRU 34, 36, 38 and AUGRU 49, 42, 43 at
+        a row a block, 55, 56, 64 and 83, 69, 74 at two.
+        """
+        return 2 if self.hidden > 32 else 1
+
+    @property
+    def shared(self) -> int:
+        """Bytes of shared memory that a block is given at its launch."""
+        rows, groups = self.plan
+        if self.inputs:
+            tiles, threads, pieces = rows // 8, 32 * self._warps, (self._warps * self.cluster, -(-self.inputs // 16))
+            of_states, of_inputs = (64 * (n + 1 + (n % 2)) for n in pieces)
+            split = 2 * rows * (of_states + of_inputs)
+            floats = STAGES * rows * (-(-self.inputs // 4) * 4) + 64 * self._warps + 2 * rows + 16 * groups
+            barriers = groups * 2 + 2 * SLOTS * self._warps
+            marks = SLOTS * self._warps * self.gates * rows // groups
+            return 16 * (SLOTS * 3 // groups + 2) * tiles * threads + split + 4 * (floats + marks) + 8 * barriers
+        if rows < 8:
+            return 0
+        wide, line = -(-self.hidden // 16) * 16, (3 * self.hidden + 11) // 16 * 16 + 4
+        return 4 * (STAGES * rows * (line + self.gates) + 3 * wide) + 2 * 2 * 2 * rows * (wide + 8)
+
+    @property
+    def source(self) -> str:
+        """The whole text for the compiler."""
+        rows, groups = self.plan
+        numbers = range(self.gates)
+        if self.inputs:
+            tiles = rows // 8 // groups
+            size = {"K": self.inputs, "CLUSTER": self.cluster, "TILES": tiles, "GROUPS": groups, "SLOTS": SLOTS}
+        else:
+            size = {"ROWS": rows, "UNITS": self.units} if rows < 8 else {"TILES": rows // 8}
+        macros = size | {
+            "H": self.hidden, "AFTER": int(self.after), "GATES": self.gates, "KEEP": cuda_text(self.keep),
+            "STARTED": int(self.started), "BYTES": self.bytes, "STAGES": STAGES,
+            "GATE_ARGUMENTS": "".join(f", const float* g{n}, int r{n}, int s{n}" for n in numbers),
+            "GATE_POINTERS": "{" + ", ".join(f"g{n}" for n in numbers) + "}",
+            "GATE_ROWS": "{" + ", ".join(f"r{n}" for n in numbers) + "}",
+            "GATE_STEPS": "{" + ", ".join(f"s{n}" for n in numbers) + "}",
+        }  # fmt: skip
+        text = "".join(f"#define {name} {value}\n" for name, value in macros.items()) + FUNCTIONS
+        if self.inputs:
+            return text + CLUSTER_PTX + CLUSTER_KERNEL
+        return text + (ROWS if rows < 8 else TILES)
