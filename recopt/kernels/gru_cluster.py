@@ -27,16 +27,6 @@ typedef unsigned long long u64;
 
 __device__ __forceinline__ u32 address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
 
-__device__ __forceinline__ u32 pack(float a, float b) {
-  u32 x;
-  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(x) : "f"(b), "f"(a));
-  return x;
-}
-
-__device__ __forceinline__ void unpack(u32 x, float& a, float& b) {
-  asm("{.reg .f16 l, h; mov.b32 {l, h}, %2; cvt.f32.f16 %0, l; cvt.f32.f16 %1, h;}" : "=f"(a), "=f"(b) : "r"(x));
-}
-
 template <int SIZE>
 __device__ __forceinline__ void copy(u32 to, const float* from) {
   if constexpr (SIZE == 16)
@@ -49,22 +39,9 @@ __device__ __forceinline__ void copies_end() { asm volatile("cp.async.commit_gro
 
 __device__ __forceinline__ void wait_for_copies() { asm volatile("cp.async.wait_group 1;" ::: "memory"); }
 
-__device__ __forceinline__ void multiply(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
-      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
-__device__ __forceinline__ u32 warp_max(u32 x) { return __reduce_max_sync(~0u, x); }
-
 // All threads of the cluster; what they wrote is seen by the others.
 __device__ __forceinline__ void cluster_sync() {
   asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
-}
-
-__device__ __forceinline__ void role_sync(int role, int threads) {
-  asm volatile("bar.sync %0, %1;" :: "r"(role + 1), "r"(threads) : "memory");
 }
 
 __device__ __forceinline__ void start_barrier(u32 bar, u32 arrivals) {
@@ -121,28 +98,6 @@ CLUSTER_KERNEL = r"""
 #define LINE ((K + 3) / 4 * 4)                                 // floats a row of inputs as they are fetched
 #define STATE (ROWS * PITCH(H_PIECES))
 #define INPUT (ALL * PITCH(X_PIECES))
-
-__device__ __forceinline__ float power(u32 exponent) { return __uint_as_float(exponent << 23); }
-__device__ __forceinline__ float inverse(float power_of_two) {
-  return power(254 - (__float_as_uint(power_of_two) >> 23));
-}
-__device__ __forceinline__ float scale_for(u32 most) { return power(min(268 - (most >> 23), 227)); }
-
-// The bits of |x|, which are in the order of the numbers; 0 where it is not finite.
-__device__ __forceinline__ u32 size(float x) {
-  const u32 bits = __float_as_uint(x) & 0x7fffffff;
-  return bits < 0x7f800000 ? bits : 0;
-}
-
-// a and b, which are scaled, as (high of both, low of both).
-__device__ __forceinline__ uint2 halves(float a, float b) {
-  uint2 x;
-  float c, d;
-  x.x = pack(a, b);
-  unpack(x.x, c, d);
-  x.y = pack(a - c, b - d);
-  return x;
-}
 
 __device__ __forceinline__ float part(const float4& v, int i) {
   return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w;
@@ -308,7 +263,7 @@ recurrence(const float* __restrict__ inputs, const float* __restrict__ start, co
       }
       __syncwarp();
       fetch(t + 2);
-      role_sync(1, THREADS);
+      sync(2, THREADS);
       const char* at = split_inputs + t % 2 * INPUT + place(lane / 4, lane % 4, PITCH(X_PIECES));
 #pragma unroll 1
       for (int group = 0; group < GROUPS; group++, at += ROWS * PITCH(X_PIECES)) {
@@ -416,7 +371,7 @@ recurrence(const float* __restrict__ inputs, const float* __restrict__ start, co
             *x = halves((a + c) * ratio, (b + d) * ratio);
           }
         }
-        role_sync(0, THREADS);
+        sync(1, THREADS);
       }
       return __uint_as_float(least);
     };

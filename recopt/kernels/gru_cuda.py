@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .gru_variants import Plan, Variant, cuda_text
+from .cuda_math import cuda_text
+from .gru_variants import Plan, Variant
 from .linear import _architecture, _processors, linear
 
 MAX_HIDDEN = 128  # wider weights do not fit into the registers of one processor, or of two

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import functools
-import re
 from typing import NamedTuple
 
-from .epilogue import compile_epilogue
+from .cuda_math import FUNCTIONS, HALVES, HALVES_PTX, cuda_text
 from .gru_cluster import CLUSTER_KERNEL, CLUSTER_PTX
-from .gru_rows import FUNCTIONS, ROWS
+from .gru_rows import ROWS
 from .gru_tiles import TILES
 
+KEEP = "__device__ __forceinline__ float keep(float h, const float* p) { return KEEP; }\n"
 STAGES = 3  # inputs in flight
 SLOTS = 4  # products of inputs that wait for their step
-_KNOWN = set(re.findall(r"(?:float|bool) (f_\w+)\(", FUNCTIONS))
 
 
 class Plan(NamedTuple):
@@ -22,18 +20,6 @@ class Plan(NamedTuple):
 
     rows: int
     groups: int = 0
-
-
-@functools.lru_cache(maxsize=256)
-def cuda_text(text: str) -> str | None:
-    """The gate `text` in C++ over ``h`` and ``p[..]``; None where it calls what the source does not have."""
-    source = compile_epilogue(text).triton_source
-    if not set(re.findall(r"f_\w+", source)) <= _KNOWN or ".to(" in source:
-        return None
-    source = re.sub(r"\((-?[\d.]+(?:e[+-]?\d+)?)\)", r"(\1f)", source)
-    bits = {"inf": "0x7f800000", "-inf": "0xff800000", "nan": "0x7fc00000"}
-    source = re.sub(r'float\("(-?inf|nan)"\)', lambda m: f"__int_as_float({bits[m[1]]})", source)
-    return re.sub(r"\bp(\d+)\b", r"p[\1]", source)
 
 
 class Variant(NamedTuple):
@@ -111,7 +97,7 @@ class Variant(NamedTuple):
             "GATE_ROWS": "{" + ", ".join(f"r{n}" for n in numbers) + "}",
             "GATE_STEPS": "{" + ", ".join(f"s{n}" for n in numbers) + "}",
         }  # fmt: skip
-        text = "".join(f"#define {name} {value}\n" for name, value in macros.items()) + FUNCTIONS
+        text = "".join(f"#define {name} {value}\n" for name, value in macros.items()) + FUNCTIONS + KEEP
         if self.inputs:
-            return text + CLUSTER_PTX + CLUSTER_KERNEL
+            return text + HALVES_PTX + HALVES + CLUSTER_PTX + CLUSTER_KERNEL
         return text + (ROWS if rows < 8 else TILES)
