@@ -25,16 +25,6 @@ from __future__ import annotations
 CLUSTER_PTX = r"""
 typedef unsigned long long u64;
 
-__device__ __forceinline__ u32 address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
-
-template <int SIZE>
-__device__ __forceinline__ void copy(u32 to, const float* from) {
-  if constexpr (SIZE == 16)
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" :: "r"(to), "l"(from) : "memory");
-  else
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" :: "r"(to), "l"(from) : "memory");
-}
-
 __device__ __forceinline__ void copies_end() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
 __device__ __forceinline__ void wait_for_copies() { asm volatile("cp.async.wait_group 1;" ::: "memory"); }
@@ -444,7 +434,7 @@ recurrence(const float* __restrict__ inputs, const float* __restrict__ start, co
                   z = keeps(z + sum[COUNT - 2][n][i] * unscale, n * 8 + (i & 1));
                 }
                 c = f_tanh(part(x, i) + c);
-                const float h = c + z * (part(before, i) - c);
+                const float h = mixed(c, part(before, i), z);
                 sum[0][n][i] = h;
                 const int r = n * 8 + (i & 1);
                 if (group * ROWS + column + r < here && THERE(i)) out[(i64)r * steps * H + 8 * (i >> 1)] = h;

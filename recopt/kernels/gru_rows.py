@@ -139,7 +139,7 @@ recurrence(const float* __restrict__ inputs, const float* __restrict__ start, co
     product<2, 1>(candidate, w, before, ROWS * WIDE);
     float c = f_tanh(x[2] + candidate[0]);
 #endif
-    h = c + z * (h - c);
+    h = mixed(c, h, z);
     if (writes) states[AFTER && !(t & 1)][row][unit] = h;
     if (kept) *out = h;
     out += H;

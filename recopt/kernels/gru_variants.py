@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from .cuda_math import FUNCTIONS, HALVES, HALVES_PTX, cuda_text
+from .cuda_math import FUNCTIONS, HALVES, PTX, cuda_text
 from .gru_cluster import CLUSTER_KERNEL, CLUSTER_PTX
 from .gru_rows import ROWS
 from .gru_tiles import TILES
@@ -99,5 +99,5 @@ class Variant(NamedTuple):
         }  # fmt: skip
         text = "".join(f"#define {name} {value}\n" for name, value in macros.items()) + FUNCTIONS + KEEP
         if self.inputs:
-            return text + HALVES_PTX + HALVES + CLUSTER_PTX + CLUSTER_KERNEL
-        return text + (ROWS if rows < 8 else TILES)
+            return text + PTX + HALVES + CLUSTER_PTX + CLUSTER_KERNEL
+        return text + (ROWS if rows < 8 else PTX + TILES)

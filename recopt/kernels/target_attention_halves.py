@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .cuda_math import FUNCTIONS, HALVES, HALVES_PTX, cuda_text
+from .cuda_math import FUNCTIONS, HALVES, OPERANDS, PTX, cuda_text
 from .leading import two_counters
 from .linear import _architecture, _processors
 from .target_attention import Network, needed, parse_network
@@ -83,7 +83,9 @@ class Unit(NamedTuple):
             "VECTORS": int(self.vectors), "SOFTMAX": int(self.softmax), "SKIPS": int(mask is not None),
             "COUNT_MARKS": len(self.marks),
         }  # fmt: skip
-        text = "".join(f"#define {name} {value}\n" for name, value in macros.items()) + FUNCTIONS + HALVES_PTX + HALVES
+        text = (
+            "".join(f"#define {name} {value}\n" for name, value in macros.items()) + FUNCTIONS + PTX + HALVES + OPERANDS
+        )
         for name, f in functions:
             text += f"__device__ __forceinline__ float {name}(float h, const float* p) {{ return {cuda_text(f)}; }}\n"
         body = UNIT

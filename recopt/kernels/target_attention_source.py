@@ -14,76 +14,17 @@ from __future__ import annotations
 UNIT = r"""
 #define WARPS (TEAM * TEAMS)
 #define THREADS (32 * WARPS)
-#define TILES(n) (((n) + 7) / 8)
-#define PIECES(n) (((n) + 15) / 16)
 #define N1P (8 * TILES(N1))
 #define DP (16 * PIECES(D))
 #define COLUMNS ((E + 63) / 64)  // pairs of columns of the values that a lane has
 
 __device__ __forceinline__ float shuffled(float x, int lane) { return __shfl_sync(~0u, x, lane); }
-__device__ __forceinline__ float swapped(float x, int mask) { return __shfl_xor_sync(~0u, x, mask); }
-__device__ __forceinline__ u32 quad_max(u32 x) {
-  x = max(x, __shfl_xor_sync(~0u, x, 1));
-  return max(x, __shfl_xor_sync(~0u, x, 2));
-}
-__device__ __forceinline__ float quad_sum(float x) {
-  x += swapped(x, 1);
-  return x + swapped(x, 2);
-}
 
 __device__ __forceinline__ void team_sync(int team) {
   if (TEAM == 1)
     __syncwarp();
   else
     sync(1 + team, 32 * TEAM);
-}
-
-// Four numbers of a row from column d on; 0 from column n on.
-__device__ __forceinline__ float4 four(const float* p, int d, int n) {
-  if (VECTORS) return d < n ? *(const float4*)(p + d) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-  return make_float4(d < n ? p[d] : 0.0f, d + 1 < n ? p[d + 1] : 0.0f, d + 2 < n ? p[d + 2] : 0.0f,
-                     d + 3 < n ? p[d + 3] : 0.0f);
-}
-
-__device__ __forceinline__ u32 size(const float4& x) {
-  return max(max(size(x.x), size(x.y)), max(size(x.z), size(x.w)));
-}
-
-// A lane's part of 8 columns of a matrix, all pieces of 16 of it: scaled and split. What undoes the scale.
-template <int COUNT>
-__device__ __forceinline__ float split(uint4* to, int step, const float4 (&w)[COUNT]) {
-  u32 most = 0;
-#pragma unroll
-  for (int s = 0; s < COUNT; s++) most = max(most, size(w[s]));
-  const float scale = scale_for(quad_max(most));
-#pragma unroll
-  for (int s = 0; s < COUNT; s++) {
-    const uint2 a = halves(w[s].x * scale, w[s].y * scale), b = halves(w[s].z * scale, w[s].w * scale);
-    to[s * step] = make_uint4(a.x, a.y, b.x, b.y);
-  }
-  return inverse(scale);
-}
-
-// The left operand of a piece: a row's numbers at 4 columns, and those of the row 8 below.
-__device__ __forceinline__ void split(
-    u32 (&high)[4], u32 (&low)[4], const float4& a, const float4& b, const float (&scale)[2]) {
-  const uint2 x = halves(a.x * scale[0], a.y * scale[0]), y = halves(b.x * scale[1], b.y * scale[1]);
-  const uint2 z = halves(a.z * scale[0], a.w * scale[0]), w = halves(b.z * scale[1], b.w * scale[1]);
-  high[0] = x.x, high[1] = y.x, high[2] = z.x, high[3] = w.x;
-  low[0] = x.y, low[1] = y.y, low[2] = z.y, low[3] = w.y;
-}
-
-// Adds the product of a piece to the sums of all columns, and those of the low halves to the rests.
-template <int COUNT>
-__device__ __forceinline__ void product(
-    float (&whole)[COUNT][4], float (&rest)[COUNT][4], const u32 (&high)[4], const u32 (&low)[4], const uint4* w) {
-#pragma unroll
-  for (int j = 0; j < COUNT; j++) {
-    const uint4 b = w[j * 32];
-    multiply(whole[j], high, b.x, b.z);
-    multiply(rest[j], low, b.x, b.z);
-    multiply(rest[j], high, b.y, b.w);
-  }
 }
 
 // A layer's results: sums without their scales, and the bias. The rest of an infinite operand is nan: without it then.
