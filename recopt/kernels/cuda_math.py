@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import re
 
+import torch
+
 from .epilogue import compile_epilogue
 
 FUNCTIONS = r"""
@@ -165,20 +167,26 @@ __device__ __forceinline__ void split(
   low[0] = x.y, low[1] = y.y, low[2] = z.y, low[3] = w.y;
 }
 
-// Adds the product of a piece to the sums of all columns, and those of the low halves to the rests.
+// Adds the product of a piece to the sums of all columns that are there, those of the low halves to the rests.
 template <int COUNT>
-__device__ __forceinline__ void product(
-    float (&whole)[COUNT][4], float (&rest)[COUNT][4], const u32 (&high)[4], const u32 (&low)[4], const uint4* w) {
+__device__ __forceinline__ void product(float (&whole)[COUNT][4], float (&rest)[COUNT][4], const u32 (&high)[4],
+                                        const u32 (&low)[4], const uint4* w, int there = COUNT) {
 #pragma unroll
   for (int j = 0; j < COUNT; j++) {
+    if (j >= there) continue;
     const uint4 b = w[j * 32];
     multiply(whole[j], high, b.x, b.z);
     multiply(rest[j], low, b.x, b.z);
     multiply(rest[j], high, b.y, b.w);
   }
 }
+
+// The rest of an infinite operand is nan: the whole product alone says what holds there.
+__device__ __forceinline__ float together(float whole, float rest) { return whole + (rest == rest ? rest : 0.0f); }
 """
 
+# How the source sees a parameter of a score.
+MARKS = {torch.float32: "float", torch.bool: "unsigned char", torch.uint8: "unsigned char"}
 _KNOWN = set(re.findall(r"(?:float|bool) (f_\w+)\(", FUNCTIONS))
 
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .cuda_math import FUNCTIONS, HALVES, OPERANDS, PTX, cuda_text
+from .cuda_math import FUNCTIONS, HALVES, MARKS, OPERANDS, PTX, cuda_text
 from .leading import two_counters
 from .linear import _architecture, _processors
 from .target_attention import Network, needed, parse_network
@@ -26,7 +26,6 @@ MAX_COLUMNS = 96  # of hidden layers: sums of both kinds stay in registers
 MAX_HIDDEN = 3
 WARPS = 12  # a block: 168 registers a thread
 TEAMS = (2, 4, 6, 12)  # warps a row
-_MARKS = {torch.float32: "float", torch.bool: "unsigned char", torch.uint8: "unsigned char"}
 _MAX_PLANS = 4096
 
 
@@ -189,7 +188,7 @@ def fits(
         and min(*q.shape, *v.shape, *hidden) > 0
         and k.stride(-1) == v.stride(-1) == 1
         and all(p.numel() == 1 or tuple(p.shape) == (n,) for p, n in channels)
-        and all(p.dtype in _MARKS and p.dim() <= q.dim() for p in params[bounds[-1] :])
+        and all(p.dtype in MARKS and p.dim() <= q.dim() for p in params[bounds[-1] :])
         and all(cuda_text(text) is not None for text in (*texts, needed(network.score.text) or "h"))
     )
 
@@ -256,7 +255,7 @@ def _bind(
     units = {t: Unit(
         t, d, e, tuple(b.shape[0] for b in weights[3:-2:2]),
         (bool(weights[0].numel()), bool(weights[1].numel()), bool(weights[2].numel())), text, softmax,
-        tuple(_MARKS[p.dtype] for p in marks), aligned,
+        tuple(MARKS[p.dtype] for p in marks), aligned,
     ) for t in TEAMS}  # fmt: skip
     there = _shared_bytes(device)
     units = {t: u for t, u in units.items() if u.shared <= there and team in (0, t)}

@@ -27,7 +27,7 @@ __device__ __forceinline__ void team_sync(int team) {
     sync(1 + team, 32 * TEAM);
 }
 
-// A layer's results: sums without their scales, and the bias. The rest of an infinite operand is nan: without it then.
+// A layer's results: sums without their scales, and the bias.
 template <int COUNT>
 __device__ __forceinline__ void finish(
     float (&whole)[COUNT][4], const float (&rest)[COUNT][4], const float (&scale)[2], const float2* columns, int lane) {
@@ -38,10 +38,8 @@ __device__ __forceinline__ void finish(
     for (int i = 0; i < 2; i++) {
       const float2 c = columns[j * 8 + lane % 4 * 2 + i];  // what undoes the scale, the bias
 #pragma unroll
-      for (int r = 0; r < 2; r++) {
-        const float x = whole[j][2 * r + i], y = rest[j][2 * r + i];
-        whole[j][2 * r + i] = fmaf((x + (y == y ? y : 0.0f)) * undo[r], c.x, c.y);
-      }
+      for (int r = 0; r < 2; r++)
+        whole[j][2 * r + i] = fmaf(together(whole[j][2 * r + i], rest[j][2 * r + i]) * undo[r], c.x, c.y);
     }
 }
 
