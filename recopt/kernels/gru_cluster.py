@@ -1,10 +1,10 @@
 """The CUDA C++ of a recurrence of gated steps together with the products of its inputs, on Hopper's tensor cores.
 
-A cluster of one or two blocks owns 8 to 32 rows of the batch, in one or two groups, and all their steps. Half of its
-warps make steps, the others the products of the inputs, some steps ahead: so that the tensor cores are busy while a
-step waits for its gates and for the other block. A warp of either kind has 16 units with the three gates of each, whose
-weights stay in its registers as sums of two halves of 11 bits each; three products of halves make one of float32 (that
-of both low ones is below its rounding). Up to 64 units are one block's, up to 128 two blocks'.
+A cluster of one or two blocks owns 8, 16 or 32 rows of the batch and all their steps. Of each block's two warp groups
+one makes steps, the other the products of the inputs, some steps ahead: so that the tensor cores are busy while a step
+waits for its gates and for the other block. A warp has 16 units with the three gates of each, whose weights stay in its
+registers as sums of two halves of 11 bits each; three products of halves make one of float32 (that of both low ones is
+below its rounding). Up to 64 units are one block's, up to 128 two blocks'.
 
 Halves reach from 2^-24 to 2^15, so operands are scaled by powers of two: weights by the largest of a warp, inputs by
 the largest of a row, both into [2^14, 2^15), and the state by 2^14 as long as it is below 2 everywhere, which a state
@@ -13,89 +13,33 @@ that starts so never leaves when its gates are between 0 and 1. A warp whose sta
 What a step passes on is the state, split, in both blocks' shared memory: an exchange. Exchanges alternate between two
 buffers with a barrier each. A warp that writes into one has waited for the exchange before, which all warps wrote after
 they read what it overwrites; and of its barrier every phase has ended. There is one exchange a step, or two where the
-reset gate comes before the product. Two groups take turns, so that one's exchange passes while the other multiplies.
+reset gate comes before the product.
 
-An operand's row lies in pieces of 16 columns, 64 bytes: for each i < 4 high and low halves of columns i and i + 8, then
-of i + 4 and i + 12. A lane reads what it multiplies at once, and writes 8 bytes of what it made. Pieces of two rows
-side by side and, in writing, of rows two apart are in different banks.
+An operand lies as the tensor cores read it: cores of 8 rows by 8 halves, 16 bytes a row, side by side for all rows, and
+behind each other along the columns; of each 16 columns, i and i + 8 are neighbours, since a lane makes both.
 """
 
 from __future__ import annotations
 
-CLUSTER_PTX = r"""
-typedef unsigned long long u64;
-
-__device__ __forceinline__ void copies_end() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-
-__device__ __forceinline__ void wait_for_copies() { asm volatile("cp.async.wait_group 1;" ::: "memory"); }
-
-// All threads of the cluster; what they wrote is seen by the others.
-__device__ __forceinline__ void cluster_sync() {
-  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
-}
-
-__device__ __forceinline__ void start_barrier(u32 bar, u32 arrivals) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" :: "r"(bar), "r"(arrivals) : "memory");
-}
-
-__device__ __forceinline__ void barriers_started() {
-  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-}
-
-// One arrival, and so many bytes to wait for that another block sends.
-__device__ __forceinline__ void arrive(u32 bar, u32 bytes) {
-  if (bytes)
-    asm volatile("mbarrier.arrive.expect_tx.release.cta.shared::cta.b64 _, [%0], %1;"
-                 :: "r"(bar), "r"(bytes) : "memory");
-  else
-    asm volatile("mbarrier.arrive.release.cta.shared::cta.b64 _, [%0];" :: "r"(bar) : "memory");
-}
-
-__device__ __forceinline__ void wait(u32 bar, u32 phase) {
-  u32 done;
-  do
-    asm volatile("{.reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
-                 "selp.u32 %0, 1, 0, p;}" : "=r"(done) : "r"(bar), "r"(phase & 1) : "memory");
-  while (!done);
-}
-
-// An address of this block's shared memory in that of another one of the cluster.
-__device__ __forceinline__ u32 elsewhere(u32 at, u32 rank) {
-  u32 there;
-  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(at), "r"(rank));
-  return there;
-}
-
-__device__ __forceinline__ void send(u32 to, uint2 x, u32 bar) {
-  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.b32 [%0], {%1, %2}, [%3];"
-               :: "r"(to), "r"(x.x), "r"(x.y), "r"(bar) : "memory");
-}
-
-__device__ __forceinline__ void send(u32 to, u32 x, u32 bar) {
-  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];"
-               :: "r"(to), "r"(x), "r"(bar) : "memory");
-}
-"""
-
-CLUSTER_KERNEL = r"""
-#define WARPS ((H + 16 * CLUSTER - 1) / (16 * CLUSTER))        // of each kind, a block
-#define H_PIECES (WARPS * CLUSTER)                             // of 16 units
-#define X_PIECES ((K + 15) / 16)                               // of 16 inputs
-#define PITCH(pieces) (64 * ((pieces) + ((pieces) % 2 ? 2 : 1)))  // bytes a row: an odd number of pieces
-#define ROWS (8 * TILES)                                       // a group
-#define ALL (ROWS * GROUPS)
+CLUSTER = r"""
+#define WARPS 4                                                // of each kind, a block
 #define THREADS (32 * WARPS)                                   // of each kind
+#define H_PIECES ((H + 15) / 16)                               // of 16 units
+#define X_PIECES ((K + 15) / 16)                               // of 16 inputs
+#define ALL_PIECES (WARPS * CLUSTER)                           // of units that there are and that fill up
+#define ROWS (8 * TILES)
+#define CORES (128 * TILES + 16)                               // bytes of 8 columns; the 16 are for the banks
 #define LINE ((K + 3) / 4 * 4)                                 // floats a row of inputs as they are fetched
-#define STATE (ROWS * PITCH(H_PIECES))
-#define INPUT (ALL * PITCH(X_PIECES))
+#define STATE (4 * ALL_PIECES * CORES)                         // bytes of both halves
+#define INPUT (4 * X_PIECES * CORES)
 
 __device__ __forceinline__ float part(const float4& v, int i) {
   return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w;
 }
 
-// Where in a row the halves of column `pair` % 8 + 16 * (pair / 8) and of that plus 8 are. Rows 4 to 7 of 8 are moved.
-__device__ __forceinline__ int place(int row, int pair, int pitch) {
-  return row * pitch + (row >> 2 & 1) * 64 + pair / 8 * 64 + pair % 4 * 16 + pair % 8 / 4 * 8;
+// Where the high halves of column `pair` % 8 + 16 * (pair / 8) and of that plus 8 are.
+__device__ __forceinline__ int place(int row, int pair) {
+  return pair / 4 * CORES + row / 8 * 128 + row % 8 * 16 + pair % 4 * 4;
 }
 
 template <int PIECES> using Weights = u32[3][PIECES][4];
@@ -129,40 +73,28 @@ __device__ __forceinline__ float split(Weights<PIECES>& high, Weights<PIECES>& l
   return inverse(scale);
 }
 
-// sum = weights of COUNT gates from FIRST on, times a split operand; `at`: where in it this lane begins.
-// The tensor cores round every sum towards zero. So the small products, those with a low half, are added up first or
-// apart: a third of the steps at full size. Apart, where registers allow: sums that wait for each other idle.
+// sum = weights of COUNT gates from FIRST on, times an operand whose low halves are so many bytes behind the high ones.
+// The tensor cores round every sum towards zero, so the small products, those with a low half, are added up first.
 template <int PIECES, int FIRST, int COUNT>
 __device__ __forceinline__ void product(
-    float (&sum)[COUNT][TILES][4], const Weights<PIECES>& high, const Weights<PIECES>& low, const char* at) {
-  constexpr int CHAINS = COUNT * TILES > 3 ? 1 : COUNT * TILES == 3 ? 2 : 3;
-  float sums[CHAINS][COUNT][TILES][4] = {};
+    float (&sum)[COUNT][TILES][4], const Weights<PIECES>& high, const Weights<PIECES>& low, u32 at, u32 behind) {
+  // Bytes from 8 columns to the next, and from 8 rows to the next.
+  const u64 strides = (u64)(CORES >> 4) << 16 | (u64)(128 >> 4) << 32;
+  const u64 b_high = strides | at >> 4, b_low = strides | (at + behind) >> 4;
+  products_begin();
 #pragma unroll
-  for (int pass = CHAINS > 1; pass < 2; pass++)
+  for (int k = 0; k < PIECES; k++)
 #pragma unroll
-    for (int k = 0; k < PIECES; k++) {
-      uint4 b[TILES];
+    for (int g = 0; g < COUNT; g++) multiply(sum[g], high[FIRST + g][k], b_low + k * (CORES >> 3), k > 0);
 #pragma unroll
-      for (int n = 0; n < TILES; n++) b[n] = *(const uint4*)(at + n * 8 * PITCH(PIECES) + k * 64);
+  for (int k = 0; k < PIECES; k++)
 #pragma unroll
-      for (int c = CHAINS == 1 && !pass; c < (CHAINS == 1 && pass ? 1 : 3); c++)
+    for (int g = 0; g < COUNT; g++) multiply(sum[g], low[FIRST + g][k], b_high + k * (CORES >> 3), 1);
 #pragma unroll
-        for (int g = 0; g < COUNT; g++)
+  for (int k = 0; k < PIECES; k++)
 #pragma unroll
-          for (int n = 0; n < TILES; n++)
-            multiply(sums[c < CHAINS ? c : CHAINS - 1][g][n], c == 2 ? low[FIRST + g][k] : high[FIRST + g][k],
-                     c == 1 ? b[n].y : b[n].x, c == 1 ? b[n].w : b[n].z);
-    }
-#pragma unroll
-  for (int g = 0; g < COUNT; g++)
-#pragma unroll
-    for (int n = 0; n < TILES; n++)
-#pragma unroll
-      for (int i = 0; i < 4; i++) {
-        sum[g][n][i] = 0.0f;
-#pragma unroll
-        for (int c = CHAINS - 1; c >= 0; c--) sum[g][n][i] += sums[c][g][n][i];
-      }
+    for (int g = 0; g < COUNT; g++) multiply(sum[g], high[FIRST + g][k], b_high + k * (CORES >> 3), 1);
+  products_end();
 }
 
 extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(2 * THREADS, 1)
@@ -172,26 +104,26 @@ recurrence(const float* __restrict__ inputs, const float* __restrict__ start, co
            int start_stride GATE_ARGUMENTS) {
   extern __shared__ __align__(16) char shared[];
   float4* const ring = (float4*)shared;                        // [SLOTS][3][TILES][THREADS]: products of inputs
-  float4* const kept = ring + SLOTS * 3 * TILES * THREADS;     // [GROUPS][h, z][TILES][THREADS]
-  char* const states = (char*)(kept + GROUPS * 2 * TILES * THREADS);  // [GROUPS][2] of STATE
-  char* const split_inputs = states + GROUPS * 2 * STATE;      // [2] of INPUT
-  float* const raw = (float*)(split_inputs + 2 * INPUT);       // [STAGES][ALL][LINE]
-  float* const biases = raw + STAGES * ALL * LINE;             // [3 and that of the state][16 WARPS]
-  float* const unscales = biases + 4 * 16 * WARPS;             // [2][ALL], of inputs; 0: a row that holds an infinity
-  u32* const scales = (u32*)(unscales + 2 * ALL);              // [GROUPS][2][8], of pieces of states
-  u64* const exchanged = (u64*)(scales + GROUPS * 2 * 8);      // [GROUPS][2]
-  u64* const made = exchanged + GROUPS * 2;                    // [SLOTS][WARPS]
+  float4* const kept = ring + SLOTS * 3 * TILES * THREADS;     // [h, z][TILES][THREADS]
+  char* const states = (char*)(kept + 2 * TILES * THREADS);    // [2] of STATE
+  char* const split_inputs = states + 2 * STATE;               // [2] of INPUT
+  float* const raw = (float*)(split_inputs + 2 * INPUT);       // [STAGES][ROWS][LINE]
+  float* const biases = raw + STAGES * ROWS * LINE;            // [3 and that of the state][16 WARPS]
+  float* const unscales = biases + 4 * 16 * WARPS;             // [2][ROWS], of inputs; 0: a row that holds an infinity
+  u32* const scales = (u32*)(unscales + 2 * ROWS);             // [2][8], of pieces of states
+  u64* const exchanged = (u64*)(scales + 2 * 8);               // [2]
+  u64* const made = exchanged + 2;                             // [SLOTS][WARPS]
   u64* const used = made + SLOTS * WARPS;                      // [SLOTS][WARPS]
   float* const marks = (float*)(used + SLOTS * WARPS);         // [SLOTS][WARPS][GATES][ROWS]
 
   const int lane = threadIdx.x & 31, warp = (threadIdx.x >> 5) % WARPS, thread = threadIdx.x % THREADS;
   const u32 rank = CLUSTER > 1 ? blockIdx.x % CLUSTER : 0;
-  const int first = blockIdx.x / CLUSTER * ALL, piece = rank * WARPS + warp;
+  const int first = blockIdx.x / CLUSTER * ROWS, piece = rank * WARPS + warp;
   const int unit = piece * 16 + lane / 4, column = 2 * (lane % 4);
-  const int here = batch - first < ALL ? batch - first : ALL;
+  const int here = batch - first < ROWS ? batch - first : ROWS;
 
   // Rows that are not there stay zero, which is as good as any: no row depends on another.
-  for (int i = threadIdx.x; i < STAGES * ALL * LINE; i += 2 * THREADS) raw[i] = 0.0f;
+  for (int i = threadIdx.x; i < STAGES * ROWS * LINE; i += 2 * THREADS) raw[i] = 0.0f;
   for (int i = threadIdx.x; i < 4 * 16 * WARPS; i += 2 * THREADS) {
     const int g = i / (16 * WARPS), u = rank * WARPS * 16 + i % (16 * WARPS);
     if (g < 3)
@@ -200,7 +132,7 @@ recurrence(const float* __restrict__ inputs, const float* __restrict__ start, co
       biases[i] = u < H ? bh[2 * H + u] : 0.0f;
   }
   if (threadIdx.x == 0) {
-    for (int i = 0; i < GROUPS * 2; i++) start_barrier(address(exchanged + i), WARPS);
+    for (int i = 0; i < 2; i++) start_barrier(address(exchanged + i), WARPS);
     for (int i = 0; i < 2 * SLOTS * WARPS; i++) start_barrier(address(made + i), 1);
     barriers_started();
   }
@@ -216,7 +148,7 @@ recurrence(const float* __restrict__ inputs, const float* __restrict__ start, co
 #pragma unroll
           for (int c = 0; c < K * 4 / BYTES; c += 32)
             if (c + 32 <= K * 4 / BYTES || lane + c < K * 4 / BYTES)
-              copy<BYTES>(address(raw + (t % STAGES * ALL + r) * LINE + (lane + c) * (BYTES / 4)),
+              copy<BYTES>(address(raw + (t % STAGES * ROWS + r) * LINE + (lane + c) * (BYTES / 4)),
                           from + c * (BYTES / 4));
         next += step_stride;
       }
@@ -229,9 +161,11 @@ recurrence(const float* __restrict__ inputs, const float* __restrict__ start, co
     for (int t = 0; t < steps; t++) {
       wait_for_copies();
       __syncwarp();
-      for (int r = warp; r < ALL; r += WARPS) {
+      char* const to = split_inputs + t % 2 * INPUT;
+#pragma unroll 2
+      for (int r = warp; r < ROWS; r += WARPS) {
         constexpr int PAIRS = (X_PIECES * 8 + 31) / 32;
-        const float* from = raw + (t % STAGES * ALL + r) * LINE;
+        const float* from = raw + (t % STAGES * ROWS + r) * LINE;
         float a[PAIRS], b[PAIRS];
         u32 most = 0;
 #pragma unroll
@@ -244,208 +178,202 @@ recurrence(const float* __restrict__ inputs, const float* __restrict__ start, co
         most = warp_max(most);
         const bool infinite = most == 0x7f800000;
         const float scale = infinite ? 1.0f : scale_for(most);
-        char* const to = split_inputs + t % 2 * INPUT;
 #pragma unroll
         for (int m = 0; m < PAIRS; m++)
-          if (lane + 32 * m < X_PIECES * 8)
-            *(uint2*)(to + place(r, lane + 32 * m, PITCH(X_PIECES))) = halves(a[m] * scale, b[m] * scale);
-        if (lane == 0) unscales[t % 2 * ALL + r] = infinite ? 0.0f : inverse(scale);
+          if (lane + 32 * m < X_PIECES * 8) {
+            const uint2 x = halves(a[m] * scale, b[m] * scale);
+            u32* const at = (u32*)(to + place(r, lane + 32 * m));
+            at[0] = x.x, at[INPUT / 8] = x.y;
+          }
+        if (lane == 0) unscales[t % 2 * ROWS + r] = infinite ? 0.0f : inverse(scale);
       }
       __syncwarp();
       fetch(t + 2);
+      show();
       sync(2, THREADS);
-      const char* at = split_inputs + t % 2 * INPUT + place(lane / 4, lane % 4, PITCH(X_PIECES));
-#pragma unroll 1
-      for (int group = 0; group < GROUPS; group++, at += ROWS * PITCH(X_PIECES)) {
+      const u32 slot = t % SLOTS;
 #if GATES
-        const float* const gate[] = GATE_POINTERS;
-        const int rows[] = GATE_ROWS, times[] = GATE_STEPS;
-        float mark[GATES];
-        const int r = first + min(group * ROWS + lane % ROWS, here - 1);
+      const float* const gate[] = GATE_POINTERS;
+      const int rows[] = GATE_ROWS, times[] = GATE_STEPS;
+      float mark[GATES];
+      const int r = first + min(lane % ROWS, here - 1);
 #pragma unroll
-        for (int g = 0; g < GATES; g++) mark[g] = gate[g][(i64)r * rows[g] + (i64)t * times[g]];
+      for (int g = 0; g < GATES; g++) mark[g] = gate[g][(i64)r * rows[g] + (i64)t * times[g]];
 #endif
-        float sum[3][TILES][4];
-        product<X_PIECES, 0, 3>(sum, high, low, at);
-        const u32 turn = t * GROUPS + group, slot = turn % SLOTS;
-        wait(address(used + slot * WARPS + warp), turn / SLOTS + 1);
-        const float* const scaled = unscales + t % 2 * ALL + group * ROWS + column;
-        float4* const to = ring + slot * 3 * TILES * THREADS + thread;
-        bool infinite = false;
+      const float* const scaled = unscales + t % 2 * ROWS + column;
+      float4* const slots = ring + slot * 3 * TILES * THREADS + thread;
+      bool infinite = false;
+      auto hand_over = [&](int g, const float (&sum)[TILES][4]) {
+        const float b = biases[g * 16 * WARPS + warp * 16 + lane / 4];
+        const float c = biases[g * 16 * WARPS + warp * 16 + lane / 4 + 8];
 #pragma unroll
         for (int n = 0; n < TILES; n++) {
           const float2 s = *(const float2*)(scaled + n * 8);
           infinite |= s.x == 0.0f || s.y == 0.0f;
-#pragma unroll
-          for (int g = 0; g < 3; g++) {
-            const float b = biases[g * 16 * WARPS + warp * 16 + lane / 4];
-            const float c = biases[g * 16 * WARPS + warp * 16 + lane / 4 + 8];
-            to[(g * TILES + n) * THREADS] = make_float4(
-                sum[g][n][0] * unscale * s.x + b, sum[g][n][1] * unscale * s.y + b,
-                sum[g][n][2] * unscale * s.x + c, sum[g][n][3] * unscale * s.y + c);
-          }
+          slots[(g * TILES + n) * THREADS] = make_float4(
+              sum[n][0] * unscale * s.x + b, sum[n][1] * unscale * s.y + b,
+              sum[n][2] * unscale * s.x + c, sum[n][3] * unscale * s.y + c);
         }
-        if (infinite)  // halves would make nan of it
+      };
+      {
+        float sum[2][TILES][4];
+        product<X_PIECES, 0, 2>(sum, high, low, address(to), INPUT / 2);
+        wait(address(used + slot * WARPS + warp), t / SLOTS + 1);
+        hand_over(0, sum[0]);
+        hand_over(1, sum[1]);
+      }
+      {
+        float sum[1][TILES][4];
+        product<X_PIECES, 2, 1>(sum, high, low, address(to), INPUT / 2);
+        hand_over(2, sum[0]);
+      }
+      if (infinite)  // halves would make nan of it
 #pragma unroll 1
-          for (int i = 0; i < 3 * TILES * 4; i++) {
-            const int g = i / (4 * TILES), n = i / 4 % TILES, r = n * 8 + i % 2, u = unit + i % 4 / 2 * 8;
-            if (scaled[r] != 0.0f) continue;
-            const float* x = inputs + (i64)(first + group * ROWS + column + r) * row_stride + (i64)t * step_stride;
-            float s = biases[g * 16 * WARPS + warp * 16 + lane / 4 + i % 4 / 2 * 8];
+        for (int i = 0; i < 3 * TILES * 4; i++) {
+          const int g = i / (4 * TILES), n = i / 4 % TILES, r = n * 8 + i % 2, u = unit + i % 4 / 2 * 8;
+          if (scaled[r] != 0.0f) continue;
+          const float* x = inputs + (i64)(first + column + r) * row_stride + (i64)t * step_stride;
+          float s = biases[g * 16 * WARPS + warp * 16 + lane / 4 + i % 4 / 2 * 8];
 #pragma unroll 1
-            for (int k = 0; k < K && u < H; k++) s = fmaf(wi[(g * H + u) * K + k], x[k], s);
-            ((float*)(to + (g * TILES + n) * THREADS))[i % 4] = s;
-          }
+          for (int k = 0; k < K && u < H; k++) s = fmaf(wi[(g * H + u) * K + k], x[k], s);
+          ((float*)(slots + (g * TILES + n) * THREADS))[i % 4] = s;
+        }
 #if GATES
 #pragma unroll
-        for (int g = 0; g < GATES; g++)
-          if (lane < ROWS) marks[((slot * WARPS + warp) * GATES + g) * ROWS + lane] = mark[g];
+      for (int g = 0; g < GATES; g++)
+        if (lane < ROWS) marks[((slot * WARPS + warp) * GATES + g) * ROWS + lane] = mark[g];
 #endif
-        __syncwarp();
-        if (lane == 0) arrive(address(made + slot * WARPS + warp), 0);
-      }
+      __syncwarp();
+      if (lane == 0) arrive(address(made + slot * WARPS + warp), 0);
     }
   } else {  // steps
     Weights<H_PIECES> high, low;
     const float undone = split<H_PIECES, H>(high, low, wh, unit);
     const u32 far = CLUSTER > 1 ? elsewhere(address(shared), rank ^ 1) - address(shared) : 0;
-    const int mine = place(column, 8 * piece + lane / 4, PITCH(H_PIECES));
-    const int read = place(lane / 4, lane % 4, PITCH(H_PIECES));
+    const int mine = place(column, 8 * piece + lane / 4);
 
-    // Exchange e of a group: v, times `scale` or less, into both blocks.
-    auto publish = [&](int group, u32 e, const float (&v)[TILES][4], float scale) {
+    // Exchange e: v, times `scale` or less, into both blocks.
+    auto publish = [&](u32 e, const float (&v)[TILES][4], float scale) {
       u32 most = 0;
 #pragma unroll
       for (int n = 0; n < TILES; n++)
 #pragma unroll
         for (int i = 0; i < 4; i++) most = max(most, size(v[n][i]));
       while (__any_sync(~0u, __uint_as_float(most) * scale > 32768.0f)) scale *= 0.00390625f;
-      const int buffer = group * 2 + (e & 1);
-      const u32 bar = address(exchanged + buffer);
-      char* const to = states + buffer * STATE + mine;
+      const u32 bar = address(exchanged + (e & 1));
+      char* const to = states + (e & 1) * STATE + mine;
 #pragma unroll
       for (int n = 0; n < TILES; n++)
 #pragma unroll
         for (int i = 0; i < 2; i++) {
           const uint2 x = halves(v[n][i] * scale, v[n][i + 2] * scale);
-          if (CLUSTER > 1) send(address(to + (n * 8 + i) * PITCH(H_PIECES)) + far, x, bar + far);
-          *(uint2*)(to + (n * 8 + i) * PITCH(H_PIECES)) = x;
+          u32* const at = (u32*)(to + n * 128 + i * 16);
+          if (CLUSTER > 1) {
+            send(address(at) + far, x.x, bar + far);
+            send(address(at) + STATE / 2 + far, x.y, bar + far);
+          }
+          at[0] = x.x, at[STATE / 8] = x.y;
         }
       if (lane == 0) {
-        u32* const at = scales + buffer * 8 + piece;
+        u32* const at = scales + (e & 1) * 8 + piece;
         if (CLUSTER > 1) send(address(at) + far, __float_as_uint(scale), bar + far);
         *at = __float_as_uint(scale);
       }
+      show();
       __syncwarp();
       if (lane == 0) arrive(bar, CLUSTER > 1 ? 512 * TILES + 4 : 0);
     };
 
-    // Waits for exchange e of a group; its scale.
-    auto received = [&](int group, u32 e) {
-      const int buffer = group * 2 + (e & 1);
-      wait(address(exchanged + buffer), e >> 1);
-      const u32* const all = scales + buffer * 8;
+    // Waits for exchange e; its scale.
+    auto received = [&](u32 e) {
+      wait(address(exchanged + (e & 1)), e >> 1);
+      const u32* const all = scales + (e & 1) * 8;
       u32 least = all[0], most = all[0];
 #pragma unroll
-      for (int k = 1; k < H_PIECES; k++) least = min(least, all[k]), most = max(most, all[k]);
+      for (int k = 1; k < ALL_PIECES; k++) least = min(least, all[k]), most = max(most, all[k]);
       if (least != most) {
 #pragma unroll 1
-        for (int k = warp; k < H_PIECES; k += WARPS) {
+        for (int k = warp; k < ALL_PIECES; k += WARPS) {
           const float ratio = __uint_as_float(least) * inverse(__uint_as_float(all[k]));
 #pragma unroll 1
           for (int i = lane; i < ROWS * 8; i += 32) {
-            uint2* const x = (uint2*)(states + buffer * STATE + place(i / 8, k * 8 + i % 8, PITCH(H_PIECES)));
+            u32* const x = (u32*)(states + (e & 1) * STATE + place(i / 8, k * 8 + i % 8));
             float a, b, c, d;
-            unpack(x->x, a, b);
-            unpack(x->y, c, d);
-            *x = halves((a + c) * ratio, (b + d) * ratio);
+            unpack(x[0], a, b);
+            unpack(x[STATE / 8], c, d);
+            const uint2 y = halves((a + c) * ratio, (b + d) * ratio);
+            x[0] = y.x, x[STATE / 8] = y.y;
           }
         }
+        show();
         sync(1, THREADS);
       }
+      show();
       return __uint_as_float(least);
     };
 
-#define THERE(i) (H % (16 * CLUSTER) == 0 || unit + 8 * ((i) >> 1) < H)
-#pragma unroll 1
-    for (int group = 0; group < GROUPS; group++) {
+#define THERE(i) (H % (16 * WARPS * CLUSTER) == 0 || unit + 8 * ((i) >> 1) < H)
+    {
       float h[TILES][4];
 #pragma unroll
       for (int n = 0; n < TILES; n++) {
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-          const int r = group * ROWS + n * 8 + column + (i & 1), u = unit + 8 * (i >> 1);
+          const int r = n * 8 + column + (i & 1), u = unit + 8 * (i >> 1);
           h[n][i] = STARTED && r < here && u < H ? start[(i64)(first + r) * start_stride + u] : 0.0f;
         }
-        kept[(group * 2 * TILES + n) * THREADS + thread] = make_float4(h[n][0], h[n][1], h[n][2], h[n][3]);
+        kept[n * THREADS + thread] = make_float4(h[n][0], h[n][1], h[n][2], h[n][3]);
       }
-      publish(group, 0, h, 16384.0f);
+      publish(0, h, 16384.0f);
     }
 
-    for (int t = 0; t < steps; t++)
-#pragma unroll 1
-      for (int phase = AFTER ? 1 : 0; phase < 2; phase++)
-#pragma unroll 1
-        for (int group = 0; group < GROUPS; group++) {
-          const u32 turn = t * GROUPS + group, slot = turn % SLOTS;
-          const float4* const from = ring + slot * 3 * TILES * THREADS + thread;
-          float4* const state = kept + group * 2 * TILES * THREADS + thread;
-          const float* const p = marks + (slot * WARPS + warp) * GATES * ROWS + column;
-          auto keeps = [&](float h, int r) {
+    float4* const state = kept + thread;
+    for (int t = 0; t < steps; t++) {
+      const u32 slot = t % SLOTS, e = AFTER ? t : 2 * t;
+      const float4* const from = ring + slot * 3 * TILES * THREADS + thread;
+      const float* const p = marks + (slot * WARPS + warp) * GATES * ROWS + column;
+      float scale = received(e), unscale = undone * inverse(scale), reset[TILES][4], next[1][TILES][4];
+      {
+        float sum[2][TILES][4];
+        product<H_PIECES, 0, 2>(sum, high, low, address(states + (e & 1) * STATE), STATE / 2);
+        wait(address(made + slot * WARPS + warp), t / SLOTS);
+#pragma unroll
+        for (int n = 0; n < TILES; n++) {
+          const float4 x = from[n * THREADS], z = from[(TILES + n) * THREADS], h = state[n * THREADS];
+#pragma unroll
+          for (int i = 0; i < 4; i++) {
+            reset[n][i] = f_sigmoid(part(x, i) + sum[0][n][i] * unscale) * (AFTER ? 1.0f : part(h, i));
             float gates[GATES + 1];
 #pragma unroll
-            for (int g = 0; g < GATES; g++) gates[g] = p[g * ROWS + r];
-            return keep(h, gates);
-          };
-          const u32 e = AFTER ? t : 2 * t + phase;
-          const float scale = received(group, e), unscale = undone * inverse(scale);
-          const char* const at = states + (group * 2 + (e & 1)) * STATE + read;
-          if (!AFTER && phase == 0) {
-            float sum[2][TILES][4];
-            product<H_PIECES, 0, 2>(sum, high, low, at);
-            wait(address(made + slot * WARPS + warp), turn / SLOTS);
-#pragma unroll
-            for (int n = 0; n < TILES; n++) {
-              const float4 x = from[n * THREADS], z = from[(TILES + n) * THREADS], h = state[n * THREADS];
-#pragma unroll
-              for (int i = 0; i < 4; i++) {
-                sum[0][n][i] = f_sigmoid(part(x, i) + sum[0][n][i] * unscale) * part(h, i);
-                sum[1][n][i] = keeps(part(z, i) + sum[1][n][i] * unscale, n * 8 + (i & 1));
-              }
-              state[(TILES + n) * THREADS] = make_float4(sum[1][n][0], sum[1][n][1], sum[1][n][2], sum[1][n][3]);
-            }
-            publish(group, e + 1, sum[0], scale);
-          } else {
-            constexpr int COUNT = AFTER ? 3 : 1;
-            float sum[COUNT][TILES][4];
-            product<H_PIECES, AFTER ? 0 : 2, COUNT>(sum, high, low, at);
-            if (AFTER) wait(address(made + slot * WARPS + warp), turn / SLOTS);
-            float* out = y + ((i64)(first + group * ROWS + column) * steps + t) * H + unit;
-#pragma unroll
-            for (int n = 0; n < TILES; n++) {
-              const float4 x = from[(2 * TILES + n) * THREADS], before = state[n * THREADS];
-              const float4 a = from[n * THREADS], b = (AFTER ? from : state)[(TILES + n) * THREADS];
-#pragma unroll
-              for (int i = 0; i < 4; i++) {
-                float z = part(b, i), c = sum[COUNT - 1][n][i] * unscale;
-                if constexpr (AFTER) {
-                  c += biases[3 * 16 * WARPS + warp * 16 + lane / 4 + 8 * (i >> 1)];
-                  c *= f_sigmoid(part(a, i) + sum[0][n][i] * unscale);
-                  z = keeps(z + sum[COUNT - 2][n][i] * unscale, n * 8 + (i & 1));
-                }
-                c = f_tanh(part(x, i) + c);
-                const float h = mixed(c, part(before, i), z);
-                sum[0][n][i] = h;
-                const int r = n * 8 + (i & 1);
-                if (group * ROWS + column + r < here && THERE(i)) out[(i64)r * steps * H + 8 * (i >> 1)] = h;
-              }
-              state[n * THREADS] = make_float4(sum[0][n][0], sum[0][n][1], sum[0][n][2], sum[0][n][3]);
-            }
-            if (t + 1 < steps) publish(group, e + 1, sum[0], scale);
-            __syncwarp();
-            if (lane == 0) arrive(address(used + slot * WARPS + warp), 0);
+            for (int g = 0; g < GATES; g++) gates[g] = p[g * ROWS + n * 8 + (i & 1)];
+            sum[1][n][i] = keep(part(z, i) + sum[1][n][i] * unscale, gates);
           }
+          state[(TILES + n) * THREADS] = make_float4(sum[1][n][0], sum[1][n][1], sum[1][n][2], sum[1][n][3]);
         }
+      }
+      if (!AFTER) {
+        publish(e + 1, reset, scale);
+        scale = received(e + 1), unscale = undone * inverse(scale);
+      }
+      product<H_PIECES, 2, 1>(next, high, low, address(states + (AFTER ? e & 1 : 1) * STATE), STATE / 2);
+      float* const out = y + ((i64)(first + column) * steps + t) * H + unit;
+#pragma unroll
+      for (int n = 0; n < TILES; n++) {
+        const float4 x = from[(2 * TILES + n) * THREADS], h = state[n * THREADS], z = state[(TILES + n) * THREADS];
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+          float c = next[0][n][i] * unscale;
+          if (AFTER) c = reset[n][i] * (c + biases[3 * 16 * WARPS + warp * 16 + lane / 4 + 8 * (i >> 1)]);
+          next[0][n][i] = mixed(f_tanh(part(x, i) + c), part(h, i), part(z, i));
+          const int r = n * 8 + (i & 1);
+          if (column + r < here && THERE(i)) out[(i64)r * steps * H + 8 * (i >> 1)] = next[0][n][i];
+        }
+        state[n * THREADS] = make_float4(next[0][n][0], next[0][n][1], next[0][n][2], next[0][n][3]);
+      }
+      if (t + 1 < steps) publish(AFTER ? e + 1 : e + 2, next[0], scale);
+      __syncwarp();
+      if (lane == 0) arrive(address(used + slot * WARPS + warp), 0);
+    }
   }
   if (CLUSTER > 1) cluster_sync();
 }

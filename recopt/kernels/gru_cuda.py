@@ -48,8 +48,8 @@ def choose(batch: int, hidden: int, inputs: int, processors: int, clusters: bool
         return Plan(1)
     if clusters and inputs <= MAX_INPUTS:
         side_by_side = processors // (2 if hidden > 64 else 1)
-        plans = (Plan(8, 1), Plan(16, 1))
-        return next((p for p in plans if -(-batch // p.rows) <= side_by_side), Plan(32, 2))
+        plans = (Plan(8, True), Plan(16, True))
+        return next((p for p in plans if -(-batch // p.rows) <= side_by_side), Plan(32, True))
     return Plan(next((rows for rows in (2, 8) if -(-batch // rows) <= processors), 16))
 
 
@@ -61,7 +61,8 @@ def _compile(device: int, variant: Variant) -> Any:
         return None
     try:
         with torch.cuda.device(device):
-            kernel = torch.cuda._compile_kernel(variant.source, "recurrence", nvcc_options=["-std=c++17"])
+            hopper = "90a" if variant.plan.cluster else None  # whose own instructions it has
+            kernel = torch.cuda._compile_kernel(variant.source, "recurrence", hopper, nvcc_options=["-std=c++17"])
             kernel.set_shared_memory_config(variant.shared)
     except (AttributeError, ImportError, OSError):  # another torch, no toolkit, no NVRTC
         return None
@@ -84,12 +85,12 @@ def gru_cuda(
         return None
     batch, steps, hidden = x.shape[0], x.shape[1], wh.shape[1]
     device = x.device.index
-    plan = plan or choose(batch, hidden, x.shape[2], _processors(device), _architecture(device) >= 9)
+    plan = plan or choose(batch, hidden, x.shape[2], _processors(device), _architecture(device) == 9)
     start = bh if h0 is None else h0.expand(batch, hidden)
     start = start if start.stride(-1) == 1 else start.contiguous()
     weights = wh.contiguous()
     args: list[Tensor | int]
-    if plan.groups:
+    if plan.cluster:
         inputs = x if x.stride(-1) == 1 else x.contiguous()
         strides = inputs.stride()
         width, fetched = x.shape[2], _aligned(inputs, x.shape[2], *strides[:2])

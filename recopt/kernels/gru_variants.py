@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from .cuda_hopper import HOPPER
 from .cuda_math import FUNCTIONS, HALVES, PTX, cuda_text
-from .gru_cluster import CLUSTER_KERNEL, CLUSTER_PTX
+from .gru_cluster import CLUSTER
 from .gru_rows import ROWS
 from .gru_tiles import TILES
 
 KEEP = "__device__ __forceinline__ float keep(float h, const float* p) { return KEEP; }\n"
 STAGES = 3  # inputs in flight
-SLOTS = 4  # products of inputs that wait for their step
+SLOTS = 3  # products of inputs that wait for their step
 
 
 class Plan(NamedTuple):
-    """How a batch is cut: rows a block, 1 or 2 by multiply-adds, 8 or 16 on the tensor cores; or, where there are
-    groups, rows a cluster, 8 or 16 of each group, with the products of the inputs in the kernel."""
+    """How a batch is cut: rows a block, 1 or 2 by multiply-adds, 8 or 16 on the tensor cores; or rows a cluster, 8, 16
+    or 32, with the products of the inputs in the kernel."""
 
     rows: int
-    groups: int = 0
+    cluster: bool = False
 
 
 class Variant(NamedTuple):
@@ -43,15 +44,10 @@ class Variant(NamedTuple):
     def threads(self) -> int:
         """How many threads a block has."""
         if self.inputs:
-            return 64 * self._warps
+            return 256
         if self.plan.rows >= 8:
             return 32 * -(-self.hidden // 16)
         return 32 * -(-(-(-self.hidden // self.units) * 4 * self.units) // 32)
-
-    @property
-    def _warps(self) -> int:
-        """Of each kind in a block of a cluster."""
-        return -(-self.hidden // (16 * self.cluster))
 
     @property
     def units(self) -> int:
@@ -65,15 +61,13 @@ class Variant(NamedTuple):
     @property
     def shared(self) -> int:
         """Bytes of shared memory that a block is given at its launch."""
-        rows, groups = self.plan
+        rows = self.plan.rows
         if self.inputs:
-            tiles, threads, pieces = rows // 8, 32 * self._warps, (self._warps * self.cluster, -(-self.inputs // 16))
-            of_states, of_inputs = (64 * (n + 1 + (n % 2)) for n in pieces)
-            split = 2 * rows * (of_states + of_inputs)
-            floats = STAGES * rows * (-(-self.inputs // 4) * 4) + 64 * self._warps + 2 * rows + 16 * groups
-            barriers = groups * 2 + 2 * SLOTS * self._warps
-            marks = SLOTS * self._warps * self.gates * rows // groups
-            return 16 * (SLOTS * 3 // groups + 2) * tiles * threads + split + 4 * (floats + marks) + 8 * barriers
+            tiles, pieces = rows // 8, 4 * self.cluster + -(-self.inputs // 16)
+            fours = (SLOTS * 3 + 2) * tiles * 128
+            floats = STAGES * rows * (-(-self.inputs // 4) * 4) + 4 * 64 + 2 * rows + 2 * 8
+            marks = SLOTS * 4 * self.gates * rows
+            return 16 * fours + 8 * pieces * (128 * tiles + 16) + 4 * (floats + marks) + 8 * (2 + 2 * SLOTS * 4)
         if rows < 8:
             return 0
         wide, line = -(-self.hidden // 16) * 16, (3 * self.hidden + 11) // 16 * 16 + 4
@@ -82,11 +76,10 @@ class Variant(NamedTuple):
     @property
     def source(self) -> str:
         """The whole text for the compiler."""
-        rows, groups = self.plan
+        rows = self.plan.rows
         numbers = range(self.gates)
         if self.inputs:
-            tiles = rows // 8 // groups
-            size = {"K": self.inputs, "CLUSTER": self.cluster, "TILES": tiles, "GROUPS": groups, "SLOTS": SLOTS}
+            size = {"K": self.inputs, "CLUSTER": self.cluster, "TILES": rows // 8, "SLOTS": SLOTS}
         else:
             size = {"ROWS": rows, "UNITS": self.units} if rows < 8 else {"TILES": rows // 8}
         macros = size | {
@@ -99,5 +92,5 @@ class Variant(NamedTuple):
         }  # fmt: skip
         text = "".join(f"#define {name} {value}\n" for name, value in macros.items()) + FUNCTIONS + KEEP
         if self.inputs:
-            return text + PTX + HALVES + CLUSTER_PTX + CLUSTER_KERNEL
+            return text + PTX + HALVES + HOPPER + CLUSTER
         return text + (ROWS if rows < 8 else PTX + TILES)

@@ -110,14 +110,14 @@ def test_gates_in_cuda() -> None:
     assert cuda_text("sin(h)") is None and cuda_text("(h > 0.0) + h") is None
 
 
-PLANS = [Plan(1), Plan(2), Plan(8), Plan(16), Plan(8, 1), Plan(16, 2), Plan(32, 2)]
+PLANS = [Plan(1), Plan(2), Plan(8), Plan(16), Plan(8, True), Plan(16, True), Plan(32, True)]
 
 
 def test_what_the_kernels_take() -> None:
     """Never a CPU's operands; shared memory of any size they take is what a processor of Hopper has."""
     x, h0, *weights = operands(3, 4, 5, 6, torch.float32)
     assert not fits(x, h0, *weights, KEEP, ())
-    variants = [Variant(h, MAX_INPUTS if p.groups else 0, p, False, KEEP, MAX_GATES, True, 16)
+    variants = [Variant(h, MAX_INPUTS if p.cluster else 0, p, False, KEEP, MAX_GATES, True, 16)
                 for h in range(1, MAX_HIDDEN + 1) for p in PLANS]  # fmt: skip
     assert max(v.shared for v in variants) <= 227 << 10
 
@@ -125,8 +125,8 @@ def test_what_the_kernels_take() -> None:
 @pytest.mark.parametrize(
     ("batch", "hidden", "inputs", "clusters", "plan"),
     [
-        (132, 128, 64, True, Plan(1)), (133, 128, 64, True, Plan(8, 1)), (529, 128, 64, True, Plan(16, 1)),
-        (529, 64, 64, True, Plan(8, 1)), (1057, 128, 64, True, Plan(32, 2)), (264, 128, 64, False, Plan(2)),
+        (132, 128, 64, True, Plan(1)), (133, 128, 64, True, Plan(8, True)), (529, 128, 64, True, Plan(16, True)),
+        (529, 64, 64, True, Plan(8, True)), (1057, 128, 64, True, Plan(32, True)), (264, 128, 64, False, Plan(2)),
         (265, 128, 129, True, Plan(8)), (9999, 128, 64, False, Plan(16)),
     ],
 )  # fmt: skip
@@ -185,7 +185,7 @@ def test_lengths_on_a_gpu(plan: Plan) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("plan", [Plan(8), Plan(32, 2)])
+@pytest.mark.parametrize("plan", [Plan(8), Plan(32, True)])
 @pytest.mark.parametrize("after", [True, False])
 def test_states_that_grow_on_a_gpu(after: bool, plan: Plan) -> None:
     """A gate of 3 takes a state past what halves hold at their first scale, and a nan stays in its row. It makes of an
@@ -203,7 +203,7 @@ def test_states_that_grow_on_a_gpu(after: bool, plan: Plan) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("plan", [Plan(8), Plan(32, 2)])
+@pytest.mark.parametrize("plan", [Plan(8), Plan(32, True)])
 def test_infinite_inputs_on_a_gpu(plan: Plan) -> None:
     """They open or close gates, and nothing else."""
     given = on_gpu(17, 7, 20, 100)
@@ -213,7 +213,7 @@ def test_infinite_inputs_on_a_gpu(plan: Plan) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("plan", [Plan(1), Plan(8), Plan(8, 1)])
+@pytest.mark.parametrize("plan", [Plan(1), Plan(8), Plan(8, True)])
 def test_weights_at_any_address(plan: Plan) -> None:
     given = on_gpu(5, 3, 7, 16)
     whole = run(given, False, KEEP, [], plan)
