@@ -1,8 +1,8 @@
 """The CUDA C++ of a recurrence of gated steps together with the products of its inputs, on Hopper's tensor cores.
 
-A cluster of one or two blocks owns 8, 16 or 32 rows of the batch and all their steps. Of each block's two warp groups
-one makes steps, the other the products of the inputs, some steps ahead: so that the tensor cores are busy while a step
-waits for its gates and for the other block. A warp has 16 units with the three gates of each, whose weights stay in its
+A cluster of one or two blocks owns 8 or 16 rows of the batch and all their steps. Half of its warps make steps, the
+others the products of the inputs, some steps ahead: so that the tensor cores are busy while a step waits for its gates
+and for the other block. A warp of either kind has 16 units with the three gates of each, whose weights stay in its
 registers as sums of two halves of 11 bits each; three products of halves make one of float32 (that of both low ones is
 below its rounding). Up to 64 units are one block's, up to 128 two blocks'.
 
@@ -15,31 +15,31 @@ buffers with a barrier each. A warp that writes into one has waited for the exch
 they read what it overwrites; and of its barrier every phase has ended. There is one exchange a step, or two where the
 reset gate comes before the product.
 
-An operand lies as the tensor cores read it: cores of 8 rows by 8 halves, 16 bytes a row, side by side for all rows, and
-behind each other along the columns; of each 16 columns, i and i + 8 are neighbours, since a lane makes both.
+An operand's row lies in pieces of 16 columns, 64 bytes: for each i < 4 high and low halves of columns i and i + 8, then
+of i + 4 and i + 12. A lane reads what it multiplies at once, and writes 8 bytes of what it made. Pieces of two rows
+side by side and, in writing, of rows two apart are in different banks.
 """
 
 from __future__ import annotations
 
 CLUSTER = r"""
-#define WARPS 4                                                // of each kind, a block
+#define WARPS ((H + 16 * CLUSTER - 1) / (16 * CLUSTER))        // of each kind, a block
 #define THREADS (32 * WARPS)                                   // of each kind
-#define H_PIECES ((H + 15) / 16)                               // of 16 units
+#define H_PIECES (WARPS * CLUSTER)                             // of 16 units
 #define X_PIECES ((K + 15) / 16)                               // of 16 inputs
-#define ALL_PIECES (WARPS * CLUSTER)                           // of units that there are and that fill up
+#define PITCH(pieces) (64 * ((pieces) + ((pieces) % 2 ? 2 : 1)))  // bytes a row: an odd number of pieces
 #define ROWS (8 * TILES)
-#define CORES (128 * TILES + 16)                               // bytes of 8 columns; the 16 are for the banks
 #define LINE ((K + 3) / 4 * 4)                                 // floats a row of inputs as they are fetched
-#define STATE (4 * ALL_PIECES * CORES)                         // bytes of both halves
-#define INPUT (4 * X_PIECES * CORES)
+#define STATE (ROWS * PITCH(H_PIECES))
+#define INPUT (ROWS * PITCH(X_PIECES))
 
 __device__ __forceinline__ float part(const float4& v, int i) {
   return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w;
 }
 
-// Where the high halves of column `pair` % 8 + 16 * (pair / 8) and of that plus 8 are.
-__device__ __forceinline__ int place(int row, int pair) {
-  return pair / 4 * CORES + row / 8 * 128 + row % 8 * 16 + pair % 4 * 4;
+// Where in a row the halves of column `pair` % 8 + 16 * (pair / 8) and of that plus 8 are. Rows 4 to 7 of 8 are moved.
+__device__ __forceinline__ int place(int row, int pair, int pitch) {
+  return row * pitch + (row >> 2 & 1) * 64 + pair / 8 * 64 + pair % 4 * 16 + pair % 8 / 4 * 8;
 }
 
 template <int PIECES> using Weights = u32[3][PIECES][4];
@@ -73,28 +73,40 @@ __device__ __forceinline__ float split(Weights<PIECES>& high, Weights<PIECES>& l
   return inverse(scale);
 }
 
-// sum = weights of COUNT gates from FIRST on, times an operand whose low halves are so many bytes behind the high ones.
-// The tensor cores round every sum towards zero, so the small products, those with a low half, are added up first.
+// sum = weights of COUNT gates from FIRST on, times a split operand; `at`: where in it this lane begins.
+// The tensor cores round every sum towards zero. So the small products, those with a low half, are added up first or
+// apart: a third of the steps at full size. Apart, where registers allow: sums that wait for each other idle.
 template <int PIECES, int FIRST, int COUNT>
 __device__ __forceinline__ void product(
-    float (&sum)[COUNT][TILES][4], const Weights<PIECES>& high, const Weights<PIECES>& low, u32 at, u32 behind) {
-  // Bytes from 8 columns to the next, and from 8 rows to the next.
-  const u64 strides = (u64)(CORES >> 4) << 16 | (u64)(128 >> 4) << 32;
-  const u64 b_high = strides | at >> 4, b_low = strides | (at + behind) >> 4;
-  products_begin();
+    float (&sum)[COUNT][TILES][4], const Weights<PIECES>& high, const Weights<PIECES>& low, const char* at) {
+  constexpr int CHAINS = COUNT * TILES > 3 ? 1 : COUNT * TILES == 3 ? 2 : 3;
+  float sums[CHAINS][COUNT][TILES][4] = {};
 #pragma unroll
-  for (int k = 0; k < PIECES; k++)
+  for (int pass = CHAINS > 1; pass < 2; pass++)
 #pragma unroll
-    for (int g = 0; g < COUNT; g++) multiply(sum[g], high[FIRST + g][k], b_low + k * (CORES >> 3), k > 0);
+    for (int k = 0; k < PIECES; k++) {
+      uint4 b[TILES];
 #pragma unroll
-  for (int k = 0; k < PIECES; k++)
+      for (int n = 0; n < TILES; n++) b[n] = *(const uint4*)(at + n * 8 * PITCH(PIECES) + k * 64);
 #pragma unroll
-    for (int g = 0; g < COUNT; g++) multiply(sum[g], low[FIRST + g][k], b_high + k * (CORES >> 3), 1);
+      for (int c = CHAINS == 1 && !pass; c < (CHAINS == 1 && pass ? 1 : 3); c++)
 #pragma unroll
-  for (int k = 0; k < PIECES; k++)
+        for (int g = 0; g < COUNT; g++)
 #pragma unroll
-    for (int g = 0; g < COUNT; g++) multiply(sum[g], high[FIRST + g][k], b_high + k * (CORES >> 3), 1);
-  products_end();
+          for (int n = 0; n < TILES; n++)
+            multiply(sums[c < CHAINS ? c : CHAINS - 1][g][n], c == 2 ? low[FIRST + g][k] : high[FIRST + g][k],
+                     c == 1 ? b[n].y : b[n].x, c == 1 ? b[n].w : b[n].z);
+    }
+#pragma unroll
+  for (int g = 0; g < COUNT; g++)
+#pragma unroll
+    for (int n = 0; n < TILES; n++)
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        sum[g][n][i] = 0.0f;
+#pragma unroll
+        for (int c = CHAINS - 1; c >= 0; c--) sum[g][n][i] += sums[c][g][n][i];
+      }
 }
 
 extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(2 * THREADS, 1)
@@ -104,8 +116,7 @@ recurrence(const float* __restrict__ inputs, const float* __restrict__ start, co
            int start_stride GATE_ARGUMENTS) {
   extern __shared__ __align__(16) char shared[];
   float4* const ring = (float4*)shared;                        // [SLOTS][3][TILES][THREADS]: products of inputs
-  float4* const kept = ring + SLOTS * 3 * TILES * THREADS;     // [h, z][TILES][THREADS]
-  char* const states = (char*)(kept + 2 * TILES * THREADS);    // [2] of STATE
+  char* const states = (char*)(ring + SLOTS * 3 * TILES * THREADS);  // [2] of STATE
   char* const split_inputs = states + 2 * STATE;               // [2] of INPUT
   float* const raw = (float*)(split_inputs + 2 * INPUT);       // [STAGES][ROWS][LINE]
   float* const biases = raw + STAGES * ROWS * LINE;            // [3 and that of the state][16 WARPS]
@@ -180,16 +191,12 @@ recurrence(const float* __restrict__ inputs, const float* __restrict__ start, co
         const float scale = infinite ? 1.0f : scale_for(most);
 #pragma unroll
         for (int m = 0; m < PAIRS; m++)
-          if (lane + 32 * m < X_PIECES * 8) {
-            const uint2 x = halves(a[m] * scale, b[m] * scale);
-            u32* const at = (u32*)(to + place(r, lane + 32 * m));
-            at[0] = x.x, at[INPUT / 8] = x.y;
-          }
+          if (lane + 32 * m < X_PIECES * 8)
+            *(uint2*)(to + place(r, lane + 32 * m, PITCH(X_PIECES))) = halves(a[m] * scale, b[m] * scale);
         if (lane == 0) unscales[t % 2 * ROWS + r] = infinite ? 0.0f : inverse(scale);
       }
       __syncwarp();
       fetch(t + 2);
-      show();
       sync(2, THREADS);
       const u32 slot = t % SLOTS;
 #if GATES
@@ -203,29 +210,21 @@ recurrence(const float* __restrict__ inputs, const float* __restrict__ start, co
       const float* const scaled = unscales + t % 2 * ROWS + column;
       float4* const slots = ring + slot * 3 * TILES * THREADS + thread;
       bool infinite = false;
-      auto hand_over = [&](int g, const float (&sum)[TILES][4]) {
-        const float b = biases[g * 16 * WARPS + warp * 16 + lane / 4];
-        const float c = biases[g * 16 * WARPS + warp * 16 + lane / 4 + 8];
+      float sum[3][TILES][4];
+      product<X_PIECES, 0, 3>(sum, high, low, to + place(lane / 4, lane % 4, PITCH(X_PIECES)));
+      wait(address(used + slot * WARPS + warp), t / SLOTS + 1);
 #pragma unroll
-        for (int n = 0; n < TILES; n++) {
-          const float2 s = *(const float2*)(scaled + n * 8);
-          infinite |= s.x == 0.0f || s.y == 0.0f;
+      for (int n = 0; n < TILES; n++) {
+        const float2 s = *(const float2*)(scaled + n * 8);
+        infinite |= s.x == 0.0f || s.y == 0.0f;
+#pragma unroll
+        for (int g = 0; g < 3; g++) {
+          const float b = biases[g * 16 * WARPS + warp * 16 + lane / 4];
+          const float c = biases[g * 16 * WARPS + warp * 16 + lane / 4 + 8];
           slots[(g * TILES + n) * THREADS] = make_float4(
-              sum[n][0] * unscale * s.x + b, sum[n][1] * unscale * s.y + b,
-              sum[n][2] * unscale * s.x + c, sum[n][3] * unscale * s.y + c);
+              sum[g][n][0] * unscale * s.x + b, sum[g][n][1] * unscale * s.y + b,
+              sum[g][n][2] * unscale * s.x + c, sum[g][n][3] * unscale * s.y + c);
         }
-      };
-      {
-        float sum[2][TILES][4];
-        product<X_PIECES, 0, 2>(sum, high, low, address(to), INPUT / 2);
-        wait(address(used + slot * WARPS + warp), t / SLOTS + 1);
-        hand_over(0, sum[0]);
-        hand_over(1, sum[1]);
-      }
-      {
-        float sum[1][TILES][4];
-        product<X_PIECES, 2, 1>(sum, high, low, address(to), INPUT / 2);
-        hand_over(2, sum[0]);
       }
       if (infinite)  // halves would make nan of it
 #pragma unroll 1
@@ -250,7 +249,8 @@ recurrence(const float* __restrict__ inputs, const float* __restrict__ start, co
     Weights<H_PIECES> high, low;
     const float undone = split<H_PIECES, H>(high, low, wh, unit);
     const u32 far = CLUSTER > 1 ? elsewhere(address(shared), rank ^ 1) - address(shared) : 0;
-    const int mine = place(column, 8 * piece + lane / 4);
+    const int mine = place(column, 8 * piece + lane / 4, PITCH(H_PIECES));
+    const int read = place(lane / 4, lane % 4, PITCH(H_PIECES));
 
     // Exchange e: v, times `scale` or less, into both blocks.
     auto publish = [&](u32 e, const float (&v)[TILES][4], float scale) {
@@ -267,19 +267,15 @@ recurrence(const float* __restrict__ inputs, const float* __restrict__ start, co
 #pragma unroll
         for (int i = 0; i < 2; i++) {
           const uint2 x = halves(v[n][i] * scale, v[n][i + 2] * scale);
-          u32* const at = (u32*)(to + n * 128 + i * 16);
-          if (CLUSTER > 1) {
-            send(address(at) + far, x.x, bar + far);
-            send(address(at) + STATE / 2 + far, x.y, bar + far);
-          }
-          at[0] = x.x, at[STATE / 8] = x.y;
+          uint2* const at = (uint2*)(to + (n * 8 + i) * PITCH(H_PIECES));
+          if (CLUSTER > 1) send(address(at) + far, x, bar + far);
+          *at = x;
         }
       if (lane == 0) {
         u32* const at = scales + (e & 1) * 8 + piece;
         if (CLUSTER > 1) send(address(at) + far, __float_as_uint(scale), bar + far);
         *at = __float_as_uint(scale);
       }
-      show();
       __syncwarp();
       if (lane == 0) arrive(bar, CLUSTER > 1 ? 512 * TILES + 4 : 0);
     };
@@ -290,87 +286,90 @@ recurrence(const float* __restrict__ inputs, const float* __restrict__ start, co
       const u32* const all = scales + (e & 1) * 8;
       u32 least = all[0], most = all[0];
 #pragma unroll
-      for (int k = 1; k < ALL_PIECES; k++) least = min(least, all[k]), most = max(most, all[k]);
+      for (int k = 1; k < H_PIECES; k++) least = min(least, all[k]), most = max(most, all[k]);
       if (least != most) {
 #pragma unroll 1
-        for (int k = warp; k < ALL_PIECES; k += WARPS) {
+        for (int k = warp; k < H_PIECES; k += WARPS) {
           const float ratio = __uint_as_float(least) * inverse(__uint_as_float(all[k]));
 #pragma unroll 1
           for (int i = lane; i < ROWS * 8; i += 32) {
-            u32* const x = (u32*)(states + (e & 1) * STATE + place(i / 8, k * 8 + i % 8));
+            uint2* const x = (uint2*)(states + (e & 1) * STATE + place(i / 8, k * 8 + i % 8, PITCH(H_PIECES)));
             float a, b, c, d;
-            unpack(x[0], a, b);
-            unpack(x[STATE / 8], c, d);
-            const uint2 y = halves((a + c) * ratio, (b + d) * ratio);
-            x[0] = y.x, x[STATE / 8] = y.y;
+            unpack(x->x, a, b);
+            unpack(x->y, c, d);
+            *x = halves((a + c) * ratio, (b + d) * ratio);
           }
         }
-        show();
         sync(1, THREADS);
       }
-      show();
       return __uint_as_float(least);
     };
 
 #define THERE(i) (H % (16 * WARPS * CLUSTER) == 0 || unit + 8 * ((i) >> 1) < H)
-    {
-      float h[TILES][4];
+    float h[TILES][4], z[TILES][4];
 #pragma unroll
-      for (int n = 0; n < TILES; n++) {
+    for (int n = 0; n < TILES; n++)
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-          const int r = n * 8 + column + (i & 1), u = unit + 8 * (i >> 1);
-          h[n][i] = STARTED && r < here && u < H ? start[(i64)(first + r) * start_stride + u] : 0.0f;
-        }
-        kept[n * THREADS + thread] = make_float4(h[n][0], h[n][1], h[n][2], h[n][3]);
+      for (int i = 0; i < 4; i++) {
+        const int r = n * 8 + column + (i & 1), u = unit + 8 * (i >> 1);
+        h[n][i] = STARTED && r < here && u < H ? start[(i64)(first + r) * start_stride + u] : 0.0f;
       }
-      publish(0, h, 16384.0f);
-    }
-
-    float4* const state = kept + thread;
+    publish(0, h, 16384.0f);
     for (int t = 0; t < steps; t++) {
       const u32 slot = t % SLOTS, e = AFTER ? t : 2 * t;
       const float4* const from = ring + slot * 3 * TILES * THREADS + thread;
       const float* const p = marks + (slot * WARPS + warp) * GATES * ROWS + column;
-      float scale = received(e), unscale = undone * inverse(scale), reset[TILES][4], next[1][TILES][4];
-      {
-        float sum[2][TILES][4];
-        product<H_PIECES, 0, 2>(sum, high, low, address(states + (e & 1) * STATE), STATE / 2);
+      float scale = received(e), unscale = undone * inverse(scale);
+      float candidate[1][TILES][4];
+      const char* const at = states + (e & 1) * STATE + read;
+      auto reset_gate = [&](int n, int i, float sum) { return f_sigmoid(part(from[n * THREADS], i) + sum * unscale); };
+      auto update_gate = [&](int n, int i, float sum) {
+        float gates[GATES + 1];
+#pragma unroll
+        for (int g = 0; g < GATES; g++) gates[g] = p[g * ROWS + n * 8 + (i & 1)];
+        return keep(part(from[(TILES + n) * THREADS], i) + sum * unscale, gates);
+      };
+      if (AFTER) {
+        float sum[3][TILES][4];
+        product<H_PIECES, 0, 3>(sum, high, low, at);
         wait(address(made + slot * WARPS + warp), t / SLOTS);
 #pragma unroll
-        for (int n = 0; n < TILES; n++) {
-          const float4 x = from[n * THREADS], z = from[(TILES + n) * THREADS], h = state[n * THREADS];
+        for (int n = 0; n < TILES; n++)
 #pragma unroll
           for (int i = 0; i < 4; i++) {
-            reset[n][i] = f_sigmoid(part(x, i) + sum[0][n][i] * unscale) * (AFTER ? 1.0f : part(h, i));
-            float gates[GATES + 1];
-#pragma unroll
-            for (int g = 0; g < GATES; g++) gates[g] = p[g * ROWS + n * 8 + (i & 1)];
-            sum[1][n][i] = keep(part(z, i) + sum[1][n][i] * unscale, gates);
+            const float c = sum[2][n][i] * unscale + biases[3 * 16 * WARPS + warp * 16 + lane / 4 + 8 * (i >> 1)];
+            candidate[0][n][i] = reset_gate(n, i, sum[0][n][i]) * c;
+            z[n][i] = update_gate(n, i, sum[1][n][i]);
           }
-          state[(TILES + n) * THREADS] = make_float4(sum[1][n][0], sum[1][n][1], sum[1][n][2], sum[1][n][3]);
-        }
-      }
-      if (!AFTER) {
-        publish(e + 1, reset, scale);
+      } else {
+        float sum[2][TILES][4];
+        product<H_PIECES, 0, 2>(sum, high, low, at);
+        wait(address(made + slot * WARPS + warp), t / SLOTS);
+#pragma unroll
+        for (int n = 0; n < TILES; n++)
+#pragma unroll
+          for (int i = 0; i < 4; i++) {
+            sum[0][n][i] = reset_gate(n, i, sum[0][n][i]) * h[n][i];
+            z[n][i] = update_gate(n, i, sum[1][n][i]);
+          }
+        publish(e + 1, sum[0], scale);
         scale = received(e + 1), unscale = undone * inverse(scale);
+        product<H_PIECES, 2, 1>(candidate, high, low, states + STATE + read);
+#pragma unroll
+        for (int n = 0; n < TILES; n++)
+#pragma unroll
+          for (int i = 0; i < 4; i++) candidate[0][n][i] *= unscale;
       }
-      product<H_PIECES, 2, 1>(next, high, low, address(states + (AFTER ? e & 1 : 1) * STATE), STATE / 2);
       float* const out = y + ((i64)(first + column) * steps + t) * H + unit;
 #pragma unroll
-      for (int n = 0; n < TILES; n++) {
-        const float4 x = from[(2 * TILES + n) * THREADS], h = state[n * THREADS], z = state[(TILES + n) * THREADS];
+      for (int n = 0; n < TILES; n++)
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-          float c = next[0][n][i] * unscale;
-          if (AFTER) c = reset[n][i] * (c + biases[3 * 16 * WARPS + warp * 16 + lane / 4 + 8 * (i >> 1)]);
-          next[0][n][i] = mixed(f_tanh(part(x, i) + c), part(h, i), part(z, i));
+          h[n][i] = mixed(f_tanh(part(from[(2 * TILES + n) * THREADS], i) + candidate[0][n][i]), h[n][i], z[n][i]);
           const int r = n * 8 + (i & 1);
-          if (column + r < here && THERE(i)) out[(i64)r * steps * H + 8 * (i >> 1)] = next[0][n][i];
+          if (column + r < here && THERE(i)) out[(i64)r * steps * H + 8 * (i >> 1)] = h[n][i];
         }
-        state[n * THREADS] = make_float4(next[0][n][0], next[0][n][1], next[0][n][2], next[0][n][3]);
-      }
-      if (t + 1 < steps) publish(AFTER ? e + 1 : e + 2, next[0], scale);
+      if (t + 1 < steps) publish(AFTER ? e + 1 : e + 2, h, scale);
       __syncwarp();
       if (lane == 0) arrive(address(used + slot * WARPS + warp), 0);
     }

@@ -16,8 +16,8 @@ SLOTS = 3  # products of inputs that wait for their step
 
 
 class Plan(NamedTuple):
-    """How a batch is cut: rows a block, 1 or 2 by multiply-adds, 8 or 16 on the tensor cores; or rows a cluster, 8, 16
-    or 32, with the products of the inputs in the kernel."""
+    """How a batch is cut: rows a block, 1 or 2 by multiply-adds, 8 or 16 on the tensor cores; or rows a cluster, 8 or
+    16, with the products of the inputs in the kernel."""
 
     rows: int
     cluster: bool = False
@@ -44,10 +44,15 @@ class Variant(NamedTuple):
     def threads(self) -> int:
         """How many threads a block has."""
         if self.inputs:
-            return 256
+            return 64 * self._warps
         if self.plan.rows >= 8:
             return 32 * -(-self.hidden // 16)
         return 32 * -(-(-(-self.hidden // self.units) * 4 * self.units) // 32)
+
+    @property
+    def _warps(self) -> int:
+        """Of each kind in a block of a cluster."""
+        return -(-self.hidden // (16 * self.cluster))
 
     @property
     def units(self) -> int:
@@ -63,11 +68,10 @@ class Variant(NamedTuple):
         """Bytes of shared memory that a block is given at its launch."""
         rows = self.plan.rows
         if self.inputs:
-            tiles, pieces = rows // 8, 4 * self.cluster + -(-self.inputs // 16)
-            fours = (SLOTS * 3 + 2) * tiles * 128
-            floats = STAGES * rows * (-(-self.inputs // 4) * 4) + 4 * 64 + 2 * rows + 2 * 8
-            marks = SLOTS * 4 * self.gates * rows
-            return 16 * fours + 8 * pieces * (128 * tiles + 16) + 4 * (floats + marks) + 8 * (2 + 2 * SLOTS * 4)
+            warps, pieces = self._warps, (self._warps * self.cluster, -(-self.inputs // 16))
+            ring, split = SLOTS * 3 * rows // 8 * 32 * warps * 16, 2 * rows * sum(64 * (n + 1 + n % 2) for n in pieces)
+            floats = STAGES * rows * (-(-self.inputs // 4) * 4) + 64 * warps + 2 * rows + 2 * 8
+            return ring + split + 4 * (floats + SLOTS * warps * self.gates * rows) + 8 * (2 + 2 * SLOTS * warps)
         if rows < 8:
             return 0
         wide, line = -(-self.hidden // 16) * 16, (3 * self.hidden + 11) // 16 * 16 + 4

@@ -65,7 +65,7 @@ class Unit(NamedTuple):
         """Bytes of shared memory that a block is given at its launch."""
         first = _pieces(self.width) * _tiles(self.hidden[0]) * 32 * 16
         columns, pairs = 8 * _tiles(self.hidden[0]), -(-self.values // 64)
-        of_target = 4 * self.width * columns if self.parts[0] else 0
+        of_target = 4 * 16 * _pieces(self.width) * columns if self.parts[0] else 0
         of_teams = self.teams * (first + 8 * columns + 4 * 16 * _pieces(self.width))
         return 2 * first + of_target + of_teams + WARPS * 4 * (64 * pairs + 4) + sum(self.regions.values())
 
@@ -100,10 +100,10 @@ class Unit(NamedTuple):
         arguments += [f"const float* m{n}" for n in range(2, depth + 1)] + ["const float* ml", "const float* last_bias"]
         arguments += [f"const float* a{n}_{m}, int s{n}_{m}" for n, m in of_layers]
         arguments += [f"const {t}* g{n}, int o{n}, int i{n}, int t{n}" for n, t in enumerate(self.marks)]
-        at, layout = 0, ""
+        begin, layout = 0, ""
         for name, size in self.regions.items():
             kind, variable = name.split()
-            layout, at = layout + f"{kind}* const {variable} = ({kind}*)(rest + {at});\n  ", at + size
+            layout, begin = layout + f"{kind}* const {variable} = ({kind}*)(rest + {begin});\n  ", begin + size
         prepare, network_text = "", ""
         widths = (*self.hidden, 1)
         for n in range(2, depth + 1):
@@ -111,9 +111,10 @@ class Unit(NamedTuple):
         copied = [
             (f"p{n} + {m * 8 * _tiles(widths[n - 1])}", widths[n - 1], f"a{n}_{m}[i * s{n}_{m}]") for n, m in of_layers
         ]
-        for to, width, source in [*copied, ("wl", self.hidden[-1], "ml[i]")]:
-            prepare += f"for (int i = threadIdx.x; i < {8 * _tiles(width)}; i += THREADS) ({to})[i] = "
-            prepare += f"i < {width} ? {source} : 0.0f;\n  "
+        # Each is another warp's, so that they come side by side.
+        for at, (to, width, source) in enumerate([*copied, ("wl", self.hidden[-1], "ml[i]")]):
+            prepare += f"if (warp == {(at + 5) % WARPS})\n    for (int i = lane; i < {8 * _tiles(width)}; i += 32) "
+            prepare += f"({to})[i] = i < {width} ? {source} : 0.0f;\n  "
         for n, width in enumerate(self.hidden, 1):
             if n > 1:
                 network_text += f"float h{n}[TILES({width})][4];\n      "
@@ -249,6 +250,10 @@ def _bind(
         return None
     (_, inner), (q_steps, k_steps, v_steps, *of_marks) = counters
     rows, device = math.prod(lead), q.device.index
+    if not team and rows < _processors(
+        device
+    ):  # whose histories Triton's kernel divides: 9 us against 13 for one of 100
+        return None
     steps = [*k_steps, k.stride(-2), *v_steps, v.stride(-2)]
     aligned = d % 4 == 0 and e % 2 == 0 and not any(n % 4 for n in steps)
     aligned = aligned and not any(t.data_ptr() % 16 for t in (k, v, weights[1], weights[2]) if t.numel())

@@ -109,8 +109,8 @@ unit(const float* __restrict__ q, const float* __restrict__ k, const float* __re
   extern __shared__ __align__(16) char shared[];
   uint4* const own = (uint4*)shared;                             // [TEAMS][pieces][tiles][32]
   float4* const of_item = (float4*)(own + TEAMS * PIECES(D) * TILES(N1) * 32);     // Wk, Wp: [2][pieces][tiles][32]
-  float* const of_target = (float*)(of_item + 2 * PIECES(D) * TILES(N1) * 32);     // Wq, transposed: [D][N1P]
-  float2* const columns = (float2*)(of_target + (TARGET ? D * N1P : 0));           // [TEAMS][N1P]
+  float* const of_target = (float*)(of_item + 2 * PIECES(D) * TILES(N1) * 32);     // Wq, transposed: [DP][N1P]
+  float2* const columns = (float2*)(of_target + (TARGET ? DP * N1P : 0));          // [TEAMS][N1P]
   float* const targets = (float*)(columns + TEAMS * N1P);        // [TEAMS][DP]
   float* const sums = targets + TEAMS * DP;                      // [WARPS][64 COLUMNS + 4]
   char* const rest = (char*)(sums + WARPS * (64 * COLUMNS + 4));
@@ -124,7 +124,12 @@ unit(const float* __restrict__ q, const float* __restrict__ k, const float* __re
     of_item[i + PIECES(D) * TILES(N1) * 32] = PRODUCT && n < N1 ? four(wp + n * D, d, D) : nothing;
   }
   if (TARGET)
-    for (int i = threadIdx.x; i < N1P * D; i += THREADS) of_target[i % D * N1P + i / D] = i / D < N1 ? wq[i] : 0.0f;
+    for (int i = threadIdx.x; i < N1P * DP / 4; i += THREADS) {
+      const int n = i % N1P, d = i / N1P * 4;
+      const float4 w = four(wq + (n < N1 ? n * D : 0), n < N1 ? d : D, D);
+      float* const to = of_target + d * N1P + n;
+      to[0] = w.x, to[N1P] = w.y, to[2 * N1P] = w.z, to[3 * N1P] = w.w;
+    }
   PREPARE
   __syncthreads();
 
@@ -142,11 +147,16 @@ unit(const float* __restrict__ q, const float* __restrict__ k, const float* __re
       target[d] = d < D ? q[outer * q_outer + inner * q_inner + (i64)d * q_column] : 0.0f;
     team_sync(team);
     for (int n = member * 32 + lane; n < N1P; n += 32 * TEAM) {
-      float s = n < N1 ? b1[n] : 0.0f;
+      float s[4] = {n < N1 ? b1[n] : 0.0f};
       if (TARGET)
-#pragma unroll 8
-        for (int d = 0; d < D; d++) s = fmaf(of_target[d * N1P + n], target[d], s);
-      first[n].y = s;
+#pragma unroll 4
+        for (int d = 0; d < DP; d += 4) {
+          const float4 x = *(const float4*)(target + d);
+          const float* const w = of_target + d * N1P + n;
+          s[0] = fmaf(w[0], x.x, s[0]), s[1] = fmaf(w[N1P], x.y, s[1]);
+          s[2] = fmaf(w[2 * N1P], x.z, s[2]), s[3] = fmaf(w[3 * N1P], x.w, s[3]);
+        }
+      first[n].y = s[0] + s[1] + (s[2] + s[3]);
     }
     for (int j = member; j < TILES(N1); j += TEAM) {
       float4 x[PIECES(D)];
