@@ -139,7 +139,7 @@ attention(const float* __restrict__ q, const float* __restrict__ k, const float*
         if (part + j < TILES(E))
 #pragma unroll
           for (int i = 0; i < 4; i++) {
-            const float x = together(whole[j][i], rest[j][i]) / 16384.0f * undo_values[8 * (part + j) + column + i % 2];
+            const float x = together(whole[j][i], rest[j][i]) * (1.0f / 16384.0f) * undo_values[8 * (part + j) + column + i % 2];
             total[part + j][i] = fmaf(total[part + j][i], kept[i / 2], x);
           }
     }
@@ -150,13 +150,14 @@ attention(const float* __restrict__ q, const float* __restrict__ k, const float*
   for (int r = 0; r < 2; r++) {
     const bool unknown = weight[r] != weight[r];
     const bool blind = unknown ? UNSEEN_CLEAN : highest[r] == MINUS_INFINITY;
+    const float share = 1.0f / weight[r];
     if (s0 + 8 * r < queries)
 #pragma unroll
       for (int j = 0; j < TILES(E); j++)
 #pragma unroll
         for (int i = 0; i < 2; i++)
           if (8 * j + column + i < E)
-            to[(i64)r * 8 * E + 8 * j + i] = blind ? UNSEEN : total[j][2 * r + i] / weight[r];
+            to[(i64)r * 8 * E + 8 * j + i] = blind ? UNSEEN : total[j][2 * r + i] * share;
   }
 }
 """

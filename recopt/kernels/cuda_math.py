@@ -139,6 +139,22 @@ __device__ __forceinline__ float4 four(const float* p, int d, int n) {
                      d + 3 < n ? p[d + 3] : 0.0f);
 }
 
+// The power of two for COUNT numbers of each lane of four. Infinite ones, which do not count, are rare.
+template <int COUNT>
+__device__ __forceinline__ float quad_scale(const float (&x)[COUNT]) {
+  float top = 0.0f;
+#pragma unroll
+  for (int i = 0; i < COUNT; i++) top = fmaxf(top, fabsf(x[i]));
+  u32 most = quad_max(__float_as_uint(top));
+  if (__any_sync(~0u, most == 0x7f800000)) {
+    most = 0;
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) most = max(most, size(x[i]));
+    most = quad_max(most);
+  }
+  return scale_for(most);
+}
+
 __device__ __forceinline__ u32 size(const float4& x) {
   return max(max(size(x.x), size(x.y)), max(size(x.z), size(x.w)));
 }

@@ -34,12 +34,11 @@ __device__ __forceinline__ void finish(
   const float undo[2] = {inverse(scale[0]), inverse(scale[1])};
 #pragma unroll
   for (int j = 0; j < COUNT; j++)
+    {
+      const float4 c = *(const float4*)(columns + j * 8 + lane % 4 * 2);  // of both: what undoes the scale, the bias
 #pragma unroll
-    for (int i = 0; i < 2; i++) {
-      const float2 c = columns[j * 8 + lane % 4 * 2 + i];  // what undoes the scale, the bias
-#pragma unroll
-      for (int r = 0; r < 2; r++)
-        whole[j][2 * r + i] = fmaf(together(whole[j][2 * r + i], rest[j][2 * r + i]) * undo[r], c.x, c.y);
+      for (int i = 0; i < 4; i++)
+        whole[j][i] = fmaf(together(whole[j][i], rest[j][i]) * undo[i / 2], i % 2 ? c.z : c.x, i % 2 ? c.w : c.y);
     }
 }
 
@@ -50,10 +49,10 @@ __device__ __forceinline__ void layer(
   float scale[2], rest[COUNT][4];
 #pragma unroll
   for (int r = 0; r < 2; r++) {
-    u32 most = 0;
+    float x[2 * TILES(N)];
 #pragma unroll
-    for (int j = 0; j < TILES(N); j++) most = max(most, max(size(h[j][2 * r]), size(h[j][2 * r + 1])));
-    scale[r] = scale_for(quad_max(most));
+    for (int j = 0; j < TILES(N); j++) x[2 * j] = h[j][2 * r], x[2 * j + 1] = h[j][2 * r + 1];
+    scale[r] = quad_scale(x);
   }
 #pragma unroll
   for (int j = 0; j < COUNT; j++)
@@ -72,14 +71,17 @@ __device__ __forceinline__ void layer(
 }
 
 // The layer's function; 0 in columns past its width, whatever the function makes of nothing.
-#define APPLY(F, N, PARAMS, h, params)                                                    \
-  _Pragma("unroll") for (int j = 0; j < TILES(N); j++)                                    \
-  _Pragma("unroll") for (int i = 0; i < 2; i++) {                                         \
-    const int n = j * 8 + lane % 4 * 2 + i;                                               \
-    float p[PARAMS + 1];                                                                  \
-    _Pragma("unroll") for (int m = 0; m < PARAMS; m++) p[m] = (params)[m * 8 * TILES(N) + n]; \
-    h[j][i] = (N) % 8 == 0 || n < (N) ? F(h[j][i], p) : 0.0f;                             \
-    h[j][2 + i] = (N) % 8 == 0 || n < (N) ? F(h[j][2 + i], p) : 0.0f;                     \
+#define APPLY(F, N, PARAMS, h, params)                                                                \
+  _Pragma("unroll") for (int j = 0; j < TILES(N); j++) {                                              \
+    float2 both[PARAMS + 1];                                                                          \
+    _Pragma("unroll") for (int m = 0; m < PARAMS; m++)                                                \
+        both[m] = *(const float2*)((params) + m * 8 * TILES(N) + j * 8 + lane % 4 * 2);               \
+    _Pragma("unroll") for (int i = 0; i < 2; i++) {                                                   \
+      float p[PARAMS + 1];                                                                            \
+      _Pragma("unroll") for (int m = 0; m < PARAMS; m++) p[m] = i ? both[m].y : both[m].x;            \
+      const bool there = (N) % 8 == 0 || j * 8 + lane % 4 * 2 + i < (N);                              \
+      h[j][i] = there ? F(h[j][i], p) : 0.0f, h[j][2 + i] = there ? F(h[j][2 + i], p) : 0.0f;         \
+    }                                                                                                 \
   }
 
 // A matrix [N, K] in shared memory, as `layer` reads it, with its scales and bias.
@@ -233,15 +235,16 @@ unit(const float* __restrict__ q, const float* __restrict__ k, const float* __re
       const int t0 = t + lane / 4;
       float scale[2];
       {
-        u32 most = 0, more = 0;
+        float a[4 * PIECES(D)], b[4 * PIECES(D)];
 #pragma unroll
         for (int s = 0; s < PIECES(D); s++) {
           const int d = 16 * s + lane % 4 * 4;
           x[s] = four(k_row + (i64)t0 * k_item, t0 < right ? d : D, D);
           z[s] = four(k_row + (i64)(t0 + 8) * k_item, t0 + 8 < right ? d : D, D);
-          most = max(most, size(x[s])), more = max(more, size(z[s]));
+          a[4 * s] = x[s].x, a[4 * s + 1] = x[s].y, a[4 * s + 2] = x[s].z, a[4 * s + 3] = x[s].w;
+          b[4 * s] = z[s].x, b[4 * s + 1] = z[s].y, b[4 * s + 2] = z[s].z, b[4 * s + 3] = z[s].w;
         }
-        scale[0] = scale_for(quad_max(most)), scale[1] = scale_for(quad_max(more));
+        scale[0] = quad_scale(a), scale[1] = quad_scale(b);
       }
       float h1[TILES(N1)][4] = {};
       {
