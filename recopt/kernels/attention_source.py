@@ -139,7 +139,8 @@ attention(const float* __restrict__ q, const float* __restrict__ k, const float*
         if (part + j < TILES(E))
 #pragma unroll
           for (int i = 0; i < 4; i++) {
-            const float x = together(whole[j][i], rest[j][i]) * (1.0f / 16384.0f) * undo_values[8 * (part + j) + column + i % 2];
+            const float undo_value = undo_values[8 * (part + j) + column + i % 2];
+            const float x = together(whole[j][i], rest[j][i]) * (1.0f / 16384.0f) * undo_value;
             total[part + j][i] = fmaf(total[part + j][i], kept[i / 2], x);
           }
     }

@@ -220,9 +220,9 @@ def target_attention_halves(
     q: Tensor, k: Tensor, v: Tensor, weights: Sequence[Tensor], params: Sequence[Tensor], text: str, softmax: bool,
     team: int = 0,
 ) -> Tensor | None:  # fmt: skip
-    """`recopt::target_attention` in one launch; operands as there. None where they do not fit the kernel (`fits`), where
-    their leading dimensions take more than two counters, where it cannot be compiled, or where there are fewer rows
-    than processors. `team` forces the warps a row."""
+    """`recopt::target_attention` in one launch; operands as there. None where they do not fit the kernel (`fits`),
+    where their leading dimensions take more than two counters, where it cannot be compiled, or where there are fewer
+    rows than processors. `team` forces the warps a row."""
     key = (
         text, softmax, team, q.device.index,
         tuple((t.shape, t.stride(), t.dtype, t.data_ptr() % 16) for t in (q, k, v, *weights, *params)),
