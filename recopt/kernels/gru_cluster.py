@@ -76,10 +76,9 @@ __device__ __forceinline__ float split(Weights<PIECES>& high, Weights<PIECES>& l
 // sum = weights of COUNT gates from FIRST on, times a split operand; `at`: where in it this lane begins.
 // The tensor cores round every sum towards zero. So the small products, those with a low half, are added up first or
 // apart: a third of the steps at full size. Apart, where registers allow: sums that wait for each other idle.
-template <int PIECES, int FIRST, int COUNT>
+template <int PIECES, int FIRST, int COUNT, int CHAINS>
 __device__ __forceinline__ void product(
     float (&sum)[COUNT][TILES][4], const Weights<PIECES>& high, const Weights<PIECES>& low, const char* at) {
-  constexpr int CHAINS = COUNT * TILES > 3 ? 1 : COUNT * TILES == 3 ? 2 : 3;
   float sums[CHAINS][COUNT][TILES][4] = {};
 #pragma unroll
   for (int pass = CHAINS > 1; pass < 2; pass++)
@@ -211,7 +210,7 @@ recurrence(const float* __restrict__ inputs, const float* __restrict__ start, co
       float4* const slots = ring + slot * 3 * TILES * THREADS + thread;
       bool infinite = false;
       float sum[3][TILES][4];
-      product<X_PIECES, 0, 3>(sum, high, low, to + place(lane / 4, lane % 4, PITCH(X_PIECES)));
+      product<X_PIECES, 0, 3, TILES == 1 ? 2 : 1>(sum, high, low, to + place(lane / 4, lane % 4, PITCH(X_PIECES)));
       wait(address(used + slot * WARPS + warp), t / SLOTS + 1);
 #pragma unroll
       for (int n = 0; n < TILES; n++) {
@@ -331,7 +330,7 @@ recurrence(const float* __restrict__ inputs, const float* __restrict__ start, co
       };
       if (AFTER) {
         float sum[3][TILES][4];
-        product<H_PIECES, 0, 3>(sum, high, low, at);
+        product<H_PIECES, 0, 3, TILES == 1 ? 3 : 1>(sum, high, low, at);
         wait(address(made + slot * WARPS + warp), t / SLOTS);
 #pragma unroll
         for (int n = 0; n < TILES; n++)
@@ -343,7 +342,7 @@ recurrence(const float* __restrict__ inputs, const float* __restrict__ start, co
           }
       } else {
         float sum[2][TILES][4];
-        product<H_PIECES, 0, 2>(sum, high, low, at);
+        product<H_PIECES, 0, 2, TILES == 1 ? 3 : 1>(sum, high, low, at);
         wait(address(made + slot * WARPS + warp), t / SLOTS);
 #pragma unroll
         for (int n = 0; n < TILES; n++)
@@ -354,7 +353,7 @@ recurrence(const float* __restrict__ inputs, const float* __restrict__ start, co
           }
         publish(e + 1, sum[0], scale);
         scale = received(e + 1), unscale = undone * inverse(scale);
-        product<H_PIECES, 2, 1>(candidate, high, low, states + STATE + read);
+        product<H_PIECES, 2, 1, 3>(candidate, high, low, states + STATE + read);
 #pragma unroll
         for (int n = 0; n < TILES; n++)
 #pragma unroll

@@ -25,7 +25,7 @@ MAX_WIDTH = 64  # of items and values
 MAX_COLUMNS = 96  # of hidden layers: sums of both kinds stay in registers
 MAX_HIDDEN = 3
 WARPS = 12  # a block: 168 registers a thread
-TEAMS = (2, 4, 6, 12)  # warps a row
+TEAMS = (12, 6, 4, 2)  # warps a row
 _MAX_PLANS = 4096
 
 

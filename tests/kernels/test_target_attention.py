@@ -120,7 +120,7 @@ def test_the_kernel_on_halves() -> None:
         for word in ("ARGUMENTS", "LAYOUT", "PREPARE", "MARKS\n", "READ_MARKS", "NETWORK", "LAST_PARAMS", "None"):
             assert word not in made.source
     chosen = [halves.choose(rows, items, 132) for rows, items in ((1, 100), (132, 100), (264, 100), (1024, 100))]
-    assert chosen == [12, 12, 4, 4] and halves.choose(1024, 100, 132, (6, 12)) == 6
+    assert chosen == [12, 12, 6, 4] and halves.choose(1024, 100, 132, (12, 6)) == 6
     q, k, _, weights = unit(3, 5, 4, (6,))
     assert not halves.fits(q, k, k, weights, [], parse_network("h; h; h"))  # a CPU's
 
