@@ -1,9 +1,9 @@
 """The launcher of the CUDA C++ kernels of ``recopt::gru`` and ``recopt::augru``: what fits them, how they are compiled.
 
-On Hopper one kernel of ``gru_cluster`` does all of a larger batch. Else the products of the inputs are one
-``recopt::linear`` over all steps, or the kernel of ``gru_inputs`` where there are many, and the kernel of ``gru_rows``
-or ``gru_tiles`` does the rest. They are compiled by NVRTC through torch, once for each ``Variant``. Triton would not keep the weights in registers from step to step, and
-reading them again is what a step would cost.
+On Hopper one kernel of ``gru_cluster`` does all of a batch of a few hundred rows. Else the products of the inputs are
+one ``recopt::linear`` over all steps, or the kernel of ``gru_inputs`` where there are many, and the kernel of
+``gru_rows`` or ``gru_tiles`` does the rest. They are compiled by NVRTC through torch, once for each ``Variant``. Triton
+would not keep the weights in registers from step to step, and reading them again is what a step would cost.
 """
 
 from __future__ import annotations
@@ -105,8 +105,8 @@ def gru_cuda(
     else:
         by_step = x.stride(0) < x.stride(1)
         turned = x.transpose(0, 1) if by_step else x
-        inputs = input_products(turned, wi, bi)
-        inputs = linear(turned, wi, bi) if inputs is None else inputs
+        found = input_products(turned, wi, bi)
+        inputs = linear(turned, wi, bi) if found is None else found
         strides = inputs.transpose(0, 1).stride() if by_step else inputs.stride()
         width, fetched = 0, _aligned(inputs, hidden)
         weights = weights if weights.data_ptr() % 16 == 0 else weights.clone()  # they are read 16 bytes at a time

@@ -23,11 +23,11 @@ INPUTS = r"""
 #define PART 4  // tiles of 8 columns at a time: registers
 
 extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
-products(const float* __restrict__ x, const float* __restrict__ w, const float* __restrict__ bias, float* __restrict__ y,
-         int rows, int inner_rows, int outer_stride, int inner_stride) {
+products(const float* __restrict__ x, const float* __restrict__ w, const float* __restrict__ bias,
+         float* __restrict__ y, int rows, int inner_rows, int outer_stride, int inner_stride) {
   extern __shared__ __align__(16) char shared[];
-  uint4* const split_weights = (uint4*)shared;                                         // [pieces][tiles][32]
-  float2* const columns = (float2*)(split_weights + PIECES(K) * TILES(N) * 32);        // what undoes the scale, the bias
+  uint4* const split_weights = (uint4*)shared;                                   // [pieces][tiles][32]
+  float2* const columns = (float2*)(split_weights + PIECES(K) * TILES(N) * 32);  // what undoes the scale, the bias
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, column = lane % 4 * 2;
   for (int j = warp; j < TILES(N); j += WARPS) {
     float4 a[PIECES(K)];
