@@ -330,7 +330,7 @@ recurrence(const float* __restrict__ inputs, const float* __restrict__ start, co
       };
       if (AFTER) {
         float sum[3][TILES][4];
-        product<H_PIECES, 0, 3, TILES == 1 ? 3 : 1>(sum, high, low, at);
+        product<H_PIECES, 0, 3, TILES == 1 ? 2 : 1>(sum, high, low, at);
         wait(address(made + slot * WARPS + warp), t / SLOTS);
 #pragma unroll
         for (int n = 0; n < TILES; n++)

@@ -11,7 +11,6 @@ from recopt.kernels.cuda_math import cuda_text
 from recopt.kernels.epilogue import EpilogueError
 from recopt.kernels.gru import KEEP, GruError, check_gru, gru, gru_torch
 from recopt.kernels.gru_cuda import MAX_GATES, MAX_HIDDEN, MAX_INPUTS, choose, fits, gru_cuda
-from recopt.kernels.gru_inputs import input_products
 from recopt.kernels.gru_variants import Plan, Variant
 
 DIEN = "1.0 - p0 * sigmoid(h)"
@@ -231,20 +230,3 @@ def test_the_operators_on_a_gpu(after: bool) -> None:
     gates = [torch.rand(3, 4, device="cuda")]
     torch.library.opcheck(AUGRU_OPERATOR, (x, None, *weights, after, DIEN, gates), test_utils=kinds)
     torch.library.opcheck(AUGRU_OPERATOR, (x, None, *weights, after, "sin(h) + p0", gates), test_utils=kinds)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize(("batch", "steps", "width", "columns"), [(400, 50, 64, 384), (350, 47, 33, 45)])
-def test_products_of_inputs_on_a_gpu(batch: int, steps: int, width: int, columns: int) -> None:
-    """Rows of any size, in either order, with an infinity, and no larger an error than float32's own."""
-    x, w, b = torch.randn(batch, steps, width), torch.randn(columns, width), torch.randn(columns)
-    x *= torch.randn(batch, steps, 1).exp()
-    x[7, 3, 2] = torch.inf
-    exact = x.double() @ w.double().T + b.double()
-    for there in (x.cuda(), x.cuda().transpose(0, 1).contiguous().transpose(0, 1)):
-        y = input_products(there, w.cuda(), b.cuda())
-        assert y is not None
-        torch.testing.assert_close(y.cpu()[7, 3].double(), exact[7, 3])
-        finite = exact.isfinite()
-        theirs = (there @ w.cuda().T + b.cuda()).cpu()
-        assert (y.cpu() - exact)[finite].norm() <= (theirs - exact)[finite].norm()
