@@ -1,35 +1,33 @@
-"""The launcher of the CUDA C++ kernel of ``recopt::gru`` and ``recopt::augru``: what fits it, and how it is compiled.
+"""The launcher of the CUDA C++ kernels of ``recopt::gru`` and ``recopt::augru``: what fits them, how they are compiled.
 
-The products of the inputs are one ``recopt::linear`` over all steps; the kernel of ``gru_rows`` or ``gru_tiles`` does
-the rest. It is compiled by NVRTC through torch, once for each hidden size, kind of gate and number of rows a block.
-Triton would not keep the weights in registers from step to step, and reading them again is what a step would cost.
+On Hopper one kernel of ``gru_cluster`` does all of a batch of a few hundred rows. Else the products of the inputs are
+one ``recopt::linear`` over all steps, and the kernel of ``gru_rows`` or ``gru_tiles`` does the rest. They are compiled
+by NVRTC through torch, once for each ``Variant``. Triton would not keep the weights in registers from step to step, and
+reading them again is what a step would cost.
 """
 
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .epilogue import compile_epilogue
-from .gru_rows import FUNCTIONS, ROWS
-from .gru_tiles import TILES
+from .cuda_math import cuda_text
+from .gru_variants import Plan, Variant
 from .linear import _architecture, _processors, linear
 
-MAX_HIDDEN = 128  # wider weights do not fit into the registers of one processor
+MAX_HIDDEN = 128  # wider weights do not fit into the registers of one processor, or of two
+MAX_INPUTS = 128  # likewise, of a kernel that multiplies them
 MAX_GATES = 8
-STAGES = 3
-_KNOWN = set(re.findall(r"(?:float|bool) (f_\w+)\(", FUNCTIONS))
 
 
 def fits(
     x: Tensor, h0: Tensor | None, wi: Tensor, wh: Tensor, bi: Tensor, bh: Tensor, keep: str, gates: Sequence[Tensor]
 ) -> bool:
-    """Whether the kernel takes these operands: float32 on Ampere or newer, at most 128 units, at least one of each
+    """Whether a kernel takes these operands: float32 on Ampere or newer, at most 128 units, at least one of each
     size, and a gate of functions that the source has."""
     operands = [t for t in (x, h0, wi, wh, bi, bh) if t is not None]
     return (
@@ -44,74 +42,22 @@ def fits(
     )
 
 
-@functools.lru_cache(maxsize=256)
-def cuda_text(text: str) -> str | None:
-    """The gate `text` in C++ over ``h`` and ``p[..]``; None where it calls what the source does not have."""
-    source = compile_epilogue(text).triton_source
-    if not set(re.findall(r"f_\w+", source)) <= _KNOWN or ".to(" in source:
-        return None
-    source = re.sub(r"\((-?[\d.]+(?:e[+-]?\d+)?)\)", r"(\1f)", source)
-    bits = {"inf": "0x7f800000", "-inf": "0xff800000", "nan": "0x7fc00000"}
-    source = re.sub(r'float\("(-?inf|nan)"\)', lambda m: f"__int_as_float({bits[m[1]]})", source)
-    return re.sub(r"\bp(\d+)\b", r"p[\1]", source)
+def choose(batch: int, hidden: int, inputs: int, processors: int, clusters: bool) -> Plan:
+    """The plan by which all blocks run side by side while the batch lets them; `clusters`: whether there are any.
 
-
-class Variant(NamedTuple):
-    """What the source is compiled for: its macros."""
-
-    hidden: int
-    rows: int  # a block: 1 or 2 by multiply-adds, 8 or 16 on the tensor cores
-    after: bool
-    keep: str
-    gates: int
-    started: bool  # from a state that is given
-
-    @property
-    def threads(self) -> int:
-        """How many threads a block has."""
-        if self.rows >= 8:
-            return 32 * -(-self.hidden // 16)
-        return 32 * -(-(-(-self.hidden // self.units) * 4 * self.units) // 32)
-
-    @property
-    def units(self) -> int:
-        """How many units of a state 4 times as many threads make together: more read less, and exchange more sums.
-
-        Measured on an H100 at 128 units and 50 steps, 1, 2 and 4 of them in us: GRU 34, 36, 38 and AUGRU 49, 42, 43 at
-        a row a block, 55, 56, 64 and 83, 69, 74 at two.
-        """
-        return 2 if self.hidden > 32 else 1
-
-    @property
-    def shared(self) -> int:
-        """Bytes of shared memory that a block is given at its launch."""
-        if self.rows < 8:
-            return 0
-        wide, line = -(-self.hidden // 16) * 16, (3 * self.hidden + 11) // 16 * 16 + 4
-        return 4 * (STAGES * self.rows * (line + self.gates) + 3 * wide) + 2 * 2 * 2 * self.rows * (wide + 8)
-
-    @property
-    def source(self) -> str:
-        """The whole text for the compiler."""
-        numbers = range(self.gates)
-        size = (
-            {"ROWS": self.rows, "UNITS": self.units} if self.rows < 8 else {"TILES": self.rows // 8, "STAGES": STAGES}
-        )
-        macros = size | {
-            "H": self.hidden, "AFTER": int(self.after), "GATES": self.gates, "KEEP": cuda_text(self.keep),
-            "STARTED": int(self.started), "BYTES": 4 if self.hidden % 4 else 16,
-            "GATE_ARGUMENTS": "".join(f", const float* g{n}, int r{n}, int s{n}" for n in numbers),
-            "GATE_POINTERS": "{" + ", ".join(f"g{n}" for n in numbers) + "}",
-            "GATE_ROWS": "{" + ", ".join(f"r{n}" for n in numbers) + "}",
-            "GATE_STEPS": "{" + ", ".join(f"s{n}" for n in numbers) + "}",
-        }  # fmt: skip
-        text = "".join(f"#define {name} {value}\n" for name, value in macros.items())
-        return text + FUNCTIONS + (ROWS if self.rows < 8 else TILES)
-
-
-def rows_of(batch: int, processors: int) -> int:
-    """Rows a block, so that all blocks run side by side while the batch lets them."""
-    return next((rows for rows in (1, 2, 8) if -(-batch // rows) <= processors), 16)
+    Measured on an H200, 50 steps, in us with the products of the inputs, GRU of 64 and AUGRU of 128 inputs, 128 units:
+    256 rows by 2 take 75 and 93, in clusters of 8 65 and 88; 512 by 8 95 and 121, in clusters 66 and 89; 1024 by 8 119
+    and 155, in clusters of 16 123 and 176; 2048 by 16 201 and 257, in clusters 243 and 348. Of 64 units with 32 and 64
+    inputs, 256 by 2 take 33 and 42, in clusters of 8 48 and 61; 2048 by 16 118 and 129, in clusters of 16 87 and 97.
+    """
+    if batch <= processors:
+        return Plan(1)
+    if clusters and inputs <= MAX_INPUTS:
+        if hidden > 64 and batch <= processors // 2 * 8:
+            return Plan(8, True)
+        if hidden <= 64 and batch > 2 * processors:
+            return Plan(8 if batch <= processors * 8 else 16, True)
+    return Plan(next((rows for rows in (2, 8) if -(-batch // rows) <= processors), 16))
 
 
 @functools.cache
@@ -129,35 +75,49 @@ def _compile(device: int, variant: Variant) -> Any:
     return kernel
 
 
+def _aligned(t: Tensor, *strides: int) -> int:
+    """How many bytes of a tensor can be fetched at once: 16, or 4."""
+    return 4 if any(n % 4 for n in strides) or t.data_ptr() % 16 else 16
+
+
 def gru_cuda(
     x: Tensor, h0: Tensor | None, wi: Tensor, wh: Tensor, bi: Tensor, bh: Tensor, after: bool,
-    keep: str, gates: Sequence[Tensor], rows: int = 0,
+    keep: str, gates: Sequence[Tensor], plan: Plan | None = None,
 ) -> Tensor | None:  # fmt: skip
-    """`recopt::gru` and `recopt::augru` as two launches; None where the kernel does not take the operands or cannot be
-    compiled. The result is contiguous. `rows` a block, 1, 2, 8 or 16, are chosen where they are 0. No gradients. On the
-    tensor cores a state that is infinite makes its row nan."""
+    """`recopt::gru` and `recopt::augru` as one launch or two; None where no kernel takes the operands or can be
+    compiled. The result is contiguous. `plan` forces how the batch is cut. No gradients. On the tensor cores a state
+    that is infinite makes its row nan."""
     if not fits(x, h0, wi, wh, bi, bh, keep, gates):
         return None
     batch, steps, hidden = x.shape[0], x.shape[1], wh.shape[1]
     device = x.device.index
-    rows = rows or rows_of(batch, _processors(device))
-    variant = Variant(hidden, rows, after, keep, len(gates), h0 is not None)
-    kernel = _compile(device, variant)
-    if kernel is None:
-        return None
-    by_step = x.stride(0) < x.stride(1)
-    inputs = linear(x.transpose(0, 1) if by_step else x, wi, bi)
-    strides = inputs.transpose(0, 1).stride() if by_step else inputs.stride()
+    plan = plan or choose(batch, hidden, x.shape[2], _processors(device), _architecture(device) >= 9)
     start = bh if h0 is None else h0.expand(batch, hidden)
     start = start if start.stride(-1) == 1 else start.contiguous()
     weights = wh.contiguous()
-    weights = weights if weights.data_ptr() % 16 == 0 else weights.clone()  # they are read 16 bytes at a time
+    args: list[Tensor | int]
+    if plan.cluster:
+        inputs = x if x.stride(-1) == 1 else x.contiguous()
+        strides = inputs.stride()
+        width, fetched = x.shape[2], _aligned(inputs, x.shape[2], *strides[:2])
+        args = [inputs, start, wi.contiguous(), weights, bi.contiguous()]
+    else:
+        by_step = x.stride(0) < x.stride(1)
+        inputs = linear(x.transpose(0, 1) if by_step else x, wi, bi)
+        strides = inputs.transpose(0, 1).stride() if by_step else inputs.stride()
+        width, fetched = 0, _aligned(inputs, hidden)
+        weights = weights if weights.data_ptr() % 16 == 0 else weights.clone()  # they are read 16 bytes at a time
+        args = [inputs, start, weights]
+    variant = Variant(hidden, width, plan, after, keep, len(gates), h0 is not None, fetched)
+    kernel = _compile(device, variant)
+    if kernel is None:
+        return None
     floats = [g.expand(batch, steps).float() for g in gates]
     y = torch.empty((batch, steps, hidden), dtype=x.dtype, device=x.device)
-    args: list[Tensor | int] = [inputs, start, weights, bh.contiguous(), y, batch, steps, *strides[:2]]
-    args.append(0 if h0 is None else start.stride(0))
+    args += [bh.contiguous(), y, batch, steps, *strides[:2], 0 if h0 is None else start.stride(0)]
     for g in floats:
         args += [g, *g.stride()]
+    blocks = -(-batch // plan.rows) * variant.cluster
     with torch.cuda.device(device):
-        kernel((-(-batch // rows), 1, 1), (variant.threads, 1, 1), args, variant.shared)
+        kernel((blocks, 1, 1), (variant.threads, 1, 1), args, variant.shared)
     return y

@@ -4,49 +4,10 @@ A block owns one or two rows of the batch and all their steps. Its weights stay 
 the last. Threads share a group of units, each with a part of the state, which they read from shared memory, and
 exchange sums until each thread has those of one unit and row. Reading limits: 16 bytes a thread take four turns.
 
-A step has one barrier, or two where the reset gate comes before the product. `FUNCTIONS` is what gates may call.
+A step has one barrier, or two where the reset gate comes before the product.
 """
 
 from __future__ import annotations
-
-FUNCTIONS = r"""
-typedef unsigned int u32;
-typedef unsigned short u16;
-typedef long long i64;
-
-__device__ __forceinline__ float f_exp(float x) { return expf(x); }
-__device__ __forceinline__ float f_sigmoid(float x) {  // within a unit in the last place of 1
-  float e, y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(e) : "f"(x * -1.4426950408889634f));
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(1.0f + e));
-  return y;
-}
-__device__ __forceinline__ float f_tanh(float x) {
-  float a = fabsf(x), s = x * x, e, y;
-  float p = 62.0f / 2835 + s * (-1382.0f / 155925);
-  p = x * (1.0f + s * (-1.0f / 3 + s * (2.0f / 15 + s * (-17.0f / 315 + s * p))));
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(e) : "f"(a * -2.8853900817779268f));
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(1.0f + e));
-  y = copysignf((1.0f - e) * y, x);
-  return a < 0.35f ? p : y;
-}
-__device__ __forceinline__ float f_neg(float x) { return -x; }
-__device__ __forceinline__ float f_abs(float x) { return fabsf(x); }
-__device__ __forceinline__ float f_max(float a, float b) { return a != a || a > b ? a : b; }
-__device__ __forceinline__ float f_min(float a, float b) { return a != a || a < b ? a : b; }
-__device__ __forceinline__ float f_relu(float x) { return f_max(x, 0.0f); }
-__device__ __forceinline__ float f_clip(float x, float lo, float hi) { return f_min(f_max(x, lo), hi); }
-__device__ __forceinline__ float f_hardsigmoid(float x) { return f_clip(x + 3.0f, 0.0f, 6.0f) / 6.0f; }
-__device__ __forceinline__ float f_square(float x) { return x * x; }
-__device__ __forceinline__ float f_where(bool c, float a, float b) { return c ? a : b; }
-__device__ __forceinline__ bool f_logical_and(bool a, bool b) { return a && b; }
-__device__ __forceinline__ bool f_logical_or(bool a, bool b) { return a || b; }
-__device__ __forceinline__ bool f_logical_not(bool a) { return !a; }
-__device__ __forceinline__ bool f_isnan(float x) { return x != x; }
-
-__device__ __forceinline__ float keep(float h, const float* p) { return KEEP; }
-
-"""
 
 ROWS = r"""
 #define PARTS (4 * UNITS)                        // threads that share UNITS units, each a part of the state
@@ -178,7 +139,7 @@ recurrence(const float* __restrict__ inputs, const float* __restrict__ start, co
     product<2, 1>(candidate, w, before, ROWS * WIDE);
     float c = f_tanh(x[2] + candidate[0]);
 #endif
-    h = c + z * (h - c);
+    h = mixed(c, h, z);
     if (writes) states[AFTER && !(t & 1)][row][unit] = h;
     if (kept) *out = h;
     out += H;

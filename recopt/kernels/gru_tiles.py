@@ -22,33 +22,6 @@ TILES = r"""
 #define LINE ((3 * H + 11) / 16 * 16 + 4)       // floats a row of staged inputs, likewise
 #define STAGE (ROWS * LINE + (GATES ? GATES * ROWS : 0))
 
-__device__ __forceinline__ u32 address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
-
-__device__ __forceinline__ u32 pack(float a, float b) {
-  u32 x;
-  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(x) : "f"(b), "f"(a));
-  return x;
-}
-
-__device__ __forceinline__ void unpack(u32 x, float& a, float& b) {
-  asm("{.reg .f16 l, h; mov.b32 {l, h}, %2; cvt.f32.f16 %0, l; cvt.f32.f16 %1, h;}" : "=f"(a), "=f"(b) : "r"(x));
-}
-
-template <int SIZE>
-__device__ __forceinline__ void copy(u32 to, const float* from) {
-  if constexpr (SIZE == 16)
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" :: "r"(to), "l"(from) : "memory");
-  else
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" :: "r"(to), "l"(from) : "memory");
-}
-
-__device__ __forceinline__ void multiply(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
-      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
 __device__ __forceinline__ void read(u32 (&b)[4], u32 at) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(b[0]), "=r"(b[1]), "=r"(b[2]), "=r"(b[3]) : "r"(at) : "memory");
@@ -268,7 +241,7 @@ recurrence(const float* __restrict__ inputs, const float* __restrict__ start, co
         c *= f_sigmoid(INPUT(0, n, i) + (sum[0][n][i] + BIAS(0, i)));
 #endif
         c = f_tanh(INPUT(2, n, i) + c);
-        h[n][i] = c + z * (h[n][i] - c);
+        h[n][i] = mixed(c, h[n][i], z);
         if (column + r < here && THERE(i)) out[(i64)r * steps * H + 8 * (i >> 1)] = h[n][i];
       }
     asm volatile("cp.async.wait_group 1;" ::: "memory");

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from recopt.kernels.target_attention import target_attention_torch
+from recopt.kernels.target_attention_halves import target_attention_halves
 from recopt.kernels.target_attention_triton import Unit, target_attention_triton
 
 
@@ -49,6 +50,12 @@ CASES = [
     Case((3,), 21, 36, (40,), f"relu; h; {MASK}", dtype=torch.bfloat16, softmax=True),
     Case((2,), 20, 16, (20, 20), "relu; clip(h, -1.0, 1.0); h; h", special=True),
 ]
+TEAMS = (2, 4, 6, 12)
+WIDE = [
+    Case((300,), 100, 64, (80, 40), f"{DICE}; {DICE}; h; {MASK}"),
+    Case((1700,), 33, 64, (96, 96), f"{DICE}; relu; h; {MASK}", shared=True),
+    Case((7,), 200, 64, (80, 40), "relu; relu; h; where(p0, h, -inf)", softmax=True, values=17),
+]
 
 
 def operands(case: Case) -> tuple[Tensor, Tensor, Tensor, list[Tensor], list[Tensor]]:
@@ -81,8 +88,9 @@ def operands(case: Case) -> tuple[Tensor, Tensor, Tensor, list[Tensor], list[Ten
     return cast[0], same, cast[2] if case.values else same, cast[3:], params
 
 
-def check(case: Case, device: str) -> None:
-    """Within assert_close of float64; half precision within what rounding the layers to it costs torch itself."""
+def check(case: Case, device: str, team: int = 0) -> None:
+    """Within assert_close of float64; half precision within what rounding the layers to it costs torch itself. A team
+    of warps is that of the kernel on halves."""
     q, k, v, weights, params = operands(case)
     exact = target_attention_torch(
         q.double(), k.double(), v.double(), [w.double() for w in weights],
@@ -93,7 +101,10 @@ def check(case: Case, device: str) -> None:
     weights, params = [w.to(device) for w in weights], [p.to(device) for p in params]
     poison = torch.full((*case.lead, v.shape[-1]), torch.nan, device=device, dtype=case.dtype)
     del poison  # the allocator hands the same memory out next
-    out = target_attention_triton(*there, weights, params, case.text, case.softmax, case.unit)
+    if team:
+        out = target_attention_halves(*there, weights, params, case.text, case.softmax, team)
+    else:
+        out = target_attention_triton(*there, weights, params, case.text, case.softmax, case.unit)
     assert out is not None, case
     assert out.dtype == case.dtype
     wide = {} if case.dtype == torch.float32 else {"rtol": 4e-2, "atol": 4e-2}
@@ -115,7 +126,11 @@ def main(device: str) -> None:
     for case in cases:
         for _ in range(1 if device == "cpu" else 2):
             check(case, device)
-    print(len(cases), "cases agree")
+    halves = [c for c in (*CASES, *WIDE) if device != "cpu" and c.dtype == torch.float32]
+    for n, case in enumerate(halves):
+        for _ in range(2):
+            check(case, device, TEAMS[n % len(TEAMS)])
+    print(len(cases) + len(halves), "cases agree")
 
 
 if __name__ == "__main__":

@@ -8,9 +8,11 @@ from torch import Tensor
 
 from recopt.hosts.fx_operators import AUGRU_OPERATOR, GRU_OPERATOR
 from recopt.kernels import gru_cpu
+from recopt.kernels.cuda_math import cuda_text
 from recopt.kernels.epilogue import EpilogueError
-from recopt.kernels.gru import KEEP, GruError, check_gru, gru
-from recopt.kernels.gru_cuda import MAX_HIDDEN, Variant, cuda_text, fits, gru_cuda, rows_of
+from recopt.kernels.gru import KEEP, GruError, check_gru, gru, gru_torch
+from recopt.kernels.gru_cuda import MAX_GATES, MAX_HIDDEN, MAX_INPUTS, choose, fits, gru_cuda
+from recopt.kernels.gru_variants import Plan, Variant
 
 DIEN = "1.0 - p0 * sigmoid(h)"
 
@@ -121,16 +123,31 @@ def test_gates_in_cuda() -> None:
     assert (
         cuda_text("where(p0 > 1e-9, inf, -h)") == "f_where((p[0] > (1e-09f)), (__int_as_float(0x7f800000)), f_neg(h))"
     )
-    assert cuda_text("erf(h)") is None and cuda_text("(h > 0.0) + h") is None
+    assert cuda_text("sin(h)") is None and cuda_text("(h > 0.0) + h") is None
 
 
-def test_what_the_kernel_takes() -> None:
-    """Never a CPU's operands; shared memory of any size it takes is what a processor of Hopper has."""
+PLANS = [Plan(1), Plan(2), Plan(8), Plan(16), Plan(8, True), Plan(16, True)]
+
+
+def test_what_the_kernels_take() -> None:
+    """Never a CPU's operands; shared memory of any size they take is what a processor of Hopper has."""
     x, h0, *weights = operands(3, 4, 5, 6, torch.float32)
     assert not fits(x, h0, *weights, KEEP, ())
-    largest = max(Variant(h, r, False, KEEP, 8, True).shared for h in range(1, MAX_HIDDEN + 1) for r in (1, 2, 8, 16))
-    assert largest <= 227 << 10
-    assert [rows_of(b, 132) for b in (1, 132, 133, 264, 265, 1056, 1057, 9999)] == [1, 1, 2, 2, 8, 8, 16, 16]
+    variants = [Variant(h, MAX_INPUTS if p.cluster else 0, p, False, KEEP, MAX_GATES, True, 16)
+                for h in range(1, MAX_HIDDEN + 1) for p in PLANS]  # fmt: skip
+    assert max(v.shared for v in variants) <= 227 << 10
+
+
+@pytest.mark.parametrize(
+    ("batch", "hidden", "inputs", "clusters", "plan"),
+    [
+        (132, 128, 64, True, Plan(1)), (133, 128, 64, True, Plan(8, True)), (529, 128, 64, True, Plan(8)),
+        (264, 64, 64, True, Plan(2)), (265, 64, 64, True, Plan(8, True)), (1057, 64, 64, True, Plan(16, True)),
+        (264, 128, 64, False, Plan(2)), (265, 128, 129, True, Plan(8)), (9999, 128, 64, True, Plan(16)),
+    ],
+)  # fmt: skip
+def test_plans(batch: int, hidden: int, inputs: int, clusters: bool, plan: Plan) -> None:
+    assert choose(batch, hidden, inputs, 132, clusters) == plan
 
 
 def on_gpu(batch: int, steps: int, width: int, hidden: int) -> list[Tensor]:
@@ -139,44 +156,44 @@ def on_gpu(batch: int, steps: int, width: int, hidden: int) -> list[Tensor]:
     return [x, h0, *(w * hidden**-0.5 for w in weights)]
 
 
-def run(given: list[Tensor], after: bool, keep: str, gates: list[Tensor], rows: int, start: bool = True) -> Tensor:
+def run(given: list[Tensor], after: bool, keep: str, gates: list[Tensor], plan: Plan, start: bool = True) -> Tensor:
     """What the kernel gives, from memory that was full of nan; its operands stay as they are."""
     x, h0, *weights = given
     before = [t.clone() for t in given]
     poison = torch.full((x.shape[0] * x.shape[1] * weights[1].shape[1],), torch.nan, device="cuda")
     del poison
-    y = gru_cuda(x, h0 if start else None, *weights, after, keep, gates, rows)
+    y = gru_cuda(x, h0 if start else None, *weights, after, keep, gates, plan)
     assert y is not None and y.is_contiguous()
     torch.testing.assert_close(given, before, rtol=0.0, atol=0.0, equal_nan=True)
     return y
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("rows", [1, 2, 8, 16])
+@pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize(
     ("batch", "steps", "width", "hidden"),
     [(1, 1, 1, 1), (5, 3, 7, 16), (17, 7, 5, 40), (17, 7, 33, 100), (33, 50, 64, 128)],
 )
 @pytest.mark.parametrize(("after", "gated"), [(True, False), (False, True)])
-def test_on_a_gpu(rows: int, batch: int, steps: int, width: int, hidden: int, after: bool, gated: bool) -> None:
+def test_on_a_gpu(plan: Plan, batch: int, steps: int, width: int, hidden: int, after: bool, gated: bool) -> None:
     given = on_gpu(batch, steps, width, hidden)
     attention = torch.rand(batch, steps, device="cuda") if gated else None
     wide = [t.double() for t in given]
     exact = reference(*wide, after, None if attention is None else attention.double())
     keep, gates = (KEEP, []) if attention is None else (DIEN, [attention])
-    torch.testing.assert_close(run(given, after, keep, gates, rows), exact.float())
+    torch.testing.assert_close(run(given, after, keep, gates, plan), exact.float())
     by_step = [given[0].transpose(0, 1).contiguous().transpose(0, 1), *given[1:]]
-    torch.testing.assert_close(run(by_step, after, keep, gates, rows), exact.float())
+    torch.testing.assert_close(run(by_step, after, keep, gates, plan), exact.float())
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("rows", [1, 2, 8, 16])
-def test_lengths_on_a_gpu(rows: int) -> None:
+@pytest.mark.parametrize("plan", PLANS)
+def test_lengths_on_a_gpu(plan: Plan) -> None:
     """Steps past a length leave the state as it is, and a length of nothing the first one, which is zero."""
     given = on_gpu(17, 7, 5, 40)
     lengths, places = torch.arange(17, device="cuda")[:, None] % 8, torch.arange(7.0, device="cuda")[None]
-    y = run(given, True, LENGTHS, [lengths, places], rows, start=False)
-    whole = run(given, True, KEEP, [], rows, start=False)
+    y = run(given, True, LENGTHS, [lengths, places], plan, start=False)
+    whole = run(given, True, KEEP, [], plan, start=False)
     for b in range(17):
         n = b % 8
         torch.testing.assert_close(y[b, :n], whole[b, :n])
@@ -184,26 +201,40 @@ def test_lengths_on_a_gpu(rows: int) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("plan", [Plan(8), Plan(16, True)])
 @pytest.mark.parametrize("after", [True, False])
-def test_states_that_grow_on_a_gpu(after: bool) -> None:
-    """A gate of 3 takes a state past what halves hold at their first scale, and a nan stays in its row."""
+def test_states_that_grow_on_a_gpu(after: bool, plan: Plan) -> None:
+    """A gate of 3 takes a state past what halves hold at their first scale, and a nan stays in its row. It makes of an
+    error in the first step 3^11 times as much in the last: what float32 is good for is what steps in torch get."""
     x, h0, *weights = on_gpu(17, 12, 5, 40)
     x[3, 2, 1] = torch.nan
     given = [x, h0, *weights]
     keep, gates = "p0 + 0.0 * h", [torch.full((1, 1), 3.0, device="cuda")]
-    y = run(given, after, keep, gates, 8)
+    y = run(given, after, keep, gates, plan)
     exact = gru(*(t.double() for t in given), after, keep, gates)
+    steps = gru_torch(*given, after, keep, gates)
     assert y.abs().nan_to_num().max() > 1e4
-    torch.testing.assert_close(y, exact.float(), equal_nan=True)
+    assert torch.equal(y.isnan(), exact.isnan()) and not y[:3].isnan().any()
+    assert (y - exact).nan_to_num().norm() <= 3.0 * (steps - exact).nan_to_num().norm()
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("rows", [1, 8])
-def test_weights_at_any_address(rows: int) -> None:
+@pytest.mark.parametrize("plan", [Plan(8), Plan(16, True)])
+def test_infinite_inputs_on_a_gpu(plan: Plan) -> None:
+    """They open or close gates, and nothing else."""
+    given = on_gpu(17, 7, 20, 100)
+    given[0][5, 2, 3], given[0][16, 0, 7] = torch.inf, -torch.inf
+    exact = reference(*(t.double() for t in given), True, None)
+    torch.testing.assert_close(run(given, True, KEEP, [], plan), exact.float())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("plan", [Plan(1), Plan(8), Plan(8, True)])
+def test_weights_at_any_address(plan: Plan) -> None:
     given = on_gpu(5, 3, 7, 16)
-    whole = run(given, False, KEEP, [], rows)
+    whole = run(given, False, KEEP, [], plan)
     given[3] = torch.cat([given[3].new_zeros(1), given[3].flatten()])[1:].view_as(given[3])
-    assert given[3].data_ptr() % 16 and torch.equal(run(given, False, KEEP, [], rows), whole)
+    assert given[3].data_ptr() % 16 and torch.equal(run(given, False, KEEP, [], plan), whole)
 
 
 @pytest.mark.gpu
@@ -214,4 +245,4 @@ def test_the_operators_on_a_gpu(after: bool) -> None:
     torch.library.opcheck(GRU_OPERATOR, (x, h0, *weights, after), test_utils=kinds)
     gates = [torch.rand(3, 4, device="cuda")]
     torch.library.opcheck(AUGRU_OPERATOR, (x, None, *weights, after, DIEN, gates), test_utils=kinds)
-    torch.library.opcheck(AUGRU_OPERATOR, (x, None, *weights, after, "erf(h) + p0", gates), test_utils=kinds)
+    torch.library.opcheck(AUGRU_OPERATOR, (x, None, *weights, after, "sin(h) + p0", gates), test_utils=kinds)

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from recopt.kernels import target_attention_halves as halves
 from recopt.kernels.leading import two_counters
 from recopt.kernels.target_attention import TargetAttentionError, needed, parse_network, target_attention
 from recopt.kernels.target_attention_triton import Unit, choose, fits, pieces
@@ -110,6 +111,20 @@ def test_what_the_kernel_takes() -> None:
     assert not fits(q, k, k, deep, [], parse_network("h; h; h; h; h; h"))
 
 
+def test_the_kernel_on_halves() -> None:
+    """Its source for a network, with every word of the template gone; a row's warps, and what they share."""
+    text = "h * (p0 + (1.0 - p0) * sigmoid(h * p1)); relu; h * p0; where(p0, h, 0.0)"
+    for softmax, team in ((False, 2), (True, 12)):
+        made = halves.Unit(team, 64, 64, (80, 40), (True, True, True), text, softmax, ("unsigned char",), True)
+        assert made.shared <= 227 << 10 and made.source.count("{") == made.source.count("}")
+        for word in ("ARGUMENTS", "LAYOUT", "PREPARE", "MARKS\n", "READ_MARKS", "NETWORK", "LAST_PARAMS", "None"):
+            assert word not in made.source
+    chosen = [halves.choose(rows, items, 132) for rows, items in ((1, 100), (132, 100), (264, 100), (1024, 100))]
+    assert chosen == [12, 12, 6, 4] and halves.choose(1024, 100, 132, (12, 6)) == 6
+    q, k, _, weights = unit(3, 5, 4, (6,))
+    assert not halves.fits(q, k, k, weights, [], parse_network("h; h; h"))  # a CPU's
+
+
 def test_leading_dimensions_as_two_counters() -> None:
     a, b = torch.empty(2, 3, 4, 5), torch.empty(3, 1, 5)
     assert two_counters((2, 3, 4), [(a, 1)]) == ((1, 24), [(0, 5)])
@@ -140,6 +155,7 @@ def test_kernel_agrees_with_float64(device: str) -> None:
 @needs_gpu
 def test_gpu_error_is_no_larger_than_exact_float32s() -> None:
     from recopt.kernels.target_attention import target_attention_torch
+    from recopt.kernels.target_attention_halves import target_attention_halves
     from recopt.kernels.target_attention_triton import target_attention_triton
 
     torch.manual_seed(0)
@@ -148,6 +164,9 @@ def test_gpu_error_is_no_larger_than_exact_float32s() -> None:
     text = "sigmoid; sigmoid; h; h"
     wide = target_attention_torch(q.double(), k.double(), k.double(), [w.double() for w in weights], [], text, False)
     theirs = target_attention_torch(q, k, k, weights, [], text, False)
-    ours = target_attention_triton(q, k, k, weights, [], text, False, Unit())
-    assert ours is not None
-    assert (ours - wide).norm() <= 1.02 * (theirs - wide).norm()
+    for ours in (
+        target_attention_triton(q, k, k, weights, [], text, False, Unit()),
+        target_attention_halves(q, k, k, weights, [], text, False),
+    ):
+        assert ours is not None
+        assert (ours - wide).norm() <= 1.02 * (theirs - wide).norm()
