@@ -251,14 +251,13 @@ def _bind(
         kernel, hopper_grid, hopper_constants, hopper_options = _on_hopper(config, m, n, k, x.device.index)
         options |= hopper_options
         hopper_constants = (function, b is not None, *hopper_constants, early)
+        more = _more_operands(config, x.reshape(m, k), w, m * n, hopper_grid[0])
 
         def hopper(x: Tensor, w: Tensor, b: Tensor | None, params: Sequence[Tensor]) -> Tensor:
             nonlocal runner
             out = torch.empty(shape, dtype=x.dtype, device=x.device)
             x2 = x if flat else x.reshape(m, k)
-            # Both groups of a program count for their half of the tile.
-            meeting = _meeting(x.device, config.split, m * n, 2 * hopper_grid[0]) if isinstance(config, Group) else ()
-            args = (x2, w, b, out, *meeting, tuple(params), strides, m, n, k, sxm, w.stride(0), *hopper_constants)
+            args = (x2, w, b, out, *more(x2, w), tuple(params), strides, m, n, k, sxm, w.stride(0), *hopper_constants)
             if runner is not None:
                 runner(*args)
                 return out
@@ -315,9 +314,25 @@ def _on_hopper(
         from .linear_hopper import hopper_kernel as kernel
 
         programs = min(-(-m // 128) * -(-n // config.bn), _processors(device))
-        constants = (128, config.bn, config.bk, config.stages, k % config.bk == 0)
+        constants = (128, config.bn, config.bk, config.stages)
         options = {"num_warps": 4}
     return kernel, (programs, split, 1), constants, options
+
+
+def _more_operands(
+    config: Panel | Group | Hopper, x: Tensor, w: Tensor, outputs: int, programs: int
+) -> Callable[[Tensor, Tensor], tuple[Any, ...]]:
+    """What a Gluon kernel takes between its output and its parameters, of operands with the strides of x and w."""
+    if isinstance(config, Group):
+        device, split = x.device, config.split
+        # Both groups of a program count for their half of the tile.
+        return lambda x, w: _meeting(device, split, outputs, 2 * programs)
+    if isinstance(config, Hopper):
+        from .linear_hopper import blocks_of
+
+        x_blocks, w_blocks = blocks_of(x, 128, config.bk), blocks_of(w, config.bn, config.bk)
+        return lambda x, w: (x_blocks(x), w_blocks(w))
+    return lambda x, w: ()
 
 
 @functools.lru_cache
@@ -330,8 +345,9 @@ def _fits_hopper(x: Tensor, w: Tensor, sxm: int, sxk: int) -> bool:
     """Whether the copies into shared memory can be 16 bytes wide, on the one architecture with these instructions."""
     if not x.is_cuda or _architecture(x.device.index) != 9 or x.dtype != torch.float32:
         return False
-    contiguous = sxk == 1 and w.stride(1) == 1
-    return contiguous and all(v % 4 == 0 for v in (sxm, w.stride(0))) and (x.data_ptr() | w.data_ptr()) % 16 == 0
+    # Tensor descriptors are not said to allow rows that overlap.
+    apart = sxk == 1 and w.stride(1) == 1 and min(sxm, w.stride(0)) >= w.shape[1]
+    return apart and all(v % 4 == 0 for v in (sxm, w.stride(0))) and (x.data_ptr() | w.data_ptr()) % 16 == 0
 
 
 def _meeting(device: torch.device, split: int, outputs: int, counters: int) -> tuple[Tensor | None, Tensor | None]:

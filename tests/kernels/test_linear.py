@@ -207,6 +207,16 @@ def test_gpu_gluon_kernels_agree_with_float64(config: Panel | Group | Hopper, m:
 
 @gpu
 @needs_gpu
+def test_gpu_rows_that_overlap() -> None:
+    row, w = torch.randn(1, 256, device="cuda"), torch.randn(256, 256, device="cuda") / 16
+    windows = torch.randn(4 * 300 + 256, device="cuda").as_strided((300, 256), (4, 1))
+    for x in (row.expand(300, 256), windows):
+        exact = (x.double() @ w.double().t()).float()
+        torch.testing.assert_close(linear_triton(x, w, None, "", (), Hopper(128)), exact)
+
+
+@gpu
+@needs_gpu
 @pytest.mark.parametrize("k", [64, 256, 1024, 2048])
 @pytest.mark.parametrize("uniform", [False, True])
 def test_gpu_error_is_no_larger_than_exact_float32s(k: int, uniform: bool) -> None:
