@@ -33,7 +33,7 @@ def to_onnx(module: nn.Module, args: tuple[Tensor, ...], dynamo: bool, sizes: Se
     if dynamo:
         alike = torch.export.Dim("batch") if sizes is None else torch.export.Dim.AUTO
         shapes = tuple({0: alike} for _ in args)
-        with mock.patch.object(ONNXRegistry, "from_torchlib", TORCHLIB):
+        with mock.patch.object(ONNXRegistry, "from_torchlib", staticmethod(TORCHLIB)):
             program = torch.onnx.export(
                 module, args, dynamo=True, dynamic_shapes=(shapes,), input_names=names, verbose=False
             )
