@@ -92,7 +92,35 @@ def _assemble(state: Mapping[str, Any], graph: fx.Graph) -> Program:
     root.__dict__.update({key: state[key] for key in _STATE})
     program = Program(root, graph, "Program")
     program.__dict__.update({key: state[key] for key in _STATE})
+    program.graph.on_generate_code(lambda _: lambda lines: _read_directly(program, lines))
+    program.recompile()
     return program
+
+
+def _read_directly(program: Program, lines: list[str]) -> list[str]:
+    """The generated code with tensors read from their modules' own dictionaries: through nn.Module.__getattr__ a weight
+    that lies two modules deep costs 2 us a call, which for tables by the dozen is most of a batch of one."""
+    direct = {}
+    for path, module in program.named_modules(remove_duplicate=False):
+        steps = path.split(".") if path else []
+        within = "".join(["self", *(f"._modules[{step!r}]" for step in steps)])
+        for kind in ("_parameters", "_buffers"):
+            for name in getattr(module, kind):
+                direct[_attribute([*steps, name])] = f"{within}.{kind}[{name!r}]"
+
+    def read(line: str) -> str:
+        text = line.partition(" = ")[2].partition(";")[0].strip()
+        return line.replace(text, direct[text], 1) if text in direct else line
+
+    return [read(line) for line in lines]
+
+
+def _attribute(path: Sequence[str]) -> str:
+    """How generated code spells the attribute at a path."""
+    text = "self"
+    for step in path:
+        text = f"{text}.{step}" if step.isidentifier() else f'getattr({text}, "{step}")'
+    return text
 
 
 def _load_program(body: dict[Any, Any], imports: str) -> Program:

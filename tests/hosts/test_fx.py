@@ -582,6 +582,9 @@ def test_copies_and_pickles() -> None:
     for twin in (copy.deepcopy(program), twice):
         assert_close(twin(x, scale=scale), module(x, scale=scale))
         assert set(twin.state_dict()) == set(program.state_dict())
+        assert "._parameters['weight']" in twin.code  # read without nn.Module.__getattr__
+        twin.load_state_dict({k: torch.zeros_like(v) for k, v in twin.state_dict().items()}, assign=True)
+        assert_close(twin(x, scale=scale)["y"], module.lost * scale)
         with pytest.raises(GraphError):
             twin(x, scale=torch.randn(3, 1))
 
