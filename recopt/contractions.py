@@ -10,11 +10,12 @@ from typing import TypeAlias
 from .hosts.base import Value
 from .ir.rules import FLOATS
 from .ir.tensor import Tensor
-from .ir.term import Atom, Fn, Guard, Leaf, Mono, Poly, Read, substitute, walk
+from .ir.term import Atom, Fn, Guard, Interned, Leaf, Mono, Poly, Read, TooLarge, children, substitute, walk
 from .lift.base import Lifted
 from .match import constant_leaf, is_data
 
 MAX_SOURCES = 64  # contractions that one value may combine
+MAX_WRITTEN = 100_000  # terms in an expanded one, repetitions counted
 MAX_NESTED = 48  # values between one and its contractions: mish written out from exp has ten
 
 Define: TypeAlias = Callable[[Value], Tensor | None]
@@ -210,7 +211,23 @@ def sources_of(lifted: Lifted, term: Poly) -> frozenset[Value]:
 
 
 def expand(lifted: Lifted, term: Poly) -> Poly:
-    """`term` over contractions, columns of data and constants: the definitions of everything between are put in."""
+    """`term` over contractions, columns of data and constants: the definitions of everything between are put in.
+
+    Raises TooLarge where the result is, written out: of x + sin(x), many times over, each step repeats the last twice."""
+    made: dict[Poly, Poly] = {}
+    lengths: dict[Interned, int] = {}
+
+    def whole(term: Poly) -> Poly:
+        if term not in made:
+            made[term] = _expanded(lifted, term, whole)
+            if _written_out(made[term], lengths) > MAX_WRITTEN:
+                raise TooLarge
+        return made[term]
+
+    return whole(term)
+
+
+def _expanded(lifted: Lifted, term: Poly, whole: Callable[[Poly], Poly]) -> Poly:
     monos = [m for p in walk(term) if isinstance(p, Poly) for m in p.monos]
     columns = {x.leaf for m in monos for a in m.atoms if (x := column(lifted, a, m)) is not None}
     contracted = {leaf for v in sources_of(lifted, term) for leaf in contracted_by(lifted, v)}
@@ -223,11 +240,18 @@ def expand(lifted: Lifted, term: Poly) -> Poly:
         t = lifted.definition.get(atom.leaf)
         if t is None or t.body.atom is atom:
             return None
-        inside = expand(lifted, t.at(list(atom.index)))
+        inside = whole(t.at(list(atom.index)))
         bent = any(isinstance(a, Fn) and is_data(lifted, a) for m in inside.monos for a in m.atoms)
         return None if bent and atom.leaf in contracted else inside
 
     return term if all(is_contraction(lifted, v) for v in sources_of(lifted, term)) else substitute(term, {}, inner)
+
+
+def _written_out(term: Interned, known: dict[Interned, int]) -> int:
+    """Terms within a term, each as often as its text would repeat it."""
+    if term not in known:
+        known[term] = 1 + sum(_written_out(t, known) for t in children(term))
+    return known[term]
 
 
 def unfold(lifted: Lifted, term: Poly, define: Define) -> Poly:

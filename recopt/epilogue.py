@@ -35,6 +35,8 @@ class Pre:
 
 H = Pre()
 
+MAX_TEXT = 4096  # characters; what a term shares, its text repeats
+
 # Negative, zero, tiny, huge, infinite, not a number.
 _POINTS = np.concatenate([
     np.linspace(-12.0, 12.0, 193),
@@ -95,7 +97,10 @@ class Printer:
             place = self.constant(normal_mono(1, where, term.dtype)) if where else "1.0"
             # what a guard hides may be infinite: it is left out, not multiplied by 0
             parts.append(text if place == "1.0" else f"where({place} > 0.5, {text}, 0.0)")
-        return " + ".join(parts) or "0.0"
+        text = " + ".join(parts) or "0.0"
+        if len(text) > MAX_TEXT:
+            raise No("the activation is too large")
+        return text
 
     def constant(self, term: Poly) -> str:
         """A literal for a uniform constant, else a parameter."""
