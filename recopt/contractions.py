@@ -213,7 +213,7 @@ def sources_of(lifted: Lifted, term: Poly) -> frozenset[Value]:
 def expand(lifted: Lifted, term: Poly) -> Poly:
     """`term` over contractions, columns of data and constants: the definitions of everything between are put in.
 
-    Raises TooLarge where the result is, written out: of x + sin(x), many times over, each step repeats the last twice."""
+    Raises TooLarge where that is, written out: each step of x + sin(x), many times over, repeats the last one twice."""
     made: dict[Poly, Poly] = {}
     lengths: dict[Interned, int] = {}
 
