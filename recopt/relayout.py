@@ -10,6 +10,8 @@ from . import lower
 from .errors import LowerError
 from .fused import Reshape
 from .hosts.base import Host, Node, Value
+from .ir import sizes
+from .ir.sizes import Size
 from .moves import Cost as PlanCost
 from .moves import Cut, Join, Pad, Plan, Take, by_nodes, shortest
 from .moves_check import agrees
@@ -283,8 +285,23 @@ def copies(node: Node) -> bool:
             source is not None
             and source.op in VIEWS
             and source.op not in ("aten.view.default", "aten.unsqueeze.default")
+            and not _takes_apart(node.inputs[0].shape, node.outputs[0].shape)
         )
     return node.op not in VIEWS and not node.op.startswith(("aten.sym_", "operator.", "_operator."))
+
+
+def _takes_apart(before: Sequence[Size] | None, after: Sequence[Size] | None) -> bool:
+    """Whether each dimension becomes one or several: a view, however the memory lies."""
+    if before is None or after is None:
+        return False
+    rest = list(after)
+    for size in before:
+        made: Size = 1
+        while rest and made != size:
+            made = sizes.mul(made, rest.pop(0))
+        if made != size:
+            return False
+    return all(size == 1 for size in rest)
 
 
 def plan_copies(plan: Plan) -> int:
