@@ -32,6 +32,23 @@ def _drain(EARLY: tl.constexpr):
 
 
 @triton.jit
+def fetch(at):
+    """Bring lines into L2, where memory is coherent: allowed before the previous kernel has written them."""
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [at], dtype=tl.int32, is_pure=False, pack=1
+    )
+
+
+@triton.jit
+def _fetch_rows(rows, K, BK: tl.constexpr):
+    """K neighbouring columns of `rows` into L2."""
+    SECTOR: tl.constexpr = 8  # float32s of the 32 bytes that a prefetch brings
+    first = tl.arange(0, BK // SECTOR) * SECTOR
+    for k in range(0, K, BK):
+        fetch(rows[:, None] + tl.minimum(k + first, K - 1)[None, :])
+
+
+@triton.jit
 def _nearest(v):
     """v such that cutting its lowest 13 bits rounds the original to nearest."""
     return (v.to(tl.int32, bitcast=True) + 4096).to(tl.float32, bitcast=True)
@@ -197,37 +214,46 @@ def tile_kernel(
 def reduce_kernel(
     x, w, b, out, operands, strides, M, N, K, sxm, sxk, swn, swk,
     EPILOGUE: tl.constexpr, BIAS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-    EVEN_K: tl.constexpr, EARLY: tl.constexpr,
+    EVEN_K: tl.constexpr, EARLY: tl.constexpr, FETCH: tl.constexpr,
 ):  # fmt: skip
     """BM x BN outputs a program, threads spread over K: for few outputs, whose time is the reading of w."""
-    _begin(EARLY)
     tiles_n = tl.cdiv(N, BN)
     pid = tl.program_id(0)
     rm = (pid // tiles_n) * BM + tl.arange(0, BM)
     rn = (pid % tiles_n) * BN + tl.arange(0, BN)
-    rk = tl.arange(0, BK)
-    mask_m = rm < M
-    mask_n = rn < N
-    x_at = x + (rm.to(tl.int64) * sxm)[:, None] + rk[None, :].to(tl.int64) * sxk
-    w_at = w + (rn.to(tl.int64) * swn)[:, None] + rk[None, :].to(tl.int64) * swk
+    rk = tl.arange(0, BK)[None, None, :]
+    if FETCH:
+        _fetch_rows(w + tl.minimum(rn, N - 1).to(tl.int64) * swn, K, BK)
+    _begin(EARLY)
+    # Where w comes from L2, the next launch can fetch its own meanwhile.
+    if FETCH:
+        gdc_launch_dependents()
+    mask_m = (rm < M)[:, None, None]
+    mask_n = (rn < N)[None, :, None]
+    # In three dimensions from the start: between layouts, Triton would move what is loaded through shared memory.
+    x_at = x + (rm.to(tl.int64) * sxm)[:, None, None] + rk.to(tl.int64) * sxk
+    w_at = w + (rn.to(tl.int64) * swn)[None, :, None] + rk.to(tl.int64) * swk
+    n = rn[None, :]
+    n_ok = n < N
+    if BIAS:
+        # Loaded now: at the end it would cost a memory latency.
+        bias = tl.load(b + n, mask=n_ok, other=0.0).to(tl.float32)
     acc = tl.zeros((BM, BN, BK), tl.float32)
     for k in range(0, K, BK):
         if EVEN_K:
-            x_block = tl.load(x_at, mask=mask_m[:, None], other=0.0)
-            w_block = tl.load(w_at, mask=mask_n[:, None], other=0.0)
+            x_block = tl.load(x_at, mask=mask_m, other=0.0)
+            w_block = tl.load(w_at, mask=mask_n, other=0.0)
         else:
             mask_k = rk < K - k
-            x_block = tl.load(x_at, mask=mask_m[:, None] & mask_k[None, :], other=0.0)
-            w_block = tl.load(w_at, mask=mask_n[:, None] & mask_k[None, :], other=0.0)
-        acc += x_block.to(tl.float32)[:, None, :] * w_block.to(tl.float32)[None, :, :]
+            x_block = tl.load(x_at, mask=mask_m & mask_k, other=0.0)
+            w_block = tl.load(w_at, mask=mask_n & mask_k, other=0.0)
+        acc += x_block.to(tl.float32) * w_block.to(tl.float32)
         x_at += BK * sxk
         w_at += BK * swk
     _drain(EARLY)
     h = tl.sum(acc, 2)
-    n = rn[None, :]
-    n_ok = mask_n[None, :]
     if BIAS:
-        h += tl.load(b + n, mask=n_ok, other=0.0).to(tl.float32)
+        h += bias
     h = EPILOGUE(h, operands, strides, n, n_ok)
     where_out = rm.to(tl.int64)[:, None] * N + n
-    tl.store(out + where_out, h.to(out.dtype.element_ty), mask=mask_m[:, None] & n_ok)
+    tl.store(out + where_out, h.to(out.dtype.element_ty), mask=(rm < M)[:, None] & n_ok)

@@ -273,6 +273,31 @@ def test_gpu_graph_replays_split_products(config: Tile | Group) -> None:
 
 @gpu
 @needs_gpu
+@pytest.mark.parametrize("config", [Reduce(4, 1, 512, 4, True), Reduce(4, 4, 64, 1, True), Reduce(4, 16, 16, 1, True)])
+def test_gpu_early_launches_read_what_the_kernel_before_writes(config: Reduce) -> None:
+    """They bring rows of w into L2 before that kernel has ended: here w is its result."""
+    c, d, x, z = (torch.randn(s, device="cuda") for s in ((250, 64), (520, 64), (3, 520), (4, 250)))
+    graph = torch.cuda.CUDAGraph()
+    for tensor in (x, d, z):
+        tensor.div_(16)
+
+    def chain() -> tuple[torch.Tensor, torch.Tensor]:
+        w = linear_triton(c, d, None, "", (), Reduce(4, 4, 64, 1, True))
+        return linear_triton(x, w, None, "", (), config), linear_triton(z, w.t(), None, "", (), config)
+
+    chain()
+    with torch.cuda.graph(graph):
+        rows, columns = chain()
+    for _ in range(20):
+        c.normal_()
+        graph.replay()
+        w = c.double() @ d.double().t()
+        torch.testing.assert_close(rows, (x.double() @ w.t()).float())
+        torch.testing.assert_close(columns, (z.double() @ w).float())
+
+
+@gpu
+@needs_gpu
 @pytest.mark.parametrize("config", SPLIT_CONFIGS)
 def test_gpu_split_products_on_two_streams(config: Tile | Group) -> None:
     x, w, b = (torch.randn(s, device="cuda") for s in ((512, 1024), (256, 1024), (256,)))
