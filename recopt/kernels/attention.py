@@ -130,7 +130,7 @@ def attention_cuda(q: Tensor, k: Tensor, v: Tensor, score: str, params: Sequence
         from .attention_halves import attention_halves
         from .attention_triton import attention_triton
 
-        y = attention_halves(q, k, v, score, params, unseen) if _many_keys_once(q, k) else None
+        y = attention_halves(q, k, v, score, params, unseen) if q.shape[-2] > _FEW_QUERIES else None
         y = attention_triton(q, k, v, score, params, unseen) if y is None else y
         if y is not None:
             return y
@@ -148,16 +148,12 @@ def _short(q: Tensor, k: Tensor, v: Tensor) -> bool:
     return q.dtype == torch.float32 and max(q.shape[-2], k.shape[-2]) <= _LONGEST and narrow
 
 
-def _many_keys_once(q: Tensor, k: Tensor) -> bool:
-    """Whether the kernel on halves is the faster: enough queries for its tiles, and keys that fit into one pass.
-
-    Measured on an H200, device time in us of Triton's and of that one, rows x heads x queries and keys x width: 2048 x
-    4 x 10 x 16 12 and 14, 2048 x 8 x 20 x 8 52 and 46, 2048 x 4 x 33 x 16 81 and 49, 2048 x 8 x 33 x 8 164 and 74, 1024
-    x 1 x 50 x 64 40 and 35, 2048 x 2 x 50 x 32 78 and 77, 2048 x 4 x 64 x 16 89 and 86, 1024 x 1 x 100 x 64 138 and
-    118, 1024 x 2 x 100 x 32 132 and 162, 1024 x 1 x 200 x 64 399 and 420.
-    """
-    s, t = q.shape[-2], k.shape[-2]
-    return s > 16 and (t <= 64 or (t <= 100 and q.shape[-1] > 32))
+# Too few for the tiles of the kernel on halves. Device time on an H200 in us of Triton's and of that one, rows x heads
+# x queries and keys x width: 2048 x 4 x 10 x 16 12 and 14, 1024 x 1 x 20 x 64 13 and 12, 2048 x 8 x 20 x 8 52 and 40,
+# 2048 x 4 x 33 x 16 82 and 41, 1024 x 1 x 50 x 64 41 and 28, 2048 x 2 x 50 x 32 80 and 56, 2048 x 4 x 64 x 16 90 and
+# 67, 1024 x 1 x 100 x 64 140 and 81, 1024 x 2 x 100 x 32 134 and 97, 1024 x 4 x 100 x 16 150 and 145, 1024 x 1 x 200 x
+# 64 403 and 273, 512 x 2 x 200 x 32 194 and 170.
+_FEW_QUERIES = 16
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, score: str, params: Sequence[Tensor], unseen: str) -> Tensor:

@@ -22,6 +22,7 @@ from .linear import _architecture
 MAX_WIDTH = 64  # of heads and values
 MAX_WARPS = 8  # a block
 KEY_TILES = 8  # of 8 keys, at a time
+RESIDENT_WARPS = 16  # of a processor, where heads are so wide that the compiler would take more than 128 registers
 _MAX_PLANS = 4096
 
 
@@ -30,6 +31,7 @@ class Block(NamedTuple):
 
     warps: int
     key_tiles: int
+    once: bool  # whether these are all keys: nothing is kept for others
     width: int
     values: int  # their width
     score: str
@@ -40,8 +42,10 @@ class Block(NamedTuple):
     @property
     def source(self) -> str:
         """The whole text for the compiler."""
+        wide = max(self.width, self.values) > 32
         macros = {
             "D": self.width, "E": self.values, "WARPS": self.warps, "KEY_TILES": self.key_tiles,
+            "ONCE": int(self.once), "BOUNDS": f"32 * WARPS, {RESIDENT_WARPS // self.warps}" if wide else "32 * WARPS",
             "VECTORS": int(self.vectors), "COUNT_MARKS": len(self.marks), "UNSEEN_CLEAN": int(self.unseen == "clean"),
             "UNSEEN": "__int_as_float(0x7fc00000)" if self.unseen == "nan" else "0.0f",
         }  # fmt: skip
@@ -126,7 +130,8 @@ def _bind(q: Tensor, k: Tensor, v: Tensor, score: str, params: Sequence[Tensor],
     tiles = -(-s // 16)
     blocks = -(-tiles // MAX_WARPS)
     warps, types = -(-tiles // blocks), tuple(MARKS[p.dtype] for p in params)
-    block = Block(warps, min(KEY_TILES, -(-t // 8)), d, e, score, unseen, types, aligned)
+    key_tiles = min(KEY_TILES, -(-t // 8))
+    block = Block(warps, key_tiles, t <= 8 * key_tiles, d, e, score, unseen, types, aligned)
     device, rows = q.device.index, math.prod(lead)
     kernel = _compile(device, block)
     if kernel is None:

@@ -24,7 +24,7 @@ __device__ __forceinline__ float quad_max(float x) {
   return fmaxf(x, swapped(x, 2));
 }
 
-extern "C" __global__ void __launch_bounds__(32 * WARPS)
+extern "C" __global__ void __launch_bounds__(BOUNDS)
 attention(const float* __restrict__ q, const float* __restrict__ k, const float* __restrict__ v, float* __restrict__ y,
           int inner_rows, int queries, int keys, int q_outer, int q_inner, int q_item, int k_outer, int k_inner,
           int k_item, int v_outer, int v_inner, int v_item ARGUMENTS) {
@@ -41,22 +41,20 @@ attention(const float* __restrict__ q, const float* __restrict__ k, const float*
   {
     const float* const from = q + outer * q_outer + inner * q_inner;
     float4 a[PIECES(D)], b[PIECES(D)];
-    u32 most = 0, more = 0;
 #pragma unroll
     for (int p = 0; p < PIECES(D); p++) {
       const int d = 16 * p + 2 * column;
       a[p] = four(from + (i64)s0 * q_item, s0 < queries ? d : D, D);
       b[p] = four(from + (i64)(s0 + 8) * q_item, s0 + 8 < queries ? d : D, D);
-      most = max(most, size(a[p])), more = max(more, size(b[p]));
     }
-    const float scale[2] = {scale_for(quad_max(most)), scale_for(quad_max(more))};
+    const float scale[2] = {quad_scale(a), quad_scale(b)};
 #pragma unroll
     for (int p = 0; p < PIECES(D); p++) split(high[p], low[p], a[p], b[p], scale);
     undo[0] = inverse(scale[0]), undo[1] = inverse(scale[1]);
   }
   float total[TILES(E)][4] = {}, highest[2] = {MINUS_INFINITY, MINUS_INFINITY}, weight[2] = {};
 
-  for (int first = 0; first < keys; first += KEYS) {
+  for (int first = 0; first < (ONCE ? 1 : keys); first += KEYS) {
     if (first) __syncthreads();
     for (int j = warp; j < KEY_TILES; j += WARPS) {
       float4 x[PIECES(D)];
@@ -116,7 +114,7 @@ attention(const float* __restrict__ q, const float* __restrict__ k, const float*
       for (int j = 0; j < KEY_TILES; j++)
 #pragma unroll
         for (int i = 2 * r; i < 2 * r + 2; i++) h[j][i] = power_of_e(h[j][i] - origin), sum += h[j][i];
-      weight[r] = weight[r] * kept[r] + quad_sum(sum);
+      weight[r] = (ONCE ? 0.0f : weight[r] * kept[r]) + quad_sum(sum);
     }
 
     // A weight is at most 1, so one scale does for all. Columns of the values come in two parts: registers.
@@ -141,7 +139,7 @@ attention(const float* __restrict__ q, const float* __restrict__ k, const float*
           for (int i = 0; i < 4; i++) {
             const float undo_value = undo_values[8 * (part + j) + column + i % 2];
             const float x = together(whole[j][i], rest[j][i]) * (1.0f / 16384.0f) * undo_value;
-            total[part + j][i] = fmaf(total[part + j][i], kept[i / 2], x);
+            total[part + j][i] = ONCE ? x : fmaf(total[part + j][i], kept[i / 2], x);
           }
     }
   }
