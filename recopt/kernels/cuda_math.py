@@ -155,21 +155,23 @@ __device__ __forceinline__ float quad_scale(const float (&x)[COUNT]) {
   return scale_for(most);
 }
 
-__device__ __forceinline__ u32 size(const float4& x) {
-  return max(max(size(x.x), size(x.y)), max(size(x.z), size(x.w)));
+template <int COUNT>
+__device__ __forceinline__ float quad_scale(const float4 (&x)[COUNT]) {
+  float all[4 * COUNT];
+#pragma unroll
+  for (int i = 0; i < COUNT; i++)
+    all[4 * i] = x[i].x, all[4 * i + 1] = x[i].y, all[4 * i + 2] = x[i].z, all[4 * i + 3] = x[i].w;
+  return quad_scale(all);
 }
 
 // A lane's part of 8 columns of a matrix, all pieces of 16 of it: scaled and split. What undoes the scale.
 template <int COUNT>
 __device__ __forceinline__ float split(uint4* to, int step, const float4 (&w)[COUNT]) {
-  u32 most = 0;
-#pragma unroll
-  for (int s = 0; s < COUNT; s++) most = max(most, size(w[s]));
-  const float scale = scale_for(quad_max(most));
+  const float scale = quad_scale(w);
 #pragma unroll
   for (int s = 0; s < COUNT; s++) {
     const uint2 a = halves(w[s].x * scale, w[s].y * scale), b = halves(w[s].z * scale, w[s].w * scale);
-    to[s * step] = make_uint4(a.x, a.y, b.x, b.y);
+    to[s * step] = make_uint4(a.x, b.x, a.y, b.y);  // pairs, as they are multiplied: no moves
   }
   return inverse(scale);
 }
@@ -191,14 +193,14 @@ __device__ __forceinline__ void product(float (&whole)[COUNT][4], float (&rest)[
   for (int j = 0; j < COUNT; j++) {
     if (j >= there) continue;
     const uint4 b = w[j * 32];
-    multiply(whole[j], high, b.x, b.z);
-    multiply(rest[j], low, b.x, b.z);
-    multiply(rest[j], high, b.y, b.w);
+    multiply(whole[j], high, b.x, b.y);
+    multiply(rest[j], low, b.x, b.y);
+    multiply(rest[j], high, b.z, b.w);
   }
 }
 
-// The rest of an infinite operand is nan: the whole product alone says what holds there.
-__device__ __forceinline__ float together(float whole, float rest) { return whole + (rest == rest ? rest : 0.0f); }
+// The rest of an infinite operand is nan: the whole product, which then is not finite, alone says what holds there.
+__device__ __forceinline__ float together(float whole, float rest) { return whole + fmaxf(rest, -3.4e38f); }
 """
 
 # How the source sees a parameter of a score.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -24,8 +24,7 @@ from .target_attention_source import UNIT
 MAX_WIDTH = 64  # of items and values
 MAX_COLUMNS = 96  # of hidden layers: sums of both kinds stay in registers
 MAX_HIDDEN = 3
-WARPS = 12  # a block: 168 registers a thread
-TEAMS = (12, 6, 4, 2)  # warps a row
+TEAMS = {12: 1, 6: 2, 4: 4, 2: 6}  # warps a row: rows that a block takes side by side
 _MAX_PLANS = 4096
 
 
@@ -45,7 +44,12 @@ class Unit(NamedTuple):
     @property
     def teams(self) -> int:
         """Rows that a block takes side by side."""
-        return WARPS // self.team
+        return TEAMS[self.team]
+
+    @property
+    def warps(self) -> int:
+        """Warps of a block: 12 have 168 registers a thread, 16 have 128."""
+        return self.team * self.teams
 
     @property
     def regions(self) -> dict[str, int]:
@@ -65,9 +69,9 @@ class Unit(NamedTuple):
         """Bytes of shared memory that a block is given at its launch."""
         first = _pieces(self.width) * _tiles(self.hidden[0]) * 32 * 16
         columns, pairs = 8 * _tiles(self.hidden[0]), -(-self.values // 64)
-        of_target = 4 * 16 * _pieces(self.width) * columns if self.parts[0] else 0
         of_teams = self.teams * (first + 8 * columns + 4 * 16 * _pieces(self.width))
-        return 2 * first + of_target + of_teams + WARPS * 4 * (64 * pairs + 4) + sum(self.regions.values())
+        given = (3 if self.parts[0] else 2) * first
+        return given + of_teams + self.warps * 4 * (64 * pairs + 4) + sum(self.regions.values())
 
     @property
     def source(self) -> str:
@@ -113,7 +117,9 @@ class Unit(NamedTuple):
         ]
         # Each is another warp's, so that they come side by side.
         for at, (to, width, source) in enumerate([*copied, ("wl", self.hidden[-1], "ml[i]")]):
-            prepare += f"if (warp == {(at + 5) % WARPS})\n    for (int i = lane; i < {8 * _tiles(width)}; i += 32) "
+            prepare += (
+                f"if (warp == {(at + 5) % self.warps})\n    for (int i = lane; i < {8 * _tiles(width)}; i += 32) "
+            )
             prepare += f"({to})[i] = i < {width} ? {source} : 0.0f;\n  "
         for n, width in enumerate(self.hidden, 1):
             if n > 1:
@@ -158,12 +164,12 @@ def _pieces(n: int) -> int:
     return -(-n // 16)
 
 
-def choose(rows: int, items: int, processors: int, teams: Sequence[int] = TEAMS) -> int:
+def choose(rows: int, items: int, processors: int, teams: Iterable[int] = TEAMS) -> int:
     """Warps a row: those of `teams` with which the last of the rows is done first."""
     tiles = -(-items // 16)
 
     def turns(team: int) -> float:
-        return -(-rows // (processors * (WARPS // team))) * (-(-tiles // team) + 0.5)
+        return -(-rows // (processors * TEAMS[team])) * (-(-tiles // team) + 0.5)
 
     return min(teams, key=turns)
 
@@ -266,7 +272,9 @@ def _bind(
     units = {t: u for t, u in units.items() if u.shared <= there and team in (0, t)}
     if not units:
         return None
-    unit = units[choose(rows, items, _processors(device), tuple(units))]
+    # Histories of their own have lengths of their own: half of what there is room for, if they are drawn evenly.
+    ragged = any(any(steps) for steps in of_marks) and needed(network.score.text) is not None
+    unit = units[choose(rows, -(-items // 2) if ragged else items, _processors(device), units)]
     kernel = _compile(device, unit)
     if kernel is None:
         return None
@@ -284,7 +292,7 @@ def _bind(
         for p, (outer, inside), tail in zip(params[count:], of_marks, tails, strict=True):
             args += [p, outer, inside, tail]
         with torch.cuda.device(device):
-            kernel((blocks, 1, 1), (32 * WARPS, 1, 1), args, unit.shared)
+            kernel((blocks, 1, 1), (32 * unit.warps, 1, 1), args, unit.shared)
         return y
 
     return run

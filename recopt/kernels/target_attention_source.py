@@ -15,6 +15,7 @@ UNIT = r"""
 #define WARPS (TEAM * TEAMS)
 #define THREADS (32 * WARPS)
 #define N1P (8 * TILES(N1))
+#define FIRST (PIECES(D) * TILES(N1) * 32)  // uint4s or float4s of a first layer's matrix
 #define DP (16 * PIECES(D))
 #define COLUMNS ((E + 63) / 64)  // pairs of columns of the values that a lane has
 
@@ -110,32 +111,29 @@ unit(const float* __restrict__ q, const float* __restrict__ k, const float* __re
      const float* __restrict__ wp ARGUMENTS) {
   extern __shared__ __align__(16) char shared[];
   uint4* const own = (uint4*)shared;                             // [TEAMS][pieces][tiles][32]
-  float4* const of_item = (float4*)(own + TEAMS * PIECES(D) * TILES(N1) * 32);     // Wk, Wp: [2][pieces][tiles][32]
-  float* const of_target = (float*)(of_item + 2 * PIECES(D) * TILES(N1) * 32);     // Wq, transposed: [DP][N1P]
-  float2* const columns = (float2*)(of_target + (TARGET ? DP * N1P : 0));          // [TEAMS][N1P]
+  float4* const given = (float4*)(own + TEAMS * FIRST);          // Wk, Wp, Wq: [3][pieces][tiles][32]
+  float2* const columns = (float2*)(given + (TARGET ? 3 : 2) * FIRST);             // [TEAMS][N1P]
   float* const targets = (float*)(columns + TEAMS * N1P);        // [TEAMS][DP]
   float* const sums = targets + TEAMS * DP;                      // [WARPS][64 COLUMNS + 4]
   char* const rest = (char*)(sums + WARPS * (64 * COLUMNS + 4));
   LAYOUT
 
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, team = warp / TEAM, member = warp % TEAM;
-  for (int i = threadIdx.x; i < PIECES(D) * TILES(N1) * 32; i += THREADS) {
+  // Unrolled: all that is read comes at once.
+#pragma unroll
+  for (int turn = 0; turn < (FIRST + THREADS - 1) / THREADS; turn++) {
+    const int i = turn * THREADS + threadIdx.x;
+    if (i >= FIRST) continue;
     const int n = i / 32 % TILES(N1) * 8 + i % 32 / 4, d = i / 32 / TILES(N1) * 16 + i % 4 * 4;
     const float4 nothing = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-    of_item[i] = ITEM && n < N1 ? four(wk + n * D, d, D) : nothing;
-    of_item[i + PIECES(D) * TILES(N1) * 32] = PRODUCT && n < N1 ? four(wp + n * D, d, D) : nothing;
+    given[i] = ITEM && n < N1 ? four(wk + n * D, d, D) : nothing;
+    given[i + FIRST] = PRODUCT && n < N1 ? four(wp + n * D, d, D) : nothing;
+    if (TARGET) given[i + 2 * FIRST] = n < N1 ? four(wq + n * D, d, D) : nothing;
   }
-  if (TARGET)
-    for (int i = threadIdx.x; i < N1P * DP / 4; i += THREADS) {
-      const int n = i % N1P, d = i / N1P * 4;
-      const float4 w = four(wq + (n < N1 ? n * D : 0), n < N1 ? d : D, D);
-      float* const to = of_target + d * N1P + n;
-      to[0] = w.x, to[N1P] = w.y, to[2 * N1P] = w.z, to[3 * N1P] = w.w;
-    }
   PREPARE
   __syncthreads();
 
-  uint4* const w1 = own + team * PIECES(D) * TILES(N1) * 32;
+  uint4* const w1 = own + team * FIRST;
   float2* const first = columns + team * N1P;
   float* const target = targets + team * DP;
   for (int row = blockIdx.x * TEAMS + team; row < rows; row += gridDim.x * TEAMS) {
@@ -147,33 +145,6 @@ unit(const float* __restrict__ q, const float* __restrict__ k, const float* __re
 
     for (int d = member * 32 + lane; d < DP; d += 32 * TEAM)
       target[d] = d < D ? q[outer * q_outer + inner * q_inner + (i64)d * q_column] : 0.0f;
-    team_sync(team);
-    for (int n = member * 32 + lane; n < N1P; n += 32 * TEAM) {
-      float s[4] = {n < N1 ? b1[n] : 0.0f};
-      if (TARGET)
-#pragma unroll 4
-        for (int d = 0; d < DP; d += 4) {
-          const float4 x = *(const float4*)(target + d);
-          const float* const w = of_target + d * N1P + n;
-          s[0] = fmaf(w[0], x.x, s[0]), s[1] = fmaf(w[N1P], x.y, s[1]);
-          s[2] = fmaf(w[2 * N1P], x.z, s[2]), s[3] = fmaf(w[3 * N1P], x.w, s[3]);
-        }
-      first[n].y = s[0] + s[1] + (s[2] + s[3]);
-    }
-    for (int j = member; j < TILES(N1); j += TEAM) {
-      float4 x[PIECES(D)];
-#pragma unroll
-      for (int s = 0; s < PIECES(D); s++) {
-        const int at = (s * TILES(N1) + j) * 32 + lane;
-        const float4 a = of_item[at], t = *(const float4*)(target + s * 16 + lane % 4 * 4);
-        const float4 b = of_item[at + PIECES(D) * TILES(N1) * 32];
-        x[s] = a;
-        if (PRODUCT)
-          x[s] = make_float4(fmaf(b.x, t.x, a.x), fmaf(b.y, t.y, a.y), fmaf(b.z, t.z, a.z), fmaf(b.w, t.w, a.w));
-      }
-      const float undo = split(w1 + j * 32 + lane, TILES(N1) * 32, x);
-      if (lane % 4 == 0) first[j * 8 + lane / 4].x = undo;
-    }
     // Items before left and from right on have scores that are the same whatever the network says.
     int left = 0, right = items;
     if (SKIPS) {
@@ -184,6 +155,29 @@ unit(const float* __restrict__ q, const float* __restrict__ k, const float* __re
         if (needed(1.0f, p) != 0.0f) before = max(before, (u32)(items - t)), after = (u32)(t + 1);
       }
       left = items - (int)warp_max(before), right = max((int)warp_max(after), left);
+    }
+    team_sync(team);
+    for (int j = member; j < TILES(N1); j += TEAM) {
+      float4 x[PIECES(D)];
+      const int n = j * 8 + lane / 4;
+      const float bias = n < N1 ? b1[n] : 0.0f;
+      float dots[4] = {};
+#pragma unroll
+      for (int s = 0; s < PIECES(D); s++) {
+        const int at = (s * TILES(N1) + j) * 32 + lane;
+        const float4 a = given[at], b = given[at + FIRST], t = *(const float4*)(target + s * 16 + lane % 4 * 4);
+        x[s] = a;
+        if (PRODUCT)
+          x[s] = make_float4(fmaf(b.x, t.x, a.x), fmaf(b.y, t.y, a.y), fmaf(b.z, t.z, a.z), fmaf(b.w, t.w, a.w));
+        if (TARGET) {
+          const float4 c = given[at + 2 * FIRST];
+          dots[0] = fmaf(c.x, t.x, dots[0]), dots[1] = fmaf(c.y, t.y, dots[1]);
+          dots[2] = fmaf(c.z, t.z, dots[2]), dots[3] = fmaf(c.w, t.w, dots[3]);
+        }
+      }
+      const float more = quad_sum(dots[0] + dots[1] + (dots[2] + dots[3]));
+      const float undo = split(w1 + j * 32 + lane, TILES(N1) * 32, x);
+      if (lane % 4 == 0) first[n] = make_float2(undo, bias + more);
     }
     team_sync(team);
 
@@ -233,19 +227,13 @@ unit(const float* __restrict__ q, const float* __restrict__ k, const float* __re
     for (int t = left + 16 * member; t < right; t += 16 * TEAM) {
       float4 x[PIECES(D)], z[PIECES(D)];
       const int t0 = t + lane / 4;
-      float scale[2];
-      {
-        float a[4 * PIECES(D)], b[4 * PIECES(D)];
 #pragma unroll
-        for (int s = 0; s < PIECES(D); s++) {
-          const int d = 16 * s + lane % 4 * 4;
-          x[s] = four(k_row + (i64)t0 * k_item, t0 < right ? d : D, D);
-          z[s] = four(k_row + (i64)(t0 + 8) * k_item, t0 + 8 < right ? d : D, D);
-          a[4 * s] = x[s].x, a[4 * s + 1] = x[s].y, a[4 * s + 2] = x[s].z, a[4 * s + 3] = x[s].w;
-          b[4 * s] = z[s].x, b[4 * s + 1] = z[s].y, b[4 * s + 2] = z[s].z, b[4 * s + 3] = z[s].w;
-        }
-        scale[0] = quad_scale(a), scale[1] = quad_scale(b);
+      for (int s = 0; s < PIECES(D); s++) {
+        const int d = 16 * s + lane % 4 * 4;
+        x[s] = four(k_row + (i64)t0 * k_item, t0 < right ? d : D, D);
+        z[s] = four(k_row + (i64)(t0 + 8) * k_item, t0 + 8 < right ? d : D, D);
       }
+      const float scale[2] = {quad_scale(x), quad_scale(z)};
       float h1[TILES(N1)][4] = {};
       {
         float low_sums[TILES(N1)][4] = {};
