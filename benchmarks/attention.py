@@ -16,7 +16,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,13 +40,20 @@ UNITS = (
     (1024, True, 50, 64), (256, False, 50, 32), (2048, False, 50, 32), (2048, False, 100, 16), (1, False, 1000, 64),
     (256, False, 1000, 64), (1024, True, 1000, 64),
 )  # fmt: skip
-COMPILED = UNITS[:4]  # Inductor takes many seconds each
+# Inductor takes many seconds each
+COMPILED = {UNITS[0]: ("default", "max-autotune-no-cudagraphs"), UNITS[3]: ("default",)}
 # (batch, heads, queries, keys, dim)
 HEADS = (
     (2048, 4, 10, 10, 16), (2048, 8, 20, 20, 8), (2048, 4, 33, 33, 16), (2048, 8, 33, 33, 8), (2048, 2, 50, 50, 32),
     (256, 2, 50, 50, 32), (1024, 1, 50, 50, 64), (2048, 4, 64, 64, 16), (1024, 4, 100, 100, 16),
     (1024, 2, 100, 100, 32), (1024, 1, 100, 100, 64), (1024, 1, 200, 200, 64), (512, 2, 200, 200, 32),
     (2048, 1, 1, 50, 64), (2048, 4, 1, 50, 16), (2048, 1, 1, 200, 64), (1, 1, 1, 50, 64), (1, 2, 50, 50, 32),
+    (1024, 1, 10, 10, 64), (1024, 1, 20, 20, 64), (1024, 2, 20, 20, 32), (1024, 1, 33, 33, 64), (1024, 1, 64, 64, 64),
+)  # fmt: skip
+# As many keys of each row as were drawn
+MASKED = (
+    (2048, 4, 10, 10, 16), (2048, 8, 33, 33, 8), (1024, 1, 50, 50, 64), (2048, 2, 50, 50, 32), (2048, 4, 64, 64, 16),
+    (1024, 1, 64, 64, 64), (2048, 1, 1, 50, 64), (256, 2, 50, 50, 32),
 )  # fmt: skip
 Inputs = tuple[Any, ...]
 Run = Callable[..., Tensor]
@@ -121,7 +128,7 @@ def unit_inputs(rows: int, shared: bool, items: int, dim: int) -> Inputs:
     return q, k.expand(rows, items, dim), mask.expand(rows, items)
 
 
-def measure_unit(rows: int, shared: bool, items: int, dim: int, with_inductor: bool) -> dict[str, Any]:
+def measure_unit(rows: int, shared: bool, items: int, dim: int, modes: Sequence[str]) -> dict[str, Any]:
     """Times of every peer and the errors at one shape of DIN's unit."""
     w, ours, p = unit_weights(dim)
     some = copies(4 * dim * items * (1 if shared else rows), 8)
@@ -129,10 +136,10 @@ def measure_unit(rows: int, shared: bool, items: int, dim: int, with_inductor: b
     peers: dict[str, Run] = {
         "ours": lambda q, k, m: unit_ours(q, k, m, ours, p), "eager": lambda q, k, m: unit_eager(q, k, m, w, p)
     }  # fmt: skip
-    if with_inductor:
-        torch._dynamo.reset()
-        compiled = torch.compile(unit_eager, dynamic=False)
-        peers["inductor"] = lambda q, k, m: compiled(q, k, m, w, p)
+    torch._dynamo.reset()
+    for mode in modes:
+        compiled = torch.compile(unit_eager, dynamic=False, mode=mode)
+        peers[f"inductor {mode}"] = lambda q, k, m, compiled=compiled: compiled(q, k, m, w, p)
     q, k, mask = sets[0]
     few = slice(0, 64)  # float64 of the whole concat would take much of the memory
     exact = unit_eager(q[few].double(), k[few].double(), mask[few], [t.double() for t in w], [t.double() for t in p])
@@ -142,20 +149,21 @@ def measure_unit(rows: int, shared: bool, items: int, dim: int, with_inductor: b
 # --- attention
 
 
-def measure_heads(batch: int, heads: int, s: int, t: int, d: int) -> dict[str, Any]:
+def measure_heads(batch: int, heads: int, s: int, t: int, d: int, masked: bool) -> dict[str, Any]:
     """Times of every peer and the errors at one shape of multi-head attention, heads second in storage."""
 
     def one() -> Inputs:
         parts = [torch.randn(batch, n, heads, d, device="cuda").movedim(2, 1) for n in (s, t, t)]
-        return tuple(parts)
+        length = torch.randint(1, t + 1, (batch, 1, 1, 1), device="cuda")
+        return (*parts, *([torch.arange(t, device="cuda") < length] if masked else ()))
 
     sets = [one() for _ in range(copies(4 * batch * heads * d * (s + 2 * t), 8))]
-    score = f"{d**-0.5!r} * h"
+    score = f"where(p0, {d**-0.5!r} * h, -inf)" if masked else f"{d**-0.5!r} * h"
     peers: dict[str, Run] = {
-        "ours": lambda q, k, v: attention(q, k, v, score, [], "nan"), "sdpa": F.scaled_dot_product_attention,
+        "ours": lambda q, k, v, *mask: attention(q, k, v, score, mask, "nan"), "sdpa": F.scaled_dot_product_attention
     }  # fmt: skip
-    exact = F.scaled_dot_product_attention(*(x[:64].double() for x in sets[0]))
-    return {"heads": (batch, heads, s, t, d)} | _measured(peers, sets, exact)
+    exact = F.scaled_dot_product_attention(*(x[:64].double() for x in sets[0][:3]), *(m[:64] for m in sets[0][3:]))
+    return {"heads": (batch, heads, s, t, d, *(["masked"] if masked else []))} | _measured(peers, sets, exact)
 
 
 def _measured(peers: dict[str, Run], sets: list[Inputs], exact: Tensor) -> dict[str, Any]:
@@ -187,9 +195,11 @@ TIMES = ("wall_us", "device_us")
 def rows(inductor: bool, only: str | None) -> Iterator[dict[str, Any]]:
     """Every case, as it is measured."""
     for unit in UNITS if only != "heads" else ():
-        yield measure_unit(*unit, inductor and unit in COMPILED)
+        yield measure_unit(*unit, COMPILED.get(unit, ()) if inductor else ())
     for heads in HEADS if only != "units" else ():
-        yield measure_heads(*heads)
+        yield measure_heads(*heads, False)
+    for heads in MASKED if only != "units" else ():
+        yield measure_heads(*heads, True)
 
 
 def main() -> None:
