@@ -15,15 +15,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import async_copy, mma_v2
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from .linear_gluon import copy_block, repair, rest_of_w, split_x, tile_of
-
-
-@gluon.jit
-def _prefetch(at):
-    """Bring lines into L2, where memory is coherent: allowed before the previous kernel has written them."""
-    gl.inline_asm_elementwise(
-        "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [at], dtype=gl.int32, is_pure=False, pack=1
-    )
+from .linear_gluon import copy_block, fetch, repair, rest_of_w, split_x, tile_of
 
 
 @gluon.jit(do_not_specialize=["M"])
@@ -59,7 +51,7 @@ def panel_kernel(
         lines: gl.constexpr = gl.BlockedLayout([1, 1], [4, 8], [WARPS, 1], [1, 0])
         row_n = gl.minimum(tile_n * BN + gl.arange(0, BN, layout=gl.SliceLayout(1, lines)), N - 1)
         line = gl.minimum(gl.arange(0, 8, layout=gl.SliceLayout(0, lines)) * 32, K - 1)
-        _prefetch(w + row_n.to(gl.int64)[:, None] * swn + line[None, :])
+        fetch(w + row_n.to(gl.int64)[:, None] * swn + line[None, :])
         gdc_wait()
     blocks = gl.cdiv(K, WIDE)
     for i in gl.static_range(STAGES):
