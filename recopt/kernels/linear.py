@@ -169,12 +169,6 @@ def default_config(m: int, n: int, k: int) -> Config:
     return Tile(64, 64, 32) if m > 32 else Tile(16, 64, 32, 4, 3, 1, False, "tf32x3")
 
 
-# Numbers of w that the reduction's programs bring into L2 while the launch before ends. On an H200, ReLU, without and
-# with: 1 x 64 x 64 1.24 us and 1.02, 1 x 256 x 256 1.40 and 1.18, 1 x 1024 x 1024 2.99 and 2.64, 1 x 2048 x 1024 3.85
-# and 4.55.
-_FETCHED = 1 << 20
-
-
 # A launch bound to its shapes: called with x, w, b, params.
 _Plan = Callable[..., Tensor]
 _plans: dict[tuple[Any, ...], _Plan] = {}
@@ -237,8 +231,7 @@ def _bind(
 
     if isinstance(config, Reduce):
         grid = (-(-m // config.bm) * -(-n // config.bn), 1, 1)
-        # Where each program has rows of w to itself, which lie in one piece, and all of w is small.
-        fetch = early and m <= config.bm and w.stride(1) == 1 and w.numel() <= _FETCHED
+        fetch = early and w.stride(1) == 1 and config.fetches(m, n, k)
         shape_constants = (function, b is not None, config.bm, config.bn, config.bk, k % config.bk == 0, early, fetch)
 
         def reduce(x: Tensor, w: Tensor, b: Tensor | None, params: Sequence[Tensor]) -> Tensor:

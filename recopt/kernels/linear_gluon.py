@@ -14,14 +14,6 @@ from triton.experimental.gluon.language.nvidia.ampere import async_copy
 
 
 @gluon.jit
-def fetch(at):
-    """Bring lines into L2, where memory is coherent: allowed before the previous kernel has written them."""
-    gl.inline_asm_elementwise(
-        "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [at], dtype=gl.int32, is_pure=False, pack=1
-    )
-
-
-@gluon.jit
 def cut(v):
     """What a tensor core keeps of a float32 operand: it ignores the lowest 13 bits."""
     return (v.to(gl.int32, bitcast=True) & -8192).to(gl.float32, bitcast=True)

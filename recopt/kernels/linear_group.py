@@ -21,8 +21,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from .linear_gluon import copy_block, fetch, repair, rest_of_w, split_x, tile_of
-from .linear_kernels import hand_in
+from .linear_gluon import copy_block, repair, rest_of_w, split_x, tile_of
+from .linear_kernels import fetch, hand_in
 
 
 @gluon.jit

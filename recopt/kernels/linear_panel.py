@@ -15,7 +15,8 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import async_copy, mma_v2
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from .linear_gluon import copy_block, fetch, repair, rest_of_w, split_x, tile_of
+from .linear_gluon import copy_block, repair, rest_of_w, split_x, tile_of
+from .linear_kernels import fetch
 
 
 @gluon.jit(do_not_specialize=["M"])
