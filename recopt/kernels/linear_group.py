@@ -22,7 +22,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .linear_gluon import copy_block, repair, rest_of_w, split_x, tile_of
-from .linear_kernels import fetch, hand_in
+from .linear_kernels import hand_in
 
 
 @gluon.jit
@@ -39,12 +39,6 @@ def _copy(
     w_at = w + rn.to(gl.int64)[:, None] * swn + rk
     mask_m = (rm < M)[:, None] & (rk >= 0)
     mask_n = (rn < N)[:, None] & (rk >= 0)
-    if EARLY and BN <= 32:
-        # Programs of narrow tiles leave room for the next launch's. Its first 256 columns of w, 8 at a time.
-        lines: gl.constexpr = gl.BlockedLayout([1, 1], [1, 32], [4, 1], [1, 0])
-        row_n = gl.minimum(tile_n * BN + gl.arange(0, BN, layout=gl.SliceLayout(1, lines)), N - 1)
-        line = gl.minimum(first * 32 + gl.arange(0, 32, layout=gl.SliceLayout(0, lines)) * 8, K - 1)
-        fetch(w + row_n.to(gl.int64)[:, None] * swn + line[None, :])
     if EARLY:
         gdc_wait()
     for i in range(blocks):
