@@ -91,7 +91,7 @@ def _function(host: Writer, spec: EmbeddingBags) -> Value:
             term.factor,
             term.unmask,
         )
-        shape = term.pool, term.otherwise, term.count, term.columns, len(term.ids.shape), stored.bits
+        shape = term.pool, term.otherwise, term.least, term.count, term.columns, len(term.ids.shape), stored.bits
         return shape, rows, [v and numbers[v] for v in read]
 
     types = [v.dtype or spec.dtype for v in operands.values()]
@@ -229,13 +229,13 @@ class _Nodes:
         if live is None:
             return self._reduce("ReduceMax", rows, axis, shape)
         found = self._reduce("ReduceMax", self._or_lowest(rows, live), axis, shape)
-        if self.bag.otherwise == float("-inf"):
+        if self.bag.least or self.bag.otherwise == float("-inf"):
             return found
         counted = self._reduce("ReduceMax", self.cast(live, self.dtype), axis, self.rows)
         return self._unless_empty(found, self.cast(counted, "bool"))
 
     def _or_lowest(self, rows: Value, live: Value) -> Value:
-        lowest = self.constant(float("-inf"), self.dtype)
+        lowest = self.constant(self.bag.otherwise if self.bag.least else float("-inf"), self.dtype)
         return self.call("Where", [self._unsqueezed(live), rows, lowest], rows.shape)
 
     def _unless_empty(self, found: Value, some: Value) -> Value:
