@@ -74,39 +74,37 @@ def remainder(by: int) -> str:
     return f".bitwise_and({by - 1})" if by & (by - 1) == 0 and by > 0 else f".remainder({by})"
 
 
-def written(text: str, ids: str, negated: bool = False) -> str:
+def written(text: str, ids: str, negated: bool = False, let: Callable[[str], str] = str) -> str:
     """A program as an expression over torch tensors and FUNCTIONS, where `ids` are the ids; of a condition what it is
-    not, where `negated`. Raises EmbeddingBagsError."""
-    return _written(_parsed(text), ids, negated)
+    not, where `negated`. `let` names what an expression computes. Raises EmbeddingBagsError."""
+    return _written(_parsed(text), ids, negated, let)
 
 
-def _written(node: ast.expr, ids: str, negated: bool) -> str:
+def _written(node: ast.expr, ids: str, negated: bool, let: Callable[[str], str]) -> str:
     """A number on one side is torch's own scalar operator, which makes no tensor of it."""
+    if isinstance(node, ast.BinOp):
+        left, right = (_written(side, ids, False, let) for side in (node.left, node.right))
+        return f"({left} {'+' if isinstance(node.op, ast.Add) else '*'} {right})"
     if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
-        if isinstance(node, ast.BinOp):
-            operator = "+" if isinstance(node.op, ast.Add) else "*"
-            text = f"({_written(node.left, ids, False)} {operator} {_written(node.right, ids, False)})"
-        else:
-            text = ids if isinstance(node, ast.Name) else ast.unparse(node)
-        return f"{text}.logical_not()" if negated else text
+        return ids if isinstance(node, ast.Name) else ast.unparse(node)
     name = node.func.id
     if name == "logical_not":
-        return _written(node.args[0], ids, not negated)
+        return _written(node.args[0], ids, not negated, let)
     if negated and name in ("logical_and", "logical_or"):
-        inner = ", ".join(_written(a, ids, True) for a in node.args)
-        return f"{'logical_or' if name == 'logical_and' else 'logical_and'}({inner})"
-    args = [_written(a, ids, False) for a in node.args]
+        inner = ", ".join(_written(a, ids, True, let) for a in node.args)
+        return let(f"{'logical_or' if name == 'logical_and' else 'logical_and'}({inner})")
+    args = [_written(a, ids, False, let) for a in node.args]
     fixed = [not any(isinstance(n, ast.Name) and n.id == "i" for n in ast.walk(a)) for a in node.args]
     if name in _TESTS and fixed != [True, True]:
         test = _TESTS[name][fixed[0]]
-        return f"{args[fixed[0]]}.{_OPPOSITE[test] if negated else test}({args[not fixed[0]]})"
+        return let(f"{args[fixed[0]]}.{_OPPOSITE[test] if negated else test}({args[not fixed[0]]})")
     if name == "mod" and isinstance(by := node.args[1], ast.Constant) and isinstance(by.value, int) and not fixed[0]:
         text = f"{args[0]}{remainder(by.value)}"
     elif name in _METHODS and sum(fixed) == 1 and (fixed[1] or name in ("max", "min")):
         text = f"{args[fixed[0]]}.{_METHODS[name]}({args[not fixed[0]]})"
     else:
         text = f"{name}({', '.join(args)})"
-    return f"logical_not({text})" if negated else text
+    return let(f"logical_not({text})" if negated else text)
 
 
 @functools.lru_cache(maxsize=4096)

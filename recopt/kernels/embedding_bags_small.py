@@ -175,7 +175,8 @@ class _Source:
         if not program:
             return f"ids[{ids}]", 0
         low, high = self._spans[ids, program]
-        return self.let(written(program, self._cut(f"ids[{ids}]", low, high - low), negated)), low
+        given = self._cut(f"ids[{ids}]", low, high - low)
+        return self.let(written(program, given, negated, self.let)), low
 
     def _single(self, matrix: str, first: int, program: str) -> str:
         column = f"{matrix}.select(-1, {first})"
@@ -267,7 +268,7 @@ class _Source:
             rows = f"({rows}).neg()" if t.factor == -1 else f"({rows}) * {_number(t.factor)}"
         out = self.let(rows)
         kind = "float32" if t.wide else f"{table}.dtype"
-        exact = not weights and t.div is None
+        exact = not weights and (t.div is None or (not dead and t.over is None))
         return out if exact else self.let(f"{out} if {out}.dtype == {kind} else {out}.to({kind})")
 
     def _bag(self, t: Term, table: str, x: str, weights: str) -> str:
@@ -319,7 +320,7 @@ class _Source:
         low, eps = t.div
         if t.over is None and not (dead or weights):
             by = max(float(t.count), low) + eps
-            return f"({rows}).div({_number(by)})" if by != 1 else rows
+            return f"({rows}).div_({_number(by)})" if by != 1 else rows
         if t.over is not None:
             n = f"wide(offsets[{t.over}]).unsqueeze(-1)"
         elif weights:

@@ -85,6 +85,16 @@ def test_no_loop_is_left(mode: str, dynamo: bool, target: str) -> None:
     check_numbers(case, lambda *args: run_onnx(optimized, args))
 
 
+def test_weighted_sums_are_products_of_matrices_in_a_file() -> None:
+    case = LOOKUPS["weighted"]
+    file = to_onnx(case.module(), case.args(BATCH), dynamo=False)
+    result = recopt.optimize(onnx.load_from_string(file), target="ort-cpu")
+    assert sorted(n.op for n in result.host.nodes) == ["Gather", "MatMul", "Squeeze", "Unsqueeze"]
+    optimized = result.to_proto()
+    check_numbers(case, lambda *args: run_onnx(optimized.SerializeToString(), args))
+    assert not recopt.optimize(optimized, target="ort-cpu").report.rewrites
+
+
 @pytest.mark.parametrize("name", NEAR_MISSES)
 def test_near_misses(name: str) -> None:
     case = NEAR_MISSES[name]
