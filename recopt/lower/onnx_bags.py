@@ -234,10 +234,9 @@ class _Nodes:
 
     def _product(self, kept: Value, shape: tuple[Size, ...]) -> Value:
         """The sum of rows times weights, as a product of matrices [1, L] x [L, D]."""
-        at = self.constant([-2])
-        weights = self.call("Unsqueeze", [kept, at], (*self.rows, 1, self.bag.count))
+        weights = self._along("Unsqueeze", kept, -2, (*self.rows, 1, self.bag.count))
         product = self.call("MatMul", [weights, self._weighted(None)], (*self.rows, 1, self._width))
-        return self.call("Squeeze", [product, at], shape)
+        return self._along("Squeeze", product, -2, shape)
 
     def _largest(self) -> Value:
         """The largest of the rows that count."""
@@ -424,7 +423,13 @@ class _Nodes:
 
     def _unsqueezed(self, x: Value) -> Value:
         shape = None if x.shape is None else (*x.shape, 1)
-        return self.call("Unsqueeze", [x, self.constant([-1])], shape, x.dtype or self.dtype)
+        return self._along("Unsqueeze", x, -1, shape)
+
+    def _along(self, op: str, x: Value, axis: int, shape: tuple[Size, ...] | None) -> Value:
+        """Squeeze or Unsqueeze of one dimension, whose number was an attribute before opset 13."""
+        if self.host.opset >= 13:
+            return self.call(op, [x, self.constant([axis])], shape, x.dtype or self.dtype)
+        return self.call(op, [x], shape, x.dtype or self.dtype, axes=[axis])
 
     def _cut(self, x: Value, start: int, stop: int, *shape: Size) -> Value:
         bounds = [self.constant([n]) for n in (start, stop, 0)]

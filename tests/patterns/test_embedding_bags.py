@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import numpy as np
@@ -93,6 +94,18 @@ def test_weighted_sums_are_products_of_matrices_in_a_file() -> None:
     optimized = result.to_proto()
     check_numbers(case, lambda *args: run_onnx(optimized.SerializeToString(), args))
     assert not recopt.optimize(optimized, target="ort-cpu").report.rewrites
+
+
+def test_a_file_from_before_dimensions_were_operands() -> None:
+    case = LOOKUPS["weighted"]
+    module, args = case.module(), case.args(BATCH)
+    buffer = io.BytesIO()
+    torch.onnx.export(module, args, buffer, dynamo=False, opset_version=11)
+    for target in ("portable", "recopt"):
+        result = recopt.optimize(onnx.load_from_string(buffer.getvalue()), target=target)
+        assert result.report.rewrites
+        (found,) = run_onnx(result.to_proto().SerializeToString(), args)
+        np.testing.assert_allclose(found, module(*args).detach(), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", NEAR_MISSES)
