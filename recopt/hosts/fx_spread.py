@@ -19,10 +19,14 @@ from .fx_operators import embedding_bags_call
 
 
 def embedding_bags_spread(
-    tables: list[Tensor], ids: list[Tensor], weights: list[Tensor], dense: list[Tensor], layout: str, rank: int
-) -> Tensor:
-    """The embedding bags of ids [*S, C] or [*S], weights and dense tensors likewise: [*S, W]; `rank` is that of S.
-    Raises what `recopt::embedding_bags` does."""
+    tables: list[Tensor], ids: list[Tensor], weights: list[Tensor], dense: list[Tensor], layout: str, rank: int,
+    fixed: tuple[int, ...],
+) -> Tensor:  # fmt: skip
+    """The embedding bags of ids [*S, C] or [*S], weights and dense tensors likewise: [*S, W].
+
+    `rank` is that of S, `fixed` are the dense tensors whose rows come again and again, which are as the operator takes
+    them. Raises what `recopt::embedding_bags` does.
+    """
     if not (tables[0].is_cuda or torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack()):
         function = None if torch._C._get_tracing_state() else small(layout, rank)
         try:
@@ -30,7 +34,6 @@ def embedding_bags_spread(
                 return found
         except (IndexError, RuntimeError):
             pass  # the operator says what is wrong
-    fixed = {t.source for t in parse_layout(layout).terms if t.every}
 
     def rows(x: Tensor) -> Tensor:
         return x.reshape(-1, x.shape[-1] if x.dim() > rank else 1)
@@ -67,17 +70,17 @@ def _spread(node: fx.Node) -> tuple[tuple[Any, ...], tuple[str, ...]] | None:
     """The arguments of the call that stands for a node between reshapes, and the dimensions in the place of its rows.
     None where they are rows anyway."""
     tables, ids, offsets, weights, dense, scales, layout = cast("tuple[list[fx.Node], ...]", node.args)
-    first = _before(ids[0])
+    first = _before(ids[0]) if ids else None
     if offsets or scales or first is None or not all(user.target is torch.reshape for user in node.users):
         return None
     single = (_shape(ids[0]) or ("",))[-1] != first[-1]
     space = first if single else first[:-1]
-    fixed = {t.source for t in parse_layout(str(layout)).terms if t.every}
+    fixed = tuple({t.source for t in parse_layout(str(layout)).terms if t.every})
     given = [_given(x, space) for x in (*ids, *weights)]
     rows = [x if n in fixed else _given(x, space) for n, x in enumerate(dense)]
     if len(space) < 2 or None in given or None in rows:
         return None
-    return (tables, given[: len(ids)], given[len(ids) :], rows, layout, len(space)), space
+    return (tables, given[: len(ids)], given[len(ids) :], rows, layout, len(space), fixed), space
 
 
 def _before(x: fx.Node) -> tuple[str, ...] | None:

@@ -294,6 +294,7 @@ class _Source:
     def _dense(self, t: Term) -> str:
         x = f"dense[{t.source}]"
         if t.every:
+            self._guards[f"if {x}.dim() < 2: return None"] = None
             return x
         return self.let(f"{x} if {x}.dim() > {self.rank} else {x}.unsqueeze(-1)")
 

@@ -41,5 +41,7 @@ def test_dimensions_are_taken_as_they_are(monkeypatch: pytest.MonkeyPatch) -> No
         fast(args[0] + 1000, args[1])
     exported = torch.export.export(fast.model, args)  # where tensors stand for others the operator is called
     torch.testing.assert_close(exported.module()(*args), model(*args))
+    compiled = torch.compile(fast.model, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(*args), model(*args))
     monkeypatch.setattr(fx_spread, "small", lambda *_: None)
     torch.testing.assert_close(fast.model(*args), model(*args))
