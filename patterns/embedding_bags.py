@@ -414,7 +414,8 @@ def _bag(place: _Place, mono: Mono, columns: Sequence[Axis]) -> Bag:
     bag = Bag(table, table, pool, wraps, None, modulus, shift, found.pad, found.above, found.below, found.div)
     bag = replace(bag, of_row=found.of_row)
     if most is not None and most.live:
-        bag = replace(bag, otherwise=most.hidden if most.count is None else most.empty)
+        below = most.count is None  # as _check_hidden found all rows to be above what hides others
+        bag = replace(bag, otherwise=most.hidden if below else most.empty, least=below)
     bag, ids = _programs(place, bag, found.live, ids, of, inner)
     if found.over is not None:
         bag = replace(bag, over=place.view(found.over, (), "the denominators")[0])

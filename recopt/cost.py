@@ -43,7 +43,7 @@ _VIEWS = frozenset(
     for name in """
     view.default reshape.default permute.default transpose.int t.default unsqueeze.default squeeze.dim squeeze.dims
     squeeze.default expand.default select.int slice.Tensor flatten.using_ints split.Tensor chunk.default unbind.int
-    alias.default detach.default unflatten.int
+    alias.default detach.default unflatten.int sym_size.int
 """.split()
 ) | {"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Shape"}
 

@@ -151,6 +151,7 @@ class Bag:
     over: View | None = None
     factor: float = 1.0
     otherwise: float = 0.0
+    least: bool = False  # `otherwise` is below all rows
     of_row: bool = False
     program: str = ""
     named: View | None = None

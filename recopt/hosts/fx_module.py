@@ -20,6 +20,7 @@ from torch.fx.graph_module import reduce_graph_module
 from torch.utils._pytree import TreeSpec
 
 from ..errors import GraphError
+from .fx_spread import spread
 
 # Overloads whose schema is that of the binding torch.<name> or torch._C._nn.<name>, argument by argument.
 _TORCH = frozenset(
@@ -193,6 +194,8 @@ def build(parts: Parts) -> Program:
     users = [node for node, spec in parts.inputs.items() if spec.target is None]
     fed = _unpack(graph, parts, [node.name for node in users], plain)
     env = dict(zip(users, fed, strict=True))
+    for user, node in env.items():
+        node.meta.update({k: v for k, v in user.meta.items() if k == "val"})
     _guard(graph, root, env, parts)
     for node in parts.graph.nodes:
         if node.op == "placeholder":
@@ -205,6 +208,7 @@ def build(parts: Parts) -> Program:
             _finish(graph, env, parts, node.args[0], plain)
         else:
             env[node] = _translate(graph, node, env, parts.calls)
+    spread(graph)
     return _assemble(root.__dict__, graph)
 
 

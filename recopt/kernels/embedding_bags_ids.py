@@ -23,23 +23,13 @@ from .embedding_bags_operands import Operands
 Compute: TypeAlias = Callable[[Tensor], Tensor]
 
 
-def _larger(a: Any, b: Any) -> Any:
-    a, b = (b, a) if not isinstance(a, Tensor) else (a, b)
-    return torch.maximum(a, b) if isinstance(b, Tensor) else a.clamp(min=b)
-
-
-def _smaller(a: Any, b: Any) -> Any:
-    a, b = (b, a) if not isinstance(a, Tensor) else (a, b)
-    return torch.minimum(a, b) if isinstance(b, Tensor) else a.clamp(max=b)
-
-
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     "floordiv": torch.floor_divide,
     "truncdiv": lambda a, b: torch.div(a, b, rounding_mode="trunc"),
     "mod": torch.remainder,
     "abs": torch.abs,
-    "max": _larger,
-    "min": _smaller,
+    "max": torch.maximum,
+    "min": torch.minimum,
     "where": torch.where,
     "eq": lambda a, b: a == b,
     "lt": lambda a, b: a < b,
@@ -58,9 +48,14 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
 }
 
 
+# Comparisons of a tensor with a number on its right; with the number on its left; what holds where they do not.
+_TESTS = {"eq": ("eq", "eq"), "lt": ("lt", "gt"), "le": ("le", "ge")}
+_OPPOSITE = {"eq": "ne", "lt": "ge", "le": "gt", "gt": "le", "ge": "lt"}
+_METHODS = {"max": "clamp_min", "min": "clamp_max", "floordiv": "floor_divide"}
+
+
 @functools.lru_cache(maxsize=4096)
-def compile_program(text: str) -> Compute:
-    """A program as a function of a tensor of ids. Raises EmbeddingBagsError."""
+def _parsed(text: str) -> ast.expr:
     try:
         tree = ast.parse(text, mode="eval")
     except SyntaxError as wrong:
@@ -71,8 +66,51 @@ def compile_program(text: str) -> Compute:
         named = not isinstance(node, ast.Name) or node.id == "i" or node.id in FUNCTIONS
         if not (number or isinstance(node, known)) or not named:
             raise EmbeddingBagsError(f"no id program: {text!r}")
-    body = compile(f"lambda i: {text}", f"<ids {text}>", "eval")
-    function: Compute = eval(body, {"__builtins__": {}, **FUNCTIONS})
+    return tree.body
+
+
+def remainder(by: int) -> str:
+    """Python's remainder, behind what is divided; by a power of two a quarter of the time as its lowest bits."""
+    return f".bitwise_and({by - 1})" if by & (by - 1) == 0 and by > 0 else f".remainder({by})"
+
+
+def written(text: str, ids: str, negated: bool = False, let: Callable[[str], str] = str) -> str:
+    """A program as an expression over torch tensors and FUNCTIONS, where `ids` are the ids; of a condition what it is
+    not, where `negated`. `let` names what an expression computes. Raises EmbeddingBagsError."""
+    return _written(_parsed(text), ids, negated, let)
+
+
+def _written(node: ast.expr, ids: str, negated: bool, let: Callable[[str], str]) -> str:
+    """A number on one side is torch's own scalar operator, which makes no tensor of it."""
+    if isinstance(node, ast.BinOp):
+        left, right = (_written(side, ids, False, let) for side in (node.left, node.right))
+        return f"({left} {'+' if isinstance(node.op, ast.Add) else '*'} {right})"
+    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
+        return ids if isinstance(node, ast.Name) else ast.unparse(node)
+    name = node.func.id
+    if name == "logical_not":
+        return _written(node.args[0], ids, not negated, let)
+    if negated and name in ("logical_and", "logical_or"):
+        inner = ", ".join(_written(a, ids, True, let) for a in node.args)
+        return let(f"{'logical_or' if name == 'logical_and' else 'logical_and'}({inner})")
+    args = [_written(a, ids, False, let) for a in node.args]
+    fixed = [not any(isinstance(n, ast.Name) and n.id == "i" for n in ast.walk(a)) for a in node.args]
+    if name in _TESTS and fixed != [True, True]:
+        test = _TESTS[name][fixed[0]]
+        return let(f"{args[fixed[0]]}.{_OPPOSITE[test] if negated else test}({args[not fixed[0]]})")
+    if name == "mod" and isinstance(by := node.args[1], ast.Constant) and isinstance(by.value, int) and not fixed[0]:
+        text = f"{args[0]}{remainder(by.value)}"
+    elif name in _METHODS and sum(fixed) == 1 and (fixed[1] or name in ("max", "min")):
+        text = f"{args[fixed[0]]}.{_METHODS[name]}({args[not fixed[0]]})"
+    else:
+        text = f"{name}({', '.join(args)})"
+    return let(f"logical_not({text})" if negated else text)
+
+
+@functools.lru_cache(maxsize=4096)
+def compile_program(text: str) -> Compute:
+    """A program as a function of a tensor of ids. Raises EmbeddingBagsError."""
+    function: Compute = eval(f"lambda i: {written(text, 'i')}", {"__builtins__": {}, **FUNCTIONS})
     return function
 
 

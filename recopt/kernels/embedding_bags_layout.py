@@ -25,6 +25,7 @@
                           div -inf 0 is over n alone; div 1 0 of o1 is over offsets[1], [R], in the place of n
              by 0.5       a row or a sum times a number
              else -1e9    the maximum of no ids; it is 0 without
+             least -1e9   the same of a table all of whose rows are above that: it may stand for those that do not count
     hint     hot, cold    ids of a bag repeat much, or hardly: of matter for the time alone, see embedding_bags.hinted
 
 ``mean`` is ``sum`` with ``div 1 0``. A quantised table's values are q * scale + bias; scales[k] is [rows, 2], of the
@@ -36,7 +37,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 class EmbeddingBagsError(ValueError):
@@ -77,6 +78,7 @@ class Term:
     mask: int | None = None  # of weights: the same
     mask_first: int = 0
     unmask: bool = False  # those count where the mask is zero
+    least: bool = False  # `otherwise` is below all rows
 
     @property
     def ragged(self) -> bool:
@@ -127,7 +129,7 @@ class Term:
         text += f" div {self.div[0]!r} {self.div[1]!r}" if self.div is not None else ""
         text += f" of o{self.over}" if self.over is not None else ""
         text += (f" by {self.factor!r}" if self.factor != 1 else "") + (
-            f" else {self.otherwise!r}" if self.otherwise != 0 else ""
+            f" {'least' if self.least else 'else'} {self.otherwise!r}" if self.otherwise != 0 else ""
         )
         return text + (f" {self.hint}" if self.hint else "")
 
@@ -216,7 +218,7 @@ _TERM = re.compile(
     r"(?: \* w(?P<weights>\d+)(?::(?P<weights_first>\d+))?)?"
     r"(?: (?P<un>un)?mask w(?P<mask>\d+)(?::(?P<mask_first>\d+))?)?(?: pad (?P<pad>\d+))?"
     rf"(?: div (?P<low>{_NUMBER}) (?P<eps>{_NUMBER})(?: of o(?P<over>\d+))?)?"
-    rf"(?: by (?P<factor>{_NUMBER}))?(?: else (?P<otherwise>{_NUMBER}))?(?: (?P<hint>hot|cold))?"
+    rf"(?: by (?P<factor>{_NUMBER}))?(?: (?P<least>else|least) (?P<otherwise>{_NUMBER}))?(?: (?P<hint>hot|cold))?"
 )
 _PLUS = re.compile(r" \+ (?=x\d|row |sum |mean |max )")
 
@@ -250,7 +252,7 @@ def _term(text: str) -> Term:
         div = None if found["low"] is None else (float(found["low"]), float(found["eps"]))
         factor, otherwise = float(found["factor"] or 1), float(found["otherwise"] or 0)
     except ValueError:
-        raise EmbeddingBagsError(f"no numbers after div, by or else: {text!r}") from None
+        raise EmbeddingBagsError(f"no numbers after div, by, else or least: {text!r}") from None
     pool = found["pool"]
     if pool == "mean":
         pool, div = "sum", div or (1.0, 0.0)
@@ -263,7 +265,7 @@ def _term(text: str) -> Term:
         found["hint"] or "",
         inside=found["inside"] is not None, wide=found["wide"] is not None, over=maybe("over"), factor=factor,
         otherwise=otherwise, program=found["program"] or "", live=found["live"] or "", mask=maybe("mask"),
-        mask_first=number("mask_first"), unmask=found["un"] is not None,
+        mask_first=number("mask_first"), unmask=found["un"] is not None, least=found["least"] == "least",
     )  # fmt: skip
     wrong = (
         (not term.ragged and term.count == 0, "a bag of no columns"),
@@ -280,3 +282,22 @@ def _term(text: str) -> Term:
         if fault:
             raise EmbeddingBagsError(f"{reason}: {text!r}")
     return term
+
+
+def extends(a: Term, b: Term) -> bool:
+    """Whether b reads the columns after a's in the same table."""
+    return (a.source, a.ids, a.first + a.count, a.wraps, a.program) == (b.source, b.ids, b.first, b.wraps, b.program)
+
+
+def sums_of(piece: Sequence[Term]) -> list[tuple[Term, ...]]:
+    """The terms of a piece; bags over columns that lie side by side, of which each is shifted, are one sum."""
+    runs: list[tuple[Term, ...]] = []
+    for t in piece:
+        last = runs[-1][-1] if runs else t
+        alike = t.pool == last.pool == "sum" and replace(t, factor=1.0).bare and t.div is None and t.lengths is None
+        alike = alike and t.count > 0 and t == replace(last, first=t.first, count=t.count, shift=t.shift)
+        if runs and alike and extends(last, t):
+            runs[-1] = (*runs[-1], t)
+        else:
+            runs.append((t,))
+    return runs

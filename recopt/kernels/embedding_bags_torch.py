@@ -9,15 +9,15 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .embedding_bags_ids import resolved
-from .embedding_bags_layout import Layout, Term, parse_layout
+from .embedding_bags_layout import Layout, Term, extends, parse_layout, sums_of
 from .embedding_bags_operands import Operands, check_operands, rows_of
+from .embedding_bags_small import even, held, small
 
 _MODES = {"sum": 0, "max": 2}
 
@@ -33,6 +33,12 @@ def embedding_bags_torch(
 
     Raises EmbeddingBagsError; IndexError or RuntimeError for an id that its table does not hold, as torch does.
     """
+    try:
+        function = None if (tables or dense)[0].is_cuda or _is_traced() else small(layout)
+        if function is not None and (found := function(tables, ids, offsets, weights, dense)) is not None:
+            return found
+    except (IndexError, RuntimeError):
+        pass  # ids that no table holds may be such as do not count, which is for the general way to say
     try:
         return _compile(layout)(Operands(tables, ids, offsets, weights, dense, scales))
     except (IndexError, RuntimeError):
@@ -53,7 +59,7 @@ def _compile(text: str) -> _Part:
         t = piece[0]
         if len(piece) > 1 or not _plain(t):
             runs.append(_piece(piece, layout))
-        elif runs and isinstance(runs[-1], tuple) and _extends(runs[-1][-1], t):
+        elif runs and isinstance(runs[-1], tuple) and extends(runs[-1][-1], t):
             runs[-1] = (*runs[-1], t)
         else:
             runs.append((t,))
@@ -121,18 +127,13 @@ def _columns(ids: int, terms: Sequence[Term]) -> Callable[[Operands], list[Tenso
     return columns
 
 
-def _extends(a: Term, b: Term) -> bool:
-    """Whether b reads the columns after a's in the same table."""
-    return (a.source, a.ids, a.first + a.count, a.wraps) == (b.source, b.ids, b.first, b.wraps)
-
-
 # Terms that are added one by one; more are stacked, which is two operators instead of as many as there are terms.
 _CHAIN = 3
 
 
 def _piece(piece: Sequence[Term], layout: Layout) -> _Part:
     runs: list[tuple[Term, ...] | _Part] = []
-    for run in _sums(piece):
+    for run in sums_of(piece):
         t = run[0]
         if len(run) > 1:
             runs.append(_sum_of(run))
@@ -156,20 +157,6 @@ def _piece(piece: Sequence[Term], layout: Layout) -> _Part:
     return add
 
 
-def _sums(piece: Sequence[Term]) -> list[tuple[Term, ...]]:
-    """The terms of a piece; bags over columns that lie side by side, of which each is shifted, are one sum."""
-    runs: list[tuple[Term, ...]] = []
-    for t in piece:
-        last = runs[-1][-1] if runs else t
-        alike = t.pool == last.pool == "sum" and replace(t, factor=1.0).bare and t.div is None and t.lengths is None
-        alike = alike and t.count > 0 and t == replace(last, first=t.first, count=t.count, shift=t.shift)
-        if runs and alike and _extends(last, t):
-            runs[-1] = (*runs[-1], t)
-        else:
-            runs.append((t,))
-    return runs
-
-
 def _sum_of(run: tuple[Term, ...]) -> _Part:
     """A sum of rows whose ids are shifted by their columns: one bag."""
     t, n = run[0], sum(x.count for x in run)
@@ -178,7 +165,7 @@ def _sum_of(run: tuple[Term, ...]) -> _Part:
     def bag(o: Operands) -> Tensor:
         i, table = o.ids[t.ids].narrow(1, t.first, n), o.tables[t.source]
         i = (i if transform is None else transform(i, table)).reshape(-1)
-        out = torch.embedding_bag(table, i, _every_so_many(n, i), False, 0, False, None, False)[0]
+        out = torch.embedding_bag(held(table), i, _every_so_many(n, i), False, 0, False, None, False)[0]
         return out if t.factor == 1 else out * t.factor
 
     return bag
@@ -190,13 +177,6 @@ def _term(t: Term, layout: Layout) -> _Part:
     if t.lookup and t.bare:
         return _rows((t,))
     scale = layout.quantised.get(t.source, 0)
-    if (
-        t.pool == "row"
-        and t.count == 1
-        and t.weights is not None
-        and t == Term(**{name: getattr(t, name) for name in _ONLY_WEIGHTED})
-    ):
-        return _only_weighted(t)
     return _weighted_rows(t, scale) if t.pool == "row" else _bag(t, scale)
 
 
@@ -260,7 +240,8 @@ def _moved(run: Sequence[Term]) -> Callable[[Tensor], Tensor] | None:
             # A modulus past the type's range changes no id but a negative one.
             if (modulus and modulus > torch.iinfo(i.dtype).max) or shift > torch.iinfo(i.dtype).max:
                 i = i.long()
-            i = torch.remainder(i, modulus) if modulus else i
+            if modulus:  # the lowest bits are the remainder by a power of two, in a quarter of the time
+                i = i & (modulus - 1) if modulus & (modulus - 1) == 0 else torch.remainder(i, modulus)
             return i + shift if shift else i
 
         return same
@@ -333,25 +314,6 @@ def _flat_weights(t: Term, o: Operands) -> Tensor | None:
     return (w if w.dim() > 1 else w[:, None]).narrow(1, t.weights_first, t.count).reshape(-1)
 
 
-# What a term says that is rows times weights and nothing else.
-_ONLY_WEIGHTED = "pool source ids first count weights weights_first modulus shift wraps".split()
-
-
-def _only_weighted(t: Term) -> _Part:
-    """Rows times their weights, with a third of the steps of the general way."""
-    rows = _rows((replace(t, weights=None),))
-
-    def weighted(o: Operands) -> Tensor:
-        w = o.weights[t.weights or 0]
-        w = w.narrow(1, t.weights_first, t.count) if w.dim() > 1 else w.unsqueeze(1)
-        found = rows(o)
-        wide = found if t.count == 1 else found.view(w.shape[0], t.count, -1)
-        product = (wide * (w if t.count == 1 else w.unsqueeze(2))).view(found.shape)
-        return product if product.dtype == found.dtype else product.to(found.dtype)
-
-    return weighted
-
-
 def _weighted_rows(t: Term, scale: int) -> _Part:
     """Rows times their weights, zeros where the id is the pad: [R, n * D]."""
 
@@ -384,24 +346,7 @@ def _bag(t: Term, scale: int) -> _Part:
     counted = t.div is not None and not plain_mean
     gathered = ((t.bits > 0 or t.wide) and not t.once) or (t.pool == "max" and t.weights is not None)
 
-    weighted = t.weights is not None or t.pad is not None
-    few = None
-    if (
-        weighted
-        and not t.inside
-        and t.over is None
-        and not t.wide
-        and t.pool == "sum"
-        and t.count > 0
-        and t.lengths is None
-        and not gathered
-        and not t.bits
-    ):
-        few = _few_rows(t, counted)
-
     def bag(o: Operands) -> Tensor:
-        if few is not None and (small := few(o)) is not None:
-            return small
         i, w = flat(o), _flat_weights(t, o)
         bounds, last = _bounds(t, o, i)
         if t.lengths is not None:
@@ -423,7 +368,7 @@ def _bag(t: Term, scale: int) -> _Part:
         else:
             if w is not None and w.dtype != table.dtype:
                 w = w.to(table.dtype)
-            out = torch.embedding_bag(table, i, bounds, False, mode, False, w, last)[0]
+            out = torch.embedding_bag(held(table), i, bounds, False, mode, False, w, last)[0]
         if over is not None:
             out = out.div_(over) if not out.requires_grad else out / over
         if counted:
@@ -439,7 +384,7 @@ def _bag(t: Term, scale: int) -> _Part:
     def plain(o: Operands) -> Tensor:
         i = flat(o)
         bounds, last = _bounds(t, o, i)
-        return torch.embedding_bag(o.tables[t.source], i, bounds, False, mode, False, None, last)[0]
+        return torch.embedding_bag(held(o.tables[t.source]), i, bounds, False, mode, False, None, last)[0]
 
     def largest(o: Operands) -> Tensor:
         i, table = flat(o), o.tables[t.source]
@@ -466,41 +411,6 @@ def _largest_shown(t: Term) -> _Part:
         return rows.amax(1).masked_fill(hidden.all(1), t.otherwise)
 
     return largest
-
-
-# Values below which reading and adding rows one after the other is faster than embedding_bag with weights.
-_FEW = 1 << 14
-
-
-def _few_rows(t: Term, counted: bool) -> Callable[[Operands], Tensor | None]:
-    """The bags of a small request, of fixed numbers of ids; None where it is larger, or a pad's row not finite."""
-    transform = _transform((t,))
-
-    def rows(o: Operands) -> Tensor | None:
-        table, i = o.tables[t.source], o.ids[t.ids]
-        if i.size(0) * t.count * table.size(1) > _FEW or (t.pad is not None and not _is_finite(table, t.pad)):
-            return None
-        i = i.narrow(1, t.first, t.count) if i.dim() > 1 else i.unsqueeze(1)
-        i = i if transform is None else transform(i, table)
-        found = torch.embedding(table, i)
-        w = None
-        if t.weights is not None:
-            w = o.weights[t.weights]
-            w = w.narrow(1, t.weights_first, t.count) if w.dim() > 1 else w.unsqueeze(1)
-            w = w if w.is_floating_point() else w.float()
-        if t.pad is not None:
-            live = torch.ne(i, t.pad)
-            w = live.to(torch.float32) if w is None else torch.where(live, w, 0.0)
-        assert w is not None
-        out = (found * w.unsqueeze(2)).sum(1)
-        if counted and t.div is not None:
-            n = w.sum(1, keepdim=True).clamp(min=t.div[0])
-            out = out / (n + t.div[1] if t.div[1] else n)
-        if t.factor != 1:
-            out = out * t.factor
-        return out if out.dtype == table.dtype else out.to(table.dtype)
-
-    return rows
 
 
 def _is_finite(table: Tensor, row: int) -> bool:
@@ -574,19 +484,12 @@ def _every_so_many(count: int, i: Tensor) -> Tensor:
     """Where bags of `count` ids begin."""
     if i.is_cuda or _is_traced():
         return torch.arange(0, i.shape[0], count, dtype=i.dtype, device=i.device)
-    return _even(i.shape[0], count, i.dtype)
+    return even(i.shape[0], count, i.dtype)
 
 
 def _is_traced() -> bool:
     """Whether tensors stand for others, which no later call may meet."""
     return torch._C._get_tracing_state() is not None or torch._C._len_torch_dispatch_stack() > 0
-
-
-@functools.lru_cache(maxsize=256)
-def _even(ids: int, count: int, dtype: torch.dtype) -> Tensor:
-    """Bounds of bags of ``count`` ids: to make them anew is a tenth of a small bag's time."""
-    with torch.inference_mode(False):
-        return torch.arange(0, ids, count, dtype=dtype)
 
 
 def _ends(counts: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ..errors import OptionError
-from ..fused import Attention, Gru, LayerNorm, Linear, Spec, TargetAttention, View
+from ..fused import Attention, EmbeddingBags, Gru, LayerNorm, Linear, Spec, TargetAttention, View
 from ..hosts.base import Array, Host, Value
 from ..moves import Plan
 from .columns import Columns
@@ -98,6 +98,15 @@ def nodes_written(host: Host, spec: Spec, target: str) -> int:
     counter = Counter(host)  # type: ignore[arg-type]  # the dialect says which host it is
     _write(counter, spec, target)  # type: ignore[arg-type]  # the dialect says which host it is
     return counter.nodes
+
+
+def multiplies(host: Host, spec: Spec) -> bool:
+    """Whether `spec` becomes products of matrices in a file, though it is none."""
+    if host.dialect == "aten" or not isinstance(spec, EmbeddingBags):
+        return False
+    from .onnx_bags import multiplied
+
+    return any(map(multiplied, spec.bags))
 
 
 def check_target(host: Host, target: str | None) -> str:

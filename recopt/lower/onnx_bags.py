@@ -21,6 +21,7 @@ from .onnx_writer import Writer
 
 # Tables of one width are not stacked under one Gather: with ids that must be refused as before it takes 0.8 to 1.4
 # times as long at the nominal batch (benchmarks/merged_tables.py), and every table would be written anew.
+MULTIPLIED = 4  # ids and columns from which a product of matrices takes 0.4 to 1.0 of the time of products and a sum
 POOLS = {"sum": "ReduceSum", "mean": "ReduceMean", "max": "ReduceMax"}
 
 
@@ -29,6 +30,13 @@ def embedding_bags(host: Writer, spec: EmbeddingBags, target: str) -> Value:
     spec = _plain(host, spec)
     write = _function if target == "recopt" else _nodes
     return apply(host, write(host, spec), spec.steps, spec.name)
+
+
+def multiplied(bag: Bag) -> bool:
+    """Whether a bag is written as a product of matrices."""
+    weighed = bag.weights or bag.mask or bag.lengths or bag.below or bag.pad is not None
+    fixed = bag.pool == "sum" and bag.offsets is None and bool(weighed)
+    return fixed and min(bag.count, bag.columns) >= MULTIPLIED
 
 
 def _plain(host: Writer, spec: EmbeddingBags) -> EmbeddingBags:
@@ -91,7 +99,7 @@ def _function(host: Writer, spec: EmbeddingBags) -> Value:
             term.factor,
             term.unmask,
         )
-        shape = term.pool, term.otherwise, term.count, term.columns, len(term.ids.shape), stored.bits
+        shape = term.pool, term.otherwise, term.least, term.count, term.columns, len(term.ids.shape), stored.bits
         return shape, rows, [v and numbers[v] for v in read]
 
     types = [v.dtype or spec.dtype for v in operands.values()]
@@ -211,9 +219,11 @@ class _Nodes:
         if self.bag.pool == "max":
             return self._largest()
         kept = self._kept()
-        rows, axis = self._weighted(kept), len(self.rows)
-        shape = (*self.rows, self._width)
-        total = self._times(self._reduce(POOLS[self.bag.pool], rows, axis, shape))
+        axis, shape = len(self.rows), (*self.rows, self._width)
+        if kept is not None and multiplied(self.bag):
+            total = self._times(self._product(kept, shape))
+        else:
+            total = self._times(self._reduce(POOLS[self.bag.pool], self._weighted(kept), axis, shape))
         if self.bag.div is None:
             return total
         if self.bag.over is not None:
@@ -222,6 +232,12 @@ class _Nodes:
             return self.call("Div", [total, self.constant(self._over(float(self.bag.count)), self.dtype)], shape)
         return self._divided(total, self._reduce("ReduceSum", kept, axis, self.rows))
 
+    def _product(self, kept: Value, shape: tuple[Size, ...]) -> Value:
+        """The sum of rows times weights, as a product of matrices [1, L] x [L, D]."""
+        weights = self._along("Unsqueeze", kept, -2, (*self.rows, 1, self.bag.count))
+        product = self.call("MatMul", [weights, self._weighted(None)], (*self.rows, 1, self._width))
+        return self._along("Squeeze", product, -2, shape)
+
     def _largest(self) -> Value:
         """The largest of the rows that count."""
         rows, live, axis = self._weighted(self._weights()), self._live(), len(self.rows)
@@ -229,13 +245,13 @@ class _Nodes:
         if live is None:
             return self._reduce("ReduceMax", rows, axis, shape)
         found = self._reduce("ReduceMax", self._or_lowest(rows, live), axis, shape)
-        if self.bag.otherwise == float("-inf"):
+        if self.bag.least or self.bag.otherwise == float("-inf"):
             return found
         counted = self._reduce("ReduceMax", self.cast(live, self.dtype), axis, self.rows)
         return self._unless_empty(found, self.cast(counted, "bool"))
 
     def _or_lowest(self, rows: Value, live: Value) -> Value:
-        lowest = self.constant(float("-inf"), self.dtype)
+        lowest = self.constant(self.bag.otherwise if self.bag.least else float("-inf"), self.dtype)
         return self.call("Where", [self._unsqueezed(live), rows, lowest], rows.shape)
 
     def _unless_empty(self, found: Value, some: Value) -> Value:
@@ -407,7 +423,13 @@ class _Nodes:
 
     def _unsqueezed(self, x: Value) -> Value:
         shape = None if x.shape is None else (*x.shape, 1)
-        return self.call("Unsqueeze", [x, self.constant([-1])], shape, x.dtype or self.dtype)
+        return self._along("Unsqueeze", x, -1, shape)
+
+    def _along(self, op: str, x: Value, axis: int, shape: tuple[Size, ...] | None) -> Value:
+        """Squeeze or Unsqueeze of one dimension, whose number was an attribute before opset 13."""
+        if self.host.opset >= 13:
+            return self.call(op, [x, self.constant([axis])], shape, x.dtype or self.dtype)
+        return self.call(op, [x], shape, x.dtype or self.dtype, axes=[axis])
 
     def _cut(self, x: Value, start: int, stop: int, *shape: Size) -> Value:
         bounds = [self.constant([n]) for n in (start, stop, 0)]

@@ -173,6 +173,7 @@ class _Operands:
             over=None if item.over is None else self._number("offsets", self._rows(item.over, rank=1)),
             factor=item.factor,
             otherwise=item.otherwise,
+            least=item.least,
             program=item.program,
             live=item.live,
             mask=None if mask is None else self._number("weights", mask),

@@ -104,7 +104,10 @@ def _largest(op: Any, t: Term, rows: Any, weights: Any, live: Any) -> Any:
     if live is None:
         return op.ReduceMax(rows, [1], keepdims=0)
     counts = op.Unsqueeze(live, [-1])
-    largest = op.ReduceMax(op.Where(counts, rows, op.CastLike(float("-inf"), rows)), [1], keepdims=0)
+    lowest = op.CastLike(t.otherwise if t.least else float("-inf"), rows)
+    largest = op.ReduceMax(op.Where(counts, rows, lowest), [1], keepdims=0)
+    if t.least:
+        return largest
     any_counts = op.Cast(op.ReduceMax(op.Cast(counts, to=6), [1], keepdims=0), to=9)
     return op.Where(any_counts, largest, op.CastLike(t.otherwise, rows))
 

@@ -13,6 +13,7 @@ from embedding_bags_reference import operands, reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import recopt.kernels.embedding_bags_torch
 from recopt.hosts import fx_operators
 from recopt.kernels.embedding_bags import bytes_moved, embedding_bags, flops, hinted
 from recopt.kernels.embedding_bags_config import Config
@@ -21,6 +22,7 @@ from recopt.kernels.embedding_bags_launch import choose_config, embedding_bags_t
 from recopt.kernels.embedding_bags_layout import EmbeddingBagsError, parse_layout
 from recopt.kernels.embedding_bags_operands import Operands
 from recopt.kernels.embedding_bags_plan import supports
+from recopt.kernels.embedding_bags_small import small
 from recopt.kernels.embedding_bags_torch import embedding_bags_torch
 
 gpu = pytest.mark.gpu
@@ -88,6 +90,7 @@ sum t0[i0:0+5] * w0:0 div 1.0 0.0 of o0 by 3.0
 sum t0[i0@o0] by 0.5; row t1[i1:0+1 inside] * w0:0 by 2.0
 max t0[i0:0+3] pad 1 else -1000000000.0; max t0[i0:1+6<o0] else 2.5; max t0[i0:0+1 inside] else -3.0
 max t0[i0@o0] else -4.0
+max t0[i0:0+3] pad 1 least -9.0; max t0[i0:0+1] pad 2 least -9.0; max t0[i1@o0] pad 1 least -9.0
 sum q4:13 t0[i0:0+4] pad 1; max q4:13 t0[i0:0+2]; row q4:13 t0[i0:0+2] * w0:0; sum q8 t1[i0:2+2]""".splitlines()
 
 # Ids and masks that are computed first: what is left is a layout like those above.
@@ -113,10 +116,34 @@ def _close(out: torch.Tensor, exact: torch.Tensor, o: Operands) -> None:
 
 @pytest.mark.parametrize("ids", [torch.int64, torch.int32])
 @pytest.mark.parametrize("text", [*LAYOUTS, *COMPUTED])
-def test_torch_path_agrees_with_float64(text: str, ids: torch.dtype) -> None:
+def test_torch_path_agrees_with_float64(text: str, ids: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     for rows, dim in ((5, 7), (1, 16)):
         o = operands(text, rows, dim, ids=ids)
-        _close(embedding_bags_torch(*o, text), reference(o, text), o)
+        exact = reference(o, text)
+        _close(embedding_bags_torch(*o, text), exact, o)
+        with monkeypatch.context() as patch:  # the way of large requests
+            patch.setattr(recopt.kernels.embedding_bags_torch, "small", lambda text: None)
+            _close(embedding_bags_torch(*o, text), exact, o)
+        wide = [[x[None] for x in xs] for xs in (o.ids, o.offsets, o.weights)]
+        dense = [x if x.shape[0] != rows else x[None] for x in o.dense]
+        function = small(text, 2)
+        if function is not None and (spread := function(o.tables, *wide, dense)) is not None:
+            _close(spread[0], exact, o)
+
+
+def test_a_small_request_is_the_shortest_line_of_calls() -> None:
+    assert small("sum t0[i0@o0]") is None  # flat ids
+    rows, ids = torch.rand(9, 16), torch.arange(-600, 600).view(-1, 2) % 9
+    rows[3] = torch.inf
+    function = small("row t0[i0:0+2 if logical_not(eq(i,3))]")
+    assert function is not None
+    shown = torch.where((ids == 3)[..., None], 0, rows[ids]).flatten(1)
+    assert torch.equal(function([rows], [ids], (), (), ()), shown)  # cleared bit by bit
+    assert torch.equal(function([rows.double()], [ids], (), (), ()), shown.double())
+    bag = small("sum t0[i0:0+2] pad 3")
+    assert bag is not None and bag([rows], [ids.repeat(9, 1)], (), (), ()) is None  # which embedding_bag adds up faster
+    with pytest.raises(IndexError):
+        embedding_bags_torch([rows], [ids + 1], [], [], [], [], "row t0[i0:0+2]")
 
 
 def test_what_is_computed_first_is_computed_once() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import numpy as np
@@ -83,6 +84,28 @@ def test_no_loop_is_left(mode: str, dynamo: bool, target: str) -> None:
     assert [n.op for n in result.host.nodes] == ["Gather", f"Reduce{mode.capitalize()}"]
     optimized = result.to_proto().SerializeToString()
     check_numbers(case, lambda *args: run_onnx(optimized, args))
+
+
+def test_weighted_sums_are_products_of_matrices_in_a_file() -> None:
+    case = LOOKUPS["weighted"]
+    file = to_onnx(case.module(), case.args(BATCH), dynamo=False)
+    result = recopt.optimize(onnx.load_from_string(file), target="ort-cpu")
+    assert sorted(n.op for n in result.host.nodes) == ["Gather", "MatMul", "Squeeze", "Unsqueeze"]
+    optimized = result.to_proto()
+    check_numbers(case, lambda *args: run_onnx(optimized.SerializeToString(), args))
+    assert not recopt.optimize(optimized, target="ort-cpu").report.rewrites
+
+
+def test_a_file_from_before_dimensions_were_operands() -> None:
+    case = LOOKUPS["weighted"]
+    module, args = case.module(), case.args(BATCH)
+    buffer = io.BytesIO()
+    torch.onnx.export(module, args, buffer, dynamo=False, opset_version=11)
+    for target in ("portable", "recopt"):
+        result = recopt.optimize(onnx.load_from_string(buffer.getvalue()), target=target)
+        assert result.report.rewrites
+        (found,) = run_onnx(result.to_proto().SerializeToString(), args)
+        np.testing.assert_allclose(found, module(*args).detach(), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", NEAR_MISSES)
