@@ -129,6 +129,6 @@ def embedding_bags(
     o, first = Operands(tables, ids, offsets, weights, dense, scales), resolved(layout)
     if first is not None:
         o, layout = first.operands(o), first.text
-    if any(t.mask is not None for t in parse_layout(layout).terms):  # of a maximum: the kernel knows no masks
+    if parse_layout(layout).masked:  # of a maximum: the kernel knows no masks
         return embedding_bags_torch(*o, layout)
     return embedding_bags_triton(o, layout)
