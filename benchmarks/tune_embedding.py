@@ -28,10 +28,21 @@ from recopt.kernels.embedding_bags_launch import embedding_bags_triton
 from recopt.kernels.embedding_bags_operands import Operands
 
 TABLE = Path(__file__).parent.parent / "recopt" / "kernels" / "embedding_bags_table.py"
-HINTS = {"one": "hot", "zipf 1.2": "hot", "uniform": "cold"}  # the classes that embedding_bags.hinted calls so
+HINTS = {
+    "one": "hot",
+    "zipf 1.2": "hot",
+    "zipf 0.9": "cold",
+    "uniform": "cold",
+}  # the classes that embedding_bags.hinted calls so
 Shape = tuple[int, int, int, int]
 SHAPES = ("32x500Kx128 L150 B2048", "26x1Mx128 L1 B2048", "26x1Mx128 L1 B256", "100x100Kx32 L20 B512",
-          "8x1Mx32 L80 B256")  # fmt: skip
+          "8x1Mx32 L80 B256", "RecFlex A", "RecFlex D", "RecFlex E")  # fmt: skip
+
+
+def largest(w: Workload) -> tuple[int, int]:
+    """Columns and ids of the bag that reads most, which the choice goes by."""
+    _, dim, length = max(w.tables, key=lambda t: t[1] * t[2])
+    return dim, length
 
 
 def candidates(w: Workload, stored: str) -> list[Config | Staged]:
@@ -40,24 +51,24 @@ def candidates(w: Workload, stored: str) -> list[Config | Staged]:
 
 
 def staged_candidates(w: Workload, stored: str) -> list[Config | Staged]:
-    """Warps, quads of rows, bytes of a slice, programs a processor; none for single and for quantised rows."""
-    _, dim, length = w.tables[0]
+    """Warps, quads of rows, bytes of a slice, programs a processor, and for shorter bags how many a warp makes and
+    whether launches overlap more; none for single and for quantised rows."""
+    dim, length = largest(w)
     if length == 1 or stored == "int8":
         return []
-    ways = ((4, 2, 8), (4, 2, 4), (4, 3, 6), (4, 4, 1), (4, 5, 1), (1, 2, 16), (1, 3, 16), (2, 3, 8), (2, 6, 1))
-    if length < 100:
-        ways = ((4, 1, 8), (2, 1, 16), (1, 1, 16), (4, 2, 8), (2, 2, 8), (1, 2, 16), (1, 4, 8), (2, 4, 1), (4, 4, 1),
-                (4, 5, 1), (2, 5, 1), (1, 5, 1))  # fmt: skip
     slices = (256, 512) if stored == "fp32" and dim == 128 else (256,)
-    starts = (True, False) if length < 100 else (True,)
-    each = [(way, wide) for way in ways for wide in slices]
-    return [Staged(*way[:2], wide, way[2], ahead, early) for way, wide in each for ahead in (False, True)
-            for early in starts]  # fmt: skip
+    if length >= 100:
+        ways = ((4, 2, 8), (4, 2, 4), (4, 3, 6), (4, 4, 1), (4, 5, 1), (1, 3, 16), (2, 3, 8), (2, 6, 1), (1, 6, 1))
+        return [Staged(warps, quads, wide, blocks) for warps, quads, blocks in ways for wide in slices]
+    ways = ((4, 1, 8), (4, 2, 6), (4, 2, 8), (4, 2, 12), (1, 4, 8), (4, 4, 1), (2, 5, 1), (4, 5, 1), (8, 5, 1))
+    overlap = ((False, 1), (True, 1), (True, 2))
+    return [Staged(warps, quads, slices[-1], blocks, *early, bags) for warps, quads, blocks in ways
+            for early in overlap for bags in (1, 2, 3)]  # fmt: skip
 
 
 def triton_candidates(w: Workload, stored: str) -> list[Config | Staged]:
     """Warps, values a thread, columns of a slice, ids at once."""
-    _, dim, length = w.tables[0]
+    dim, length = largest(w)
     first = "evict_first"
     if length == 1:
         sizes = ((4, 16, 8), (4, 16, 16), (8, 16, 8), (2, 16, 16), (2, 16, 8), (4, 16, 4), (1, 16, 16), (4, 16, 32))
@@ -84,7 +95,8 @@ def _compile(job: tuple[Workload, str, Config | Staged]) -> str:
     w, stored, config = job
     if isinstance(config, Staged):  # compiled where it runs
         return ""
-    small = Workload(tuple((1000, dim, length) for _, dim, length in w.tables[:1]), w.batch)
+    alike = len(set(w.tables)) == 1
+    small = Workload(tuple((1000, dim, length) for _, dim, length in w.tables[: 1 if alike else None]), w.batch)
     try:
         tables, scales, text = operands(small, stored, make_tables(small, "cuda"))
         embedding_bags_triton(
@@ -126,7 +138,7 @@ def measure(
     for name in names:
         w = WORKLOADS[name]
         full = make_tables(w, "cuda")
-        _, dim, length = w.tables[0]
+        dim, length = largest(w)
         for store in stored:
             tables, scales, text = operands(w, store, full)
             peer = fbgemm(w, store) if with_peers else None
@@ -140,7 +152,7 @@ def measure(
                 times: dict[str, float] = {}
                 if peer is not None:
                     times["fbgemm"] = device_times([peer(i) for i in requests], 8).median
-                if store == "fp32" and with_peers:
+                if store == "fp32" and with_peers and len(set(w.tables)) == 1:
                     found = []
                     for u, warps in ((16, 2), (32, 4), (16, 1), (32, 8)) if length > 1 else ((1, 1), (1, 2)):
                         bind = bare_kernel(full, w, min(u, 1 << (length - 1).bit_length()), warps)
@@ -190,7 +202,7 @@ def write(paths: Sequence[Path]) -> None:
         here: dict[Shape, dict[Config | Staged, dict[str, float]]] = {}
         for r in data["results"]:
             w = WORKLOADS[r["shape"]]
-            _, dim, length = w.tables[0]
+            dim, length = largest(w)
             key = ({"fp32": 4, "fp16": 2, "int8": 1}[r["stored"]], dim, length, w.batch)
             if "bare" in r["peers"]:
                 bare[key, r["ids"]] = r["peers"]["bare"]

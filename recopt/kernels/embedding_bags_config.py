@@ -29,12 +29,16 @@ class Config(NamedTuple):
 
 class Staged(NamedTuple):
     """One launch of the kernel in CUDA C++: warps a program, quads of rows a thread reads at once, bytes of a slice of
-    wide rows, programs that a processor must hold at least; ``ahead`` has the ids of the next table sent to the L2,
-    ``early`` starts the kernel while the one before it drains (from Hopper on)."""
+    wide rows, programs that a processor must hold at least, ``bags`` that a warp makes one after the other.
+
+    ``early`` starts the kernel while the one before it drains (from Hopper on), and lets the one after it start when
+    its programs end (1) or have begun (2); ``ahead`` has ids sent to the L2 before the kernel before has ended.
+    """
 
     warps: int = 4
     quads: int = 4
     slice: int = 256
     blocks: int = 1
     ahead: bool = False
-    early: bool = True
+    early: int = 1
+    bags: int = 1

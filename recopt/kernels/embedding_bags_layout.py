@@ -149,6 +149,11 @@ class Layout:
         return tuple(term for piece in self.pieces for term in piece)
 
     @functools.cached_property
+    def masked(self) -> bool:
+        """Whether a mask says which ids of any term count."""
+        return any(term.mask is not None for term in self.terms)
+
+    @functools.cached_property
     def lookups(self) -> tuple[Term, ...]:
         """The terms that read a table."""
         return tuple(term for term in self.terms if term.pool != "dense")

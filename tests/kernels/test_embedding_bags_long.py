@@ -102,7 +102,8 @@ def test_gpu_long_bags_agree_with_float64(text: str) -> None:
     ("text", "known"),
     [
         ("sum t0[i0:0+5]; mean t1[i1:2+3]; sum t0[i0:0+5] div 1.0 1e-08", True),
-        ("sum t0[i0:0+5]; row t1[i1:0+1]", False),
+        ("sum t0[i0:0+5]; row t1[i1:0+1]; sum t5[i1:0+5]", True),
+        ("sum t0[i0:0+5]; row t1[i1:0+2]", False),
         ("sum t0[i0:0+5] + sum t1[i1:0+5]", False),
         ("sum t0[i0:0+5]; x0", False),
         ("sum t0[i0:0+5] pad 1", False),
@@ -118,7 +119,8 @@ def test_gpu_long_bags_agree_with_float64(text: str) -> None:
     ],
 )
 def test_layouts_that_the_kernel_of_staged_ids_knows(text: str, known: bool) -> None:
-    tables = [torch.ones(9, 8), torch.ones(9, 16), torch.ones(9, 6), torch.ones(9, 8).half(), torch.ones(9, 9)[:, 1:]]
+    tables = [torch.ones(9, 8), torch.ones(9, 16), torch.ones(9, 6), torch.ones(9, 8).half(), torch.ones(9, 9)[:, 1:],
+              torch.ones(9, 4)]  # fmt: skip
     ids = [torch.zeros(4, 6, dtype=torch.int64)] * 2 + [torch.zeros(4, 6, dtype=torch.int32)]
     bounds = [torch.zeros(4, dtype=torch.int64)]
     o = Operands(tables, ids, bounds, [torch.ones(4, 6)], [torch.ones(4, 8)], [])
@@ -126,7 +128,7 @@ def test_layouts_that_the_kernel_of_staged_ids_knows(text: str, known: bool) -> 
 
 
 def test_records_of_staged_ids(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Slices of wide rows, narrow rows whole; columns, ids, counts and what is read ahead; None without a compiler."""
+    """Slices of wide rows, narrow rows whole; columns, ids and counts; None without a compiler."""
     options: list[str] = []
     monkeypatch.setattr(embedding_bags_staged, "_compile", lambda device, given: options.extend(given) or len)
     tables, ids = [torch.ones(9, 128), torch.ones(7, 48)[:, :32]], torch.zeros(4, 240, dtype=torch.int64)
@@ -138,27 +140,31 @@ def test_records_of_staged_ids(monkeypatch: pytest.MonkeyPatch) -> None:
     one, mean = torch.tensor([1.0, 1 / 80]).view(torch.int32).tolist()
     first = 240 << 32
     assert launch.records.tolist() == [
-        [tables[0].data_ptr(), 9, 32, 16, 0, 0, first | 5, 150, 0, one, 640],
-        [tables[0].data_ptr(), 9, 32, 16, 1, 0, first | 5, 150, 0, one, 0],
-        [tables[1].data_ptr(), 7, 12, 8, 0, 0, first | 155, 80, 128, mean, 0],
+        [tables[0].data_ptr(), 9, 32, 16, 0, 0, first | 5, 150, 0, one],
+        [tables[0].data_ptr(), 9, 32, 16, 1, 0, first | 5, 150, 0, one],
+        [tables[1].data_ptr(), 7, 12, 8, 0, 0, first | 155, 80, 128, mean],
     ]
-    assert {"-DWAYS=24", "-DCHUNKS=5", "-DDIRECT=1", "-DIDS=i64", "-DTYPE=0", "-DOUT=0"} <= set(options)
+    assert {"-DWAYS=24", "-DSINGLES=0", "-DTAIL=1", "-DCHUNKS=5", "-DDIRECT=1", "-DTYPE=0", "-DOUT=0"} <= set(options)
     monkeypatch.setattr(embedding_bags_staged, "_compile", lambda device, given: None)
     assert staged(layout, o, Staged()) is None
 
 
 @gpu
 @needs_gpu
-@pytest.mark.parametrize("config", [Staged(), Staged(1, 1, 128, 1), Staged(2, 8, 512, 1)])
+@pytest.mark.parametrize("config", [Staged(), Staged(1, 1, 128, 1, True, 2, 3), Staged(2, 8, 512, 1, bags=2)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("rows", [1, 7, 781])
 def test_gpu_staged_ids_agree_with_float64(rows: int, dtype: torch.dtype, config: Staged) -> None:
-    """Bags shorter than a quad and longer than what is held at once; ids that repeat, read by whole rows, and not."""
+    """Bags shorter than a quad and longer than what is held at once, and single rows; ids that repeat, read by whole
+    rows, and not."""
+    # Of bags that are all short the end is read at once.
+    counts = (1, 3, 32, 65, 150, 333) if config.warps > 1 else (1, 1, 3, 17, 32, 63)
     item, text = dtype.itemsize, "; ".join(f"{('sum', 'mean')[n % 2]} t{n}[i{n % 2}:{n}+{c}]" for n, c in
-                                           enumerate((1, 3, 32, 65, 150, 333)))  # fmt: skip
+                                           enumerate(counts))  # fmt: skip
+    text += "; row t4[i1:9+1]"
     tables = [torch.randn(1000 + n, 40 * 16, device="cuda").to(dtype) for n in range(6)]
-    tables = [t[:, 16 : 16 + (32 << n) // item] for n, t in enumerate(tables)]  # 32 to 512 bytes, and one of 256
-    tables[5] = tables[5][:, : 256 // item]
+    tables = [t[:, 16 : 16 + (32 << n) // item] for n, t in enumerate(tables)]  # 32 to 512 bytes, and one of 16
+    tables[5] = tables[5][:, : 16 // item]
     for kind in (torch.int64, torch.int32):
         ids = [torch.randint(1000, (rows, 345), device="cuda", dtype=kind) for _ in range(2)]
         ids[0] = ids[0][:, 1:].remainder(7) if rows == 7 else ids[0][:, 1:]
@@ -169,9 +175,9 @@ def test_gpu_staged_ids_agree_with_float64(rows: int, dtype: torch.dtype, config
         del poison
         out = embedding_bags_triton(o, text, config)
         exact = []
-        for n, t in enumerate(parse_layout(text).lookups):
-            bag = tables[n].double()[ids[n % 2][:, t.first : t.first + t.count].long()].sum(1)
-            exact.append(bag / t.count if n % 2 else bag)
+        for t in parse_layout(text).lookups:
+            bag = tables[t.source].double()[ids[t.ids][:, t.first : t.first + t.count].long()].sum(1)
+            exact.append(bag / t.count if t.div else bag)
         assert out.dtype == dtype
         # Sums of up to 333 values near 1: each addition rounds a partial sum near 18.
         tolerance = {"rtol": 1.3e-6, "atol": 1e-4} if dtype == torch.float32 else {}
@@ -181,12 +187,13 @@ def test_gpu_staged_ids_agree_with_float64(rows: int, dtype: torch.dtype, config
 @gpu
 @needs_gpu
 @pytest.mark.parametrize("bad", [-1, 90, 1 << 40])
-def test_gpu_a_staged_id_that_its_table_does_not_hold_stops_the_device(bad: int) -> None:
+@pytest.mark.parametrize("text", ["sum t0[i0:0+70]", "row t0[i0:69+1]"])
+def test_gpu_a_staged_id_that_its_table_does_not_hold_stops_the_device(text: str, bad: int) -> None:
     script = (
         "import torch; from recopt.kernels.embedding_bags_launch import embedding_bags_triton as run\n"
         "from recopt.kernels.embedding_bags_config import Staged; from recopt.kernels.embedding_bags import Operands\n"
         "t, i = torch.randn(90, 128).cuda(), torch.zeros(3, 70, dtype=torch.int64).cuda()\n"
-        "def call(): run(Operands([t], [i], [], [], [], []), 'sum t0[i0:0+70]', Staged()); torch.cuda.synchronize()\n"
+        f"def call(): run(Operands([t], [i], [], [], [], []), {text!r}, Staged()); torch.cuda.synchronize()\n"
         f"call(); print('in range'); i[2, 69] = {bad}; call()\n"
     )
     root = str(Path(__file__).parents[2])
