@@ -32,7 +32,7 @@ def _is_contraction(lifted: Lifted, value: Value) -> bool:
         return False
     sums = [m for m in t.body.monos if m.axes]
     if sums:
-        return any(_is_product(m) and is_data(lifted, m) for m in sums) or any(_adds_parts(lifted, m) for m in sums)
+        return any((_is_product(m) and is_data(lifted, m)) or _adds_parts(lifted, m) for m in sums)
     columns = [m for m in t.body.monos if column_of(lifted, m) is not None]
     return bool(columns) and all(m in columns or _is_part(lifted, m) for m in t.body.monos)
 
@@ -54,11 +54,13 @@ def _is_part(lifted: Lifted, mono: Mono) -> bool:
 
 
 def _adds_parts(lifted: Lifted, mono: Mono) -> bool:
-    """Whether a monomial sums what a long concat or stack joins of contractions: their sum is one."""
+    """Whether a monomial sums what a long concat or stack joins of contractions, or one's own columns: that is one."""
     leaf = _added(lifted, mono)
     if leaf is None:
         return False
-    return all(column_of(lifted, m) is not None or _is_part(lifted, m) for m in lifted.definition[leaf].body.monos)
+    return is_contraction(lifted, leaf) or all(
+        column_of(lifted, m) is not None or _is_part(lifted, m) for m in lifted.definition[leaf].body.monos
+    )
 
 
 def column(lifted: Lifted, atom: Atom, mono: Mono) -> Read | None:
@@ -170,8 +172,18 @@ def _added_again(lifted: Lifted, term: Poly, known: Mapping[Leaf, Reach]) -> set
     return {
         (mono, atom)
         for mono, atom, others in inputs
-        if any(atom.leaf in contracted_by(lifted, v) for v in reached.get(others, ()))
+        if isinstance(atom.leaf, Value)
+        and any(_added_up(lifted, atom.leaf) in contracted_by(lifted, v) for v in reached.get(others, ()))
     }
+
+
+def _added_up(lifted: Lifted, value: Value) -> Value:
+    """What a value sums up, weighing nothing, else the value: sum_k x[b, k] is x under a column of ones."""
+    t = lifted.definition.get(value)
+    mono = t.body.monos[0] if t is not None and len(t.body.monos) == 1 else None
+    data = mono.atoms[0] if mono is not None and mono.axes and len(mono.atoms) == 1 else None
+    leaf = data.leaf if isinstance(data, Read) else None
+    return leaf if isinstance(leaf, Value) and leaf.dtype == value.dtype else value
 
 
 def contracted_by(lifted: Lifted, value: Value) -> frozenset[Value]:
@@ -189,9 +201,8 @@ def _reach_of(lifted: Lifted, atom: Atom, mono: Mono, known: Mapping[Leaf, Reach
             inner += [_reach_of(lifted, a, m, known) for m in arg.monos for a in m.atoms if (m, a) not in again]
     elif not is_data(lifted, atom):
         return Reach()
-    elif (x := column(lifted, atom, mono)) is not None and (x.leaf not in known or column_of(lifted, mono) is x):
-        weighted = len(mono.atoms) > 1 or mono.coef not in (1, -1)
-        return Reach(frozenset((x.leaf,)) if weighted and isinstance(x.leaf, Value) else frozenset())
+    elif (x := column(lifted, atom, mono)) is not None and _stands_alone(lifted, x, mono, known):
+        return Reach(frozenset((x.leaf,)) if _is_weighted(mono) and isinstance(x.leaf, Value) else frozenset())
     elif isinstance(atom, Read) and any(is_data(lifted, p) for p in atom.index):
         return None  # what is looked up is no function of the position
     else:
@@ -203,6 +214,15 @@ def _reach_of(lifted: Lifted, atom: Atom, mono: Mono, known: Mapping[Leaf, Reach
             return None
         sources, bent = sources | part.sources, bent | part.bent
     return Reach(sources, bent if isinstance(atom, Read) else sources)
+
+
+def _stands_alone(lifted: Lifted, x: Read, mono: Mono, known: Mapping[Leaf, Reach]) -> bool:
+    """Whether a column is data of its own here, and not what it is a function of: one that is merely picked is not."""
+    return x.leaf not in known or (_is_weighted(mono) and column_of(lifted, mono) is x)
+
+
+def _is_weighted(mono: Mono) -> bool:
+    return len(mono.atoms) > 1 or mono.coef not in (1, -1)
 
 
 def sources_of(lifted: Lifted, term: Poly) -> frozenset[Value]:
@@ -240,9 +260,7 @@ def _expanded(lifted: Lifted, term: Poly, whole: Callable[[Poly], Poly]) -> Poly
         t = lifted.definition.get(atom.leaf)
         if t is None or t.body.atom is atom:
             return None
-        inside = whole(t.at(list(atom.index)))
-        bent = any(isinstance(a, Fn) and is_data(lifted, a) for m in inside.monos for a in m.atoms)
-        return None if bent and atom.leaf in contracted else inside
+        return None if atom.leaf in contracted else whole(t.at(list(atom.index)))
 
     return term if all(is_contraction(lifted, v) for v in sources_of(lifted, term)) else substitute(term, {}, inner)
 
@@ -255,12 +273,42 @@ def _written_out(term: Interned, known: dict[Interned, int]) -> int:
 
 
 def unfold(lifted: Lifted, term: Poly, define: Define) -> Poly:
-    """`term` with every contraction spelled out by `define`, and what these only add up over what that reads."""
+    """`term` with every contraction spelled out by `define`, what these only add up over what that reads, and sums of
+    what is contracted too."""
     contractions = {v for v in sources_of(lifted, term) if is_contraction(lifted, v)}
     result = _spelled(term, contractions, define)
-    while added := {v for m in result.monos if (v := _added(lifted, m)) is not None}:
+    while added := _added_leaves(lifted, result):
         result = _spelled(result, added, lifted.definition.get)
-    return result
+    return _spelled(result, _summed_inputs(lifted, result), lifted.definition.get)
+
+
+def _added_leaves(lifted: Lifted, term: Poly) -> set[Value]:
+    """What a term only adds up, moves or scales, unless it contracts that too: x + x @ W is a function of x, whatever x
+    adds up. A chain of these would double at each step."""
+    added = {m: v for m in term.monos if (v := _added(lifted, m)) is not None}
+    contracted = {leaf for m in term.monos if m not in added and _is_product(m) for leaf in m.leaves}
+    return set(added.values()) - contracted
+
+
+def _summed_inputs(lifted: Lifted, term: Poly) -> set[Value]:
+    """The values that a term adds which sum up what it contracts: sum_k x[b, k] * (W[n, k] - z[n]) may be spelled as
+    x @ W - z * x.sum(). Narrow floats would lose what is small in one beside the other."""
+    if term.dtype not in ("float32", "float64"):
+        return set()
+    contracted = {_operand(m, a) for m in term.monos if _is_product(m) for a in m.atoms}
+    data = {a.leaf for m in term.monos if not m.axes for a in m.atoms if isinstance(a, Read)}
+    found = set()
+    for value in data:
+        if isinstance(value, Value) and _added_up(lifted, value) is not value:
+            (whole,) = lifted.definition[value].body.monos
+            if _operand(whole, whole.atoms[0]) in contracted:
+                found.add(value)
+    return found
+
+
+def _operand(mono: Mono, atom: Atom) -> tuple[object, ...]:
+    """What a factor reads, and the sizes of the axes over which it is summed."""
+    return (*atom.leaves, *sorted(str(a.size) for a in mono.axes if a in atom.axes_read))
 
 
 def _spelled(term: Poly, leaves: Collection[Value], define: Define) -> Poly:
@@ -280,6 +328,8 @@ def _added(lifted: Lifted, mono: Mono) -> Value | None:
     if len(data) != 1 or not isinstance(data[0], Read) or not isinstance(data[0].leaf, Value):
         return None
     x, leaf = data[0], data[0].leaf
+    if _adds_columns(lifted, mono, x):
+        return leaf
     own = x.axes_read - set(mono.axes)
     if any(isinstance(a, Read) and not a.axes_read <= own for a in mono.atoms if a is not x):
         return None
@@ -288,3 +338,12 @@ def _added(lifted: Lifted, mono: Mono) -> Value | None:
         return None
     plain = all(isinstance(a, Read) for m in t.body.monos for a in m.atoms if is_data(lifted, a))
     return leaf if plain else None
+
+
+def _adds_columns(lifted: Lifted, mono: Mono, x: Read) -> bool:
+    """Whether a monomial adds up, weighed or not, columns that a contraction makes of the same data: the mean of what
+    experts say is what their mean says, and less work."""
+    if not mono.axes or not isinstance(x.leaf, Value) or not is_contraction(lifted, x.leaf):
+        return False
+    inside = lifted.definition[x.leaf].at(list(x.index))
+    return all(a.axes_read.isdisjoint(mono.axes) for m in inside.monos for a in m.atoms if is_data(lifted, a))

@@ -30,6 +30,8 @@ from .ir.term import (
 from .lift.base import Lifted
 from .match import No, is_data
 
+MAX_COMPOSED = 16  # layers that become one
+
 
 @dataclass(frozen=True)
 class Contraction:
@@ -127,8 +129,9 @@ def ordered(term: Poly) -> list[Axis]:
 
 
 def composed(lifted: Lifted, found: Product, product: Poly) -> tuple[Product, Poly]:
-    """Two products with nothing between them as one, where that is less work: (x A) B -> x (A B)."""
-    while True:
+    """Products with nothing between them as one, where that is less work: (x A) B -> x (A B). At most so many, since a
+    weight that is the product of all before it takes work that grows faster than the chain."""
+    for _ in range(MAX_COMPOSED):
         if not all(isinstance(p.x.atom, Read) for p in found.contractions):  # products of data stay products of data
             return found, product
         deeper = unfold(lifted, product, lifted.definition.get)
@@ -145,6 +148,7 @@ def composed(lifted: Lifted, found: Product, product: Poly) -> tuple[Product, Po
         if whole is None or _work(lifted, whole) > before:
             return found, product
         found, product = whole, deeper
+    return found, product
 
 
 def _work(lifted: Lifted, found: Product) -> float:

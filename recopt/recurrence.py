@@ -46,6 +46,7 @@ from .match import is_data
 PREVIOUS = Pre("h[t-1]")  # the state before a step
 MAX_WALK = 48  # values between a state and the one before that are looked at
 MAX_OPENED = 64  # values that are opened for one step
+MAX_ADDED = 64  # terms in an opened value: a mixture of states has a few, a product of sums twice as many at each step
 FAR = 1 << 20  # more steps than any chain has
 
 
@@ -215,6 +216,8 @@ def _opened(lifted: Lifted, value: Value, before: Value | None, stop: frozenset[
     try:
         for u in reversed(own):
             opened[u] = own[u].with_body(substitute(own[u].body, {}, put_in))
+            if len(opened[u].body.monos) > MAX_ADDED:
+                return None
     except TooLarge:
         return None
     return opened[value].canonical() if value in opened else None

@@ -16,7 +16,7 @@ from ..errors import LoadError, OptionError
 from .fx_module import children
 
 # Wrappers that only set a global mode around a sub-graph: functionalising inlines them.
-_INLINED = ("wrap_with_set_grad_enabled", "wrap_with_autocast")
+_INLINED = ("wrap_with_set_grad_enabled", "wrap_with_autocast", "_add_batch_dim")  # the last is of torch.vmap
 _DATA_DEPENDENT = ("data-dependent", "data dependent", "GuardOnDataDependent", "Could not guard", "control flow")
 
 

@@ -589,6 +589,15 @@ def test_copies_and_pickles() -> None:
             twin(x, scale=torch.randn(3, 1))
 
 
+def test_vmap_is_the_operators_that_it_becomes() -> None:
+    layer, x = nn.Linear(3, 5), torch.randn(4, 3)
+    module = Call(torch.vmap(lambda row: torch.relu(layer(row))))
+    module.layer = layer
+    host = FxHost.capture(module.eval(), (x,))
+    assert all(op.startswith("aten.") for op in ops(host))
+    assert_close(torch.from_numpy(host.run([x.numpy()])[0]), torch.relu(layer(x)).detach())
+
+
 def test_moving_moves_devices_in_the_graph() -> None:
     module = nn.Linear(4, 4)
     host = FxHost.capture(Call(lambda x: module(x) + torch.arange(4, device=x.device)), (torch.randn(3, 4),))

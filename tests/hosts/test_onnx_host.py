@@ -483,6 +483,9 @@ def test_load_errors(tmp_path: Path) -> None:
         (tmp_path / "bad.onnx").write_bytes(content)
         refused(tmp_path / "bad.onnx", "not an ONNX model")
     big(tmp_path / "big.onnx")
+    with open(tmp_path / "weights.bin", "r+b") as weights:
+        weights.truncate(1_000_000)
+    refused(tmp_path / "big.onnx", "external data .* ends before")
     (tmp_path / "weights.bin").unlink()
     refused(tmp_path / "big.onnx", "external data .* does not exist")
     shape = ("batch", 4)

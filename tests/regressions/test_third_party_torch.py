@@ -115,3 +115,46 @@ def test_a_projection_reads_joined_heads_as_the_graph_joins_them() -> None:
     ops = [n.op for n in optimized.host.nodes if not n.op.startswith("aten.sym_size")]
     joined = ["aten.einsum.default", "aten.permute.default", "aten.reshape.default", "recopt.linear.default"]
     assert ops == joined
+
+
+class Padded(torch.nn.Module):
+    """Columns that are joined, turned around and padded to a width."""
+
+    def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        joined = torch.cat([torch.cat([a[:, :2], b[:, 1:3]], 1), a[:, 2:]], 1)
+        return torch.nn.functional.pad(joined.flip(1), (0, 1))
+
+
+def test_columns_that_are_joined_and_padded_are_moved() -> None:
+    args = (torch.randn(4, 5), torch.randn(4, 6))
+    optimized = recopt.optimize(Padded(), args)
+    assert optimized.report.counts() == {"simplify-layout": 1}
+    torch.testing.assert_close(optimized(*args), Padded()(*args), rtol=0, atol=0)
+
+
+class Deep(torch.nn.Module):
+    """Layers without an activation, each added to what it reads where `residual` says so."""
+
+    def __init__(self, depth: int, residual: bool) -> None:
+        super().__init__()
+        self.layers = torch.nn.ModuleList(torch.nn.Linear(4, 4) for _ in range(depth))
+        for layer in self.layers:
+            torch.nn.init.normal_(layer.get_parameter("weight"), std=0.05)  # so that a sum of 70 stays near 1
+        self.residual = residual
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = x + layer(x) if self.residual else layer(x)
+        return x
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_layers_without_an_activation_become_few(residual: bool) -> None:
+    """More than 64 in one product are more axes than numpy has; as one term a chain of residuals doubles at each."""
+    args = (torch.randn(4, 4),)
+    deep = Deep(70, residual).eval()
+    optimized = recopt.optimize(deep, args)
+    assert not optimized.report.undone
+    assert set(optimized.report.counts()) == {"linear"}
+    assert len(list(optimized.host.nodes)) <= 70 // 2
+    torch.testing.assert_close(optimized(*args), deep(*args))

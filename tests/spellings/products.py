@@ -327,6 +327,12 @@ PRODUCTS: dict[str, Spelling] = {
         lambda m, x: (x @ m.square - x * m.in_scale) * 0.5,
         lambda m, x: F.linear(x, 0.5 * (m.square.T - torch.diag(m.in_scale))),
     ),
+    "mean_of_experts": S(
+        lambda m, x: torch.einsum("bk,enk->ben", x, torch.stack([m.weight, m.weight2])).mean(1) + m.bias,
+        lambda m, x: F.linear(x, (m.weight + m.weight2) / 2, m.bias),
+        ranks=(2,),
+    ),
+    "last_of_running_sum": S(lambda m, x: (x[..., None, :] * m.weight).cumsum(-1)[..., -1] + m.bias, ranks=(2,)),
     "low_rank_weight": S(
         lambda m, x: F.linear(x, m.up @ m.down, m.bias), lambda m, x: F.linear(F.linear(x, m.down), m.up, m.bias)
     ),
@@ -367,6 +373,12 @@ PRODUCTS: dict[str, Spelling] = {
     "int8_weight_scale_after": S(
         lambda m, x: F.linear(x, m.quantised.float()) * m.step + m.bias,
         lambda m, x: F.linear(x, m.quantised.to(m.step.dtype) * m.step, m.bias),
+    ),
+    "int8_weight_zero_point_after": S(
+        lambda m, x: (
+            (F.linear(x, m.quantised.to(x.dtype)) - x.sum(-1, keepdim=True) * m.zeros[:, 0].float()) * m.step + m.bias
+        ),
+        lambda m, x: F.linear(x, (m.quantised.int() - m.zeros.int()).to(x.dtype) * m.step, m.bias),
     ),
     "fake_quantised_weight": S(
         lambda m, x: F.linear(x, _fake_per_tensor(m.weight), m.bias),

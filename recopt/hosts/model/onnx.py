@@ -48,9 +48,13 @@ def read(path: Path) -> ir.Model:
         raise LoadError(f"{path}: not an ONNX model") from error
     if not model.graph.outputs:
         raise LoadError(f"{path}: not an ONNX model (it has no outputs)")
-    for value in model.graph.initializers.values():
-        if isinstance(value.const_value, ir.ExternalTensor) and not os.path.isfile(value.const_value.path):
-            raise LoadError(f"{path}: its external data {value.const_value.path} does not exist")
+    for tensor in (v.const_value for v in model.graph.initializers.values()):
+        if not isinstance(tensor, ir.ExternalTensor):
+            continue
+        if not os.path.isfile(tensor.path):
+            raise LoadError(f"{path}: its external data {tensor.path} does not exist")
+        if os.path.getsize(tensor.path) < (tensor.offset or 0) + tensor.nbytes:
+            raise LoadError(f"{path}: its external data {tensor.path} ends before {tensor.name} does")
     return model
 
 
