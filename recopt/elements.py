@@ -38,6 +38,7 @@ from .ir.term import (
 )
 from .lift.base import Items, Lifted, Opaque
 from .match import No
+from .positions import EXACT
 
 PACKED = 1 << 16  # elements up to which constants share a tensor with others of their dtype
 MAX_ELEMENTS = 20_000  # operators of one element that are looked at
@@ -122,6 +123,9 @@ class Elements:
             return x
         if x.op == "at" and dtype in ("int32", "int64"):
             return self.make("at", dtype, index=x.index)
+        inner = x.args[0] if x.op == "cast" else None
+        if isinstance(inner, Element) and x.dtype in EXACT.get(inner.dtype, ()) and "float" not in inner.dtype:
+            return self.cast(inner, dtype)  # what holds every value on the way there changes none
         return self.make("cast", dtype, x)
 
     # --- values
