@@ -19,7 +19,7 @@ def simplify_broadcasts(host: Host, context: Context, name: str) -> bool:
     """Rewrite pointwise operators of an ONNX graph whose operands are broadcast. True where any is.
 
     before:  Where(c, x, Expand(0, Shape(x)));  Where(c [rows, 16, 1], x [rows, 16, 16], 0) for ort-cpu
-    after:   Where(c, x, 0);  Where(And(c, [True] * 16), x, 0)
+    after:   Where(c, x, 0);  Where(Cast(MatMul(Cast(c), ones [1, 16])), x, 0)
     """
     if host.dialect != "onnx":
         return False
@@ -77,9 +77,11 @@ def _narrow(lifted: Lifted, node: Node) -> int | None:
 
 
 def _fill(host: Host, condition: Value, columns: int) -> Value:
-    """The condition with `columns` equal ones in the place of its last. On 256 x 16 rows of 16 the And takes 46 us and
-    the Where 23 after it, 111 without."""
+    """The condition with `columns` equal ones in the place of its last, by a product with a row of ones: And compares
+    row by row. On 256 x 16 rows of 16 it takes 9 us and the Where 23 after it; 44 and 23 with an And, 111 without."""
     assert condition.shape is not None
-    ones = host.share_constant(np.ones(columns, bool), name="true")  # type: ignore[attr-defined]  # an ONNX host
-    shape = (*condition.shape[:-1], columns)
-    return host.call("And", [condition, ones], name=f"{condition.name}_filled", shape=shape, dtype="bool")
+    ones = host.share_constant(np.ones((1, columns), np.float32), name="ones")  # type: ignore[attr-defined]  # an ONNX host
+    name, narrow, shape = condition.name, condition.shape, (*condition.shape[:-1], columns)
+    numbers = host.call("Cast", [condition], {"to": 1}, name=f"{name}_numbers", shape=narrow, dtype="float32")
+    filled = host.call("MatMul", [numbers, ones], name=f"{name}_filled", shape=shape, dtype="float32")
+    return host.call("Cast", [filled], {"to": 9}, name=f"{name}_condition", shape=shape, dtype="bool")

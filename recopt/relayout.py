@@ -12,6 +12,7 @@ from .fused import Reshape
 from .hosts.base import Host, Node, Value
 from .ir import sizes
 from .ir.sizes import Size
+from .lower.columns import unchanged
 from .moves import Cost as PlanCost
 from .moves import Cut, Join, Pad, Plan, Take, by_nodes, shortest
 from .moves_check import agrees
@@ -42,7 +43,7 @@ class Layouts:
 def find(host: Host, context: Context) -> Layouts:
     """All layouts of a graph."""
     names = OPERATORS[host.dialect]
-    nodes = [n for n in host.nodes if n.op in names and not n.opaque]
+    nodes = [n for n in host.nodes if not n.opaque and (n.op in names or unchanged(host, n) is not None)]
     found = Layouts({})
     if not nodes:
         return found
@@ -55,11 +56,12 @@ def find(host: Host, context: Context) -> Layouts:
         for value in node.outputs:
             if host.is_constant(value) or value.dtype is None or value.dtype == "string":
                 continue
-            if node.op in CASTS:
-                source = node.inputs[0]
+            same = unchanged(host, node) if node.op not in names else None
+            if node.op in CASTS or same is not None:
+                source = same or node.inputs[0]
                 with contextlib.suppress(NotLayout):
-                    found.local[value] = uncast(found.deep.get(source) or itself(source), value.dtype)
-                    found.deep[value] = found.local[value]
+                    own = found.deep.get(source) or itself(source)
+                    found.local[value] = found.deep[value] = own if same else uncast(own, value.dtype)
                 continue
             for t in (lifted.local(value), lifted.definition.get(value)):  # indices may be computed from sizes
                 if t is None:
@@ -179,6 +181,9 @@ class _Work:
             if choice is None:
                 return
             choices.append(choice)
+        bare = [c.plan.source for c in choices if not c.plan.moves and not c.finish and self.host.is_output(c.root)]
+        if self.host.dialect == "aten" and len(set(map(id, bare))) < len(bare):
+            return  # of two that are one tensor one would have to be copied
         try:
             saved = self.saved(dead, choices)
         except LowerError:
@@ -214,8 +219,17 @@ class _Work:
             return _Choice(root, plan, elements, None)
         if not any(copies(n) for n in dead):
             return None if self.host.is_output(root) and not plan.moves else _Choice(root, plan, elements, None)
-        ends = self.host.is_output(root)
-        return _Choice(root, plan, elements, "aten.clone.default" if ends else "aten.contiguous.default")
+        if not self.host.is_output(root):
+            return _Choice(root, plan, elements, "aten.contiguous.default")
+        return _Choice(root, plan, elements, None if self.is_new(plan) else "aten.clone.default")
+
+    def is_new(self, plan: Plan) -> bool:
+        """Whether a plan is a tensor that an operator computed, and that no other output is."""
+        value = plan.source
+        if plan.moves or isinstance(value, Join) or value.node is None or self.host.is_output(value):
+            return False
+        computed = lower.columns_of(self.host).stacks(value.node) and value.node.op not in CASTS
+        return computed and value not in self.now.values()
 
     def saved(self, dead: Sequence[Node], choices: Sequence[_Choice]) -> Cost:
         """Raises LowerError."""
@@ -313,7 +327,7 @@ def plan_copies(plan: Plan) -> int:
     for move in plan.moves:
         flips = isinstance(move, Cut) and min(move.steps) < 0
         if isinstance(move, Pad) or flips or (isinstance(move, Take) and move.index.ndim > 0):
-            total, strided = total + 1, False
+            total, strided = total + 1, strided and flips  # a flip keeps the order in memory
         elif isinstance(move, Reshape):
             total, strided = total + strided, False
         else:

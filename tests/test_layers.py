@@ -37,7 +37,7 @@ FLOORS = (
     ("reference", "product", "operands", "bag_factors", "scores", "places", "recurrence", "gates", "gru_layers"),
     ("patterns",),
     ("rewrite", "merge", "lower", "verify", "tables"),
-    ("relayout", "columns", "broadcasts"),
+    ("relayout", "columns", "broadcasts", "remainders"),
     ("passes",),
     ("pipeline",),
     ("api",),
