@@ -12,6 +12,7 @@ from .lower.onnx_columns import POINTWISE
 from .report import Rewrite
 from .rewrite import Context
 
+EXPANDS = ("Expand", "ConstantOfShape")
 NARROW = 64  # columns up to which ONNX Runtime's Where is faster on a condition that is filled first
 
 
@@ -52,13 +53,19 @@ def _unexpanded(lifted: Lifted, node: Node) -> list[Value | None]:
     args = list(node.args)
     shape = _shape(lifted, node.outputs[0])
     for n, arg in enumerate(args):
-        if arg is None or arg.node is None or arg.node.op != "Expand" or lifted.host.is_constant(arg):
+        if arg is None or arg.node is None or arg.node.op not in EXPANDS or lifted.host.is_constant(arg):
             continue
         if shape is not None and any(
             a is not None and m != n and _shape(lifted, a) == shape for m, a in enumerate(args)
         ):
-            args[n] = arg.node.args[0]
+            args[n] = arg.node.args[0] if arg.node.op == "Expand" else _filler(lifted.host, arg.node)
     return args
+
+
+def _filler(host: Host, node: Node) -> Value:
+    """The number of a ConstantOfShape."""
+    held = node.kwargs.get("value", np.zeros(1, np.float32))
+    return host.share_constant(np.asarray(held).reshape(()), name="number")  # type: ignore[attr-defined, no-any-return]  # an ONNX host
 
 
 def _shape(lifted: Lifted, value: Value) -> tuple[Size, ...] | None:
