@@ -10,9 +10,8 @@ from . import lower
 from .errors import LowerError
 from .fused import Reshape
 from .hosts.base import Host, Node, Value
-from .ir import sizes
-from .ir.sizes import Size
 from .lower.columns import unchanged
+from .memory import REGROUPS, VIEWS, copies
 from .moves import Cost as PlanCost
 from .moves import Cut, Join, Pad, Plan, Take, by_nodes, shortest
 from .moves_check import agrees
@@ -23,7 +22,7 @@ from .rewrite import Context
 OPERATORS: dict[str, frozenset[str]] = {
     "onnx": frozenset(
         """Identity Reshape Flatten Squeeze Unsqueeze Transpose Expand Tile Concat Slice Split Pad Gather GatherElements
-        GatherND DepthToSpace SpaceToDepth Trilu com.microsoft::ExpandDims com.microsoft::GatherND
+        GatherND Einsum DepthToSpace SpaceToDepth Trilu com.microsoft::ExpandDims com.microsoft::GatherND
         com.microsoft::Trilu Cast""".split()
     ),
 }
@@ -267,55 +266,14 @@ def pays(saved: Cost) -> bool:
     return saved > (0, 0) and min(saved) >= 0
 
 
-VIEWS = frozenset(
-    f"aten.{n}"
-    for n in """permute.default transpose.int swapaxes.default swapdims.default t.default numpy_T.default mT.default
-    adjoint.default movedim.int movedim.intlist moveaxis.int moveaxis.intlist view.default expand.default
-    expand_as.default broadcast_to.default squeeze.default squeeze.dim squeeze.dims unsqueeze.default slice.Tensor
-    select.int narrow.default split.Tensor split.sizes split_with_sizes.default chunk.default unsafe_split.Tensor
-    unsafe_chunk.default tensor_split.sections tensor_split.indices unbind.int diagonal.default unfold.default
-    atleast_1d.default view_as.default sym_size.int""".split()
-)
-REGROUPS = frozenset(
-    f"aten.{n}"
-    for n in """reshape.default _unsafe_view.default reshape_as.default flatten.using_ints unflatten.int
-    ravel.default _reshape_alias.default""".split()
-)
 COPIES = frozenset(
     f"aten.{n}"
     for n in """cat.default concat.default concatenate.default stack.default hstack.default vstack.default
     column_stack.default repeat.default tile.default repeat_interleave.self_int roll.default flip.default fliplr.default
     flipud.default pad.default constant_pad_nd.default tril.default triu.default index_select.default gather.default
-    index.Tensor""".split()
+    index.Tensor pixel_shuffle.default channel_shuffle.default einsum.default""".split()
 )
 OPERATORS["aten"] = VIEWS | REGROUPS | COPIES | (CASTS - {"Cast"})
-
-
-def copies(node: Node) -> bool:
-    """Whether a node of torch moves elements; a reshape of what lies in memory as it is read does not."""
-    if node.op in REGROUPS:
-        source = node.inputs[0].node
-        return (
-            source is not None
-            and source.op in VIEWS
-            and source.op not in ("aten.view.default", "aten.unsqueeze.default")
-            and not _takes_apart(node.inputs[0].shape, node.outputs[0].shape)
-        )
-    return node.op not in VIEWS and not node.op.startswith(("aten.sym_", "operator.", "_operator."))
-
-
-def _takes_apart(before: Sequence[Size] | None, after: Sequence[Size] | None) -> bool:
-    """Whether each dimension becomes one or several: a view, however the memory lies."""
-    if before is None or after is None:
-        return False
-    rest = list(after)
-    for size in before:
-        made: Size = 1
-        while rest and made != size:
-            made = sizes.mul(made, rest.pop(0))
-        if made != size:
-            return False
-    return all(size == 1 for size in rest)
 
 
 def plan_copies(plan: Plan) -> int:

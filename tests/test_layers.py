@@ -22,6 +22,7 @@ FLOORS = (
         "positions",
         "moves",
         "moves_check",
+        "memory",
         "views",
         "fused",
         "report",
