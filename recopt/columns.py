@@ -235,7 +235,8 @@ class _Work:
         """Write a group once over all columns, where that leaves fewer nodes."""
         if sum(t.width for t in group) > MOST:
             return False
-        after = group[0].nodes if group[0].bucket is None else self.columns.counting
+        most = max(t.nodes for t in group)
+        after = most if group[0].bucket is None else self.columns.counting
         if sum(t.nodes for t in group) <= after + _slots(group[0]) + (
             len(group) > 1
         ):  # operands' slices become results'
@@ -274,7 +275,7 @@ class _Work:
             if any(leaf in moved for leaf, _ in local.sources):
                 self.elements[value] = through(local, self.elements)
         names = tuple(n.name for t in group for n in _nodes(t))
-        detail = f"{len(group)} columns of {group[0].nodes} operators"
+        detail = f"{len(group)} columns of {most} operators"
         node = whole.node.name if whole.node else whole.name
         self.context.report.rewrites.append(
             Rewrite(self.name, "columns", root.name, names, (node,), 0.0, 0.0, float(len(group) - 1), None, detail)
@@ -395,9 +396,11 @@ def _fitted(part: Tree | Elements, counts: tuple[int, ...], model: object) -> Tr
         if inner is None or _dtype(part) != dtype:
             continue
         held = model.parts[n]
-        fill = (
-            Number(number, held.dtype) if isinstance(held, Number) else np.full(counts, number, np.asarray(held).dtype)
-        )
+        fill: Number | Array
+        if isinstance(held, Number):
+            fill = Number(number, held.dtype)
+        else:
+            fill = np.full(counts, number, np.asarray(held).dtype)
         parts = (fill, inner) if n == 0 else (inner, fill)
         return Tree(model.node, model.key, counts, parts, getattr(inner, "nodes", 0), added=1 - n)
     if not isinstance(part, Tree) or not isinstance(part.key, tuple) or not _plain(part):

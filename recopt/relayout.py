@@ -220,15 +220,19 @@ class _Work:
             return None if self.host.is_output(root) and not plan.moves else _Choice(root, plan, elements, None)
         if not self.host.is_output(root):
             return _Choice(root, plan, elements, "aten.contiguous.default")
-        return _Choice(root, plan, elements, None if self.is_new(plan) else "aten.clone.default")
+        return _Choice(root, plan, elements, None if self.is_new(plan, dead) else "aten.clone.default")
 
-    def is_new(self, plan: Plan) -> bool:
-        """Whether a plan is a tensor that an operator computed, and that no other output is."""
+    def is_new(self, plan: Plan, dead: Sequence[Node]) -> bool:
+        """Whether a plan is a tensor that an operator computed, and that no other output shares."""
         value = plan.source
         if plan.moves or isinstance(value, Join) or value.node is None or self.host.is_output(value):
             return False
-        computed = lower.columns_of(self.host).stacks(value.node) and value.node.op not in CASTS
-        return computed and value not in self.now.values()
+        readers = [n for n in self.host.users(value) if n not in dead and n not in self.gone]
+        return value not in self.now.values() and all(map(self.computes, [value.node, *readers]))
+
+    def computes(self, node: Node) -> bool:
+        """Whether a node of torch surely makes a tensor of its own."""
+        return lower.columns_of(self.host).stacks(node) and node.op not in CASTS
 
     def saved(self, dead: Sequence[Node], choices: Sequence[_Choice]) -> Cost:
         """Raises LowerError."""

@@ -46,7 +46,7 @@ def neutral(node: Node) -> tuple[tuple[int, ...], int | float] | None:
     """The operands of a node that may leave the other as it is, and the number with which they do, to the bit."""
     name = node.op.split(".")[1] if "." in node.op else node.op.lower()
     out = node.outputs[0].dtype
-    if name not in NEUTRAL or out is None or out == "bool" or node.kwargs:
+    if name not in NEUTRAL or out is None or out == "bool" or "complex" in out or node.kwargs:
         return None
     at, whole, other = NEUTRAL[name]
     number = other if "float" in out else whole

@@ -79,3 +79,16 @@ def test_cuda_takes_one_kernel(name: str) -> None:
     products = name.startswith("triangle")  # before the layout, which is what is taken
     assert not result.report.undone and sum(map(copies, left)) == 1 + products, [n.op for n in left]
     assert torch.equal(result(example(3)), spell(example(3)))
+
+
+def test_outputs_do_not_share_what_they_did_not() -> None:
+    def spell(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        y = x.abs()
+        return torch.cat([y[:, :9], y[:, 9:]], 1), y[:, :3], torch.stack(list(x.exp().unbind(1)), 1)  # type: ignore[return-value]
+
+    result = recopt.optimize(to_program(Spelled(spell), (example(BATCH),)))  # type: ignore[arg-type]  # three outputs
+    whole, part, other = result(example(3))
+    expected = part.clone()
+    whole.zero_()
+    assert torch.equal(part, expected) and torch.equal(other, example(3).exp())
+    assert [n.op for n in result.host.nodes].count("aten.clone.default") == 1
