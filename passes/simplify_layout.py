@@ -10,6 +10,7 @@ from __future__ import annotations
 from recopt.broadcasts import simplify_broadcasts
 from recopt.hosts.base import Host
 from recopt.relayout import relayout
+from recopt.remainders import simplify_remainders
 from recopt.rewrite import Context
 
 name = "simplify-layout"
@@ -17,5 +18,5 @@ name = "simplify-layout"
 
 def run(host: Host, context: Context) -> bool:
     """Whether anything was rewritten."""
-    moved = relayout(host, context, name)
-    return simplify_broadcasts(host, context, name) or moved
+    changed = [step(host, context, name) for step in (relayout, simplify_broadcasts, simplify_remainders)]
+    return any(changed)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from recopt import memory
 from recopt.cost import nominal
 from recopt.elements import JOINS, Cut, Elements, Refine, TooLong, places
 from recopt.hosts.base import Array, Node, Value
@@ -40,14 +41,8 @@ MAX_INPUTS = 128  # of a kernel
 MAX_AGAIN = 16  # times that what there is to compute may be computed
 REDUCTIONS = ("sum", "mean", "amax", "amin")
 JOINED = 128  # parts that torch's concat on a GPU takes in one launch
-# Operators whose result is their input under another shape: they cost nothing.
-VIEWS = frozenset(
-    f"aten.{n}"
-    for n in """view.default reshape.default permute.default transpose.int t.default unsqueeze.default squeeze.dim
-    squeeze.dims squeeze.default expand.default select.int slice.Tensor flatten.using_ints split.Tensor
-    split_with_sizes.default chunk.default unbind.int narrow.default unflatten.int alias.default movedim.int mT.default
-    detach.default view_as.default reshape_as.default expand_as.default""".split()
-)
+# Operators whose result is their input under another shape.
+VIEWS = memory.VIEWS | memory.REGROUPS | {"aten.alias.default", "aten.detach.default"}
 
 
 @dataclass(frozen=True)
@@ -91,9 +86,14 @@ def regions(lifted: Lifted, without: Collection[Node] = ()) -> list[tuple[list[N
     return found
 
 
+def is_free(node: Node) -> bool:
+    """Whether a node only reads its input under another shape."""
+    return node.op in VIEWS and not memory.copies(node)
+
+
 def launches(node: Node) -> int:
     """Kernels that torch launches for a node: its concat takes 128 parts at a time."""
-    if node.op in VIEWS:
+    if is_free(node):
         return 0
     return -(-len(node.args[0]) // JOINED) if node.op in JOINS else 1
 
@@ -202,7 +202,7 @@ def _outputs(lifted: Lifted, nodes: list[Node]) -> tuple[list[Node], list[Value]
             node = v.node
             assert node is not None
             source = node.inputs[0] if node.inputs else None
-            if node.op not in VIEWS or source is None:
+            if not is_free(node) or source is None:
                 continue
             read_inside = any(u in kept for w in node.outputs for u in host.users(w))
             whole = source in outputs or node.op not in ("aten.select.int", "aten.slice.Tensor")

@@ -12,6 +12,7 @@ from .lower.onnx_columns import POINTWISE
 from .report import Rewrite
 from .rewrite import Context
 
+EXPANDS = ("Expand", "ConstantOfShape")
 NARROW = 64  # columns up to which ONNX Runtime's Where is faster on a condition that is filled first
 
 
@@ -19,7 +20,7 @@ def simplify_broadcasts(host: Host, context: Context, name: str) -> bool:
     """Rewrite pointwise operators of an ONNX graph whose operands are broadcast. True where any is.
 
     before:  Where(c, x, Expand(0, Shape(x)));  Where(c [rows, 16, 1], x [rows, 16, 16], 0) for ort-cpu
-    after:   Where(c, x, 0);  Where(And(c, [True] * 16), x, 0)
+    after:   Where(c, x, 0);  Where(Cast(MatMul(Cast(c), ones [1, 16])), x, 0)
     """
     if host.dialect != "onnx":
         return False
@@ -52,13 +53,19 @@ def _unexpanded(lifted: Lifted, node: Node) -> list[Value | None]:
     args = list(node.args)
     shape = _shape(lifted, node.outputs[0])
     for n, arg in enumerate(args):
-        if arg is None or arg.node is None or arg.node.op != "Expand" or lifted.host.is_constant(arg):
+        if arg is None or arg.node is None or arg.node.op not in EXPANDS or lifted.host.is_constant(arg):
             continue
         if shape is not None and any(
             a is not None and m != n and _shape(lifted, a) == shape for m, a in enumerate(args)
         ):
-            args[n] = arg.node.args[0]
+            args[n] = arg.node.args[0] if arg.node.op == "Expand" else _filler(lifted.host, arg.node)
     return args
+
+
+def _filler(host: Host, node: Node) -> Value:
+    """The number of a ConstantOfShape."""
+    held = node.kwargs.get("value", np.zeros(1, np.float32))
+    return host.share_constant(np.asarray(held).reshape(()), name="number")  # type: ignore[attr-defined, no-any-return]  # an ONNX host
 
 
 def _shape(lifted: Lifted, value: Value) -> tuple[Size, ...] | None:
@@ -77,9 +84,11 @@ def _narrow(lifted: Lifted, node: Node) -> int | None:
 
 
 def _fill(host: Host, condition: Value, columns: int) -> Value:
-    """The condition with `columns` equal ones in the place of its last. On 256 x 16 rows of 16 the And takes 46 us and
-    the Where 23 after it, 111 without."""
+    """The condition with `columns` equal ones in the place of its last, by a product with a row of ones: And compares
+    row by row. On 256 x 16 rows of 16 it takes 9 us and the Where 23 after it; 44 and 23 with an And, 111 without."""
     assert condition.shape is not None
-    ones = host.share_constant(np.ones(columns, bool), name="true")  # type: ignore[attr-defined]  # an ONNX host
-    shape = (*condition.shape[:-1], columns)
-    return host.call("And", [condition, ones], name=f"{condition.name}_filled", shape=shape, dtype="bool")
+    ones = host.share_constant(np.ones((1, columns), np.float32), name="ones")  # type: ignore[attr-defined]  # an ONNX host
+    name, narrow, shape = condition.name, condition.shape, (*condition.shape[:-1], columns)
+    numbers = host.call("Cast", [condition], {"to": 1}, name=f"{name}_numbers", shape=narrow, dtype="float32")
+    filled = host.call("MatMul", [numbers, ones], name=f"{name}_filled", shape=shape, dtype="float32")
+    return host.call("Cast", [filled], {"to": 9}, name=f"{name}_condition", shape=shape, dtype="bool")

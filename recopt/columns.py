@@ -13,7 +13,7 @@ from .errors import LowerError
 from .hosts.base import Array, Host, Node, Value
 from .ir import tensor
 from .ir.sizes import Size
-from .lower.columns import Columns, Fixed, Number
+from .lower.columns import Columns, Fixed, Number, neutral
 from .moves import shortest
 from .positions import MOST, Elements, Form, NotLayout, form_of, itself, of_term, through
 from .relayout import Layouts, find, writes_in_place
@@ -22,6 +22,7 @@ from .rewrite import Context
 
 ROUNDS = 16  # of chains on what other chains computed
 FEWEST = 2  # columns
+HEAD = 5  # what of a key is about the operator alone
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +36,13 @@ class Tree:
     nodes: int
     lanes: int = 0  # elements that are added up for one of these; 0: it is no sum
     bucket: Bucket | None = None  # what counts boundaries: of one part
+    added: int | None = None  # no node of the graph: an operator that changes nothing on this part
+
+    @property
+    def out(self) -> Value:
+        """The value that it stands for."""
+        part = None if self.added is None else self.parts[self.added]
+        return part.out if isinstance(part, Tree) else self.node.outputs[0]
 
     @property
     def width(self) -> int:
@@ -82,7 +90,30 @@ class _Work:
         for node, tree in self.trees.items():
             if node not in inner:
                 found.setdefault(tree.key, []).append(tree)
-        return [g for g in found.values() if len(g) >= FEWEST or g[0].bucket is not None]
+        return [g for g in self.joined(found.values()) if len(g) >= FEWEST or g[0].bucket is not None]
+
+    def joined(self, groups: Iterable[list[Tree]]) -> list[list[Tree]]:
+        """Groups, those of few columns that lack operators of many (x % 10 beside (x + n) % 10) in the larger one, with
+        numbers that change nothing."""
+        alike: dict[Hashable, list[list[Tree]]] = {}
+        for group in groups:
+            alike.setdefault(_skeleton(group[0]), []).append(group)
+        found = []
+        for some in alike.values():
+            model = max(some, key=lambda g: (sum(t.width for t in g), g[0].nodes))
+            for group in some:
+                fitting = [] if group is model else [_fitted(t, t.counts, model[0]) for t in group]
+                if fitting and all(isinstance(t, Tree) for t in fitting):
+                    model += [t for t in fitting if isinstance(t, Tree)]
+                elif group is not model:
+                    found.append(group)
+            found.append(sorted(model, key=lambda t: self.position(t.out)))
+        return found
+
+    def position(self, value: Value) -> int:
+        """Where a value is computed."""
+        assert value.node is not None
+        return self.order[value.node]
 
     def tree_of(self, node: Node) -> Tree | None:
         if node.outputs[0] in self.buckets:
@@ -120,7 +151,7 @@ class _Work:
         if not any(isinstance(p, (Tree, Elements)) for p in parts):
             return None
         attributes = tuple(sorted((k, str(v)) for k, v in node.kwargs.items()))
-        key = (node.op, attributes, out.dtype, size, len(counts) - len(taken) and counts[-1], *keys)
+        key = (node.op, attributes, out.dtype, size, len(counts) - len(taken) and counts[-1], *keys)  # HEAD, and parts
         return Tree(node, key, counts, tuple(parts), 1 + sum(p.nodes for p in parts if isinstance(p, Tree)))
 
     def operand(self, arg: Value, out: Value, size: Size, counts: tuple[int, ...]) -> Tree | Array | Elements | None:
@@ -204,15 +235,17 @@ class _Work:
         """Write a group once over all columns, where that leaves fewer nodes."""
         if sum(t.width for t in group) > MOST:
             return False
-        after = group[0].nodes if group[0].bucket is None else self.columns.counting
+        most = max(t.nodes for t in group)
+        after = most if group[0].bucket is None else self.columns.counting
         if sum(t.nodes for t in group) <= after + _slots(group[0]) + (
             len(group) > 1
         ):  # operands' slices become results'
             return False
-        root = group[0].node.outputs[0]
+        root = group[0].out
         if not self.context.allows(self.name, root.name):
             return False
-        first = min((t.node for t in group), key=self.order.__getitem__)
+        first = min((t.out for t in group), key=self.position).node
+        assert first is not None
         try:
             with self.host.at(first):
                 whole = self.stacked(group, root.name)
@@ -221,7 +254,7 @@ class _Work:
         begin = 0
         made = []
         for t in group:
-            value = t.node.outputs[0]
+            value = t.out
             positions = np.arange(begin, begin + t.width)
             begin += t.width
             assert value.shape is not None and value.dtype is not None
@@ -237,12 +270,12 @@ class _Work:
         for dead in (n for t in group for n in _nodes(t)):
             self.done.add(dead)
         # layouts of what was replaced are layouts of the whole now
-        moved = {t.node.outputs[0]: n for t, n in zip(group, made, strict=True)}
+        moved = {t.out: n for t, n in zip(group, made, strict=True)}
         for value, local in self.found.local.items():
             if any(leaf in moved for leaf, _ in local.sources):
                 self.elements[value] = through(local, self.elements)
         names = tuple(n.name for t in group for n in _nodes(t))
-        detail = f"{len(group)} columns of {group[0].nodes} operators"
+        detail = f"{len(group)} columns of {most} operators"
         node = whole.node.name if whole.node else whole.name
         self.context.report.rewrites.append(
             Rewrite(self.name, "columns", root.name, names, (node,), 0.0, 0.0, float(len(group) - 1), None, detail)
@@ -323,7 +356,68 @@ def _pointwise(tree: Tree, columns: Columns) -> bool:
 
 
 def _nodes(tree: Tree) -> list[Node]:
-    return [*(n for p in tree.parts if isinstance(p, Tree) for n in _nodes(p)), tree.node]
+    own = [tree.node] if tree.added is None else []
+    return [*(n for p in tree.parts if isinstance(p, Tree) for n in _nodes(p)), *own]
+
+
+def _numbers(tree: Tree) -> tuple[list[int], int | float]:
+    """The parts of a tree that are constants and might be ones that change nothing, and what those would be."""
+    found = None if tree.lanes or tree.bucket is not None or len(tree.parts) != 2 else neutral(tree.node)
+    if found is None or tree.added is not None:
+        return [], 0
+    return [n for n in found[0] if isinstance(tree.parts[n], (np.ndarray, Number))], found[1]
+
+
+def _skeleton(part: object) -> Hashable:
+    """The key of a part without the operators that could change nothing."""
+    if not isinstance(part, Tree):
+        return _key(part)
+    numbers, _ = _numbers(part)
+    if numbers:
+        return _skeleton(part.parts[1 - numbers[0]])
+    head = part.key[:HEAD] if isinstance(part.key, tuple) else part.key
+    return (head, *map(_skeleton, part.parts)) if _plain(part) else part.key
+
+
+def _plain(tree: Tree) -> bool:
+    return not tree.lanes and tree.bucket is None
+
+
+def _fitted(part: Tree | Elements, counts: tuple[int, ...], model: object) -> Tree | Elements | None:
+    """A part as the operators of `model`, with numbers that change nothing where it has fewer. None where it is not."""
+    if _key(part) == _key(model):
+        return part
+    if not isinstance(model, Tree) or not isinstance(model.key, tuple) or not _plain(model):
+        return None
+    numbers, number = _numbers(model)
+    for n in numbers:
+        inner = _fitted(part, counts, model.parts[1 - n])
+        dtype = model.node.outputs[0].dtype
+        if inner is None or _dtype(part) != dtype:
+            continue
+        held = model.parts[n]
+        fill: Number | Array
+        if isinstance(held, Number):
+            fill = Number(number, held.dtype)
+        else:
+            fill = np.full(counts, number, np.asarray(held).dtype)
+        parts = (fill, inner) if n == 0 else (inner, fill)
+        return Tree(model.node, model.key, counts, parts, getattr(inner, "nodes", 0), added=1 - n)
+    if not isinstance(part, Tree) or not isinstance(part.key, tuple) or not _plain(part):
+        return None
+    if part.key[:HEAD] != model.key[:HEAD] or len(part.parts) != len(model.parts):
+        return None
+    parts_ = [
+        _fitted(p, counts, q) if isinstance(p, (Tree, Elements)) else p if _key(p) == _key(q) else None
+        for p, q in zip(part.parts, model.parts, strict=True)
+    ]
+    if any(p is None and q is not None for p, q in zip(parts_, model.parts, strict=True)):
+        return None
+    return replace(part, key=model.key, parts=tuple(parts_))
+
+
+def _dtype(part: Tree | Elements) -> str | None:
+    return part.node.outputs[0].dtype if isinstance(part, Tree) else part.dtype
 
 
 def _edges_of(columns: Columns, nodes: Iterable[Node]) -> dict[Value, Bucket]:

@@ -38,6 +38,7 @@ from .ir.term import (
 )
 from .lift.base import Items, Lifted, Opaque
 from .match import No
+from .positions import EXACT
 
 PACKED = 1 << 16  # elements up to which constants share a tensor with others of their dtype
 MAX_ELEMENTS = 20_000  # operators of one element that are looked at
@@ -91,6 +92,7 @@ class Elements:
         self.layouts: dict[Node, list[Tensor | None]] = {}
         self.packed: dict[str, list[Array]] = {}
         self.offsets: dict[Value, int] = {}
+        self.bounds: dict[Element, tuple[int, int]] = {}  # of what is read of constants
         self.refused: tuple[No, Node | None] | None = None  # the first refusal, and the node that it is about
 
     def make(
@@ -122,6 +124,9 @@ class Elements:
             return x
         if x.op == "at" and dtype in ("int32", "int64"):
             return self.make("at", dtype, index=x.index)
+        inner = x.args[0] if x.op == "cast" else None
+        if isinstance(inner, Element) and x.dtype in EXACT.get(inner.dtype, ()) and "float" not in inner.dtype:
+            return self.cast(inner, dtype)  # what holds every value on the way there changes none
         return self.make("cast", dtype, x)
 
     # --- values
@@ -169,7 +174,7 @@ class Elements:
         if all(isinstance(p, int) and 0 <= p < s for p, s in zip(places, array.shape, strict=True)):
             at = tuple(int(str(p)) for p in places)
             return self.literal(array[at].item(), str(value.dtype))
-        if not all(_within(i, s) or _inside(i, s) for i, s in zip(index, array.shape, strict=True)):
+        if not all(_within(i, s) or self.inside(i, s) for i, s in zip(index, array.shape, strict=True)):
             raise No("{} is read where it may not be", value.name)
         if (
             array.ndim == 1
@@ -182,7 +187,10 @@ class Elements:
         stride = 1
         for i, s in zip(reversed(index), reversed(array.shape), strict=True):
             flat, stride = add(flat, scale(i, stride)), stride * s
-        return self.make("load", str(value.dtype), source=str(value.dtype), index=(flat,))
+        found = self.make("load", str(value.dtype), source=str(value.dtype), index=(flat,))
+        if array.dtype.kind in "iu":
+            self.bounds[found] = int(array.min()), int(array.max())
+        return found
 
     def pack(self, value: Value | None, array: Array) -> int:
         """Where a constant begins among those of its dtype."""
@@ -347,7 +355,7 @@ class Elements:
         atom = place.atom
         if isinstance(atom, Fn) and atom.name in ("where", "lt", "cast"):
             args = [self.as_value(a) for a in atom.args]
-            if atom.name == "where" and _is_negative(args[0], args[2]) and _range(args[2])[0] is not None:
+            if atom.name == "where" and _is_negative(args[0], args[2]) and self.range(args[2])[0] is not None:
                 return args[2]  # an index that is never negative does not count from the end
             if atom.name == "cast":
                 return args[0]
@@ -371,6 +379,30 @@ class Elements:
 
         found = self.as_value(single(mono.atoms[0], "int64"))
         return found if mono.coef == 1 else self.make("mul", "int64", found, self.literal(mono.coef, "int64"))
+
+    def range(self, x: Element) -> tuple[int | None, int | None]:
+        """The smallest value of a whole number, None where it is unknown or negative, and the largest."""
+        inner = x.args[0] if x.op == "cast" else None
+        if isinstance(inner, Element) and "int" in inner.dtype and x.dtype in ("int32", "int64"):
+            low, high = self.range(inner)
+            return (low, high) if high is not None and high <= np.iinfo(x.dtype).max else (None, None)
+        if x in self.bounds:
+            low, high = self.bounds[x]
+            return (low if low >= 0 else None), high
+        by = x.args[1] if x.op == "rem" else None
+        if isinstance(by, Element) and by.op == "lit" and isinstance(by.args[0], int) and by.args[0] > 0:
+            return 0, by.args[0] - 1
+        if x.op == "bucket" and isinstance(x.args[1], int):
+            return 0, x.args[1]
+        return None, None
+
+    def inside(self, index: Poly, size: Size) -> bool:
+        """Whether a computed index lies inside."""
+        atom = index.atom
+        if not isinstance(atom, Read) or not isinstance(atom.leaf, Element):
+            return False
+        low, high = self.range(atom.leaf)
+        return low is not None and high is not None and sizes.at_least(size, high + 1)
 
     # --- joins
 
@@ -419,27 +451,6 @@ def _within(index: Poly, size: Size) -> bool:
     return (
         low is not None and high is not None and sizes.at_least(low, 0) and sizes.at_least(size, sizes.size(high + 1))
     )
-
-
-def _range(x: Element) -> tuple[int | None, int | None]:
-    """The smallest (0 where it is known) and the largest value of a whole number, None where unknown."""
-    if x.op == "cast" and isinstance(x.args[0], Element) and "int" in x.args[0].dtype and x.dtype in ("int32", "int64"):
-        return _range(x.args[0])
-    by = x.args[1] if x.op == "rem" else None
-    if isinstance(by, Element) and by.op == "lit" and isinstance(by.args[0], int) and by.args[0] > 0:
-        return 0, by.args[0] - 1
-    if x.op == "bucket" and isinstance(x.args[1], int):
-        return 0, x.args[1]
-    return None, None
-
-
-def _inside(index: Poly, size: Size) -> bool:
-    """Whether a computed index lies inside."""
-    atom = index.atom
-    if not isinstance(atom, Read) or not isinstance(atom.leaf, Element):
-        return False
-    low, high = _range(atom.leaf)
-    return low is not None and high is not None and sizes.at_least(size, high + 1)
 
 
 def _is_negative(condition: Element, x: Element) -> bool:

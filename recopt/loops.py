@@ -113,24 +113,32 @@ def form_of(piece: Piece) -> Form:
     def index(p: Poly) -> str:
         return _text(p, axes, names, hole)
 
+    def written(op: str, e: Element, *args: str | Number) -> str:
+        where = tuple(index(p) for p in e.index)
+        form.lines.append(Line(f"t{len(form.lines)}", e.dtype, op, args, -1, where, e.checked))
+        form.sources.append(e.source if e.source is not None else "")
+        return form.lines[-1].name
+
+    def operand(a: Element | Number) -> str | Number:
+        """A number has a line for each of its uses: where it is used twice, another piece may have two numbers."""
+        if not isinstance(a, Element) or a.op != "lit":
+            return names[a] if isinstance(a, Element) else a
+        (value,) = a.args
+        assert not isinstance(value, Element)
+        return written("lit", a, hole(value, a.dtype))
+
     pending: list[tuple[Element, bool]] = [(piece.element, False)]
     while pending:
         e, ready = pending.pop()
-        if e in names:
+        if e in names or (e.op == "lit" and e is not piece.element):
             continue
         if not ready:
             pending.append((e, True))
             pending += [(x, False) for x in reversed(needed(e))]
-            continue
-        names[e] = f"t{len(names)}"
-        where = tuple(index(p) for p in e.index)
-        args: tuple[str | Number, ...] = tuple(names[a] if isinstance(a, Element) else a for a in e.args)
-        if e.op == "lit":
-            (value,) = e.args
-            assert not isinstance(value, Element)
-            args = (hole(value, e.dtype),)
-        form.lines.append(Line(names[e], e.dtype, e.op, args, -1, where, e.checked))
-        form.sources.append(e.source if e.source is not None else "")
+        elif e.op == "lit":
+            names[e] = str(operand(e))
+        else:
+            names[e] = written(e.op, e, *[operand(a) for a in e.args])
     form.place = tuple(index(p) for p in piece.place)
     return form
 
@@ -181,7 +189,7 @@ def loop_of(elements: Elements, forms: Sequence[Form]) -> tuple[Loop, list[Value
     filled: dict[int, str] = {}
     before: list[Line] = []
     sources: list[Value | str] = []
-    tables: dict[int, tuple[str, int]] = {}
+    tables: dict[bytes, str] = {}
     for n, kind in enumerate(first.kinds):
         values = [f.numbers[n] for f in forms]
         same = all(v == values[0] and repr(v) == repr(values[0]) for v in values)
@@ -192,14 +200,14 @@ def loop_of(elements: Elements, forms: Sequence[Form]) -> tuple[Loop, list[Value
         if len(steps) == 1:
             filled[n] = f"({steps.pop()}) * {own} + ({values[0]})"
             continue
-        table = "float64" if "float" in kind else "int64"
-        tables[n] = table, elements.pack(None, np.array(values, dtype=table))
-    count = len(first.lines)
-    for n, (table, start) in tables.items():
-        named = f"t{count + len(before)}"
-        before.append(Line(named, table, "load", (), -1, (f"{own} + {start}",)))
-        sources.append(table)
-        filled[n] = named
+        held = np.array(values, dtype="float64" if "float" in kind else "int64")
+        key = held.tobytes() + held.dtype.char.encode()
+        if key not in tables:
+            tables[key] = f"t{len(first.lines) + len(before)}"
+            start = elements.pack(None, held)
+            before.append(Line(tables[key], held.dtype.name, "load", (), -1, (f"{own} + {start}",)))
+            sources.append(held.dtype.name)
+        filled[n] = tables[key]
 
     def fill(text: str) -> str:
         text = re.sub(r"#(\d+)#", lambda m: filled[int(m[1])], text)
@@ -207,17 +215,25 @@ def loop_of(elements: Elements, forms: Sequence[Form]) -> tuple[Loop, list[Value
         return re.sub(r"^(.*) \+ 0$", r"\1", text)
 
     lines = list(before)
+    literal: dict[tuple[str, str], str] = {}  # those that are written
+    names = {line.name: line.name for line in (*before, *first.lines)}
     for line, source in zip(first.lines, first.sources, strict=True):
-        sources.append(source)
         if line.op != "lit":
-            lines.append(
-                Line(line.name, line.dtype, line.op, line.args, -1, tuple(map(fill, line.index)), line.checked)
-            )
+            args = tuple(names.get(str(a), a) for a in line.args)
+            lines.append(Line(line.name, line.dtype, line.op, args, -1, tuple(map(fill, line.index)), line.checked))
+            sources.append(source)
             continue
         n = int(str(line.args[0])[1:-1])
-        if n in tables:
+        known = literal.setdefault((line.dtype, filled[n]), line.name)
+        names[line.name] = known
+        if known != line.name:
+            continue
+        sources.append(source)
+        if filled[n] in tables.values():
             lines.append(Line(line.name, line.dtype, "cast", (filled[n],)))
         else:
             lines.append(Line(line.name, line.dtype, "lit", (first.numbers[n],)))
-    loop = Loop(first.piece.out, tuple(sizes_), tuple(map(fill, first.place)), tuple(lines), first.lines[-1].name)
+    loop = Loop(
+        first.piece.out, tuple(sizes_), tuple(map(fill, first.place)), tuple(lines), names[first.lines[-1].name]
+    )
     return loop, sources

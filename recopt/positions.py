@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 import sympy
@@ -72,6 +72,11 @@ class Form:
 
 def form_of(shape: Sequence[Size]) -> Form:
     """The form of a shape."""
+    return _form(tuple(shape))
+
+
+@lru_cache(maxsize=4096)
+def _form(shape: tuple[Size, ...]) -> Form:
     opens: list[Size] = []
     counts: list[int] = []
     for size in shape:

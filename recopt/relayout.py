@@ -10,8 +10,8 @@ from . import lower
 from .errors import LowerError
 from .fused import Reshape
 from .hosts.base import Host, Node, Value
-from .ir import sizes
-from .ir.sizes import Size
+from .lower.columns import unchanged
+from .memory import REGROUPS, VIEWS, copies
 from .moves import Cost as PlanCost
 from .moves import Cut, Join, Pad, Plan, Take, by_nodes, shortest
 from .moves_check import agrees
@@ -22,7 +22,7 @@ from .rewrite import Context
 OPERATORS: dict[str, frozenset[str]] = {
     "onnx": frozenset(
         """Identity Reshape Flatten Squeeze Unsqueeze Transpose Expand Tile Concat Slice Split Pad Gather GatherElements
-        GatherND DepthToSpace SpaceToDepth Trilu com.microsoft::ExpandDims com.microsoft::GatherND
+        GatherND Einsum DepthToSpace SpaceToDepth Trilu com.microsoft::ExpandDims com.microsoft::GatherND
         com.microsoft::Trilu Cast""".split()
     ),
 }
@@ -42,7 +42,7 @@ class Layouts:
 def find(host: Host, context: Context) -> Layouts:
     """All layouts of a graph."""
     names = OPERATORS[host.dialect]
-    nodes = [n for n in host.nodes if n.op in names and not n.opaque]
+    nodes = [n for n in host.nodes if not n.opaque and (n.op in names or unchanged(host, n) is not None)]
     found = Layouts({})
     if not nodes:
         return found
@@ -55,11 +55,12 @@ def find(host: Host, context: Context) -> Layouts:
         for value in node.outputs:
             if host.is_constant(value) or value.dtype is None or value.dtype == "string":
                 continue
-            if node.op in CASTS:
-                source = node.inputs[0]
+            same = unchanged(host, node) if node.op not in names else None
+            if node.op in CASTS or same is not None:
+                source = same or node.inputs[0]
                 with contextlib.suppress(NotLayout):
-                    found.local[value] = uncast(found.deep.get(source) or itself(source), value.dtype)
-                    found.deep[value] = found.local[value]
+                    own = found.deep.get(source) or itself(source)
+                    found.local[value] = found.deep[value] = own if same else uncast(own, value.dtype)
                 continue
             for t in (lifted.local(value), lifted.definition.get(value)):  # indices may be computed from sizes
                 if t is None:
@@ -179,6 +180,9 @@ class _Work:
             if choice is None:
                 return
             choices.append(choice)
+        bare = [c.plan.source for c in choices if not c.plan.moves and not c.finish and self.host.is_output(c.root)]
+        if self.host.dialect == "aten" and len(set(map(id, bare))) < len(bare):
+            return  # of two that are one tensor one would have to be copied
         try:
             saved = self.saved(dead, choices)
         except LowerError:
@@ -214,8 +218,21 @@ class _Work:
             return _Choice(root, plan, elements, None)
         if not any(copies(n) for n in dead):
             return None if self.host.is_output(root) and not plan.moves else _Choice(root, plan, elements, None)
-        ends = self.host.is_output(root)
-        return _Choice(root, plan, elements, "aten.clone.default" if ends else "aten.contiguous.default")
+        if not self.host.is_output(root):
+            return _Choice(root, plan, elements, "aten.contiguous.default")
+        return _Choice(root, plan, elements, None if self.is_new(plan, dead) else "aten.clone.default")
+
+    def is_new(self, plan: Plan, dead: Sequence[Node]) -> bool:
+        """Whether a plan is a tensor that an operator computed, and that no other output shares."""
+        value = plan.source
+        if plan.moves or isinstance(value, Join) or value.node is None or self.host.is_output(value):
+            return False
+        readers = [n for n in self.host.users(value) if n not in dead and n not in self.gone]
+        return value not in self.now.values() and all(map(self.computes, [value.node, *readers]))
+
+    def computes(self, node: Node) -> bool:
+        """Whether a node of torch surely makes a tensor of its own."""
+        return lower.columns_of(self.host).stacks(node) and node.op not in CASTS
 
     def saved(self, dead: Sequence[Node], choices: Sequence[_Choice]) -> Cost:
         """Raises LowerError."""
@@ -253,55 +270,14 @@ def pays(saved: Cost) -> bool:
     return saved > (0, 0) and min(saved) >= 0
 
 
-VIEWS = frozenset(
-    f"aten.{n}"
-    for n in """permute.default transpose.int swapaxes.default swapdims.default t.default numpy_T.default mT.default
-    adjoint.default movedim.int movedim.intlist moveaxis.int moveaxis.intlist view.default expand.default
-    expand_as.default broadcast_to.default squeeze.default squeeze.dim squeeze.dims unsqueeze.default slice.Tensor
-    select.int narrow.default split.Tensor split.sizes split_with_sizes.default chunk.default unsafe_split.Tensor
-    unsafe_chunk.default tensor_split.sections tensor_split.indices unbind.int diagonal.default unfold.default
-    atleast_1d.default view_as.default sym_size.int""".split()
-)
-REGROUPS = frozenset(
-    f"aten.{n}"
-    for n in """reshape.default _unsafe_view.default reshape_as.default flatten.using_ints unflatten.int
-    ravel.default _reshape_alias.default""".split()
-)
 COPIES = frozenset(
     f"aten.{n}"
     for n in """cat.default concat.default concatenate.default stack.default hstack.default vstack.default
     column_stack.default repeat.default tile.default repeat_interleave.self_int roll.default flip.default fliplr.default
     flipud.default pad.default constant_pad_nd.default tril.default triu.default index_select.default gather.default
-    index.Tensor""".split()
+    index.Tensor pixel_shuffle.default channel_shuffle.default einsum.default""".split()
 )
 OPERATORS["aten"] = VIEWS | REGROUPS | COPIES | (CASTS - {"Cast"})
-
-
-def copies(node: Node) -> bool:
-    """Whether a node of torch moves elements; a reshape of what lies in memory as it is read does not."""
-    if node.op in REGROUPS:
-        source = node.inputs[0].node
-        return (
-            source is not None
-            and source.op in VIEWS
-            and source.op not in ("aten.view.default", "aten.unsqueeze.default")
-            and not _takes_apart(node.inputs[0].shape, node.outputs[0].shape)
-        )
-    return node.op not in VIEWS and not node.op.startswith(("aten.sym_", "operator.", "_operator."))
-
-
-def _takes_apart(before: Sequence[Size] | None, after: Sequence[Size] | None) -> bool:
-    """Whether each dimension becomes one or several: a view, however the memory lies."""
-    if before is None or after is None:
-        return False
-    rest = list(after)
-    for size in before:
-        made: Size = 1
-        while rest and made != size:
-            made = sizes.mul(made, rest.pop(0))
-        if made != size:
-            return False
-    return all(size == 1 for size in rest)
 
 
 def plan_copies(plan: Plan) -> int:
@@ -313,7 +289,7 @@ def plan_copies(plan: Plan) -> int:
     for move in plan.moves:
         flips = isinstance(move, Cut) and min(move.steps) < 0
         if isinstance(move, Pad) or flips or (isinstance(move, Take) and move.index.ndim > 0):
-            total, strided = total + 1, False
+            total, strided = total + 1, strided and flips  # a flip keeps the order in memory
         elif isinstance(move, Reshape):
             total, strided = total + strided, False
         else:

@@ -158,6 +158,13 @@ def _equal(a: Size, b: Size) -> Size | None:
     return 0 if more or less else None
 
 
+def _greater(a: Size, b: Size) -> Size | None:
+    difference = sizes.add(a, sizes.mul(-1, b))
+    if sizes.at_least(difference, 1):
+        return 1
+    return 0 if sizes.at_least(sizes.mul(-1, difference), 0) else None
+
+
 def _choose(condition: Size, a: Size, b: Size) -> Size | None:
     return (a if condition else b) if isinstance(condition, int) else None
 
@@ -184,6 +191,8 @@ CONTENTS: Mapping[str, Callable[[Sizes, Node], Content | None]] = {
     "Mul": _pointwise(sizes.mul),
     "Div": _pointwise(sizes.divide),
     "Equal": _pointwise(_equal),
+    "Greater": _pointwise(_greater),
+    "Less": _pointwise(lambda a, b: _greater(b, a)),
     "Where": _pointwise(_choose),
 }
 

@@ -48,12 +48,14 @@ class Tiling(NamedTuple):
 def choose(rows: int) -> Tiling:
     """The tiling for so many rows: few rows are cut finely, so that every loop has processors of its own.
 
-    Measured on an H200, us at 65536 rows of benchmarks/layout.py's features and columns: 85 and 175; with indices
-    computed for each element of 64 rows by 256, 101 and 205. Before that, at 256 rows 32 by 512 took 3.0, 8 by 256 3.5.
+    Measured on an H200, device us of benchmarks/layout.py's features and columns. 65536 rows: 64 by 1024 with 4 warps
+    87 and 148, 32 by 512 with 2 warps 99 and 136, 64 by 2048 with 4 warps 116 and 147. 2048 rows: 32 by 512 with 4
+    warps 5.3 and 7.2, 64 by 1024 with 4 warps 6.2 and 8.1. 256 rows: 32 by 512 with 4 warps 2.7 and 2.9, 8 by 256 with
+    2 warps the same.
     """
     if rows <= 4:
         return Tiling(1 if rows == 1 else 4, 256, 2)
-    return Tiling(32, 512, 4) if rows < 1024 else Tiling(64, 1024, 4)
+    return Tiling(32, 512, 4) if rows < 8192 else Tiling(64, 1024, 4)
 
 
 # --- the source

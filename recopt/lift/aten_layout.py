@@ -179,6 +179,25 @@ def _flip(c: Call, x: Tensor, dims: Sequence[int]) -> Tensor:
     return tensor.flip(x, [dim_of(x, d) for d in dims])
 
 
+def _pixel_shuffle(c: Call, x: Tensor, factor: int) -> Tensor:
+    *lead, channels, height, width = x.shape
+    kept, n = sizes.divide(channels, factor**2), len(lead)
+    if kept is None:
+        raise Opaque("channels that the factor does not divide")
+    parts = tensor.reshape(x, [*lead, kept, factor, factor, height, width])
+    turned = tensor.permute(parts, [*range(n), *(n + d for d in (0, 3, 1, 4, 2))])
+    return tensor.reshape(turned, [*lead, kept, sizes.mul(height, factor), sizes.mul(width, factor)])
+
+
+def _channel_shuffle(c: Call, x: Tensor, groups: int) -> Tensor:
+    batch, channels, *rest = x.shape
+    each = sizes.divide(channels, groups)
+    if each is None:
+        raise Opaque("channels that the groups do not divide")
+    turned = tensor.permute(tensor.reshape(x, [batch, groups, each, *rest]), [0, 2, 1, *range(3, len(rest) + 3)])
+    return tensor.reshape(turned, x.shape)
+
+
 def _pad(c: Call, x: Tensor, pad: Sequence[object], *rest: object, value: object = 0, mode: str = "constant") -> Tensor:
     for item in rest:  # aten.pad has (mode, value), aten.constant_pad_nd (value)
         mode, value = (item, value) if isinstance(item, str) else (mode, item)
@@ -431,6 +450,8 @@ TABLE: dict[str, Lift] = {
     **_named("repeat_interleave.self_int", _repeat_interleave),
     **_named("roll.default", _roll),
     **_named("flip.default", _flip),
+    **_named("pixel_shuffle.default", _pixel_shuffle),
+    **_named("channel_shuffle.default", _channel_shuffle),
     **_named("fliplr.default", lambda c, x: _flip(c, x, [1])),
     **_named("flipud.default", lambda c, x: _flip(c, x, [0])),
     **_named("pad.default constant_pad_nd.default", _pad),

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
-from ..hosts.base import Array, Node, Value
+import numpy as np
+
+from ..hosts.base import Array, Host, Node, Value
 from ..ir.sizes import Size
 from ..moves import Plan
 
@@ -28,6 +30,47 @@ class Number:
 
 
 Argument: TypeAlias = Value | Fixed | Number | None
+
+
+# name of an operator, without its dialect -> which of its operands may change nothing, and the number that does not, of
+# whole numbers and of others (-0.0 + 0.0 is 0.0)
+NEUTRAL: dict[str, tuple[tuple[int, ...], int, float | None]] = {
+    "add": ((0, 1), 0, -0.0), "sub": ((1,), 0, 0.0), "mul": ((0, 1), 1, 1.0), "div": ((1,), 1, 1.0),
+    "bitwise_or": ((0, 1), 0, None), "bitwise_xor": ((0, 1), 0, None), "bitwiseor": ((0, 1), 0, None),
+    "bitwisexor": ((0, 1), 0, None), "__or__": ((0, 1), 0, None), "__xor__": ((0, 1), 0, None),
+    "__rshift__": ((1,), 0, None), "bitwise_right_shift": ((1,), 0, None),
+}  # fmt: skip
+
+
+def neutral(node: Node) -> tuple[tuple[int, ...], int | float] | None:
+    """The operands of a node that may leave the other as it is, and the number with which they do, to the bit."""
+    name = node.op.split(".")[1] if "." in node.op else node.op.lower()
+    out = node.outputs[0].dtype
+    if name not in NEUTRAL or out is None or out == "bool" or "complex" in out or node.kwargs:
+        return None
+    at, whole, other = NEUTRAL[name]
+    number = other if "float" in out else whole
+    return None if number is None else (at, number)
+
+
+def unchanged(host: Host, node: Node) -> Value | None:
+    """The operand that a node gives back as it is: of x + 0 in whole numbers, x * 1, x / 1."""
+    found = neutral(node) if len(node.outputs) == 1 and len(node.args) == 2 else None
+    for n in found[0] if found else ():
+        x, by = node.args[1 - n], node.args[n]
+        if isinstance(by, Value) and host.is_constant(by):
+            by = host.constant(by)
+        elif not isinstance(by, (int, float)) or isinstance(by, bool):
+            continue
+        same = isinstance(x, Value) and (x.shape, x.dtype) == (node.outputs[0].shape, node.outputs[0].dtype)
+        if same and x.shape is not None and found is not None and _all(by, found[1]):
+            return x  # type: ignore[no-any-return]  # a value
+    return None
+
+
+def _all(numbers: Array | int | float, number: int | float) -> bool:
+    held = np.asarray(numbers)
+    return bool((held == number).all()) and bool((np.signbit(held) == np.signbit(number)).all())
 
 
 class Columns(Protocol):

@@ -18,6 +18,7 @@ from .columns import Argument, Fixed, Number
 from .torch_moves import moved
 
 HALVES = ("float16", "bfloat16")  # an operator takes a number as float32, a tensor's element as it is
+CLAMP = "aten.clamp.default"
 # Operators whose second operand may be a number, and what they are with a tensor in its place.
 WITH_NUMBER = {f"aten.{name}": f"aten.{name}" for name in """add.Tensor sub.Tensor mul.Tensor div.Tensor div.Tensor_mode
     floor_divide.default""".split()} | {f"aten.{name}.Scalar": f"aten.{name}.Tensor" for name in """remainder fmod
@@ -25,7 +26,8 @@ WITH_NUMBER = {f"aten.{name}": f"aten.{name}" for name in """add.Tensor sub.Tens
     for name in "eq ne lt le gt ge".split()} | {
     "aten.__and__.Scalar": "aten.bitwise_and.Tensor", "aten.__or__.Scalar": "aten.bitwise_or.Tensor",
     "aten.__xor__.Scalar": "aten.bitwise_xor.Tensor", "aten.__rshift__.Scalar": "aten.bitwise_right_shift.Tensor",
-    "aten.__lshift__.Scalar": "aten.bitwise_left_shift.Tensor",
+    "aten.__lshift__.Scalar": "aten.bitwise_left_shift.Tensor", "aten.clamp_min.default": "aten.clamp_min.Tensor",
+    "aten.clamp_max.default": "aten.clamp_max.Tensor", CLAMP: "aten.clamp.Tensor",
 }  # fmt: skip
 POINTWISE = frozenset(WITH_NUMBER) | frozenset(f"aten.{name}" for name in """remainder.Tensor fmod.Tensor
     bitwise_and.Tensor bitwise_or.Tensor bitwise_xor.Tensor __and__.Tensor __or__.Tensor __xor__.Tensor
@@ -74,9 +76,19 @@ class TorchColumns:
             x = node.args[0]
             if arg is None or isinstance(arg, Value):
                 found.append(arg)
-            elif n == 1 and node.op in WITH_NUMBER and isinstance(x, Value) and isinstance(arg, (int, float)):
+            elif (
+                (n == 1 or node.op == CLAMP)
+                and node.op in WITH_NUMBER
+                and isinstance(x, Value)
+                and isinstance(arg, (int, float))
+            ):
                 dtype = promoted(tensor.full(x.shape or (), 0, str(x.dtype)), arg)
-                one = isinstance(arg, bool) or dtype in HALVES or dtype == "bool"
+                one = (
+                    (node.op == CLAMP and dtype != x.dtype)
+                    or isinstance(arg, bool)
+                    or dtype in HALVES
+                    or dtype == "bool"
+                )
                 found.append(Fixed(arg, repr(arg)) if one else Number(arg, dtype))
             else:
                 found.append(Fixed(arg, repr(arg)))
@@ -92,11 +104,13 @@ class TorchColumns:
 
     def call(self, node: Node, args: Sequence[object], shape: tuple[Size, ...], name: str) -> Value:
         out = node.outputs[0]
-        op = (
-            WITH_NUMBER[node.op]
-            if isinstance(args[1] if len(args) > 1 else None, Value) and node.op in WITH_NUMBER
-            else node.op
-        )
+        op = node.op
+        if op in WITH_NUMBER and any(isinstance(arg, Value) for arg in args[1:]):
+            op = WITH_NUMBER[op]
+        if op == WITH_NUMBER[CLAMP]:  # both bounds are tensors, or neither is
+            args = [
+                a if a is None or isinstance(a, Value) else self.constant(np.array([a], out.dtype), name) for a in args
+            ]
         made = self._call(op, args, dict(node.kwargs), name, out)
         if self.spreads(node):
             made = self._call("aten.flatten.using_ints", (made, 1, -1), {}, name, out)

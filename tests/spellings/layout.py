@@ -98,6 +98,8 @@ FORMS: dict[str, tuple[Callable[[Tensor], Tensor], int, str]] = {
         "the same",
     ),
     "pixels": (lambda x: F.pixel_shuffle(x.reshape(-1, 4, 3, 2), 2).sin(), 2, "a gather with an image"),
+    "letters": (lambda x: torch.einsum("bij->bji", folded(x)).sin(), 2, "a gather with a matrix"),
+    "computed_in_vain": (lambda x: folded(x * 1 - 0.0).reshape(-1, 24).sin(), 1, "the same"),
     "gathers": (lambda x: x[:, [3, 1, 7, 7, 2]][:, [1, 0, 2]].sin(), 2, "a gather"),
     "gather_of_a_range": (lambda x: x[:, list(range(4, 12))].sin(), 2, "a slice"),
     "gather_of_all": (lambda x: x[:, list(range(24))].sin(), 1, "the same"),
