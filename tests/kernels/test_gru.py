@@ -114,8 +114,9 @@ def test_one_call_of_c(after: bool, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_c_takes() -> None:
-    short, long = (operands(2, steps, 37, 75, torch.float32) for steps in (9, 40))
-    assert not gru_native.fits(*short, KEEP, ())
+    short, long = (operands(2, steps, 37, 75, torch.float32) for steps in (3, 40))
+    gates = [torch.rand(2, 3)]
+    assert not gru_native.fits(*short, DIEN, gates)
     assert not gru_native.fits(*(t.double() for t in long), KEEP, ())
     assert not gru_native.fits(*long, "sin(h)", ())
     with torch.enable_grad():
