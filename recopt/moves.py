@@ -561,8 +561,12 @@ def _padded(wanted: Elements, cost: Cost) -> Iterator[Plan]:
     cut = tuple(slice(a, b) for a, b in box)
     if inside[cut].all() and all(out.opens[n] == 1 or (a, b) == (0, out.counts[n]) for n, (a, b) in enumerate(box)):
         form = Form(out.opens, tuple(b - a for a, b in box))
-        which, where = (a.reshape(out.counts)[cut].reshape(-1) for a in (wanted.which, wanted.where))
-        core = shortest(replace(wanted, form=form, which=which, where=where), cost)
+        which, where, pieces = (
+            None if a is None else a.reshape(out.counts)[cut].reshape(-1)
+            for a in (wanted.which, wanted.where, wanted.pieces)
+        )
+        assert which is not None and where is not None
+        core = shortest(replace(wanted, form=form, which=which, where=where, pieces=pieces), cost)
         if core is not None:
             after = tuple(c - b for c, (_, b) in zip(out.counts, box, strict=True))
             yield core.then(out.shape, Pad(tuple(a for a, _ in box), after, number))

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+import torch.nn.functional as F
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail as RuntimeException
 from spellings.export import BATCH, run_onnx, to_onnx, to_program
 from spellings.layout import FORMS, LAUNCHES, WIDTH
@@ -69,3 +70,12 @@ def test_torch(name: str) -> None:
         found = result(x)
         assert torch.equal(found, expected)
         assert found.stride() == expected.stride() or found.is_contiguous()
+
+
+def test_zeros_at_the_end_of_what_is_joined() -> None:
+    """What lies inside them is looked at by itself, with the places where the graph joined it."""
+    spell = Spelled(lambda x: F.pad(torch.cat([x[:, 2:4].abs(), x[:, 7:8].sin()], 1), (0, 1)))
+    program = recopt.optimize(to_program(spell, (example(BATCH),)))
+    file = recopt.optimize(onnx.load_from_string(to_onnx(spell, (example(BATCH),), dynamo=False)))
+    assert not program.report.undone and not file.report.undone
+    torch.testing.assert_close(program(example(3)), spell(example(3)))
