@@ -24,6 +24,7 @@ from . import (
     fuse_pointwise,
     fuse_target_attention,
     hint_repeats,
+    separate_residuals,
     simplify_layout,
     stack_columns,
 )
@@ -65,6 +66,7 @@ PIPELINE: tuple[Pass, ...] = (
     stack_columns,
     fuse_pointwise,
     simplify_layout,
+    separate_residuals,
 )
 
 

@@ -247,6 +247,7 @@ def test_dump_writes_the_graph_after_each_pass(tmp_path: Path, monkeypatch: pyte
         "09-stack-columns.txt",
         "10-fuse-pointwise.txt",
         "11-simplify-layout.txt",
+        "12-separate-residuals.txt",
     ]
     assert "MatMul" in files[0].read_text() and "FusedGemm" not in files[0].read_text()
     assert "FusedGemm" in files[8].read_text()

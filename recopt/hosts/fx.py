@@ -28,7 +28,7 @@ from ..errors import GraphError, LoadError, VerifyError
 from ..ir import sizes
 from ..ir.rules import FLOATS, WIDTH
 from ..ir.sizes import Size
-from . import fx_capture, fx_composites, fx_module, fx_operators, fx_ops
+from . import fx_capture, fx_composites, fx_layers, fx_module, fx_operators, fx_ops
 from .base import Array, Node, Value
 from .files import staged
 from .fx_graph import STORED, FxGraph
@@ -214,6 +214,11 @@ class FxHost(FxGraph):
     def inline(self, known: Container[str]) -> None:
         for handle in list(self.nodes):
             node = self._producer[handle]
+            if handle.op == fx_layers.GRU and not handle.opaque:
+                with self.at(handle):
+                    layers = fx_layers.apart(self, handle)
+                for old, new in zip(handle.outputs, layers or (), strict=layers is not None):
+                    self.replace(old, new)
             if handle.opaque or handle.op in known or not fx_composites.is_composite(node.target):
                 continue
             found = fx_composites.body(node, known)

@@ -9,27 +9,8 @@ import torch
 
 from .epilogue import compile_epilogue
 
-FUNCTIONS = r"""
-typedef unsigned int u32;
-typedef unsigned short u16;
-typedef long long i64;
-
-__device__ __forceinline__ float f_exp(float x) { return expf(x); }
-__device__ __forceinline__ float f_sigmoid(float x) {  // within a unit in the last place of 1
-  float e, y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(e) : "f"(x * -1.4426950408889634f));
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(1.0f + e));
-  return y;
-}
-__device__ __forceinline__ float f_tanh(float x) {
-  float a = fabsf(x), s = x * x, e, y;
-  float p = 62.0f / 2835 + s * (-1382.0f / 155925);
-  p = x * (1.0f + s * (-1.0f / 3 + s * (2.0f / 15 + s * (-17.0f / 315 + s * p))));
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(e) : "f"(a * -2.8853900817779268f));
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(1.0f + e));
-  y = copysignf((1.0f - e) * y, x);
-  return a < 0.35f ? p : y;
-}
+# What the source of a kernel may call, of its own exp, sigmoid and tanh; C compiles it too, on a CPU.
+PLAIN = r"""
 __device__ __forceinline__ float mixed(float a, float b, float share) {  // b itself at a share of 1, a at 0
   return share < 0.5f ? a + share * (b - a) : b - (1.0f - share) * (b - a);
 }
@@ -54,8 +35,33 @@ __device__ __forceinline__ bool f_logical_and(bool a, bool b) { return a && b; }
 __device__ __forceinline__ bool f_logical_or(bool a, bool b) { return a || b; }
 __device__ __forceinline__ bool f_logical_not(bool a) { return !a; }
 __device__ __forceinline__ bool f_isnan(float x) { return x != x; }
-
 """
+
+FUNCTIONS = (
+    r"""
+typedef unsigned int u32;
+typedef unsigned short u16;
+typedef long long i64;
+
+__device__ __forceinline__ float f_exp(float x) { return expf(x); }
+__device__ __forceinline__ float f_sigmoid(float x) {  // within a unit in the last place of 1
+  float e, y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(e) : "f"(x * -1.4426950408889634f));
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(1.0f + e));
+  return y;
+}
+__device__ __forceinline__ float f_tanh(float x) {
+  float a = fabsf(x), s = x * x, e, y;
+  float p = 62.0f / 2835 + s * (-1382.0f / 155925);
+  p = x * (1.0f + s * (-1.0f / 3 + s * (2.0f / 15 + s * (-17.0f / 315 + s * p))));
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(e) : "f"(a * -2.8853900817779268f));
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(1.0f + e));
+  y = copysignf((1.0f - e) * y, x);
+  return a < 0.35f ? p : y;
+}
+"""
+    + PLAIN
+)
 
 PTX = r"""
 __device__ __forceinline__ u32 address(const void* p) { return (u32)__cvta_generic_to_shared(p); }

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import gru_native
 from .epilogue import compile_epilogue
 from .gru_cpu import KEEP as KEEP
 from .gru_cpu import fits, gru_cpu
@@ -112,14 +113,16 @@ def gru_call(
     x: Tensor, h0: Tensor | None, wi: Tensor, wh: Tensor, bi: Tensor, bh: Tensor, after: bool,
     keep: str = KEEP, gates: Sequence[Tensor] = (),
 ) -> Tensor:  # fmt: skip
-    """The same of operands that are known to fit: one kernel where they suit it (`gru_cuda.fits`), oneDNN's products on
-    a CPU where they are large (`gru_cpu.fits`), else torch's."""
+    """The same of operands that are known to fit: one kernel where they suit it (`gru_cuda.fits`), on a CPU one call of
+    C (`gru_native.fits`) or oneDNN's products where they are large (`gru_cpu.fits`), else torch's operators."""
     if x.is_cuda and not (torch.is_grad_enabled() and any(_needs_grad(x, h0, wi, wh, bi, bh, *gates))):
         from .gru_cuda import gru_cuda
 
         y = gru_cuda(x, h0, wi, wh, bi, bh, after, keep, gates)
         if y is not None:
             return y
+    if gru_native.fits(x, h0, wi, wh, bi, bh, keep, gates):
+        return gru_native.gru_native(x, h0, wi, wh, bi, bh, after, keep, gates)
     if fits(x, wh, (h0, wi, bi, bh, *gates)):
         return gru_cpu(x, h0, wi, wh, bi, bh, after, keep, gates)
     return gru_torch(x, h0, wi, wh, bi, bh, after, keep, gates)

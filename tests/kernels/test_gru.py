@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import Tensor
 
 from recopt.hosts.fx_operators import AUGRU_OPERATOR, GRU_OPERATOR
-from recopt.kernels import gru_cpu
+from recopt.kernels import gru_cpu, gru_native
 from recopt.kernels.cuda_math import cuda_text
 from recopt.kernels.epilogue import EpilogueError
 from recopt.kernels.gru import KEEP, GruError, check_gru, gru, gru_torch
@@ -67,6 +69,61 @@ def test_large_products_on_a_cpu(after: bool, gated: bool) -> None:
         assert gru(*[t.requires_grad_() for t in narrow], after, *extra).requires_grad
 
 
+@pytest.fixture(params=gru_native.MACHINES)
+def in_c(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """With the vectors of one kind of processor, which every newer one has too."""
+    has = torch.backends.cpu.get_cpu_capability()
+    if has not in gru_native.MACHINES or (request.param, has) == ("AVX512", "AVX2"):
+        pytest.skip(f"the processor is {has}")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: request.param)
+    gru_native._compiled.cache_clear()
+    if gru_native._compiled(KEEP) is None:
+        pytest.skip("no compiler")
+    yield
+    gru_native._compiled.cache_clear()
+
+
+LENGTHS = "where(p1 < p0, sigmoid(h), 1.0)"
+
+
+@pytest.mark.usefixtures("in_c")
+@pytest.mark.parametrize("after", [True, False])
+def test_one_call_of_c(after: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of all sizes, whole and in part; sizes that no vector divides; inputs that lie by step; two threads. A
+    step that a mask skips keeps the state bit for bit; huge inputs saturate, nan stays in its row."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    for batch in (1, 3, 11, 31):
+        given = operands(batch, 40, 37, 75)
+        x, h0, *weights = [
+            given[0].transpose(0, 1).contiguous().transpose(0, 1),
+            given[1],
+            *(w / 10 for w in given[2:]),
+        ]
+        lengths, places = torch.arange(batch)[:, None] % 7 * 10, torch.arange(40)[None]
+        keep, gates = (KEEP, []) if after else (LENGTHS, [lengths, places])
+        x[batch // 2, 7] = 1e30
+        narrow = [t.float() for t in (x, h0, *weights)]
+        assert gru_native.fits(*narrow, keep, gates)
+        y = gru_native.gru_native(*narrow, after, keep, gates)
+        torch.testing.assert_close(y, gru_torch(x, h0, *weights, after, keep, gates).float())
+    narrow[0][1, 35, 0] = float("nan")
+    y, whole = gru(narrow[0], None, *narrow[2:], after, keep, gates), gru_torch(x, None, *weights, after, keep, gates)
+    torch.testing.assert_close(y[2:], whole[2:].float())
+    assert y[1, :35].isfinite().all() and y[1, 35:].isnan().all() == after
+    assert after or torch.equal(y[1, 10:], y[1, 9].expand(30, -1))
+
+
+def test_what_c_takes() -> None:
+    short, long = (operands(2, steps, 37, 75, torch.float32) for steps in (3, 40))
+    gates = [torch.rand(2, 3)]
+    assert not gru_native.fits(*short, DIEN, gates)
+    assert not gru_native.fits(*(t.double() for t in long), KEEP, ())
+    assert not gru_native.fits(*long, "sin(h)", ())
+    with torch.enable_grad():
+        assert not gru_native.fits(long[0], long[1].requires_grad_(), *long[2:], KEEP, ())
+        assert gru(*long, False).requires_grad
+
+
 def test_gates_broadcast() -> None:
     x, h0, *weights = operands(3, 4, 5, 6)
     lengths, places = torch.tensor([[1], [4], [2]]), torch.arange(4.0)[None]
@@ -114,8 +171,6 @@ def test_refusals() -> None:
 
 
 # --- the kernel on a GPU ---
-
-LENGTHS = "where(p1 < p0, sigmoid(h), 1.0)"
 
 
 def test_gates_in_cuda() -> None:

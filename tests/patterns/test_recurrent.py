@@ -125,26 +125,38 @@ def test_near_misses(name: str) -> None:
     assert not case.reason or any(case.reason in reason for reason in reasons), reasons
 
 
-@pytest.mark.parametrize("options", [{"batch_first": True}, {"bias": False}])
-def test_a_layer(options: dict[str, bool]) -> None:
+@pytest.mark.parametrize(
+    ("options", "fused"),
+    [
+        ({"batch_first": True}, 1),
+        ({"bias": False}, 1),
+        ({"num_layers": 2, "batch_first": True, "dropout": 0.1}, 2),
+        ({"bidirectional": True, "bias": False}, 2),
+        ({"num_layers": 3, "bidirectional": True}, 6),
+    ],
+)
+def test_layers(options: dict[str, Any], fused: int) -> None:
+    """Each layer and direction of torch's own is one operator, and only layout is left."""
     module = torch.nn.GRU(5, 16, **options).eval()
-    x, h0 = torch.randn(6, 6, 5), torch.randn(1, 6, 16)
+    x, h0 = torch.randn(6, 6, 5), torch.randn(fused, 6, 16)
     program = torch.export.export(module, (x, h0), strict=False)
     result = recopt.optimize(program, target="cpu")
-    assert [n.op for n in result.host.nodes].count("recopt.gru.default") == 1
+    ops = [n.op for n in result.host.nodes]
+    assert ops.count("recopt.gru.default") == fused
+    left = {"recopt.gru", *(f"aten.{op}" for op in "flip cat slice permute reshape select index".split())}
+    assert {op.rpartition(".")[0] for op in ops} <= left
     assert not result.report.undone and result.report.rewrites[0].error is not None
     with torch.no_grad():
         for found, expected in zip(result(x, h0), module(x, h0), strict=True):
             torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize("options", [{"num_layers": 2}, {"bidirectional": True}])
-def test_layers_that_are_left_alone(options: dict[str, Any]) -> None:
-    module = torch.nn.GRU(5, 16, batch_first=True, **options).eval()
+def test_layers_in_training() -> None:
+    module = torch.nn.GRU(5, 16, 2, batch_first=True).train()
     program = torch.export.export(module, (torch.randn(4, 6, 5),), strict=False)
     result = recopt.optimize(program, target="cuda")
     assert not result.report.rewrites
-    assert any("a GRU" in r.reason for r in result.report.refusals if r.pattern == "gru")
+    assert any("2 layers, training" in r.reason for r in result.report.refusals if r.pattern == "gru")
 
 
 @pytest.mark.slow
