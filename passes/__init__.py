@@ -24,6 +24,7 @@ from . import (
     fuse_pointwise,
     fuse_target_attention,
     hint_repeats,
+    project_queries,
     simplify_layout,
     stack_columns,
 )
@@ -61,6 +62,7 @@ PIPELINE: tuple[Pass, ...] = (
     hint_repeats,
     fuse_gru,
     fuse_layer_norm,
+    project_queries,
     fuse_linear,
     stack_columns,
     fuse_pointwise,
