@@ -243,13 +243,14 @@ def test_dump_writes_the_graph_after_each_pass(tmp_path: Path, monkeypatch: pyte
         "05-hint-repeats.txt",
         "06-fuse-gru.txt",
         "07-fuse-layer-norm.txt",
-        "08-fuse-linear.txt",
-        "09-stack-columns.txt",
-        "10-fuse-pointwise.txt",
-        "11-simplify-layout.txt",
+        "08-project-queries.txt",
+        "09-fuse-linear.txt",
+        "10-stack-columns.txt",
+        "11-fuse-pointwise.txt",
+        "12-simplify-layout.txt",
     ]
     assert "MatMul" in files[0].read_text() and "FusedGemm" not in files[0].read_text()
-    assert "FusedGemm" in files[8].read_text()
+    assert "FusedGemm" in files[9].read_text()
 
 
 def test_debug_says_more_at_each_level(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
