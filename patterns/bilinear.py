@@ -73,11 +73,14 @@ def roots(lifted: Lifted) -> list[Value]:
 
 def _sides(lifted: Lifted, term: Tensor) -> list[tuple[Read, Mono, Axis]]:
     """The ways to see a term as a sum over one axis of a projection times other data: (projection, whole, axis)."""
-    if len(term.body.monos) != 1 or len(term.body.monos[0].axes) != 1 or len(term.body.monos[0].atoms) != 2:
+    if len(term.body.monos) != 1 or len(term.body.monos[0].axes) != 1:
         return []
-    mono, (d,) = _opened(term.body.monos[0], term.dtype)
-    if not all(is_data(lifted, a) for a in mono.atoms):
+    if [is_data(lifted, a) for a in term.body.monos[0].atoms] != [True, True]:
         return []
+    opened = _opened(term.body.monos[0], term.dtype)
+    if opened is None:
+        return []
+    mono, (d,) = opened
     reads = [a for a in mono.atoms if isinstance(a, Read) and isinstance(a.leaf, Value)]
     return [(a, mono, d) for a in reads if isinstance(a.leaf, Value) and is_contraction(lifted, a.leaf)]
 
@@ -86,10 +89,15 @@ def _thrice(lifted: Lifted, term: Tensor) -> list[_Found]:
     """The ways to see a term as a sum over two axes of data, weights and other data."""
     if len(term.body.monos) != 1 or len(term.body.monos[0].axes) != 2:
         return []
-    mono, inner = _opened(term.body.monos[0], term.dtype)
+    if sum(is_data(lifted, a) for a in term.body.monos[0].atoms) != 2:
+        return []
+    opened = _opened(term.body.monos[0], term.dtype)
+    if opened is None:
+        return []
+    mono, inner = opened
     data = [a for a in mono.atoms if is_data(lifted, a)]
     weight = normal_mono(mono.coef, [a for a in mono.atoms if a not in data], term.dtype)
-    if len(data) != 2 or weight.axes_read != {*inner}:
+    if weight.axes_read != {*inner}:
         return []
     found = []
     for x, q in (data, data[::-1]):
@@ -99,12 +107,14 @@ def _thrice(lifted: Lifted, term: Tensor) -> list[_Found]:
     return found
 
 
-def _opened(mono: Mono, dtype: str) -> tuple[Mono, list[Axis]]:
-    """What a monomial sums, over axes of its own."""
+def _opened(mono: Mono, dtype: str) -> tuple[Mono, list[Axis]] | None:
+    """What a monomial sums, over axes of its own. None where its coefficient is a size."""
     inner = [axis(a.size) for a in mono.axes]
     within = {a: coord(n) for a, n in zip(mono.axes, inner, strict=True)}
-    (bare,) = substitute(normal_mono(mono.coef, mono.atoms, dtype), within).monos
-    return bare, inner
+    opened = substitute(normal_mono(mono.coef, mono.atoms, dtype), within).monos
+    if len(opened) != 1 or not isinstance(opened[0].coef, (int, float)):
+        return None
+    return opened[0], inner
 
 
 # --- the match ---
@@ -137,9 +147,10 @@ def _projection(lifted: Lifted, read: Read, whole: Mono, d: Axis) -> _Found | No
     assert isinstance(read.leaf, Value)
     inside = lifted.definition[read.leaf].at(list(read.index))
     summed = [m for m in inside.monos if m.axes]
-    if len(summed) != 1 or len(summed[0].axes) != 1:
+    opened = _opened(summed[0], inside.dtype) if len(summed) == 1 and len(summed[0].axes) == 1 else None
+    if opened is None:
         return None
-    mono, (h,) = _opened(summed[0], inside.dtype)
+    mono, (h,) = opened
     data = [a for a in mono.atoms if is_data(lifted, a)]
     x = normal_mono(1, data, inside.dtype)
     weight = normal_mono(mono.coef, [a for a in mono.atoms if a not in data], inside.dtype)
