@@ -1,4 +1,4 @@
-"""CUDA C++ for barriers that count arrivals, and Hopper's own instructions: bytes that they count, clusters."""
+"""CUDA C++ for Hopper's own instructions: barriers that count bytes, clusters of blocks."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ typedef unsigned long long u64;
 
 __device__ __forceinline__ void copies_end() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
-template <int LEFT = 1>
-__device__ __forceinline__ void wait_for_copies() { asm volatile("cp.async.wait_group %0;" :: "n"(LEFT) : "memory"); }
+__device__ __forceinline__ void wait_for_copies() { asm volatile("cp.async.wait_group 1;" ::: "memory"); }
 
 // All threads of the cluster; what they wrote is seen by the others.
 __device__ __forceinline__ void cluster_sync() {
@@ -32,15 +31,10 @@ __device__ __forceinline__ void arrive(u32 bar, u32 bytes) {
     asm volatile("mbarrier.arrive.release.cta.shared::cta.b64 _, [%0];" :: "r"(bar) : "memory");
 }
 
-#if __CUDA_ARCH__ >= 900
-#define WAIT "mbarrier.try_wait"  // and sleeps a while
-#else
-#define WAIT "mbarrier.test_wait"
-#endif
 __device__ __forceinline__ void wait(u32 bar, u32 phase) {
   u32 done;
   do
-    asm volatile("{.reg .pred p; " WAIT ".parity.shared::cta.b64 p, [%1], %2;\n"
+    asm volatile("{.reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
                  "selp.u32 %0, 1, 0, p;}" : "=r"(done) : "r"(bar), "r"(phase & 1) : "memory");
   while (!done);
 }

@@ -7,7 +7,6 @@ from typing import NamedTuple
 from .cuda_hopper import HOPPER
 from .cuda_math import FUNCTIONS, HALVES, PTX, cuda_text
 from .gru_cluster import CLUSTER
-from .gru_exchange import EXCHANGE
 from .gru_rows import ROWS
 from .gru_tiles import TILES
 
@@ -75,9 +74,8 @@ class Variant(NamedTuple):
             return ring + split + 4 * (floats + SLOTS * warps * self.gates * rows) + 8 * (2 + 2 * SLOTS * warps)
         if rows < 8:
             return 0
-        units, line = -(-self.hidden // 16) * 16, (3 * self.hidden + 11) // 16 * 16 + 4
-        staged, state = 4 * STAGES * rows * (line + self.gates), 64 * (units // 16 + 1 + units // 16 % 2)
-        return staged + 2 * rows * state + 4 * 3 * units + rows // 8 * 2 * (4 * 8 + 8)
+        wide, line = -(-self.hidden // 16) * 16, (3 * self.hidden + 11) // 16 * 16 + 4
+        return 4 * (STAGES * rows * (line + self.gates) + 3 * wide) + 2 * 2 * 2 * rows * (wide + 8)
 
     @property
     def source(self) -> str:
@@ -87,7 +85,7 @@ class Variant(NamedTuple):
         if self.inputs:
             size = {"K": self.inputs, "CLUSTER": self.cluster, "TILES": rows // 8, "SLOTS": SLOTS}
         else:
-            size = {"ROWS": rows, "UNITS": self.units} if rows < 8 else {"CLUSTER": 1, "TILES": 1, "GROUPS": rows // 8}
+            size = {"ROWS": rows, "UNITS": self.units} if rows < 8 else {"TILES": rows // 8}
         macros = size | {
             "H": self.hidden, "AFTER": int(self.after), "GATES": self.gates, "KEEP": cuda_text(self.keep),
             "STARTED": int(self.started), "BYTES": self.bytes, "STAGES": STAGES,
@@ -98,5 +96,5 @@ class Variant(NamedTuple):
         }  # fmt: skip
         text = "".join(f"#define {name} {value}\n" for name, value in macros.items()) + FUNCTIONS + KEEP
         if self.inputs:
-            return text + PTX + HALVES + HOPPER + EXCHANGE + CLUSTER
-        return text + (ROWS if rows < 8 else PTX + HALVES + HOPPER + EXCHANGE + TILES)
+            return text + PTX + HALVES + HOPPER + CLUSTER
+        return text + (ROWS if rows < 8 else PTX + TILES)
