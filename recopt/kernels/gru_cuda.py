@@ -46,7 +46,8 @@ def fits(
 def choose(batch: int, hidden: int, inputs: int, processors: int, clusters: bool) -> Plan:
     """The plan by which all blocks run side by side while the batch lets them; `clusters`: whether there are any.
 
-    Measured on an H200, 50 steps, in us with the products of the inputs, those as `recopt::linear`, GRU of 64 and AUGRU of 128 inputs, 128 units:
+    Measured on an H200, 50 steps, 128 units, in us with the products of the inputs as `recopt::linear`, GRU of 64 and
+    AUGRU of 128 inputs:
     256 rows by 2 take 75 and 93, in clusters of 8 65 and 88; 512 by 8 95 and 121, in clusters 66 and 89; 1024 by 8 119
     and 155, in clusters of 16 123 and 176; 2048 by 16 201 and 257, in clusters 243 and 348. Of 64 units with 32 and 64
     inputs, 256 by 2 take 33 and 42, in clusters of 8 48 and 61; 2048 by 16 118 and 129, in clusters of 16 87 and 97.
