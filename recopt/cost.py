@@ -13,7 +13,7 @@ from functools import lru_cache
 
 import sympy
 
-from .fused import Attention, Bag, Concat, EmbeddingBags, Gru, LayerNorm, Linear, TargetAttention, View
+from .fused import Attention, Bag, Bilinear, Concat, EmbeddingBags, Gru, LayerNorm, Linear, TargetAttention, View
 from .hosts.base import Host, Node, Value
 from .ir import sizes
 from .ir.rules import WIDTH
@@ -202,6 +202,14 @@ def norm_cost(spec: LayerNorm) -> Cost:
     moved = 2.0 * nominal(sizes.product(spec.shape)) * WIDTH.get(spec.dtype, 32) / 8
     moves = _copies(spec.x) + sum(type(s).__name__ == "Permute" for s in spec.steps)
     return Cost(moved * (1 + moves), 0.0, 1.0 + moves)
+
+
+def bilinear_cost(spec: Bilinear) -> Cost:
+    """A product with what q is projected to, and that projection."""
+    moved = sum(nominal(sizes.product(shape)) for shape in (spec.x.shape, spec.q.shape, spec.w.shape, spec.shape))
+    rows, inner = nominal(sizes.product(spec.q.shape[:-1])), nominal(spec.x.shape[-1])
+    flops = 2.0 * inner * (rows * nominal(spec.q.shape[-1]) + nominal(sizes.product(spec.shape)))
+    return Cost(WIDTH.get(spec.dtype, 32) / 8 * (moved + 2 * rows * inner), flops, 2.0)
 
 
 def _copies(view: View) -> int:

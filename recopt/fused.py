@@ -326,7 +326,21 @@ class LayerNorm:
     name: str = "layer_norm"
 
 
-Spec: TypeAlias = Linear | EmbeddingBags | Attention | TargetAttention | Gru | LayerNorm
+@dataclass(frozen=True)
+class Bilinear:
+    """y[rows.., t] = sum_h x[rows.., t, h] * (sum_d q[rows.., d] * w[h, d]), then `steps`; x and q have size 1 along
+    the rows that they do not vary with."""
+
+    x: View
+    q: View
+    w: Array
+    shape: tuple[Size, ...]  # of y before `steps`
+    dtype: str
+    steps: tuple[Step, ...] = ()
+    name: str = "bilinear"
+
+
+Spec: TypeAlias = Linear | EmbeddingBags | Attention | TargetAttention | Gru | LayerNorm | Bilinear
 
 
 def reading(spec: Spec, current: Callable[[View], View]) -> Spec:
@@ -345,6 +359,8 @@ def reading(spec: Spec, current: Callable[[View], View]) -> Spec:
 
     if isinstance(spec, LayerNorm):
         return replace(spec, x=current(spec.x))
+    if isinstance(spec, Bilinear):
+        return replace(spec, x=current(spec.x), q=current(spec.q))
     if isinstance(spec, TargetAttention):
         weights, params = (
             tuple(current(p) if isinstance(p, View) else p for p in items) for items in (spec.weights, spec.params)

@@ -12,6 +12,7 @@ from .fused import (
     Again,
     Attention,
     Bag,
+    Bilinear,
     Concat,
     EmbeddingBags,
     Gru,
@@ -58,6 +59,9 @@ def computed(spec: Spec, leaf: Callable[[Leaf], Array], symbols: Mapping[str, in
         x = value(spec.x)
         x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + spec.eps)
         return apply_steps(x * spec.g + spec.b, spec.steps, symbols)
+    if isinstance(spec, Bilinear):
+        q = value(spec.q) @ spec.w.astype(np.float64).T
+        return apply_steps((value(spec.x) @ q[..., None])[..., 0], spec.steps, symbols)
     if isinstance(spec, TargetAttention):
         return apply_steps(_target_attention(spec, value), spec.steps, symbols)
 

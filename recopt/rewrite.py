@@ -13,6 +13,7 @@ from .cost import (
     Cost,
     attention_cost,
     bags_cost,
+    bilinear_cost,
     gru_cost,
     linear_cost,
     nodes_cost,
@@ -21,7 +22,7 @@ from .cost import (
     product_flops,
     target_cost,
 )
-from .fused import Attention, EmbeddingBags, Gru, LayerNorm, Linear, Step, TargetAttention, View, reading
+from .fused import Attention, Bilinear, EmbeddingBags, Gru, LayerNorm, Linear, Step, TargetAttention, View, reading
 from .hosts.base import Array, Host, Node, Value
 from .ir.rules import FLOATS
 from .lift import lift
@@ -171,6 +172,8 @@ def saving(lifted: Lifted, found: Match, target: str) -> Cost:
     before = nodes_cost(lifted.host, found.dead) + Cost(flops=sum(product_flops(lifted.definition[v]) for v in gone))
     if isinstance(spec, TargetAttention):
         return before - target_cost(spec)
+    if isinstance(spec, Bilinear):
+        return before - bilinear_cost(spec)
     if isinstance(spec, EmbeddingBags):
         return before - bags_cost(spec, found.flops)
     return before - linear_cost(spec, found.flops, target != "portable", lower.in_place(lifted.host, spec))
@@ -208,7 +211,7 @@ def declines(host: Host, found: Match, saved: Cost, target: str) -> str | None:
     if found.again and isinstance(found.spec, EmbeddingBags) and (machine is CPU or host.dialect == "onnx"):
         # No kernel gathers and pools there, and rows that lie in memory are read faster than they are gathered.
         return f"looks {', '.join(sorted(v.name for v in found.again))} up again, which others need too"
-    if isinstance(found.spec, TargetAttention):
+    if isinstance(found.spec, (TargetAttention, Bilinear)):
         return None  # it is there for the work that it saves, not for its length
     if host.dialect == "onnx" and target != "recopt":  # there the operator is the point, whatever it replaces
         replaced = sum(not all(host.is_constant(v) for v in n.outputs) for n in found.dead)

@@ -243,14 +243,15 @@ def test_dump_writes_the_graph_after_each_pass(tmp_path: Path, monkeypatch: pyte
         "05-hint-repeats.txt",
         "06-fuse-gru.txt",
         "07-fuse-layer-norm.txt",
-        "08-fuse-linear.txt",
-        "09-stack-columns.txt",
-        "10-fuse-pointwise.txt",
-        "11-simplify-layout.txt",
-        "12-separate-residuals.txt",
+        "08-project-queries.txt",
+        "09-fuse-linear.txt",
+        "10-stack-columns.txt",
+        "11-fuse-pointwise.txt",
+        "12-simplify-layout.txt",
+        "13-separate-residuals.txt",
     ]
     assert "MatMul" in files[0].read_text() and "FusedGemm" not in files[0].read_text()
-    assert "FusedGemm" in files[8].read_text()
+    assert "FusedGemm" in files[9].read_text()
 
 
 def test_debug_says_more_at_each_level(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,7 +266,7 @@ def test_debug_says_more_at_each_level(capsys: pytest.CaptureFixture[str], monke
     assert texts[0] == ""
     assert "fuse-linear: 2 nodes" in texts[1] and "linear at relu1" not in texts[1]
     assert "linear at relu1" in texts[2]
-    assert "after 08-fuse-linear" in texts[4] and "after 08-fuse-linear" not in texts[3]
+    assert "after 09-fuse-linear" in texts[4] and "after 09-fuse-linear" not in texts[3]
     assert len(texts[1]) < len(texts[2]) <= len(texts[3]) < len(texts[4])
 
 

@@ -1,9 +1,9 @@
 """The launcher of the CUDA C++ kernels of ``recopt::gru`` and ``recopt::augru``: what fits them, how they are compiled.
 
-On Hopper one kernel of ``gru_cluster`` does all of a batch of a few hundred rows. Else the products of the inputs are
-one ``recopt::linear`` over all steps, and the kernel of ``gru_rows`` or ``gru_tiles`` does the rest. They are compiled
-by NVRTC through torch, once for each ``Variant``. Triton would not keep the weights in registers from step to step, and
-reading them again is what a step would cost.
+On Hopper one kernel of ``gru_cluster`` does all of a batch of a few hundred rows. Else the products of the inputs of
+all steps come first, of many rows by ``gru_inputs`` and else as a ``recopt::linear``, and the kernel of ``gru_rows`` or
+``gru_tiles`` does the rest. They are compiled by NVRTC through torch, once for each ``Variant``. Triton would not keep
+the weights in registers from step to step, and reading them again is what a step would cost.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .cuda_math import cuda_text
+from .gru_inputs import input_products
 from .gru_variants import Plan, Variant
 from .linear import _architecture, _processors, linear
 
@@ -45,7 +46,8 @@ def fits(
 def choose(batch: int, hidden: int, inputs: int, processors: int, clusters: bool) -> Plan:
     """The plan by which all blocks run side by side while the batch lets them; `clusters`: whether there are any.
 
-    Measured on an H200, 50 steps, in us with the products of the inputs, GRU of 64 and AUGRU of 128 inputs, 128 units:
+    Measured on an H200, 50 steps, 128 units, in us with the products of the inputs as `recopt::linear`, GRU of 64 and
+    AUGRU of 128 inputs:
     256 rows by 2 take 75 and 93, in clusters of 8 65 and 88; 512 by 8 95 and 121, in clusters 66 and 89; 1024 by 8 119
     and 155, in clusters of 16 123 and 176; 2048 by 16 201 and 257, in clusters 243 and 348. Of 64 units with 32 and 64
     inputs, 256 by 2 take 33 and 42, in clusters of 8 48 and 61; 2048 by 16 118 and 129, in clusters of 16 87 and 97.
@@ -103,7 +105,9 @@ def gru_cuda(
         args = [inputs, start, wi.contiguous(), weights, bi.contiguous()]
     else:
         by_step = x.stride(0) < x.stride(1)
-        inputs = linear(x.transpose(0, 1) if by_step else x, wi, bi)
+        ordered = x.transpose(0, 1) if by_step else x
+        products = input_products(ordered, wi, bi, _processors(device)) if _architecture(device) == 9 else None
+        inputs = linear(ordered, wi, bi) if products is None else products
         strides = inputs.transpose(0, 1).stride() if by_step else inputs.stride()
         width, fetched = 0, _aligned(inputs, hidden)
         weights = weights if weights.data_ptr() % 16 == 0 else weights.clone()  # they are read 16 bytes at a time

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ..errors import OptionError
-from ..fused import Attention, EmbeddingBags, Gru, LayerNorm, Linear, Spec, TargetAttention, View
+from ..fused import Attention, Bilinear, EmbeddingBags, Gru, LayerNorm, Linear, Spec, TargetAttention, View
 from ..hosts.base import Array, Host, Value
 from ..moves import Plan
 from .columns import Columns
@@ -33,6 +33,8 @@ def _write(host: Host, spec: Spec, target: str) -> Value:
             return torch_gru.gru(host, spec, target)  # type: ignore[arg-type]  # the dialect says which host it is
         if isinstance(spec, LayerNorm):
             return torch.layer_norm(host, spec)  # type: ignore[arg-type]  # the dialect says which host it is
+        if isinstance(spec, Bilinear):
+            return torch.bilinear(host, spec)  # type: ignore[arg-type]  # the dialect says which host it is
         return torch_bags.embedding_bags(host, spec, target)  # type: ignore[arg-type]  # the dialect says which host it is
     from . import onnx, onnx_attention, onnx_bags, onnx_gru, onnx_target
 
@@ -46,6 +48,8 @@ def _write(host: Host, spec: Spec, target: str) -> Value:
         return onnx_gru.gru(host, spec, target)  # type: ignore[arg-type]  # the dialect says which host it is
     if isinstance(spec, LayerNorm):
         return onnx.layer_norm(host, spec)  # type: ignore[arg-type]  # the dialect says which host it is
+    if isinstance(spec, Bilinear):
+        return onnx.bilinear(host, spec)  # type: ignore[arg-type]  # the dialect says which host it is
     return onnx_bags.embedding_bags(host, spec, target)  # type: ignore[arg-type]  # the dialect says which host it is
 
 

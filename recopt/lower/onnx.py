@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 
 from ..errors import LowerError
-from ..fused import Concat, LayerNorm, Linear, Permute, Reshape, Slice, Step, View
+from ..fused import Bilinear, Concat, LayerNorm, Linear, Permute, Reshape, Slice, Step, View
 from ..hosts.base import Array, Value
 from ..hosts.onnx import OnnxHost
 from ..hosts.types.onnx import numpy_dtype
@@ -64,6 +64,17 @@ def linear(host: Writer, spec: Linear, target: str) -> Value:
     write = _function if target == "recopt" else _nodes
     y = write(host, spec, x, bias, params, target)
     return apply(host, y, spec.steps, spec.name)
+
+
+def bilinear(host: Writer, spec: Bilinear) -> Value:
+    """Append the product of x with what q is projected to. Raises LowerError."""
+    x, q = view(host, spec.x, spec.name), view(host, spec.q, spec.name)
+    w = host.add_constant(spec.w.T, name=f"{spec.name}_weight")
+    wide = (*spec.q.shape[:-1], len(spec.w))
+    projected = host.call("MatMul", [q, w], {}, name=f"{spec.name}_q", shape=wide, dtype=spec.dtype)
+    column = reshape(host, projected, (*wide, 1), spec.name)
+    y = host.call("MatMul", [x, column], {}, name=spec.name, shape=(*spec.shape, 1), dtype=spec.dtype)
+    return apply(host, reshape(host, y, spec.shape, spec.name), spec.steps, spec.name)
 
 
 def _nodes(host: Writer, spec: Linear, x: Value, bias: Value | None, params: Sequence[Value], target: str) -> Value:

@@ -7,7 +7,7 @@ from typing import TypeAlias
 import numpy as np
 
 from ..errors import GraphError, LowerError
-from ..fused import Concat, LayerNorm, Linear, Permute, Reshape, Slice, Step, View
+from ..fused import Bilinear, Concat, LayerNorm, Linear, Permute, Reshape, Slice, Step, View
 from ..hosts.base import Array, Value
 from ..hosts.fx import FxHost
 from ..hosts.fx_operators import LINEAR
@@ -48,6 +48,20 @@ def layer_norm(host: FxHost, spec: LayerNorm) -> Value:
         return layout(host, y, spec.steps, spec.name)
     except GraphError as error:
         raise LowerError(f"layer_norm {spec.name}: {error}") from error
+
+
+def bilinear(host: FxHost, spec: Bilinear) -> Value:
+    """Write the projection of q and torch's own product of x with it. Raises LowerError."""
+    try:
+        q = layout(host, spec.q.value, spec.q.steps, f"{spec.name}_q")
+        w = host.add_constant(spec.w, name=f"{spec.name}_weight")
+        projected = host.call(LINEAR, (q, w, None, "h", []), name=f"{spec.name}_q", like=spec.q.value)
+        column = layout(host, projected, (Reshape((*spec.q.shape[:-1], len(spec.w), 1)),), spec.name)
+        x = layout(host, spec.x.value, spec.x.steps, f"{spec.name}_x")
+        y = host.call("aten.matmul.default", (x, column), name=spec.name, like=spec.x.value)
+        return layout(host, y, (Reshape(spec.shape), *spec.steps), spec.name)
+    except GraphError as error:
+        raise LowerError(f"recopt::linear {spec.name}: {error}") from error
 
 
 def _over_space(host: FxHost, spec: Linear) -> Value:

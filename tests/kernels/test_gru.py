@@ -14,6 +14,7 @@ from recopt.kernels.cuda_math import cuda_text
 from recopt.kernels.epilogue import EpilogueError
 from recopt.kernels.gru import KEEP, GruError, check_gru, gru, gru_torch
 from recopt.kernels.gru_cuda import MAX_GATES, MAX_HIDDEN, MAX_INPUTS, choose, fits, gru_cuda
+from recopt.kernels.gru_inputs import MAX_COLUMNS, input_products, shared
 from recopt.kernels.gru_variants import Plan, Variant
 
 DIEN = "1.0 - p0 * sigmoid(h)"
@@ -191,6 +192,7 @@ def test_what_the_kernels_take() -> None:
     variants = [Variant(h, MAX_INPUTS if p.cluster else 0, p, False, KEEP, MAX_GATES, True, 16)
                 for h in range(1, MAX_HIDDEN + 1) for p in PLANS]  # fmt: skip
     assert max(v.shared for v in variants) <= 227 << 10
+    assert shared(MAX_COLUMNS, MAX_INPUTS) <= 227 << 10
 
 
 @pytest.mark.parametrize(
@@ -281,6 +283,34 @@ def test_infinite_inputs_on_a_gpu(plan: Plan) -> None:
     given[0][5, 2, 3], given[0][16, 0, 7] = torch.inf, -torch.inf
     exact = reference(*(t.double() for t in given), True, None)
     torch.testing.assert_close(run(given, True, KEEP, [], plan), exact.float())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("outer", "inner", "inputs", "columns"),
+    [(700, 71, 33, 45), (260, 99, 128, 384), (7, 9999, 64, 300), (512, 50, 5, 3)],
+)
+def test_products_of_inputs_on_a_gpu(outer: int, inner: int, inputs: int, columns: int) -> None:
+    """In place of what was nan, of rows of any size, an infinite one among them, and of rows by step."""
+    g = torch.Generator().manual_seed(inputs)
+    x, w, b = (torch.randn(s, generator=g).cuda() for s in ((outer, inner, inputs), (columns, inputs), (columns,)))
+    x *= torch.exp(3 * torch.randn((outer, inner, 1), generator=g)).cuda()
+    x[3, 7, 1], x[5, 6, 0] = torch.inf, torch.nan
+    exact = x.double() @ w.double().T + b.double()
+    finite = exact.isfinite()
+    for given in (
+        x,
+        x.transpose(0, 1).contiguous().transpose(0, 1),
+        torch.cat([x.new_zeros(1), x.flatten()])[1:].view_as(x),
+    ):
+        poison = torch.full_like(exact, torch.nan, dtype=torch.float32)
+        del poison
+        y = input_products(given, w, b, 132)
+        assert y is not None and y.is_contiguous()
+        assert torch.equal(y[~finite].nan_to_num(7.0), exact[~finite].float().nan_to_num(7.0))
+        error, scale = (y - exact)[finite], x.double().abs() @ w.double().abs().T + b.double().abs()
+        assert (error.abs() <= 1e-6 * scale[finite]).all()
+        assert (error / scale[finite]).square().mean().sqrt() <= 2.0**-24
 
 
 @pytest.mark.gpu
