@@ -69,13 +69,9 @@ products(const float* __restrict__ x, const float* __restrict__ w, const float* 
   for (int j = warp; j < WIDTH / 8; j += 4 * GROUPS) {
     const int n = 8 * j + lane / 4;
     float4 a[PIECES(K)];
-    u32 most = 0;
 #pragma unroll
-    for (int p = 0; p < PIECES(K); p++) {
-      a[p] = four(w + (n < N ? n * K : 0), n < N ? 16 * p + 2 * column : K, K);
-      most = max(most, size(a[p]));
-    }
-    const float scale = scale_for(quad_max(most));
+    for (int p = 0; p < PIECES(K); p++) a[p] = four(w + (n < N ? n * K : 0), n < N ? 16 * p + 2 * column : K, K);
+    const float scale = quad_scale(a);
 #pragma unroll
     for (int p = 0; p < PIECES(K); p++) {
       const uint2 c = halves(a[p].x * scale, a[p].y * scale), d = halves(a[p].z * scale, a[p].w * scale);
