@@ -19,9 +19,9 @@ from embedding import copy_bandwidth, eager, layout, make_ids, make_tables, same
 from timing import device_times
 
 from recopt.kernels.embedding_bags import bytes_moved, hinted
-from recopt.kernels.embedding_bags_config import Config, Staged
-from recopt.kernels.embedding_bags_launch import embedding_bags_triton
-from recopt.kernels.embedding_bags_operands import Operands
+from recopt.kernels.embedding_bags.config import Config, Staged
+from recopt.kernels.embedding_bags.launch import embedding_bags_triton
+from recopt.kernels.embedding_bags.operands import Operands
 
 CLASSES = {"one": "one", "high": "zipf 1.15", "medium": "zipf 1.0", "low": "zipf 0.55", "random": "uniform"}
 # One program a bag in Triton, and what registers, prefetching and the L2's hints change; then CUDA C++, where rows that

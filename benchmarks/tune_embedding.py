@@ -1,7 +1,7 @@
 """Measure the ways to run ``recopt::embedding_bags`` on this GPU, for the table of choices that it ships.
 
 python benchmarks/tune_embedding.py --measure times.json [--only 500Kx128 ...]       on the GPU
-    python benchmarks/tune_embedding.py --write times.json        anywhere -> recopt/kernels/embedding_bags_table.py
+    python benchmarks/tune_embedding.py --write times.json        anywhere -> recopt/kernels/embedding_bags/table.py
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from timing import copies, device_times
 from torch import Tensor
 
 from recopt.kernels.embedding_bags import bytes_moved
-from recopt.kernels.embedding_bags_config import Config, Staged
-from recopt.kernels.embedding_bags_launch import embedding_bags_triton
-from recopt.kernels.embedding_bags_operands import Operands
+from recopt.kernels.embedding_bags.config import Config, Staged
+from recopt.kernels.embedding_bags.launch import embedding_bags_triton
+from recopt.kernels.embedding_bags.operands import Operands
 
-TABLE = Path(__file__).parent.parent / "recopt" / "kernels" / "embedding_bags_table.py"
+TABLE = Path(__file__).parent.parent / "recopt" / "kernels" / "embedding_bags" / "table.py"
 HINTS = {
     "one": "hot",
     "zipf 1.2": "hot",
@@ -192,7 +192,7 @@ def write(paths: Sequence[Path]) -> None:
     all classes; in CUDA C++, where that is faster, over the classes of each hint, and without one over all, among those
     that are nowhere slower than the bare kernel.
     """
-    from recopt.kernels.embedding_bags_table import CHOICES, MEASURED, STAGED
+    from recopt.kernels.embedding_bags.table import CHOICES, MEASURED, STAGED
 
     choices, staged = dict(CHOICES), {key: dict(ways) for key, ways in STAGED.items()}
     times: dict[Shape, dict[Config | Staged, dict[str, float]]] = {}

@@ -1,7 +1,7 @@
 """Measure every way to run a linear on this GPU and write the table that ``recopt::linear`` ships.
 
     python benchmarks/tune_linear.py --measure times.json     on the GPU
-    python benchmarks/tune_linear.py --write times.json       anywhere: times.json -> recopt/kernels/linear_table.py
+    python benchmarks/tune_linear.py --write times.json       anywhere: times.json -> recopt/kernels/linear/table.py
 
 ``--kinds Panel 'Group.*split=[2-9]'`` measures the configurations alone that match one of these, against the table's
 choice, largest shapes' neighbours first; shapes that were not measured keep their choice. A kernel counts only if its
@@ -26,14 +26,14 @@ import torch
 from timing import copies, device_times
 from torch import Tensor
 
-from recopt.kernels import linear_table
 from recopt.kernels.linear import choose_config, linear_torch, linear_triton
-from recopt.kernels.linear_config import Config, Group, Hopper, Panel, Reduce, Tile
+from recopt.kernels.linear import table as linear_table
+from recopt.kernels.linear.config import Config, Group, Hopper, Panel, Reduce, Tile
 
 M = (1, 4, 16, 64, 128, 256, 512, 1024, 2048, 4096, 16384)
 N = (1, 16, 64, 128, 256, 512, 1024, 2048)
 K = (16, 64, 128, 256, 512, 1024, 2048)
-TABLE = Path(__file__).parent.parent / "recopt" / "kernels" / "linear_table.py"
+TABLE = Path(__file__).parent.parent / "recopt" / "kernels" / "linear" / "table.py"
 # How much faster than the table's choice another way must be to take its place: times of one choice differ by chance.
 GAIN = 1.03
 # The error that a kernel may have, as a multiple of cuBLAS's on the same operands: two sums differ by chance.

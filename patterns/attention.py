@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from recopt.epilogue import H
 from recopt.fused import Attention, Heads, View
 from recopt.hosts.base import Value
 from recopt.ir import sizes
@@ -20,10 +19,11 @@ from recopt.ir.tensor import Dim, Tensor
 from recopt.ir.term import Guard, Poly, Read, TooLarge, mul, normal_mono, substitute, sum_over, walk
 from recopt.lift.base import Lifted
 from recopt.match import Match, No, dead_after
-from recopt.places import Place, ScoreText, together
-from recopt.scores import Scores, scores_of
-from recopt.softmax import Average, average, averages, softmax, weighs
-from recopt.views import regroup
+from recopt.recognise.epilogue import H
+from recopt.recognise.places import Place, ScoreText, together
+from recopt.recognise.scores import Scores, scores_of
+from recopt.recognise.softmax import Average, average, averages, softmax, weighs
+from recopt.recognise.views import regroup
 
 name = "attention"
 operator = "recopt::attention"

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from recopt.contractions import is_contraction
 from recopt.cost import nominal
 from recopt.fused import Bilinear
 from recopt.hosts.base import Value
@@ -35,9 +34,10 @@ from recopt.ir.term import (
 )
 from recopt.lift.base import Lifted
 from recopt.match import Match, No, dead_after, fold, is_data
-from recopt.operands import stored_as
-from recopt.places import Place, together
-from recopt.views import regroup
+from recopt.recognise.contractions import is_contraction
+from recopt.recognise.operands import stored_as
+from recopt.recognise.places import Place, together
+from recopt.recognise.views import regroup
 
 name = "bilinear"
 operator = "recopt::linear"

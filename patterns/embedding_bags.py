@@ -15,11 +15,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from recopt.bag_factors import Factors, condition_of, counts, ends_of, factors
 from recopt.cost import nominal
 from recopt.fused import Again, Bag, EmbeddingBags, Permute, Reshape, Slice, Step, View
 from recopt.hosts.base import Array, Value
-from recopt.id_programs import program, source
 from recopt.ir import sizes
 from recopt.ir.rules import FLOATS, fn
 from recopt.ir.sizes import Size
@@ -46,9 +44,12 @@ from recopt.ir.term import (
     walk,
 )
 from recopt.ir.term import add as add_terms
-from recopt.largest import Largest, largest
 from recopt.lift.base import Lifted
-from recopt.lookups import (
+from recopt.match import Match, No, constant_leaf, dead_after, fold, is_data
+from recopt.recognise.bag_factors import Factors, condition_of, counts, ends_of, factors
+from recopt.recognise.id_programs import program, source
+from recopt.recognise.largest import Largest, largest
+from recopt.recognise.lookups import (
     divided_as_float,
     expand,
     hashed,
@@ -60,8 +61,7 @@ from recopt.lookups import (
     unwrapped,
     widened,
 )
-from recopt.match import Match, No, constant_leaf, dead_after, fold, is_data
-from recopt.views import Held, arrange, held_by, regroup
+from recopt.recognise.views import Held, arrange, held_by, regroup
 
 name = "embedding-bags"
 HALVES = {"float16", "bfloat16"}

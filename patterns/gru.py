@@ -16,21 +16,21 @@ from itertools import permutations
 
 import numpy as np
 
-from recopt import epilogue
 from recopt.cost import product_flops
 from recopt.fused import Gru, Reshape, Slice, Step, View
-from recopt.gates import SIGMOID, Cell, Weighed, cell_of
-from recopt.gru_layers import OP, layer_match
 from recopt.hosts.base import Array, Node, Value
 from recopt.ir import sizes, tensor
 from recopt.ir.tensor import Tensor
 from recopt.ir.term import Atom, Axis, Leaf, Poly, Read, TooLarge, add, coord, substitute
 from recopt.lift.base import Lifted
 from recopt.match import Match, No, dead_after
-from recopt.operands import stored_as
-from recopt.places import Place, ScoreText
-from recopt.recurrence import Chain, chain, is_layout
-from recopt.views import regroup
+from recopt.recognise import epilogue
+from recopt.recognise.gates import SIGMOID, Cell, Weighed, cell_of
+from recopt.recognise.gru_layers import OP, layer_match
+from recopt.recognise.operands import stored_as
+from recopt.recognise.places import Place, ScoreText
+from recopt.recognise.recurrence import Chain, chain, is_layout
+from recopt.recognise.views import regroup
 
 name = "gru"
 operator = "recopt::gru"

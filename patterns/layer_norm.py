@@ -35,8 +35,8 @@ from recopt.ir.term import (
 )
 from recopt.lift.base import Lifted
 from recopt.match import Match, No, constant_leaf, dead_after, fold, is_data
-from recopt.operands import stored_as
-from recopt.views import arrange, held_by, regroup
+from recopt.recognise.operands import stored_as
+from recopt.recognise.views import arrange, held_by, regroup
 
 name = "layer-norm"
 operator = "recopt::layer_norm"

@@ -9,10 +9,7 @@ sliced sums, column pieces, a bias through a column of ones: all fold into one W
 
 from __future__ import annotations
 
-from recopt import epilogue
-from recopt.contractions import Reach, expand, is_contraction, reach, sources_of
 from recopt.cost import nominal
-from recopt.epilogue import H
 from recopt.fused import Concat, Linear, View
 from recopt.hosts.base import Array, Value
 from recopt.ir import sizes
@@ -21,9 +18,12 @@ from recopt.ir.tensor import Tensor
 from recopt.ir.term import Guard, Leaf, Poly, Read, TooLarge, substitute
 from recopt.lift.base import Lifted
 from recopt.match import Match, No, dead_after, fold, is_data
-from recopt.operands import Operands, operands, stored_as
-from recopt.preactivation import pre_activations
-from recopt.views import regroup
+from recopt.recognise import epilogue
+from recopt.recognise.contractions import Reach, expand, is_contraction, reach, sources_of
+from recopt.recognise.epilogue import H
+from recopt.recognise.operands import Operands, operands, stored_as
+from recopt.recognise.preactivation import pre_activations
+from recopt.recognise.views import regroup
 
 name = "linear"
 operator = "recopt::linear"

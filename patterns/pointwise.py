@@ -2,7 +2,7 @@
 
     logs = log1p(x), hashed_i = (ids[:, i] * a + b_i) % n_i, y = cat(logs, stack(hashed))  ->  pointwise(x, ids)
 
-What decides is what an element of an output is (recopt/elements.py): a concat is cut into pieces along its axis, each
+What decides is what an element of an output is (layout/elements.py): a concat is cut into pieces along its axis, each
 piece a loop, and pieces that do the same up to numbers (200 columns of one chain) become one loop with the numbers in
 a table.
 """
@@ -14,9 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from recopt import memory
 from recopt.cost import nominal
-from recopt.elements import JOINS, Cut, Elements, Refine, TooLong, places
 from recopt.hosts.base import Array, Node, Value
 from recopt.ir import sizes
 from recopt.ir.rules import WIDTH
@@ -26,9 +24,11 @@ from recopt.ir.term import (
     walk,
 )
 from recopt.kernels.pointwise import Line, Loop, Program
+from recopt.layout import memory
+from recopt.layout.elements import JOINS, Cut, Elements, Refine, TooLong, places
+from recopt.layout.loops import Form, form_of, loop_of, pieces
 from recopt.lift.aten_elements import POINTWISE
 from recopt.lift.base import Lifted
-from recopt.loops import Form, form_of, loop_of, pieces
 from recopt.match import No
 
 name = "pointwise"

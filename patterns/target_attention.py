@@ -15,8 +15,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from recopt.contractions import is_contraction
-from recopt.epilogue import H
 from recopt.fused import Linear, Permute, TargetAttention, View
 from recopt.hosts.base import Array, Value
 from recopt.ir import sizes
@@ -41,12 +39,14 @@ from recopt.ir.term import (
 )
 from recopt.lift.base import Lifted
 from recopt.match import Match, No, dead_after, is_data
-from recopt.operands import stored_as
 from recopt.patterns import linear
-from recopt.places import Place, ScoreText
-from recopt.scores import by_operands
-from recopt.softmax import average
-from recopt.views import regroup
+from recopt.recognise.contractions import is_contraction
+from recopt.recognise.epilogue import H
+from recopt.recognise.operands import stored_as
+from recopt.recognise.places import Place, ScoreText
+from recopt.recognise.scores import by_operands
+from recopt.recognise.softmax import average
+from recopt.recognise.views import regroup
 
 name = "target-attention"
 operator = "recopt::target_attention"

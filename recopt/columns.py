@@ -8,14 +8,14 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from . import lower
-from .buckets import Bucket, buckets, cone
 from .errors import LowerError
 from .hosts.base import Array, Host, Node, Value
 from .ir import tensor
 from .ir.sizes import Size
+from .layout.buckets import Bucket, buckets, cone
+from .layout.moves import shortest
+from .layout.positions import MOST, Elements, Form, NotLayout, form_of, itself, of_term, through
 from .lower.columns import Columns, Fixed, Number, neutral
-from .moves import shortest
-from .positions import MOST, Elements, Form, NotLayout, form_of, itself, of_term, through
 from .relayout import Layouts, find, writes_in_place
 from .report import Rewrite
 from .rewrite import Context

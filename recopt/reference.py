@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from . import epilogue, id_programs
 from .fused import (
     Again,
     Attention,
@@ -29,6 +28,7 @@ from .hosts.base import Array
 from .ir import sizes
 from .ir.rules import FLOATS
 from .ir.term import Leaf
+from .recognise import epilogue, id_programs
 
 
 def computed(spec: Spec, leaf: Callable[[Leaf], Array], symbols: Mapping[str, int]) -> Array:

@@ -10,12 +10,12 @@ from . import lower
 from .errors import LowerError
 from .fused import Reshape
 from .hosts.base import Host, Node, Value
+from .layout.memory import REGROUPS, VIEWS, copies
+from .layout.moves import Cost as PlanCost
+from .layout.moves import Cut, Join, Pad, Plan, Take, by_nodes, shortest
+from .layout.moves_check import agrees
+from .layout.positions import CASTS, Elements, NotLayout, itself, of_term, through, uncast
 from .lower.columns import unchanged
-from .memory import REGROUPS, VIEWS, copies
-from .moves import Cost as PlanCost
-from .moves import Cut, Join, Pad, Plan, Take, by_nodes, shortest
-from .moves_check import agrees
-from .positions import CASTS, Elements, NotLayout, itself, of_term, through, uncast
 from .report import Refusal, Rewrite
 from .rewrite import Context
 

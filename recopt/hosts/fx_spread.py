@@ -13,8 +13,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx
 
-from ..kernels.embedding_bags_layout import parse_layout
-from ..kernels.embedding_bags_small import small
+from ..kernels.embedding_bags.layout import parse_layout
+from ..kernels.embedding_bags.small import small
 from .fx_operators import embedding_bags_call
 
 

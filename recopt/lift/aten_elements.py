@@ -7,11 +7,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ..elements import Element, Elements, Index
 from ..hosts.base import Node, Value
 from ..ir import tensor
 from ..ir.rules import FLOATS, WIDTH
 from ..ir.term import add, number, value_range
+from ..layout.elements import Element, Elements, Index
 from ..match import No
 from .aten_types import promoted
 

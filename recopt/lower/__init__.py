@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from ..errors import OptionError
 from ..fused import Attention, Bilinear, EmbeddingBags, Gru, LayerNorm, Linear, Spec, TargetAttention, View
 from ..hosts.base import Array, Host, Value
-from ..moves import Plan
+from ..layout.moves import Plan
 from .columns import Columns
 
 # For each dialect the targets that it can be written for, the default first.

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..hosts.base import Array, Host, Node, Value
 from ..ir.sizes import Size
-from ..moves import Plan
+from ..layout.moves import Plan
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from ..fused import Attention, Heads, Permute, View
 from ..hosts.base import Array, Value
 from ..hosts.onnx import OnnxHost
 from ..hosts.types.onnx import numpy_dtype
-from ..kernels.attention_score import Affine, affine
+from ..kernels.attention.score import Affine, affine
 from .onnx_epilogue import emit
 from .onnx_layout import apply, view
 from .onnx_writer import Writer

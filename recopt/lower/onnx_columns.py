@@ -8,7 +8,7 @@ import numpy as np
 
 from ..hosts.base import Array, Node, Value
 from ..ir.sizes import Size
-from ..moves import Plan
+from ..layout.moves import Plan
 from .columns import Argument, Number
 from .onnx_moves import moved
 from .onnx_writer import Writer

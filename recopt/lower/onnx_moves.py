@@ -9,7 +9,7 @@ import numpy as np
 from ..fused import Permute, Reshape
 from ..hosts.base import Value
 from ..ir.sizes import Size
-from ..moves import Cut, Expand, Join, Move, Pad, Plan, Take
+from ..layout.moves import Cut, Expand, Join, Move, Pad, Plan, Take
 from .onnx_layout import permute, reshape
 from .onnx_writer import Writer
 

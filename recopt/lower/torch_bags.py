@@ -16,7 +16,7 @@ from ..hosts.fx_operators import EMBEDDING_BAGS
 from ..hosts.fx_ops import to_torch
 from ..ir.sizes import product
 from ..kernels.embedding_bags import HINTED, hinted
-from ..kernels.embedding_bags_layout import Layout, Term, parse_layout
+from ..kernels.embedding_bags.layout import Layout, Term, parse_layout
 from .torch import layout as apply
 from .torch_ids import plain
 

@@ -12,8 +12,8 @@ from ..hosts.fx import FxHost
 from ..ir import tensor
 from ..ir.rules import FLOATS
 from ..ir.sizes import Size
+from ..layout.moves import Plan
 from ..lift.aten_types import promoted
-from ..moves import Plan
 from .columns import Argument, Fixed, Number
 from .torch_moves import moved
 

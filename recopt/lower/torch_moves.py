@@ -10,7 +10,7 @@ from ..errors import GraphError, LowerError
 from ..fused import Permute, Reshape
 from ..hosts.base import Value
 from ..hosts.fx import FxHost
-from ..moves import Cut, Expand, Join, Move, Pad, Plan, Take
+from ..layout.moves import Cut, Expand, Join, Move, Pad, Plan, Take
 from .torch import layout
 
 

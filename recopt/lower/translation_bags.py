@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import LowerError
-from ..kernels.embedding_bags_layout import Term, parse_layout
+from ..kernels.embedding_bags.layout import Term, parse_layout
 
 INT32, INT64, BOOL = 6, 7, 9  # ONNX's numbers of types
 

@@ -8,8 +8,8 @@ import torch
 from test_attention import reference
 
 from recopt.kernels.attention import attention_torch
-from recopt.kernels.attention_halves import attention_halves
-from recopt.kernels.attention_triton import Blocks, attention_triton
+from recopt.kernels.attention.halves import attention_halves
+from recopt.kernels.attention.triton import Blocks, attention_triton
 
 # (leading dimensions, S, T, D, E, score, dtype, blocks)
 SCORES = [

@@ -9,7 +9,7 @@ import torch
 from recopt.kernels.epilogue import compile_epilogue
 from recopt.kernels.functions import FUNCTIONS
 from recopt.kernels.linear import linear_triton
-from recopt.kernels.linear_config import Reduce
+from recopt.kernels.linear.config import Reduce
 
 ENDS = torch.tensor([1.0, 0.5, 88.9, 2.5, 7654321.5, float("inf")])
 GRID = torch.cat([torch.linspace(1e-3, 12, 160), torch.logspace(-8, 18, 60), ENDS])

@@ -10,9 +10,9 @@ from embedding_bags_reference import operands, reference
 from interpreted import interpreter  # its repair of the interpreter
 from test_embedding_bags import LAYOUTS
 
-from recopt.kernels.embedding_bags_config import Config
-from recopt.kernels.embedding_bags_launch import _plans, embedding_bags_triton
-from recopt.kernels.embedding_bags_operands import Operands
+from recopt.kernels.embedding_bags.config import Config
+from recopt.kernels.embedding_bags.launch import _plans, embedding_bags_triton
+from recopt.kernels.embedding_bags.operands import Operands
 
 CONFIGS = [Config(1, 4, 2, 4), Config(2, 8, 8, 128)]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from recopt.kernels.embedding_bags_layout import Layout, Term, parse_layout
-from recopt.kernels.embedding_bags_operands import Operands, result_dtype, rows_of
+from recopt.kernels.embedding_bags.layout import Layout, Term, parse_layout
+from recopt.kernels.embedding_bags.operands import Operands, result_dtype, rows_of
 
 
 def reference(o: Operands, text: str) -> Tensor:

@@ -8,7 +8,7 @@ import triton.runtime.interpreter as interpreter
 
 from recopt.kernels.epilogue import compile_epilogue
 from recopt.kernels.linear import linear_triton
-from recopt.kernels.linear_config import Config, Reduce, Tile
+from recopt.kernels.linear.config import Config, Reduce, Tile
 
 _patch = interpreter._patch_lang_tensor
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import recopt
 from recopt.kernels.pointwise import pointwise_torch
-from recopt.kernels.pointwise_triton import Tiling, pointwise_triton
+from recopt.kernels.pointwise.triton import Tiling, pointwise_triton
 
 # The interpreter has numpy's functions in the place of CUDA's, and cuts bfloat16 off where it should round; torch's
 # root on a CPU is not rounded to nearest.

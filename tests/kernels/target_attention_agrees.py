@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from recopt.kernels.target_attention import target_attention_torch
-from recopt.kernels.target_attention_halves import target_attention_halves
-from recopt.kernels.target_attention_triton import Unit, target_attention_triton
+from recopt.kernels.target_attention.halves import target_attention_halves
+from recopt.kernels.target_attention.triton import Unit, target_attention_triton
 
 
 class Case(NamedTuple):

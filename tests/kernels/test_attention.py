@@ -11,8 +11,8 @@ from test_target_attention import needs_gpu, run
 from torch import Tensor
 
 from recopt.kernels.attention import AttentionError, attention
-from recopt.kernels.attention_score import Affine, affine
-from recopt.kernels.attention_triton import MAX_SINGLE, choose
+from recopt.kernels.attention.score import Affine, affine
+from recopt.kernels.attention.triton import MAX_SINGLE, choose
 from recopt.kernels.epilogue import EpilogueError, compile_epilogue
 
 PLANS = {

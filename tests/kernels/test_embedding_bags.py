@@ -13,17 +13,17 @@ from embedding_bags_reference import operands, reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import recopt.kernels.embedding_bags_torch
+import recopt.kernels.embedding_bags.plain
 from recopt.hosts import fx_operators
 from recopt.kernels.embedding_bags import bytes_moved, embedding_bags, flops, hinted
-from recopt.kernels.embedding_bags_config import Config
-from recopt.kernels.embedding_bags_ids import compile_program, resolved
-from recopt.kernels.embedding_bags_launch import choose_config, embedding_bags_triton
-from recopt.kernels.embedding_bags_layout import EmbeddingBagsError, parse_layout
-from recopt.kernels.embedding_bags_operands import Operands
-from recopt.kernels.embedding_bags_plan import supports
-from recopt.kernels.embedding_bags_small import small
-from recopt.kernels.embedding_bags_torch import embedding_bags_torch
+from recopt.kernels.embedding_bags.config import Config
+from recopt.kernels.embedding_bags.ids import compile_program, resolved
+from recopt.kernels.embedding_bags.launch import choose_config, embedding_bags_triton
+from recopt.kernels.embedding_bags.layout import EmbeddingBagsError, parse_layout
+from recopt.kernels.embedding_bags.operands import Operands
+from recopt.kernels.embedding_bags.plain import embedding_bags_torch
+from recopt.kernels.embedding_bags.plan import supports
+from recopt.kernels.embedding_bags.small import small
 
 gpu = pytest.mark.gpu
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -122,7 +122,7 @@ def test_torch_path_agrees_with_float64(text: str, ids: torch.dtype, monkeypatch
         exact = reference(o, text)
         _close(embedding_bags_torch(*o, text), exact, o)
         with monkeypatch.context() as patch:  # the way of large requests
-            patch.setattr(recopt.kernels.embedding_bags_torch, "small", lambda text: None)
+            patch.setattr(recopt.kernels.embedding_bags.plain, "small", lambda text: None)
             _close(embedding_bags_torch(*o, text), exact, o)
         wide = [[x[None] for x in xs] for xs in (o.ids, o.offsets, o.weights)]
         dense = [x if x.shape[0] != rows else x[None] for x in o.dense]

@@ -7,8 +7,8 @@ from array import array
 import pytest
 import torch
 
-from recopt.kernels import embedding_bags_known
-from recopt.kernels.embedding_bags_known import Known, described
+from recopt.kernels.embedding_bags import known as embedding_bags_known
+from recopt.kernels.embedding_bags.known import Known, described
 
 
 @pytest.fixture(params=["C", "Python"])

@@ -11,15 +11,15 @@ import pytest
 import torch
 from embedding_bags_reference import operands, reference
 
-from recopt.kernels import embedding_bags_staged
 from recopt.kernels.embedding_bags import embedding_bags
-from recopt.kernels.embedding_bags_config import Staged
-from recopt.kernels.embedding_bags_launch import embedding_bags_triton
-from recopt.kernels.embedding_bags_layout import parse_layout
-from recopt.kernels.embedding_bags_operands import Operands
-from recopt.kernels.embedding_bags_split import in_parts
-from recopt.kernels.embedding_bags_staged import eligible, staged
-from recopt.kernels.embedding_bags_torch import embedding_bags_torch
+from recopt.kernels.embedding_bags import staged as embedding_bags_staged
+from recopt.kernels.embedding_bags.config import Staged
+from recopt.kernels.embedding_bags.launch import embedding_bags_triton
+from recopt.kernels.embedding_bags.layout import parse_layout
+from recopt.kernels.embedding_bags.operands import Operands
+from recopt.kernels.embedding_bags.plain import embedding_bags_torch
+from recopt.kernels.embedding_bags.split import in_parts
+from recopt.kernels.embedding_bags.staged import eligible, staged
 
 gpu = pytest.mark.gpu
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -190,8 +190,8 @@ def test_gpu_staged_ids_agree_with_float64(rows: int, dtype: torch.dtype, config
 @pytest.mark.parametrize("text", ["sum t0[i0:0+70]", "row t0[i0:69+1]"])
 def test_gpu_a_staged_id_that_its_table_does_not_hold_stops_the_device(text: str, bad: int) -> None:
     script = (
-        "import torch; from recopt.kernels.embedding_bags_launch import embedding_bags_triton as run\n"
-        "from recopt.kernels.embedding_bags_config import Staged; from recopt.kernels.embedding_bags import Operands\n"
+        "import torch; from recopt.kernels.embedding_bags.launch import embedding_bags_triton as run\n"
+        "from recopt.kernels.embedding_bags.config import Staged; from recopt.kernels.embedding_bags import Operands\n"
         "t, i = torch.randn(90, 128).cuda(), torch.zeros(3, 70, dtype=torch.int64).cuda()\n"
         f"def call(): run(Operands([t], [i], [], [], [], []), {text!r}, Staged()); torch.cuda.synchronize()\n"
         f"call(); print('in range'); i[2, 69] = {bad}; call()\n"

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from recopt.hosts.fx_operators import AUGRU_OPERATOR, GRU_OPERATOR
-from recopt.kernels import gru_cpu, gru_native
 from recopt.kernels.cuda_math import cuda_text
 from recopt.kernels.epilogue import EpilogueError
 from recopt.kernels.gru import KEEP, GruError, check_gru, gru, gru_torch
-from recopt.kernels.gru_cuda import MAX_GATES, MAX_HIDDEN, MAX_INPUTS, choose, fits, gru_cuda
-from recopt.kernels.gru_inputs import MAX_COLUMNS, input_products, shared
-from recopt.kernels.gru_variants import Plan, Variant
+from recopt.kernels.gru import cpu as gru_cpu
+from recopt.kernels.gru import native as gru_native
+from recopt.kernels.gru.cuda import MAX_GATES, MAX_HIDDEN, MAX_INPUTS, choose, fits, gru_cuda
+from recopt.kernels.gru.inputs import MAX_COLUMNS, input_products, shared
+from recopt.kernels.gru.variants import Plan, Variant
 
 DIEN = "1.0 - p0 * sigmoid(h)"
 

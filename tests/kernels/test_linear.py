@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recopt.kernels import linear_table as table
 from recopt.kernels.epilogue import EpilogueError, compile_epilogue
 from recopt.kernels.linear import (
     LinearError,
@@ -24,8 +23,9 @@ from recopt.kernels.linear import (
     linear,
     linear_torch,
     linear_triton,
+    table,
 )
-from recopt.kernels.linear_config import Group, Hopper, Panel, Reduce, Tile
+from recopt.kernels.linear.config import Group, Hopper, Panel, Reduce, Tile
 
 gpu = pytest.mark.gpu
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

@@ -12,10 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from recopt.kernels import target_attention_halves as halves
 from recopt.kernels.leading import two_counters
-from recopt.kernels.target_attention import TargetAttentionError, needed, parse_network, target_attention
-from recopt.kernels.target_attention_triton import Unit, choose, fits, pieces
+from recopt.kernels.target_attention import TargetAttentionError, halves, needed, parse_network, target_attention
+from recopt.kernels.target_attention.triton import Unit, choose, fits, pieces
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 MASK = "where(p0, h, -inf)"
@@ -155,8 +154,8 @@ def test_kernel_agrees_with_float64(device: str) -> None:
 @needs_gpu
 def test_gpu_error_is_no_larger_than_exact_float32s() -> None:
     from recopt.kernels.target_attention import target_attention_torch
-    from recopt.kernels.target_attention_halves import target_attention_halves
-    from recopt.kernels.target_attention_triton import target_attention_triton
+    from recopt.kernels.target_attention.halves import target_attention_halves
+    from recopt.kernels.target_attention.triton import target_attention_triton
 
     torch.manual_seed(0)
     q, k, _, weights = unit(256, 100, 64, (80, 40))

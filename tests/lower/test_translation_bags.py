@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 import recopt
 from recopt.errors import LowerError
-from recopt.kernels.embedding_bags_layout import parse_layout
-from recopt.kernels.embedding_bags_operands import Operands
+from recopt.kernels.embedding_bags.layout import parse_layout
+from recopt.kernels.embedding_bags.operands import Operands
 from recopt.lower.translation_bags import embedding_bags
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "kernels"))

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 
-from recopt.kernels import embedding_bags_torch
+from recopt.kernels.embedding_bags import torch as embedding_bags_torch
 from recopt.passes import DedupeIds, QuantizeTables
 
 NAME = "dedupe-ids"

@@ -17,7 +17,7 @@ from spellings.export import run_onnx, to_onnx, to_program
 from spellings.lookups import LOOKUPS
 
 import recopt
-from recopt.kernels import embedding_bags_torch
+from recopt.kernels.embedding_bags import torch as embedding_bags_torch
 from recopt.lower import onnx_ids
 from recopt.passes import QuantizeTables
 from recopt.passes import quantize_tables as module

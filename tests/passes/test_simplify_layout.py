@@ -14,7 +14,7 @@ from spellings.layout import FORMS, LAUNCHES, WIDTH
 from torch import Tensor, nn
 
 import recopt
-from recopt.memory import copies
+from recopt.layout.memory import copies
 
 
 class Spelled(nn.Module):

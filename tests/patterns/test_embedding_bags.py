@@ -13,11 +13,11 @@ from spellings.export import BATCH, run_onnx, to_onnx, to_program
 from spellings.lookups import LOOKUPS, NEAR_MISSES, Lookup
 
 import recopt
-from recopt import lookups
 from recopt.hosts.base import Node
 from recopt.lift import lift
 from recopt.load import host_of
 from recopt.patterns import embedding_bags
+from recopt.recognise import lookups
 
 from .harness import check_numbers, exporters
 

@@ -1,0 +1,166 @@
+"""recopt::attention: y[.., s, e] = sum_t softmax_t(score(sum_d q[.., s, d] k[.., t, d])) v[.., t, e].
+
+``score`` is a text in the language of ``epilogue.py`` over ``h``, the product of queries and keys, and ``p0 .. pm``,
+each of a shape that broadcasts to [.., S, T]: a scale, a mask, a bias, a soft cap. A scaled and biased score is torch's
+own ``scaled_dot_product_attention``; any other is computed as it is written.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..epilogue import compile_epilogue
+from .score import Affine, affine
+
+
+class AttentionError(ValueError):
+    """Operands that do not fit each other."""
+
+
+def check_operands(q: Tensor, k: Tensor, v: Tensor, params: Sequence[Tensor]) -> tuple[torch.SymInt | int, ...]:
+    """The shape of the result. Raises AttentionError unless q is [.., S, D], k [.., T, D], v [.., T, E], of one rank
+    and dtype, leading dimensions broadcast, and so do the params to [.., S, T]."""
+    ranks = {q.dim(), k.dim(), v.dim(), *(p.dim() for p in params)}
+    if len(ranks) > 1 or q.dim() < 2:
+        raise AttentionError(f"operands of ranks {sorted(ranks)}; all need one rank, at least 2")
+    if not q.dtype == k.dtype == v.dtype:
+        raise AttentionError(f"queries, keys and values of {q.dtype}, {k.dtype}, {v.dtype}")
+    if bool(q.shape[-1] != k.shape[-1]) or bool(k.shape[-2] != v.shape[-2]):
+        raise AttentionError(f"queries {_shape(q)}, keys {_shape(k)} and values {_shape(v)} do not fit each other")
+    lead = _lead(q, k, v)
+    return (*lead, q.shape[-2], v.shape[-1])
+
+
+def _lead(q: Tensor, k: Tensor, v: Tensor) -> torch.Size:
+    """The rows of the result."""
+    if q.shape[:-2] == k.shape[:-2] == v.shape[:-2]:
+        return q.shape[:-2]
+    return torch.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])  # type: ignore[no-any-return,no-untyped-call]  # torch gives it no types
+
+
+def _shape(t: Tensor) -> tuple[int, ...]:
+    return tuple(t.shape)
+
+
+# --- plain torch
+
+
+def attention_torch(q: Tensor, k: Tensor, v: Tensor, score: str, params: Sequence[Tensor], unseen: str) -> Tensor:
+    """`recopt::attention` in torch's operators: shapes as in the module's text. `unseen` says what becomes of a query
+    whose scores are all -inf: "nan", as a softmax gives, "zero", or "clean": every weight that is NaN counts 0."""
+    plan = affine(score)
+    lead, (s, t) = _lead(q, k, v), (q.shape[-2], k.shape[-2])
+    other = any(p.dtype not in (q.dtype, torch.bool) for p in params)  # wider masks hold what q's dtype cannot
+    if (
+        plan is None
+        or plan.scale == 0.0
+        or unseen == "clean"
+        or other
+        or (not q.is_cuda and not _pays(math.prod(lead), s, t))
+    ):
+        return _as_written(q, k, v, score, params, unseen)
+    mask = _mask(plan, params, q.dtype)
+    rank = q.dim()
+    x, y, z = (_four(o, lead) for o in (q, k, v))
+    bias = None if mask is None else _four(mask, lead)
+    out = F.scaled_dot_product_attention(x, y, z, attn_mask=bias, scale=plan.scale)
+    if mask is not None and unseen == "nan":
+        blind = (mask == -math.inf).all(-1, keepdim=True)
+        out = out.masked_fill(_four(blind, lead), math.nan)
+    return out if rank == 4 else out.reshape(*lead, s, v.shape[-1])
+
+
+# On one core of a CPU, heads of 16 to 64: 256 rows of 1 x 50 to 1 x 100 take 1.2 to 3 times as long in torch's operator
+# as in three of its own, 256 x 4 of 20 x 20 1.4 times; 50 x 50 takes 0.8, 128 x 128 0.7, 200 x 200 0.35 of the time,
+# and a few rows of any length 0.4 to 0.6.
+_FEW_ROWS, _LONG = 8, 1600
+
+
+def _pays(rows: int, s: int, t: int) -> bool:
+    return rows <= _FEW_ROWS or s * t >= _LONG
+
+
+def _as_written(q: Tensor, k: Tensor, v: Tensor, score: str, params: Sequence[Tensor], unseen: str) -> Tensor:
+    compiled = compile_epilogue(score)
+    h = q @ k.transpose(-1, -2)
+    wide = h if h.dtype in (torch.float32, torch.float64) else h.float()
+    scores = compiled.apply(wide, params)
+    weights = torch.softmax(scores, -1)
+    if unseen == "zero":
+        weights = weights.masked_fill((scores == -math.inf).all(-1, keepdim=True), 0.0)
+    elif unseen == "clean":
+        weights = weights.masked_fill(weights.isnan(), 0.0)
+    return weights.to(v.dtype) @ v
+
+
+def _mask(plan: Affine, params: Sequence[Tensor], dtype: torch.dtype) -> Tensor | None:
+    """What is added to the scaled scores, of the queries' dtype; None for nothing."""
+    total: Tensor | None = None
+    for n in plan.added:
+        total = params[n].to(dtype) if total is None else total + params[n]
+    if plan.hidden is None:
+        return total
+    hidden = params[plan.hidden] != 0
+    kept = torch.zeros((), dtype=dtype, device=hidden.device) if total is None else total
+    nothing = torch.full((), -math.inf, dtype=dtype, device=hidden.device)
+    return torch.where(hidden, *((kept, nothing) if plan.shown else (nothing, kept)))
+
+
+def _four(t: Tensor, lead: Sequence[int]) -> Tensor:
+    """[.., a, b] as [rows, heads, a, b], its leading dimensions broadcast to `lead`."""
+    a, b = t.shape[-2:]
+    if len(lead) > 2:
+        return t.expand(*lead, a, b).reshape(-1, lead[-1], a, b)
+    t = t.expand(*lead, a, b) if t.shape[:-2] != tuple(lead) else t
+    for _ in range(2 - len(lead)):
+        t = t.unsqueeze(0)
+    return t
+
+
+def attention_cuda(q: Tensor, k: Tensor, v: Tensor, score: str, params: Sequence[Tensor], unseen: str) -> Tensor:
+    """The same on a GPU: one kernel where it fits (`fits` of `halves` and of `triton`) and torch
+    has none or a slower one."""
+    wanted = affine(score) is None or _short(q, k, v)
+    if wanted and not (torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v, *params))):
+        from .halves import attention_halves
+        from .triton import attention_triton
+
+        y = attention_halves(q, k, v, score, params, unseen) if q.shape[-2] > _FEW_QUERIES else None
+        y = attention_triton(q, k, v, score, params, unseen) if y is None else y
+        if y is not None:
+            return y
+    return attention_torch(q, k, v, score, params, unseen)
+
+
+# Measured on an H100 in float32 without TF32, batches of 256 to 2048: torch's operator takes 17 times as long for 10
+# queries and keys, 6 for 20, 1.2 (one head of 64) to 3 for 33 to 100, 1.5 to 2.5 for 200, 4 to 12 for single queries.
+# Half precision, wider heads and longer histories are not measured: torch's own.
+_LONGEST, _WIDEST = 200, 64
+
+
+def _short(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    narrow = q.shape[-1] <= _WIDEST and v.shape[-1] <= _WIDEST
+    return q.dtype == torch.float32 and max(q.shape[-2], k.shape[-2]) <= _LONGEST and narrow
+
+
+# Too few for the tiles of the kernel on halves. Device time on an H200 in us of Triton's and of that one, rows x heads
+# x queries and keys x width: 2048 x 4 x 10 x 16 12 and 14, 1024 x 1 x 20 x 64 13 and 12, 2048 x 8 x 20 x 8 52 and 40,
+# 2048 x 4 x 33 x 16 82 and 41, 1024 x 1 x 50 x 64 41 and 28, 2048 x 2 x 50 x 32 80 and 56, 2048 x 4 x 64 x 16 90 and
+# 67, 1024 x 1 x 100 x 64 140 and 81, 1024 x 2 x 100 x 32 134 and 97, 1024 x 4 x 100 x 16 150 and 145, 1024 x 1 x 200 x
+# 64 403 and 273, 512 x 2 x 200 x 32 194 and 170.
+_FEW_QUERIES = 16
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, score: str, params: Sequence[Tensor], unseen: str) -> Tensor:
+    """y[.., s, e] = sum_t softmax_t(score(h)) v[.., t, e] with h = sum_d q[.., s, d] k[.., t, d]: the module's text.
+
+    Raises AttentionError for operands that do not fit, EpilogueError for a text outside the language.
+    """
+    check_operands(q, k, v, params)
+    run = attention_cuda if q.is_cuda else attention_torch
+    return run(q, k, v, score, params, unseen)

@@ -1,0 +1,214 @@
+"""Plain sums of bags on a GPU, and single rows beside them, in CUDA C++: what Triton cannot say costs a quarter there.
+
+A warp makes one bag, or a few in turn. Its ids are read side by side, checked once, and put into shared memory as
+offsets of rows, four of which one load then hands to every thread: in Triton every thread reads and checks every id of
+its own. Programs start in the order of the tables, few at a time, so that rows that are read again are still in the L2.
+A warp that makes several short bags reads the ids of the next while the rows of one are on their way; long bags are
+better made one by one, since the last to start are what the launch waits for.
+
+Rows wider than a slice are read slice by slice, one table's slice after the other: a narrow part of a large table fits
+the L2. How much of a row a slice is, how many rows a thread has under way and how many warps a processor holds are
+tuned: more of either hides more of the latency, and spreads what is in use over more tables.
+
+The source, embedding_bags_source, is compiled by NVRTC through torch, at the first call. Where that cannot be had
+(torch finds no CUDA toolkit), and for every other layout, Triton's kernel does the work: see ``staged``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+
+from .config import Staged
+from .layout import Layout, Term
+from .operands import Operands, check_operands, result_dtype
+from .source import SOURCE
+
+_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+_HELD = 160  # ids of a bag that are held at once
+_CARVEOUT = 9  # CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT
+
+
+class _Arguments(ctypes.Structure):
+    """The argument of the kernel."""
+
+    _fields_: ClassVar = [
+        ("records", ctypes.c_uint64), ("dynamic", ctypes.c_uint64), ("out", ctypes.c_uint64),
+        ("rows", ctypes.c_int), ("width", ctypes.c_int), ("units", ctypes.c_int),
+    ]  # fmt: skip
+
+
+class _Attribute(ctypes.Structure):
+    """CUlaunchAttribute, of whose value of 64 bytes one number is set."""
+
+    _fields_: ClassVar = [
+        ("id", ctypes.c_int), ("pad", ctypes.c_int), ("value", ctypes.c_int), ("rest", ctypes.c_int * 15)
+    ]  # fmt: skip
+
+
+class _LaunchConfig(ctypes.Structure):
+    """CUlaunchConfig."""
+
+    _fields_: ClassVar = [
+        ("grid", ctypes.c_uint * 3), ("block", ctypes.c_uint * 3), ("shared", ctypes.c_uint),
+        ("stream", ctypes.c_void_p), ("attributes", ctypes.POINTER(_Attribute)), ("count", ctypes.c_uint),
+    ]  # fmt: skip
+
+
+_BESIDE = _Attribute(6, 0, 1)  # programmatic stream serialization: start while the kernel before drains
+
+
+class Launch(NamedTuple):
+    """A compiled kernel with its records; called with what changes from call to call."""
+
+    kernel: Any
+    records: torch.Tensor
+    units: int
+    singles: int
+    warps: int
+    bags: int
+    early: bool
+
+    def __call__(self, out: torch.Tensor, dynamic: torch.Tensor) -> None:
+        """Fill out [R, W] from ids, or from the addresses of several tensors of ids. Raises RuntimeError where the
+        driver refuses."""
+        rows, width = out.shape
+        given = _Arguments(self.records.data_ptr(), dynamic.data_ptr(), out.data_ptr(), rows, width, self.units)
+        stream = torch.cuda.current_stream(out.device).cuda_stream
+        programs = self.units * -(-rows // (self.warps * self.bags)) + self.singles * -(-rows // (self.warps * 32))
+        grid, block = (programs, 1, 1), (32 * self.warps, 1, 1)
+        launch = _LaunchConfig(grid, block, 0, stream, ctypes.pointer(_BESIDE), int(self.early))
+        pointers = (ctypes.c_void_p * 1)(ctypes.addressof(given))
+        status = _driver().cuLaunchKernelEx(ctypes.byref(launch), self.kernel.func, pointers, None)
+        if status:
+            raise RuntimeError(f"embedding_bags: the launch failed with CUDA's error {status}")
+
+
+def _driver() -> Any:
+    return torch.cuda._utils._get_gpu_runtime_library()
+
+
+def eligible(layout: Layout, o: Operands) -> bool:
+    """Whether every piece is a row, or the sum or mean of one bag of fixed length, in rows of 1, 2, 4 .. 32 words of 16
+    bytes."""
+    if not all(len(piece) == 1 and _plain(piece[0], o) for piece in layout.pieces):
+        return False
+    ids = [o.ids[t.ids] for t in layout.lookups]
+    dtype = result_dtype(layout, [t.dtype for t in o.tables], [])
+    widths = layout.widths([t.shape[1] for t in o.tables], [])
+    return (
+        len({i.dtype for i in ids}) == 1
+        and len({o.tables[t.source].dtype for t in layout.lookups}) == 1
+        and sum(widths) * dtype.itemsize % 16 == 0
+        and max(i.stride(0) * max(1, i.shape[0]) for i in ids) < 1 << 31
+    )
+
+
+def _plain(t: Term, o: Operands) -> bool:
+    if (
+        not ((t.pool == "sum" and t.count) or (t.pool == "row" and t.count == 1))
+        or t.bits
+        or t.ragged
+        or t.lengths is not None
+        or t.weights is not None
+        or t.pad is not None
+    ):
+        return False
+    if t.wide or t.inside or t.over is not None:
+        return False
+    table, ids = o.tables[t.source], o.ids[t.ids]
+    item = table.dtype.itemsize
+    words = table.shape[1] * item // 16
+    return (
+        not (t.modulus or t.shift or t.wraps)
+        and table.dtype in _TYPES
+        and ids.dtype in (torch.int32, torch.int64)
+        and (ids.dim() == 1 or ids.stride(1) == 1)
+        and table.stride(1) == 1
+        and table.data_ptr() % 16 == 0
+        and table.shape[1] * item % 16 == 0
+        and table.stride(0) * item % 16 == 0
+        and table.shape[0] * table.stride(0) * item // 16 < 1 << 32
+        and words & (words - 1) == 0
+        and 1 <= words <= 32
+    )
+
+
+def staged(layout: Layout, o: Operands, config: Staged) -> Launch | None:
+    """The launch of a layout bound to its tables; None where it is not of this kind, or CUDA C++ cannot be compiled.
+
+    Raises EmbeddingBagsError where the operands do not fit.
+    """
+    check_operands(layout, o)
+    if not eligible(layout, o):
+        return None
+    units: list[list[int]] = []
+    rows: list[list[int]] = []
+    column, ways, singles = 0, 0, 0
+    slots = {slot: n for n, slot in enumerate(layout.slots)}
+    for t in layout.lookups:
+        table = o.tables[t.source]
+        words = table.shape[1] * table.dtype.itemsize // 16
+        lanes = min(words, config.slice // 16)
+        slices = [_unit(t, o, slots["ids", t.ids], lanes, n, column) for n in range(words // lanes)]
+        if t.count == 1:
+            rows, singles = rows + slices, singles | lanes
+        else:
+            units, ways = units + slices, ways | lanes
+        column += table.shape[1]
+    longest = max(t.count for t in layout.lookups)
+    first = layout.lookups[0]
+    table, ids = o.tables[first.source], o.ids[first.ids]
+    early = config.early if _is_hopper(table.device) else 0
+    options = {
+        "TYPE": _TYPES[table.dtype],
+        "OUT": _TYPES[result_dtype(layout, [t.dtype for t in o.tables], [])],
+        "IDS": "int" if ids.dtype == torch.int32 else "i64",
+        "CHUNKS": -(-min(longest, _HELD) // 32),
+        "AHEAD": int(config.ahead), "WARPS": config.warps, "QUADS": config.quads, "BLOCKS": config.blocks,
+        "BAGS": config.bags, "MOST": min(longest, _HELD + 1),
+        "DIRECT": int(len(layout.slots) == 1), "EARLY": int(early),
+        "CHECK": int(os.environ.get("RECOPT_UNCHECKED_IDS") != "1"), "WAYS": ways, "SINGLES": singles,
+        # What is left of a short bag is read at once: a long one has less left than it costs.
+        "TAIL": config.quads if longest < 64 else 1,
+    }  # fmt: skip
+    kernel = _compile(table.device.index, tuple(f"-D{name}={value}" for name, value in options.items()))
+    if kernel is None:
+        return None
+    records = torch.tensor(units + rows, dtype=torch.int64).to(table.device)
+    return Launch(kernel, records, len(units), len(rows), config.warps, config.bags, bool(early))
+
+
+def _is_hopper(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 9
+
+
+def _unit(t: Term, o: Operands, slot: int, lanes: int, n: int, column: int) -> list[int]:
+    """The record of one slice of one piece."""
+    table, ids = o.tables[t.source], o.ids[t.ids]
+    low, eps = t.div or (0.0, 0.0)
+    scale = t.factor if t.div is None else t.factor / (max(float(t.count), low) + eps)
+    bits = int(torch.tensor(scale, dtype=torch.float32).view(torch.int32))
+    return [
+        table.data_ptr(), table.shape[0], table.stride(0) * table.dtype.itemsize // 16, lanes, n, slot,
+        ids.stride(0) << 32 | t.first, t.count, column, bits,
+    ]  # fmt: skip
+
+
+@functools.cache
+def _compile(device: int, options: tuple[str, ...]) -> Any:
+    """The kernel for a device; None where torch cannot compile CUDA C++ or the device is older than sm_80."""
+    if torch.version.hip or torch.cuda.get_device_capability(device) < (8, 0):
+        return None
+    try:
+        with torch.cuda.device(device):
+            kernel = torch.cuda._compile_kernel(SOURCE, "bags", nvcc_options=["-std=c++17", *options])
+            # Little shared memory leaves the most to the L1.
+            _driver().cuFuncSetAttribute(kernel.func, _CARVEOUT, 8)
+    except (AttributeError, ImportError, OSError):  # another torch, no toolkit, no NVRTC
+        return None
+    return kernel

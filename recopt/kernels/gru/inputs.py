@@ -1,0 +1,199 @@
+"""The products of a recurrence's inputs, of all rows and steps at once, on Hopper's tensor cores at float32 accuracy.
+
+    y[r, n] = sum_k x[r, k] * w[n, k] + b[n]        K <= 128, N <= 384, as many r as fill the processors
+
+Few columns, so that all of w, as sums of two halves of 11 bits each, stays in the shared memory of every processor, and
+x goes from memory straight into the registers of those who multiply: three groups of four warps, which do not wait for
+each other, each with 64 rows at a time. Three products of halves make one of float32 (that of both low ones is below
+its rounding). Rows and columns are scaled by powers of two, their largest into [2^14, 2^15).
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..cuda_math import FUNCTIONS, HALVES, OPERANDS, PTX
+
+MAX_INPUTS = 128
+MAX_COLUMNS = 384
+GROUPS = 3
+
+MULTIPLY = r"""
+typedef unsigned long long u64;
+
+__device__ __forceinline__ void products_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ __forceinline__ void products_end() {
+  asm volatile("wgmma.commit_group.sync.aligned;\nwgmma.wait_group.sync.aligned 0;" ::: "memory");
+}
+// What was written to shared memory is seen by the tensor cores of all that then meet.
+__device__ __forceinline__ void show() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+template <int T>
+__device__ __forceinline__ void keep(float (&d)[T][4]) {  // not read before this
+#pragma unroll
+  for (int j = 0; j < T; j++)
+#pragma unroll
+    for (int i = 0; i < 4; i++) asm volatile("" : "+f"(d[j][i])::"memory");
+}
+
+// d += a times 64 columns: a lane has of a row 8 columns' pairs, and those of the row 8 below.
+__device__ __forceinline__ void multiply(float (&d)[8][4], const u32 (&a)[4], u64 b, int more) {
+  asm volatile(
+      "{.reg .pred p; setp.ne.b32 p, %37, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, "
+      "%14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
+      "{%32, %33, %34, %35}, %36, p, 1, 1, 0;}"
+      : "+f"(d[0][0]), "+f"(d[0][1]), "+f"(d[0][2]), "+f"(d[0][3]), "+f"(d[1][0]), "+f"(d[1][1]), "+f"(d[1][2]),
+        "+f"(d[1][3]), "+f"(d[2][0]), "+f"(d[2][1]), "+f"(d[2][2]), "+f"(d[2][3]), "+f"(d[3][0]), "+f"(d[3][1]),
+        "+f"(d[3][2]), "+f"(d[3][3]), "+f"(d[4][0]), "+f"(d[4][1]), "+f"(d[4][2]), "+f"(d[4][3]), "+f"(d[5][0]),
+        "+f"(d[5][1]), "+f"(d[5][2]), "+f"(d[5][3]), "+f"(d[6][0]), "+f"(d[6][1]), "+f"(d[6][2]), "+f"(d[6][3]),
+        "+f"(d[7][0]), "+f"(d[7][1]), "+f"(d[7][2]), "+f"(d[7][3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(more));
+}
+"""
+
+PRODUCTS = r"""
+#define WIDTH ((N + 63) / 64 * 64)  // columns, filled up
+#define BLOCK (WIDTH * 16)          // bytes of 8 of K: for each column 8 halves
+
+extern "C" __global__ void __launch_bounds__(128 * GROUPS, 1)
+products(const float* __restrict__ x, const float* __restrict__ w, const float* __restrict__ bias,
+         float* __restrict__ y, int rows, int inner_rows, int outer_stride, int inner_stride) {
+  extern __shared__ __align__(128) char shared[];
+  char* const weights = shared;                                      // [pieces of 16][high, low][2] of BLOCK
+  float2* const columns = (float2*)(shared + PIECES(K) * 4 * BLOCK);  // what undoes the scale, the bias
+  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, column = lane % 4 * 2;
+  for (int j = warp; j < WIDTH / 8; j += 4 * GROUPS) {
+    const int n = 8 * j + lane / 4;
+    float4 a[PIECES(K)];
+#pragma unroll
+    for (int p = 0; p < PIECES(K); p++) a[p] = four(w + (n < N ? n * K : 0), n < N ? 16 * p + 2 * column : K, K);
+    const float scale = quad_scale(a);
+#pragma unroll
+    for (int p = 0; p < PIECES(K); p++) {
+      const uint2 c = halves(a[p].x * scale, a[p].y * scale), d = halves(a[p].z * scale, a[p].w * scale);
+      u32* const to = (u32*)(weights + p * 4 * BLOCK + n * 16 + column * 2);
+      to[0] = c.x, to[BLOCK / 4] = d.x, to[2 * BLOCK / 4] = c.y, to[3 * BLOCK / 4] = d.y;
+    }
+    if (column == 0) columns[n] = make_float2(inverse(scale), n < N ? bias[n] : 0.0f);
+  }
+  show();
+  __syncthreads();
+
+  const u64 first = address(weights) >> 4 | (u64)(BLOCK >> 4) << 16 | (u64)(128 >> 4) << 32;
+  for (int tile = blockIdx.x + gridDim.x * (warp / 4); tile * 64 < rows; tile += gridDim.x * GROUPS) {
+    const int r0 = tile * 64 + warp % 4 * 16 + lane / 4, r1 = r0 + 8;
+    u32 high[PIECES(K)][4], low[PIECES(K)][4];
+    float undo[2];
+    {
+      const float* const from = x + (i64)(r0 / inner_rows) * outer_stride + (i64)(r0 % inner_rows) * inner_stride;
+      const float* const below = x + (i64)(r1 / inner_rows) * outer_stride + (i64)(r1 % inner_rows) * inner_stride;
+      float4 a[PIECES(K)], b[PIECES(K)];
+      float c[4 * PIECES(K)], d[4 * PIECES(K)];
+#pragma unroll
+      for (int p = 0; p < PIECES(K); p++) {
+        a[p] = four(from, r0 < rows ? 16 * p + 2 * column : K, K);
+        b[p] = four(below, r1 < rows ? 16 * p + 2 * column : K, K);
+      }
+#pragma unroll
+      for (int p = 0; p < PIECES(K); p++) {
+        c[4 * p] = a[p].x, c[4 * p + 1] = a[p].y, c[4 * p + 2] = a[p].z, c[4 * p + 3] = a[p].w;
+        d[4 * p] = b[p].x, d[4 * p + 1] = b[p].y, d[4 * p + 2] = b[p].z, d[4 * p + 3] = b[p].w;
+      }
+      const float scale[2] = {quad_scale(c), quad_scale(d)};
+#pragma unroll
+      for (int p = 0; p < PIECES(K); p++) split(high[p], low[p], a[p], b[p], scale);
+      undo[0] = inverse(scale[0]), undo[1] = inverse(scale[1]);
+    }
+    float* const to = y + (i64)r0 * N + column;
+#pragma unroll 1
+    for (int part = 0; part < WIDTH; part += 64) {
+      float whole[8][4], rest[8][4];
+      const u64 at = first + part;  // 16 bytes a column
+      products_begin();
+#pragma unroll
+      for (int p = 0; p < PIECES(K); p++) {
+        multiply(whole, high[p], at + p * 4 * BLOCK / 16, p > 0);
+        multiply(rest, low[p], at + p * 4 * BLOCK / 16, p > 0);
+        multiply(rest, high[p], at + (p * 4 + 2) * BLOCK / 16, 1);
+      }
+      products_end();
+      keep(whole), keep(rest);
+#pragma unroll
+      for (int j = 0; j < 8; j++) {
+        const int n = part + 8 * j;
+        const float4 c = *(const float4*)(columns + n + column);
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+          whole[j][i] = fmaf(together(whole[j][i], rest[j][i]) * undo[i / 2], i % 2 ? c.z : c.x, i % 2 ? c.w : c.y);
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+          float* const out = to + r * 8 * N + n;
+          const bool there = r0 + 8 * r < rows;
+          const float2 pair = make_float2(whole[j][2 * r], whole[j][2 * r + 1]);
+          if (N % 4 == 0 && j % 2) {  // lanes side by side have four numbers each of this and the last eight columns
+            const bool odd = lane & 1;
+            const float2 last = make_float2(whole[j - 1][2 * r], whole[j - 1][2 * r + 1]);
+            const float a = swapped(odd ? last.x : pair.x, 1), b = swapped(odd ? last.y : pair.y, 1);
+            const int back = odd ? 2 : 8;
+            if (there && n - back + column < N)
+              *(float4*)(out - back) = odd ? make_float4(a, b, pair.x, pair.y) : make_float4(last.x, last.y, a, b);
+          }
+          if (N % 4 == 2 && there && n + column < N) *(float2*)out = pair;
+          if (N % 2 && there && n + column < N) out[0] = pair.x;
+          if (N % 2 && there && n + column + 1 < N) out[1] = pair.y;
+        }
+      }
+    }
+  }
+}
+"""
+
+
+def source(columns: int, inputs: int, vectors: bool) -> str:
+    """The whole text for the compiler; `vectors`: rows of x and w begin at multiples of 16 bytes."""
+    macros = {"N": columns, "K": inputs, "VECTORS": int(vectors), "GROUPS": GROUPS}
+    text = "".join(f"#define {name} {value}\n" for name, value in macros.items())
+    return text + FUNCTIONS + PTX + HALVES + OPERANDS + MULTIPLY + PRODUCTS
+
+
+def shared(columns: int, inputs: int) -> int:
+    """Bytes of shared memory that a block is given at its launch."""
+    width = -(-columns // 64) * 64
+    return -(-inputs // 16) * 64 * width + 8 * width
+
+
+@functools.cache
+def _compile(device: int, columns: int, inputs: int, vectors: bool) -> Any:
+    """The kernel for a device, which is Hopper; None where torch cannot compile CUDA C++."""
+    try:
+        with torch.cuda.device(device):
+            text = source(columns, inputs, vectors)
+            kernel = torch.cuda._compile_kernel(text, "products", compute_capability="90a", nvcc_options=["-std=c++17"])
+            kernel.set_shared_memory_config(shared(columns, inputs))
+    except (AttributeError, ImportError, OSError):  # another torch, no toolkit, no NVRTC
+        return None
+    return kernel
+
+
+def input_products(x: Tensor, w: Tensor, b: Tensor, processors: int) -> Tensor | None:
+    """x [.., .., K] times w [N, K] plus b [N], float32 on Hopper; None where the shape does not fit or nothing can be
+    compiled. The result is contiguous."""
+    outer, inner, inputs = x.shape
+    columns = w.shape[0]
+    if not (inputs <= MAX_INPUTS and columns <= MAX_COLUMNS and outer * inner >= 64 * GROUPS * processors):
+        return None
+    x = x if x.stride(-1) == 1 else x.contiguous()
+    w = w.contiguous()
+    aligned = inputs % 4 == 0 and x.stride(0) % 4 == x.stride(1) % 4 == 0 and (x.data_ptr() | w.data_ptr()) % 16 == 0
+    kernel = _compile(x.device.index, columns, inputs, aligned)
+    if kernel is None:
+        return None
+    y = torch.empty((outer, inner, columns), dtype=x.dtype, device=x.device)
+    args = [x, w, b.contiguous(), y, outer * inner, inner, *x.stride()[:2]]
+    with torch.cuda.device(x.device):
+        kernel((processors, 1, 1), (128 * GROUPS, 1, 1), args, shared(columns, inputs))
+    return y

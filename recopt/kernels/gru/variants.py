@@ -1,0 +1,100 @@
+"""What the CUDA C++ of a recurrence is compiled for: how many rows a block has, its threads, shared memory and text."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from ..cuda_hopper import HOPPER
+from ..cuda_math import FUNCTIONS, HALVES, PTX, cuda_text
+from .cluster import CLUSTER
+from .rows import ROWS
+from .tiles import TILES
+
+KEEP = "__device__ __forceinline__ float keep(float h, const float* p) { return KEEP; }\n"
+STAGES = 3  # inputs in flight
+SLOTS = 3  # products of inputs that wait for their step
+
+
+class Plan(NamedTuple):
+    """How a batch is cut: rows a block, 1 or 2 by multiply-adds, 8 or 16 on the tensor cores; or rows a cluster, 8 or
+    16, with the products of the inputs in the kernel."""
+
+    rows: int
+    cluster: bool = False
+
+
+class Variant(NamedTuple):
+    """One kernel: its macros."""
+
+    hidden: int
+    inputs: int  # 0 where their products come from elsewhere
+    plan: Plan
+    after: bool
+    keep: str
+    gates: int
+    started: bool  # from a state that is given
+    bytes: int  # 16 or 4: how the inputs, or their products, are fetched
+
+    @property
+    def cluster(self) -> int:
+        """Blocks that share their rows."""
+        return 2 if self.inputs and self.hidden > 64 else 1
+
+    @property
+    def threads(self) -> int:
+        """How many threads a block has."""
+        if self.inputs:
+            return 64 * self._warps
+        if self.plan.rows >= 8:
+            return 32 * -(-self.hidden // 16)
+        return 32 * -(-(-(-self.hidden // self.units) * 4 * self.units) // 32)
+
+    @property
+    def _warps(self) -> int:
+        """Of each kind in a block of a cluster."""
+        return -(-self.hidden // (16 * self.cluster))
+
+    @property
+    def units(self) -> int:
+        """How many units of a state 4 times as many threads make together: more read less, and exchange more sums.
+
+        Measured on an H100 at 128 units and 50 steps, 1, 2 and 4 of them in us: GRU 34, 36, 38 and AUGRU 49, 42, 43 at
+        a row a block, 55, 56, 64 and 83, 69, 74 at two.
+        """
+        return 2 if self.hidden > 32 else 1
+
+    @property
+    def shared(self) -> int:
+        """Bytes of shared memory that a block is given at its launch."""
+        rows = self.plan.rows
+        if self.inputs:
+            warps, pieces = self._warps, (self._warps * self.cluster, -(-self.inputs // 16))
+            ring, split = SLOTS * 3 * rows // 8 * 32 * warps * 16, 2 * rows * sum(64 * (n + 1 + n % 2) for n in pieces)
+            floats = STAGES * rows * (-(-self.inputs // 4) * 4) + 64 * warps + 2 * rows + 2 * 8
+            return ring + split + 4 * (floats + SLOTS * warps * self.gates * rows) + 8 * (2 + 2 * SLOTS * warps)
+        if rows < 8:
+            return 0
+        wide, line = -(-self.hidden // 16) * 16, (3 * self.hidden + 11) // 16 * 16 + 4
+        return 4 * (STAGES * rows * (line + self.gates) + 3 * wide) + 2 * 2 * 2 * rows * (wide + 8)
+
+    @property
+    def source(self) -> str:
+        """The whole text for the compiler."""
+        rows = self.plan.rows
+        numbers = range(self.gates)
+        if self.inputs:
+            size = {"K": self.inputs, "CLUSTER": self.cluster, "TILES": rows // 8, "SLOTS": SLOTS}
+        else:
+            size = {"ROWS": rows, "UNITS": self.units} if rows < 8 else {"TILES": rows // 8}
+        macros = size | {
+            "H": self.hidden, "AFTER": int(self.after), "GATES": self.gates, "KEEP": cuda_text(self.keep),
+            "STARTED": int(self.started), "BYTES": self.bytes, "STAGES": STAGES,
+            "GATE_ARGUMENTS": "".join(f", const float* g{n}, int r{n}, int s{n}" for n in numbers),
+            "GATE_POINTERS": "{" + ", ".join(f"g{n}" for n in numbers) + "}",
+            "GATE_ROWS": "{" + ", ".join(f"r{n}" for n in numbers) + "}",
+            "GATE_STEPS": "{" + ", ".join(f"s{n}" for n in numbers) + "}",
+        }  # fmt: skip
+        text = "".join(f"#define {name} {value}\n" for name, value in macros.items()) + FUNCTIONS + KEEP
+        if self.inputs:
+            return text + PTX + HALVES + HOPPER + CLUSTER
+        return text + (ROWS if rows < 8 else PTX + TILES)
