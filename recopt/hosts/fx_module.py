@@ -17,6 +17,7 @@ from torch import fx
 from torch.export.graph_signature import ConstantArgument, InputSpec, OutputKind, OutputSpec
 from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 from torch.fx.graph_module import reduce_graph_module
+from torch.nn.modules.module import _has_any_global_hook
 from torch.utils._pytree import TreeSpec
 
 from ..errors import GraphError
@@ -79,6 +80,13 @@ class Program(fx.GraphModule):
         self.recompile()
         return self
 
+    def recompile(self) -> Any:
+        """fx's call and nn.Module's cost 1.5 us, which a module that nobody watches need not pay. Each GraphModule
+        has a class of its own, where fx puts its call."""
+        code = super().recompile()
+        type(self).__call__ = _run  # type: ignore[method-assign]  # as fx does
+        return code
+
     def __reduce__(self) -> tuple[Any, ...]:
         _, state = super().__reduce__()
         return _load_program, state
@@ -86,6 +94,21 @@ class Program(fx.GraphModule):
     def __deepcopy__(self, memo: dict[int, Any]) -> Program:
         state = {key: copy.deepcopy(self.__dict__[key], memo) for key in _STATE}
         return _assemble(state, copy.deepcopy(self.graph, memo))
+
+
+_MODULE_CALL = torch.nn.Module.__call__
+
+
+def _run(self: Program, *args: Any, **kwargs: Any) -> Any:
+    watched = torch.compiler.is_compiling() or torch._C._get_tracing_state() or _is_hooked(self)
+    return torch.nn.Module.__call__(self, *args, **kwargs) if watched else self.forward(*args, **kwargs)
+
+
+def _is_hooked(module: torch.nn.Module) -> bool:
+    """Whether hooks, of the module or of all, or a tracer that replaces nn.Module's call are to see its calls."""
+    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    others = _has_any_global_hook()  # type: ignore[no-untyped-call]  # torch's function is untyped
+    return bool(hooks or others) or torch.nn.Module.__call__ is not _MODULE_CALL
 
 
 # What fx.GraphModule rebuilds from the graph's uses alone, losing second names and which buffers are persistent.

@@ -69,3 +69,14 @@ def test_bindings_are_the_overloads(name: str) -> None:
     program = FxHost.capture(module, (X,)).module()
     for x in (X, torch.randn(2, 4)):
         assert_close(program(x), module(x), equal_nan=True)
+
+
+def test_hooks_see_the_calls_of_a_module() -> None:
+    program = torch.export.export(Form(lambda x: (x + 1,)), (X,))
+    module = FxHost(program).module()
+    seen: list[Any] = []
+    handle = module.register_forward_hook(lambda _, given, result: seen.append((given, result)))
+    module(X)
+    handle.remove()
+    module(X)
+    assert len(seen) == 1 and seen[0][0][0] is X
