@@ -10,9 +10,10 @@ from . import lower
 from .errors import LowerError
 from .fused import Reshape
 from .hosts.base import Host, Node, Value
-from .layout.memory import REGROUPS, VIEWS, copies
+from .ir.sizes import Size
+from .layout.memory import REGROUPS, VIEWS, copies, takes_apart
 from .layout.moves import Cost as PlanCost
-from .layout.moves import Cut, Join, Pad, Plan, Take, by_nodes, shortest
+from .layout.moves import Cut, Join, Pad, Plan, Take, by_nodes, shape_after, shortest
 from .layout.moves_check import agrees
 from .layout.positions import CASTS, Elements, NotLayout, itself, of_term, through, uncast
 from .lower.columns import unchanged
@@ -218,8 +219,9 @@ class _Work:
             return _Choice(root, plan, elements, None)
         if not any(copies(n) for n in dead):
             return None if self.host.is_output(root) and not plan.moves else _Choice(root, plan, elements, None)
-        if not self.host.is_output(root):
-            return _Choice(root, plan, elements, "aten.contiguous.default")
+        if not self.host.is_output(root):  # recopt's operators take whatever lies apart
+            strides = not all(n.op.startswith("recopt.") for n in self.host.users(root))
+            return _Choice(root, plan, elements, "aten.contiguous.default" if strides else None)
         return _Choice(root, plan, elements, None if self.is_new(plan, dead) else "aten.clone.default")
 
     def is_new(self, plan: Plan, dead: Sequence[Node]) -> bool:
@@ -284,6 +286,7 @@ def plan_copies(plan: Plan) -> int:
     """How many of the operators of a plan move elements."""
     total = 0
     strided = False
+    shape: Sequence[Size] | None = plan.source.shape if isinstance(plan.source, Value) else None
     if isinstance(plan.source, Join):
         total = 1 + sum(plan_copies(part) for part in plan.source.parts)
     for move in plan.moves:
@@ -291,9 +294,11 @@ def plan_copies(plan: Plan) -> int:
         if isinstance(move, Pad) or flips or (isinstance(move, Take) and move.index.ndim > 0):
             total, strided = total + 1, strided and flips  # a flip keeps the order in memory
         elif isinstance(move, Reshape):
-            total, strided = total + strided, False
+            if strided and not takes_apart(shape, move.shape):
+                total, strided = total + 1, False
         else:
             strided = True
+        shape = None if shape is None else shape_after(move, shape)
     return total
 
 

@@ -32,7 +32,7 @@ def copies(node: Node) -> bool:
             source is not None
             and source.op in VIEWS
             and source.op not in ("aten.view.default", "aten.unsqueeze.default")
-            and not _takes_apart(node.inputs[0].shape, node.outputs[0].shape)
+            and not takes_apart(node.inputs[0].shape, node.outputs[0].shape)
         )
     if node.op == "aten.einsum.default":
         return not _only_turns(node)
@@ -46,7 +46,7 @@ def _only_turns(node: Node) -> bool:
     return len(node.args[1]) == 1 and len(set(before)) == len(before) and sorted(before) == sorted(after)
 
 
-def _takes_apart(before: Sequence[Size] | None, after: Sequence[Size] | None) -> bool:
+def takes_apart(before: Sequence[Size] | None, after: Sequence[Size] | None) -> bool:
     """Whether each dimension becomes one or several: a view, however the memory lies."""
     if before is None or after is None:
         return False

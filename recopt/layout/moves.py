@@ -72,6 +72,20 @@ WEIGHT = {Reshape: 0.1, Cut: 1.0, Permute: 1.0, Expand: 1.0, Take: 1.1, Pad: 1.2
 STRIDED = 0.05  # of a slice more, where it copies single numbers
 
 
+def shape_after(move: Move, shape: Sequence[Size]) -> tuple[Size, ...]:
+    """The shape of what a move makes of a value of `shape`."""
+    if isinstance(move, Reshape | Expand):
+        return move.shape
+    if isinstance(move, Permute):
+        return tuple(shape[dim] for dim in move.perm)
+    if isinstance(move, Take):
+        return (*shape[: move.dim], *move.index.shape, *shape[move.dim + 1 :])
+    if isinstance(move, Cut):
+        return tuple(size if count is None else count for size, count in zip(shape, move.counts, strict=True))
+    pads = zip(shape, move.before, move.after, strict=True)
+    return tuple(sizes.add(size, before + after) for size, before, after in pads)
+
+
 @dataclass(frozen=True, eq=False)
 class Plan:
     """`source` after `moves`, of shape `shape`."""

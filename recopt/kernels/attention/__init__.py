@@ -56,14 +56,12 @@ def attention_torch(q: Tensor, k: Tensor, v: Tensor, score: str, params: Sequenc
     plan = affine(score)
     lead, (s, t) = _lead(q, k, v), (q.shape[-2], k.shape[-2])
     other = any(p.dtype not in (q.dtype, torch.bool) for p in params)  # wider masks hold what q's dtype cannot
-    if (
-        plan is None
-        or plan.scale == 0.0
-        or unseen == "clean"
-        or other
-        or (not q.is_cuda and not _pays(math.prod(lead), s, t))
-    ):
+    if plan is None or plan.scale == 0.0 or unseen == "clean" or other:
         return _as_written(q, k, v, score, params, unseen)
+    if not q.is_cuda and not _pays(math.prod(lead), s, t):
+        if plan.hidden is not None or q.dtype not in (torch.float32, torch.float64) or torch._C._get_tracing_state():
+            return _as_written(q, k, v, score, params, unseen)
+        return _in_steps(q, k, v, plan, params, unseen)
     mask = _mask(plan, params, q.dtype)
     rank = q.dim()
     x, y, z = (_four(o, lead) for o in (q, k, v))
@@ -96,6 +94,18 @@ def _as_written(q: Tensor, k: Tensor, v: Tensor, score: str, params: Sequence[Te
     elif unseen == "clean":
         weights = weights.masked_fill(weights.isnan(), 0.0)
     return weights.to(v.dtype) @ v
+
+
+def _in_steps(q: Tensor, k: Tensor, v: Tensor, plan: Affine, params: Sequence[Tensor], unseen: str) -> Tensor:
+    """What `_as_written` computes of an affine score, with the fewest passes over the scores."""
+    scores = (q if plan.scale == 1.0 else q * plan.scale) @ k.transpose(-1, -2)
+    for n in plan.added:
+        wider = any(have < want for have, want in zip(scores.shape, params[n].shape, strict=True))
+        scores = scores + params[n] if wider else scores.add_(params[n])
+    weights = torch.softmax(scores, -1)
+    if unseen == "zero" and weights[..., :1].isnan().any():  # as a query that sees nothing has them
+        weights = weights.masked_fill((scores == -math.inf).all(-1, keepdim=True), 0.0)
+    return weights @ v
 
 
 def _mask(plan: Affine, params: Sequence[Tensor], dtype: torch.dtype) -> Tensor | None:
