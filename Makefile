@@ -13,7 +13,7 @@ test: lint
 	@$(BIN)/python -m pytest -n 2
 
 coverage: venv
-	@$(BIN)/python -m pytest -q -n 2 --cov=recopt --cov-report=json:.coverage.json
+	@$(BIN)/python -m pytest -q -n 2 --cov=recopt --cov=passes --cov=patterns --cov-report=json:.coverage.json
 	@$(BIN)/python tests/coverage_by_room.py .coverage.json
 
 lint: venv
