@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import operator
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -139,9 +140,21 @@ def _read_directly(program: Program, lines: list[str]) -> list[str]:
 
     def read(line: str) -> str:
         text = line.partition(" = ")[2].partition(";")[0].strip()
+        if found := _CHECK.fullmatch(text):
+            return line[: len(line) - len(line.lstrip())] + _asked(found[1])
         return line.replace(text, direct[text], 1) if text in direct else line
 
     return [read(line) for line in lines]
+
+
+_CHECK = re.compile(r"self\._check\((.*)\)")
+
+
+def _asked(tensors: str) -> str:
+    """The line that checks inputs: shapes that passed before are known without a call, which costs 1 us."""
+    check, tracing = "self._modules['_check']", "torch.compiler.is_compiling() or torch._C._get_tracing_state()"
+    shapes = "".join(f"getattr({tensor}, 'shape', None), " for tensor in tensors.split(", "))
+    return f"if {tracing} or ({shapes}) not in {check}.seen: {check}({tensors})"
 
 
 def _attribute(path: Sequence[str]) -> str:
@@ -160,23 +173,12 @@ def _load_program(body: dict[Any, Any], imports: str) -> Program:
 
 
 class InputCheck(torch.nn.Module):
-    """Raises GraphError for tensors whose shapes the program was not made for. A shape that passed is remembered:
-    27 inputs cost about 4 us a call then."""
+    """Raises GraphError for tensors whose shapes the program was not made for. Shapes that passed are remembered."""
 
     def __init__(self, expected: tuple[tuple[str, tuple[int | str, ...]], ...]) -> None:
         super().__init__()
         self.expected = expected
         self.seen: set[tuple[torch.Size, ...]] = set()
-
-    def __call__(self, *tensors: torch.Tensor) -> None:
-        """nn.Module's own call costs 1 us, which shapes that passed before need not pay."""
-        if not torch.compiler.is_compiling() and not torch._C._get_tracing_state():
-            try:
-                if tuple([tensor.shape for tensor in tensors]) in self.seen:
-                    return
-            except AttributeError:
-                pass  # `forward` says what is wrong
-        super().__call__(*tensors)
 
     def forward(self, *tensors: torch.Tensor) -> None:
         if torch.compiler.is_compiling() or torch._C._get_tracing_state():
