@@ -27,7 +27,8 @@ from ..kernels.gru import gru_call as run_gru
 from ..kernels.linear import linear as linear_kernel
 from ..kernels.pointwise import pointwise, pointwise_fake, pointwise_torch
 from ..kernels.target_attention import check_operands as check_target_attention
-from ..kernels.target_attention import target_attention, target_attention_cuda, target_attention_torch
+from ..kernels.target_attention import target_attention
+from ..kernels.target_attention import target_attention_call as run_target_attention
 
 LINEAR = "recopt.linear.default"
 
@@ -237,8 +238,7 @@ def target_attention_call(
     """`recopt::target_attention` without the dispatcher, as `attention_call`."""
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
         return torch.ops.recopt.target_attention.default(q, k, v, weights, params, text, softmax)  # type: ignore[no-any-return]  # torch.ops is untyped
-    run = target_attention_cuda if q.is_cuda else target_attention_torch
-    return run(q, k, v, weights, params, text, softmax)
+    return run_target_attention(q, k, v, weights, params, text, softmax)
 
 
 GRU = "recopt.gru.default"

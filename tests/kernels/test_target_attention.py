@@ -12,8 +12,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from recopt.kernels.cpu_math import MACHINES
 from recopt.kernels.leading import two_counters
-from recopt.kernels.target_attention import TargetAttentionError, halves, needed, parse_network, target_attention
+from recopt.kernels.target_attention import (
+    TargetAttentionError,
+    cpu,
+    halves,
+    needed,
+    parse_network,
+    target_attention,
+    target_attention_torch,
+)
 from recopt.kernels.target_attention.triton import Unit, choose, fits, pieces
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -150,10 +159,47 @@ def test_kernel_agrees_with_float64(device: str) -> None:
     run("target_attention_agrees.py", device)
 
 
+DEEP = "h * sigmoid(p0 * (h - p1)); prelu(h, p0); h; where(p0, h, 0.5)"
+FLAT = "sigmoid(h); where(p1 < p0, h * 3.0, -inf)"
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_one_call_of_c(machine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks whole and in part, sizes that no vector divides, rows of which all or no item counts, two threads; one
+    layer alone, rows of several dimensions, marks of other types, values of their own."""
+    has = torch.backends.cpu.get_cpu_capability()
+    if has not in MACHINES or (machine, has) == ("AVX512", "AVX2"):
+        pytest.skip(f"the processor is {has}")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: machine)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    cpu._compiled.cache_clear()
+    if cpu._compiled(DEEP) is None:
+        pytest.skip("no compiler")
+    q, k, _, weights = unit(13, 61, 37, (53, 20))
+    units = [torch.rand(53), torch.rand(1), torch.rand(20)]
+    counts = torch.arange(13) * 5
+    k[2, 3, 1] = torch.nan
+    v = torch.randn(61, 13, 9).transpose(0, 1)
+    deep = (q, k, k, weights, [*units, torch.arange(61) < counts[:, None]], DEEP, False)
+    flat_k = k[:12].nan_to_num().view(2, 6, 61, 37)[:, :1].expand(2, 6, 61, 37)
+    flat_weights = [torch.zeros(0), torch.randn(1, 37), torch.randn(1, 37), torch.randn(1)]
+    marks = [counts[1:].view(2, 6, 1), torch.arange(61.0)]
+    flat = (q[:12].view(2, 6, 37), flat_k, v[:12].view(2, 6, 61, 9), flat_weights, marks, FLAT, True)
+    for operands in (deep, flat):
+        monkeypatch.setattr(cpu, "WORTH", 0)
+        y = cpu.target_attention_cpu(*operands)
+        assert y is not None
+        tensors = [[t.double() if t.dtype == torch.float32 else t for t in part] for part in operands[3:5]]
+        exact = target_attention_torch(*(t.double() for t in operands[:3]), *tensors, *operands[5:])
+        torch.testing.assert_close(y, exact.float(), equal_nan=True)
+        monkeypatch.setattr(cpu, "WORTH", 10**9)
+        assert cpu.target_attention_cpu(*operands) is None
+    cpu._compiled.cache_clear()
+
+
 @pytest.mark.gpu
 @needs_gpu
 def test_gpu_error_is_no_larger_than_exact_float32s() -> None:
-    from recopt.kernels.target_attention import target_attention_torch
     from recopt.kernels.target_attention.halves import target_attention_halves
     from recopt.kernels.target_attention.triton import target_attention_triton
 

@@ -1,8 +1,7 @@
 """recopt::gru and recopt::augru on a CPU as one call of C, for rows whose steps are short.
 
 A step's operators in torch cost more than its arithmetic at small batches, and at large ones they read and write what
-no cache holds. The C of `source` is compiled once for each gate, as Triton compiles its launchers, for the vectors
-that torch finds the processor to have; where that cannot be had torch's operators do the steps.
+no cache holds. The C of `source` is compiled once for each gate (`cpu_math`).
 
 Its time over theirs (from 64 rows on those of `cpu` where they fit), one core of an AMD EPYC with AVX-512, busy, 50
 steps of 128 units, GRU of 64 and AUGRU of 128 inputs: 0.25 and 0.21 at batch 1, 0.22 and 0.19 at 4, 0.12 and 0.14 at
@@ -12,29 +11,22 @@ steps of 128 units, GRU of 64 and AUGRU of 128 inputs: 0.25 and 0.21 at batch 1,
 from __future__ import annotations
 
 import functools
-import re
-import subprocess
 from array import array
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..cuda_math import PLAIN, cuda_text
+from ..cpu_math import MACHINES, compiled, run_rows
+from ..cuda_math import cuda_text
 from .cpu import KEEP
-from .source import SOURCE
+from .source import PACK, SOURCE
 
 # Multiplications a row from which the compiler is called, which takes two seconds, for a gate that is not the GRU's
 # own: that one is compiled for all. On 4 steps of 8 units it takes half the time of torch's, on 20 of 32 a fifth.
 WORTH = 100_000
 MAX_GATES = 8
-# Numbers of a vector, rows of a block, and what the compiler is told.
-MACHINES = {
-    "AVX512": (16, 12, "avx512f,avx512bw,avx512dq,avx512vl,fma,prefer-vector-width=512"),
-    "AVX2": (8, 6, "avx2,fma"),
-}
 
 
 def fits(
@@ -56,18 +48,8 @@ def fits(
 @functools.lru_cache(maxsize=256)
 def _compiled(keep: str) -> Any:
     """The module in C for a gate; None where the gate calls what it does not have, or there is no compiler."""
-    machine, text = MACHINES.get(torch.backends.cpu.get_cpu_capability()), cuda_text(keep)
-    if machine is None or text is None:
-        return None
-    vector, block, target = machine
-    texts = {"TARGET": target, "VECTOR": vector, "BLOCK": block, "GATES": MAX_GATES, "PLAIN": PLAIN, "KEEP": text}
-    source = re.sub("@([A-Z]+)@", lambda m: str(texts[m[1]]), SOURCE)
-    try:
-        from triton.runtime.build import compile_module_from_src
-
-        return compile_module_from_src(source, "recopt_gru", [], [], [])
-    except (ImportError, OSError, RuntimeError, subprocess.CalledProcessError):
-        return None
+    text = cuda_text(keep)
+    return None if text is None else compiled("recopt_gru", SOURCE, {"GATES": MAX_GATES, "KEEP": text, "METHODS": PACK})
 
 
 def gru_native(
@@ -91,12 +73,5 @@ def gru_native(
     words += [batch, steps, width, hidden, *x.stride()[:2], start.stride(0), int(after), len(floats)]
     for g in floats:
         words += [g.data_ptr(), *g.stride()]
-    call = array("q", words)
-    threads = min(torch.get_num_threads(), batch // block)
-    if threads < 2:
-        module.run(call, 0, batch)
-        return y.transpose(0, 1)
-    rows = -(-batch // (threads * block)) * block
-    with ThreadPoolExecutor(threads) as pool:  # a pool that lasts would not outlive a fork
-        list(pool.map(lambda n: module.run(call, n, min(n + rows, batch)), range(0, batch, rows)))
+    run_rows(module, array("q", words), batch, block)
     return y.transpose(0, 1)

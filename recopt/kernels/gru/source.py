@@ -7,59 +7,8 @@ columns, whose sums for all rows fill the registers. Every weight that is read s
 from __future__ import annotations
 
 SOURCE = r"""
-#include <Python.h>
-#include <math.h>
-#include <stdbool.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
-
-#pragma GCC optimize("no-trapping-math,no-math-errno")
-#pragma GCC target("@TARGET@")
-
-#define VECTOR @VECTOR@
-#define BLOCK @BLOCK@
+@COMMON@
 #define TILE (2 * VECTOR)  // columns that are summed side by side
-#define ALIGNED(n) (((n) + 15) / 16 * 16)
-#define INLINE static inline __attribute__((always_inline))
-#define __device__ static inline
-#define __forceinline__ __attribute__((always_inline))
-#define __int_as_float(bits) as_float(bits)
-typedef float Vector __attribute__((vector_size(4 * VECTOR), aligned(4)));
-typedef int64_t i64;
-
-INLINE float as_float(int32_t bits) {
-  float x;
-  memcpy(&x, &bits, 4);
-  return x;
-}
-
-// e^x to 2 units in the last place; below -87 and above 88 what it is there.
-INLINE float exponential(float x) {
-  const float shift = 12582912.0f;  // 1.5 * 2^23: a sum with it is rounded to a whole number
-  x = x < -87.0f ? -87.0f : x;
-  x = x > 88.0f ? 88.0f : x;
-  const float n = (x * 1.44269504f + shift) - shift;
-  const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-  float p = 1.0f / 5040;
-  p = p * r + 1.0f / 720;
-  p = p * r + 1.0f / 120;
-  p = p * r + 1.0f / 24;
-  p = p * r + 1.0f / 6;
-  p = p * r + 0.5f;
-  p = p * (r * r) + r + 1.0f;
-  return p * as_float((int32_t)((uint32_t)((int32_t)n + 127) << 23));
-}
-INLINE float f_exp(float x) { return expf(x); }
-INLINE float f_sigmoid(float x) { return 1.0f / (1.0f + exponential(-x)); }
-INLINE float f_tanh(float x) {
-  const float s = x * x, e = exponential(-2.0f * fabsf(x));
-  float p = 62.0f / 2835 + s * (-1382.0f / 155925);
-  p = x * (1.0f + s * (-1.0f / 3 + s * (2.0f / 15 + s * (-17.0f / 315 + s * p))));
-  const float y = copysignf((1.0f - e) / (1.0f + e), x);
-  return fabsf(x) < 0.35f ? p : y;
-}
-@PLAIN@
 
 INLINE float keep(float h, const float* p) { return @KEEP@; }
 
@@ -208,28 +157,7 @@ static PyObject* pack(PyObject* module, PyObject* const* args, Py_ssize_t count)
   }
   Py_RETURN_NONE;
 }
-
-// run(a Call as bytes, first, end): its rows from `first` to before `end`.
-static PyObject* run(PyObject* module, PyObject* const* args, Py_ssize_t count) {
-  Py_buffer given;
-  if (count != 3) return PyErr_SetString(PyExc_TypeError, "run(call, first, end)"), NULL;
-  const i64 first = PyLong_AsLongLong(args[1]), end = PyLong_AsLongLong(args[2]);
-  if (PyErr_Occurred() || PyObject_GetBuffer(args[0], &given, PyBUF_SIMPLE) < 0) return NULL;
-  Call call = {0};
-  memcpy(&call, given.buf, given.len < (i64)sizeof(call) ? given.len : (i64)sizeof(call));
-  PyBuffer_Release(&given);
-  int done;
-  Py_BEGIN_ALLOW_THREADS
-  done = rows_of(&call, first, end);
-  Py_END_ALLOW_THREADS
-  return done ? Py_NewRef(Py_None) : PyErr_NoMemory();
-}
-
-static PyMethodDef METHODS[] = {
-    {"pack", (PyCFunction)(void*)pack, METH_FASTCALL, NULL},
-    {"run", (PyCFunction)(void*)run, METH_FASTCALL, NULL},
-    {NULL, NULL, 0, NULL},
-};
-static struct PyModuleDef MODULE = {PyModuleDef_HEAD_INIT, "recopt_gru", NULL, -1, METHODS};
-PyMODINIT_FUNC PyInit_recopt_gru(void) { return PyModule_Create(&MODULE); }
+@MODULE@
 """
+
+PACK = '{"pack", (PyCFunction)(void*)pack, METH_FASTCALL, NULL},'

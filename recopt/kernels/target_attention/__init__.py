@@ -115,20 +115,25 @@ def target_attention_torch(
     return (s.unsqueeze(-2) @ v).squeeze(-2)
 
 
-def target_attention_cuda(
+def target_attention_call(
     q: Tensor, k: Tensor, v: Tensor, weights: Sequence[Tensor], params: Sequence[Tensor], text: str, softmax: bool
 ) -> Tensor:
-    """The same on a GPU: one kernel for what fits it (`fits` of `halves`, which is the faster, and of
-    `triton`), else torch's operators."""
-    if not (torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v, *weights, *params))):
+    """The same by what suits the operands, which are known to fit: on a GPU one kernel (`halves`, the faster, or
+    `triton`), on a CPU one call of C (`cpu`), else torch's operators."""
+    if not q.is_cuda:
+        from .cpu import target_attention_cpu
+
+        y = target_attention_cpu(q, k, v, weights, params, text, softmax)
+    elif torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v, *weights, *params)):
+        y = None
+    else:
         from .halves import target_attention_halves
         from .triton import target_attention_triton
 
-        for kernel in (target_attention_halves, target_attention_triton):
-            y = kernel(q, k, v, weights, params, text, softmax)
-            if y is not None:
-                return y
-    return target_attention_torch(q, k, v, weights, params, text, softmax)
+        y = target_attention_halves(q, k, v, weights, params, text, softmax)
+        if y is None:
+            y = target_attention_triton(q, k, v, weights, params, text, softmax)
+    return target_attention_torch(q, k, v, weights, params, text, softmax) if y is None else y
 
 
 def target_attention(
@@ -139,5 +144,4 @@ def target_attention(
     Raises TargetAttentionError for operands that do not fit, EpilogueError for a text outside the language.
     """
     check_operands(q, k, v, weights, params, text)
-    run = target_attention_cuda if q.is_cuda else target_attention_torch
-    return run(q, k, v, weights, params, text, softmax)
+    return target_attention_call(q, k, v, weights, params, text, softmax)
