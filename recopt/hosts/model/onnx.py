@@ -10,7 +10,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -163,15 +162,20 @@ def session(model: onnx.ModelProto | Path, *, optimise: bool = True, folder: str
     options.intra_op_num_threads = len(os.sched_getaffinity(0))
     options.inter_op_num_threads = 1
     options.log_severity_level = 4
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # Its default multiplies a float by an 8-bit weight in int8: measured error 0.004 where the file says fp32.
-    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
-    if folder is not None:
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
+    for entry in _settings(folder).items():
+        options.add_session_config_entry(*entry)
     level = ort.GraphOptimizationLevel
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimise else level.ORT_DISABLE_ALL
     source = os.fspath(model) if isinstance(model, Path) else model.SerializeToString()
     return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+
+
+def _settings(folder: str | None) -> dict[str, str]:
+    # Its default multiplies a float by an 8-bit weight in int8: measured error 0.004 where the file says fp32.
+    settings = {"session.intra_op.allow_spinning": "0", "session.qdq_matmulnbits_accuracy_level": "1"}
+    if folder is not None:
+        settings["session.model_external_initializers_file_folder_path"] = folder
+    return settings
 
 
 def is_sorted(graph: ir.Graph) -> bool:
@@ -305,16 +309,28 @@ def has_recurrence(model: ir.Model) -> bool:
     return any(inner.op_type in {"GRU", "LSTM", "RNN"} for node in nodes for inner in inner_nodes(node))
 
 
+# What the other process does: it imports nothing of recopt, which takes seconds.
+_APART = """
+import pickle, sys
+import onnxruntime as ort
+model, settings, feeds = pickle.load(sys.stdin.buffer)
+options = ort.SessionOptions()
+options.intra_op_num_threads, options.log_severity_level = 1, 4
+for entry in settings.items():
+    options.add_session_config_entry(*entry)
+ort.InferenceSession(model, options, providers=["CPUExecutionProvider"]).run(None, feeds)
+"""
+
+
 def run_apart(model: ir.Model, feeds: Mapping[str, Array]) -> None:
     """Run `model` in a process of its own. Raises VerifyError where that fails, however it does."""
     folders = {os.fspath(tensor.base_dir) for tensor in external_tensors(model)}
     if len(folders) > 1 or embedded_bytes(model) > EMBEDDED_LIMIT:
         raise VerifyError("the model is too large to be tried on inputs that nobody has vouched for")
-    code = f"import pickle, sys; from {__name__} import session; s, f = pickle.load(sys.stdin.buffer); s().run(None, f)"
-    start = partial(session, ir.to_proto(model), folder=(folders.pop() or ".") if folders else None)
+    settings = _settings((folders.pop() or ".") if folders else None)
     done = subprocess.run(
-        [sys.executable, "-c", code],
-        input=pickle.dumps((start, dict(feeds))),
+        [sys.executable, "-c", _APART],
+        input=pickle.dumps((ir.to_proto(model).SerializeToString(), settings, dict(feeds))),
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         check=False,
