@@ -55,6 +55,7 @@ class _Value:
     boolean: bool = False
     value: float | None = None
     flops: int = 0
+    factors: tuple[_Value, _Value] | None = None  # of a parameter and what has h's shape, whose product it is
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def _scalar(value: float, h: Tensor) -> Tensor:
 
 
 def _torch_function(code: str, text: str) -> Apply:
-    namespace: dict[str, Any] = {"inf": math.inf, "nan": math.nan, "f_scalar": _scalar}
+    namespace: dict[str, Any] = {"inf": math.inf, "nan": math.nan, "f_scalar": _scalar, "f_addcmul": torch.addcmul}
     for name, fn in FUNCTIONS.items():
         namespace[f"f_{name}"] = fn.torch
         namespace[f"f_{name}_"] = fn.inplace
@@ -216,9 +217,16 @@ class _Parser:
             inplace = f"{a.inplace}.{method}({b.inplace})"
         elif b.fresh and b.kind == "full" and sign in "+*":
             inplace = f"{b.inplace}.{method}({a.inplace})"
+        pure, factors = f"({a.pure} {sign} {b.pure})", None
+        product, other = (a, b) if a.factors is not None else (b, a)
+        if sign == "+" and product.factors is not None and other.kind == "param":
+            p, h = product.factors
+            pure, inplace = (f"f_addcmul({other.pure}, {p.pure}, {x})" for x in (h.pure, h.inplace))
+        elif sign == "*" and {a.kind, b.kind} == {"param", "full"}:
+            factors = (a, b) if a.kind == "param" else (b, a)
         triton = f"({a.triton} {sign} {b.triton})"
         cost = (1 if kind == "full" else 0) + a.flops + b.flops
-        return _Value(f"({a.pure} {sign} {b.pure})", inplace, triton, kind, kind == "full", flops=cost)
+        return _Value(pure, inplace, triton, kind, kind == "full", flops=cost, factors=factors)
 
     def compare(self, sign: str, a: _Value, b: _Value, node: ast.expr) -> _Value:
         if a.value is not None and b.value is not None:

@@ -59,6 +59,7 @@ _PLAIN = (
     "abs",
     "exp",
 )
+_GATES = ("sigmoid", "tanh")
 _OPERATORS = {"lt": "<", "le": "<=", "eq": "==", "logical_xor": "!="}
 _DECIDED = ("where", "logical_and", "logical_or", "logical_not")
 _OF_INTEGERS = ("bitwise_and", "bitwise_or", "bitwise_xor", "shift_left", "shift_right")
@@ -74,10 +75,14 @@ class Printer:
 
     def poly(self, term: Poly) -> str:
         """The text of a term. Raises No for a function that no epilogue has."""
+        if any(mono.axes for mono in term.monos):
+            raise No("a reduction in the epilogue")
+        if (shared := _shared(term)) is not None:
+            gate, inside, others = shared
+            text = f"{self.atom(gate)} * ({self.poly(inside)})"
+            return text if others.number == 0 else f"{text} + {self.poly(others)}"
         groups: dict[tuple[tuple[Atom, ...], tuple[Atom, ...]], list[Mono]] = {}
         for mono in term.monos:
-            if mono.axes:
-                raise No("a reduction in the epilogue")
             atoms = tuple(a for a in mono.atoms if reads_h(a))
             where: tuple[Atom, ...] = tuple(a for a in mono.atoms if isinstance(a, Guard)) if atoms else ()
             groups.setdefault((where, atoms), []).append(mono)
@@ -150,6 +155,19 @@ class Printer:
                 return _literal(text == "0.0")
             return self.poly(atom.args[1 - n]) if (text == "1.0") == (atom.name == "logical_and") else text
         return None
+
+
+def _shared(term: Poly) -> tuple[Fn, Poly, Poly] | None:
+    """A gate that several terms are products of, its factor in them, and the other terms: without it Dice takes twice
+    as many operators. Of a function without bounds the products may be infinite where the sum is not."""
+    atoms = dict.fromkeys(a for m in term.monos for a in m.atoms)
+    for gate in (a for a in atoms if isinstance(a, Fn) and a.name in _GATES and reads_h(a)):
+        with_gate = [m for m in term.monos if m.atoms.count(gate) == 1]
+        if len(with_gate) > 1:
+            others = [normal_mono(m.coef, m.atoms, term.dtype) for m in term.monos if m not in with_gate]
+            inside = [normal_mono(m.coef, [a for a in m.atoms if a is not gate], term.dtype) for m in with_gate]
+            return gate, add_all(inside, term.dtype), add_all(others, term.dtype)
+    return None
 
 
 def reads_h(term: Interned) -> bool:
