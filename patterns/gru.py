@@ -17,9 +17,10 @@ from itertools import permutations
 import numpy as np
 
 from recopt.cost import product_flops
-from recopt.fused import Gru, Reshape, Slice, Step, View
+from recopt.fused import Flip, Gru, Reshape, Slice, Step, View
 from recopt.hosts.base import Array, Node, Value
 from recopt.ir import sizes, tensor
+from recopt.ir.rules import FLOATS
 from recopt.ir.tensor import Tensor
 from recopt.ir.term import Atom, Axis, Leaf, Poly, Read, TooLarge, add, coord, substitute
 from recopt.lift.base import Lifted
@@ -37,6 +38,7 @@ operator = "recopt::gru"
 
 MIN_STEPS = 4  # a shorter chain is left alone
 MAX_PIECES = 4  # tensors that a step's input is joined of
+LOOPS = ("Loop", "Scan", "higher_order.scan", "higher_order.while_loop")
 
 
 # --- where to look ---
@@ -50,6 +52,7 @@ def roots(lifted: Lifted) -> list[Value]:
     for node in reversed(lifted.host.nodes):
         if node.op == OP:
             layers.append(node.outputs[0])
+        layers += _carried(lifted, node)[:1]
         for value in node.outputs:
             found = None if value in seen else chain(lifted, value)
             if found is not None:
@@ -60,6 +63,12 @@ def roots(lifted: Lifted) -> list[Value]:
     return sorted([*chains, *layers], key=lambda v: -lifted.order[v])
 
 
+def _carried(lifted: Lifted, node: Node) -> list[Value]:
+    """The rows of floats that a loop makes which nobody understands, as one over the steps of a sequence does."""
+    rows = [v for v in node.outputs if v.dtype in FLOATS and v.shape is not None and len(v.shape) > 1]
+    return [v for v in rows if node.op in LOOPS and v in lifted.term[v].body.leaves]
+
+
 # --- the match ---
 
 
@@ -68,6 +77,8 @@ def match(lifted: Lifted, root: Value) -> Match | None:
     nearly is one."""
     if root.node is not None and root.node.op == OP:
         return layer_match(lifted, root.node)
+    if root.node is not None and root in _carried(lifted, root.node):
+        raise No("the body of a {} is not looked into: unrolled it would be", root.node.op)
     chains = lifted.notes.get("chains")
     assert isinstance(chains, dict)
     found = chains.get(root)
@@ -188,7 +199,7 @@ def _wanted(lifted: Lifted, value: Value, dead: set[Node]) -> bool:
 def _stacks(lifted: Lifted, states: Sequence[Value]) -> dict[Value, tuple[Step, ...]]:
     """The values that hold all states side by side, with the steps from [B, T, H] to each."""
     found: dict[Value, tuple[Step, ...]] = {}
-    expected = _sequence(lifted, states)
+    orders = [((), _sequence(lifted, states)), ((Flip(1),), _sequence(lifted, states[::-1]))]
     pending = list(lifted.host.users(states[0]))
     while pending:
         node = pending.pop()
@@ -196,7 +207,8 @@ def _stacks(lifted: Lifted, states: Sequence[Value]) -> dict[Value, tuple[Step, 
             held = _laid_out(lifted, value, frozenset(states))
             if held is None or value in states:
                 continue
-            steps = _turned(held, expected)
+            turned = ((first, _turned(held, expected)) for first, expected in orders)
+            steps = next(((*first, *steps) for first, steps in turned if steps is not None), None)
             if steps is not None:
                 found[value] = steps
             elif len(held.body.monos) == 1:

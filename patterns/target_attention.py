@@ -90,14 +90,20 @@ def _sums_products(lifted: Lifted, t: Tensor) -> bool:
 
 def match(lifted: Lifted, root: Value) -> Match | None:
     """`root` as a fused target attention. None where it is nothing like one; raises No where it nearly is."""
+    near: tuple[Linear, ...] = ()
     for term in _terms(lifted, root):
         for weights, values, along, softmax in _weighted(lifted, term):
             try:
                 found = _network(lifted, weights, along)
-                if found is not None:
+                if isinstance(found, _Network):
                     return _match(lifted, root, term, found, values, along, softmax)
+                near = near or (() if softmax or found is None else found)
             except TooLarge:
                 continue
+    if near:  # a softmax of one is attention, of queries that the model learned
+        x = near[0].x
+        read = x.value.name if isinstance(x, View) else "a concat"
+        raise No("the items are scored by layers whose first reads {}, which is not target and item side by side", read)
     return None
 
 
@@ -172,8 +178,9 @@ def _match(
 # --- the network
 
 
-def _network(lifted: Lifted, weights: Poly, along: Axis) -> _Network | None:
-    """Weights as a function of the last layer of a network over a target and the items along an axis."""
+def _network(lifted: Lifted, weights: Poly, along: Axis) -> _Network | tuple[Linear, ...] | None:
+    """Weights as a function of the last layer of a network over a target and the items along an axis; its last layers
+    where they are not all."""
     reads: dict[Read, None] = {}
     outer = _outer(lifted, weights, along, reads)
     if len(reads) != 1:
@@ -188,19 +195,19 @@ def _network(lifted: Lifted, weights: Poly, along: Axis) -> _Network | None:
         try:
             found = linear.match(lifted, value)
         except No:
-            return None
+            break
         if found is None or not isinstance(found.spec, Linear) or found.spec.steps or isinstance(found.spec.b, View):
-            return None
+            break
         layers.insert(0, found.spec)
         x = found.spec.x
         if not isinstance(x, View) or x.steps:
-            return None
+            break
         first = _first(lifted, x.value, score.index[:-1], along, found.spec)
         if first is not None:
             q, k, inner, parts = first
             return _Network(outer, tuple(layers), q, k, inner, parts, score.leaf)
         value = x.value
-    return None
+    return tuple(layers) or None
 
 
 def _outer(lifted: Lifted, term: Poly, along: Axis, reads: dict[Read, None]) -> Poly:

@@ -213,4 +213,4 @@ def bilinear_cost(spec: Bilinear) -> Cost:
 
 
 def _copies(view: View) -> int:
-    return sum(type(s).__name__ == "Permute" for s in view.steps)
+    return sum(type(s).__name__ in ("Permute", "Flip") for s in view.steps)

@@ -34,7 +34,14 @@ class Slice:
     step: int = 1
 
 
-Step: TypeAlias = Permute | Reshape | Slice
+@dataclass(frozen=True)
+class Flip:
+    """Dimension `dim` the other way round."""
+
+    dim: int
+
+
+Step: TypeAlias = Permute | Reshape | Slice | Flip
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from .fused import (
     Bilinear,
     Concat,
     EmbeddingBags,
+    Flip,
     Gru,
     LayerNorm,
     Permute,
@@ -193,6 +194,8 @@ def apply_steps(array: Array, steps: Sequence[Step], symbols: Mapping[str, int])
             array = array.transpose(step.perm)
         elif isinstance(step, Reshape):
             array = array.reshape([sizes.evaluate(s, symbols) for s in step.shape])
+        elif isinstance(step, Flip):
+            array = np.flip(array, step.dim)
         else:
             assert isinstance(step, Slice)
             index: list[slice] = [slice(None)] * array.ndim

@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 
 from ..errors import LowerError
-from ..fused import Bilinear, Concat, LayerNorm, Linear, Permute, Reshape, Slice, Step, View
+from ..fused import Bilinear, Concat, Flip, LayerNorm, Linear, Permute, Reshape, Slice, Step, View
 from ..hosts.base import Array, Value
 from ..hosts.onnx import OnnxHost
 from ..hosts.types.onnx import numpy_dtype
@@ -243,6 +243,8 @@ def _moved(array: Array, steps: Sequence[Step]) -> Array:
                 array = array.reshape([int(size) for size in shape])
             case Slice(dim, start, stop, stride):
                 array = array[(slice(None),) * dim + (slice(start, int(stop), stride),)]
+            case Flip(dim):
+                array = np.flip(array, dim)
     return np.ascontiguousarray(array)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import sympy
 
 from ..errors import LowerError
-from ..fused import Concat, Permute, Reshape, Slice, Step, View
+from ..fused import Concat, Flip, Permute, Reshape, Slice, Step, View
 from ..hosts.base import Value
 from ..ir import sizes
 from ..ir.sizes import Size
@@ -45,6 +45,8 @@ def apply(host: Writer, value: Value, steps: Sequence[Step], name: str) -> Value
                 value = reshape(host, value, shape, name)
             case Slice():
                 value = narrow(host, value, step, name)
+            case Flip(dim):
+                value = flip(host, value, dim, name)
     return value
 
 
@@ -74,6 +76,12 @@ def reshape(host: Writer, value: Value, shape: tuple[Size, ...], name: str) -> V
     target = _vector(host, parts, name)
     kwargs = {"allowzero": 1} if any(size == 0 for size in shape) and host.opset >= 14 else {}
     return host.call("Reshape", [value, target], kwargs, name=f"{name}_reshape", shape=shape, dtype=value.dtype)
+
+
+def flip(host: Writer, value: Value, dim: int, name: str) -> Value:
+    """`value` with one dimension the other way round."""
+    operands = [host.share_constant(np.array([n]), name=f"{name}_flip") for n in (-1, -END, dim, -1)]
+    return host.call("Slice", [value, *operands], name=f"{name}_flip", shape=value.shape, dtype=value.dtype)
 
 
 def narrow(host: Writer, value: Value, step: Slice, name: str) -> Value:

@@ -7,7 +7,7 @@ from typing import TypeAlias
 import numpy as np
 
 from ..errors import GraphError, LowerError
-from ..fused import Bilinear, Concat, LayerNorm, Linear, Permute, Reshape, Slice, Step, View
+from ..fused import Bilinear, Concat, Flip, LayerNorm, Linear, Permute, Reshape, Slice, Step, View
 from ..hosts.base import Array, Value
 from ..hosts.fx import FxHost
 from ..hosts.fx_operators import LINEAR
@@ -114,6 +114,8 @@ def _fold(array: Array, steps: tuple[Step, ...]) -> Array:
                 array = array.reshape(tuple(int(size) for size in shape))
             case Slice(dim, start, stop, stride):
                 array = array[(np.s_[:],) * dim + (slice(start, int(stop), stride),)]
+            case Flip(dim):
+                array = np.flip(array, dim)
     return array
 
 
@@ -128,6 +130,8 @@ def layout(host: FxHost, value: Value, steps: tuple[Step, ...], name: str) -> Va
                 assert value.shape is not None
                 end = _END if stop == value.shape[dim] else host.size(stop)
                 value = host.call("aten.slice.Tensor", (value, dim, start, end, stride), name=name, like=value)
+            case Flip(dim):
+                value = host.call("aten.flip.default", (value, [dim]), name=name, like=value)
     return value
 
 

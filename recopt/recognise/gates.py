@@ -79,9 +79,10 @@ def cell_of(lifted: Lifted, step: Tensor) -> Cell | None:
     for condition, first in reversed(choices):  # where the state stays it is kept whole
         branches = [keep, number(1, keep.dtype)]
         keep = fn("where", [condition, *(branches if first else branches[::-1])], keep.dtype)
-    update, outer = _inside(keep)
+    # AGRU keeps as much as its attention says: no product of the state, so one of zeros stands in that gate
+    update, outer = _inside(keep) if PREVIOUS in keep.leaves else (number(0, keep.dtype), add(keep, _pre(keep.dtype)))
     if outer.leaves == {H} and _sigmoid(outer) == -1:
-        update, outer = scale(update, -1), fn("sigmoid", [read(H, (), outer.dtype)], outer.dtype)
+        update, outer = scale(update, -1), fn("sigmoid", [_pre(outer.dtype)], outer.dtype)
     gate, parts = _reset(candidate.args[0], row, column)
     after = parts is not None
     reset, reset_outer = _inside(gate)
@@ -131,6 +132,10 @@ def _blend(body: Poly, here: Poly) -> tuple[Poly, Fn | None]:
 # --- the gates
 
 
+def _pre(dtype: str) -> Poly:
+    return read(H, (), dtype)
+
+
 def _inside(gate: Poly) -> tuple[Poly, Poly]:
     """The pre-activation of a gate, and the gate over H."""
     found: dict[Poly, None] = {}
@@ -153,7 +158,7 @@ def _weighs_state(mono: Mono) -> bool:
 def _over(term: Poly, product: Poly) -> Poly:
     """A term with H in place of a product."""
     if term is product:
-        return read(H, (), term.dtype)
+        return _pre(term.dtype)
     parts = []
     for mono in term.monos:
         if mono.axes or PREVIOUS not in mono.leaves:

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import sympy
 
-from ..fused import Permute, Reshape, Slice, Step, View
+from ..fused import Flip, Permute, Reshape, Slice, Step, View
 from ..hosts.base import Value
 from ..ir import sizes
 from ..ir.sizes import Size
@@ -79,7 +79,8 @@ def _joined_again(lifted: Lifted, term: Poly, axes: Sequence[Axis], before: int,
 
 
 def sliced(term: Poly, lifted: Lifted) -> Held | None:
-    """A term that reads a host value at unit stride in every dimension: slices, then a dimension for each index."""
+    """A term that reads a host value at unit stride, or backwards, in every dimension: slices and flips, then a
+    dimension for each index."""
     read = term.atom
     if not isinstance(read, Read) or not isinstance(read.leaf, Value):
         return None
@@ -103,6 +104,9 @@ def sliced(term: Poly, lifted: Lifted) -> Held | None:
                 parts.append((mono.coef, mono.atoms[0].axis))
             else:
                 return None
+        turned = [a for coef, a in parts if coef == -1]
+        if len(parts) == 1 and turned and isinstance(turned[0].size, int):
+            offset, parts = offset - turned[0].size + 1, [(1, turned[0])]
         dim: list[Axis] = []
         stride: Size = 1
         while parts:  # minor axis first: each stride is the product of the sizes inside it
@@ -116,6 +120,8 @@ def sliced(term: Poly, lifted: Lifted) -> Held | None:
             if offset < 0:
                 return None
             steps.append(Slice(n, offset, sizes.size(offset + stride)))
+        if turned and tuple(turned) == tuple(dim):
+            steps.append(Flip(n))
         dims.append(tuple(dim))
     return Held(read.leaf, tuple(dims), tuple(steps))
 

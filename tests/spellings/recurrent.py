@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._higher_order_ops.scan import scan
 
 T, K = 6, 5  # steps, width of the inputs
 
@@ -253,6 +254,20 @@ def over_again(m: Any, x: Tensor, a: Tensor, n: Tensor, turns: int = 2) -> Tenso
     return h
 
 
+def backwards(m: Any, x: Tensor, a: Tensor, n: Tensor) -> Tensor:
+    """From the last position on; the states where their positions are."""
+    h, states = zeros(m, x), []
+    for t in reversed(range(T)):
+        h = m.cell(x[:, t], h)
+        states.insert(0, h)
+    return torch.stack(states, 1)
+
+
+def attention_alone(m: Any, x: Tensor, a: Tensor, n: Tensor) -> Tensor:
+    """AGRU: attention in place of the update gate."""
+    return joined(m, x, a, n, lambda u, h, c, t: (1 - a[:, t, None]) * h + a[:, t, None] * c)
+
+
 SPELLINGS: dict[str, Case] = {
     "joined": Case(joined),
     "joined_turned": Case(joined_turned),
@@ -277,6 +292,8 @@ SPELLINGS: dict[str, Case] = {
     "two_inputs": Case(two_inputs),
     "after_another": Case(after_another, fused=2),
     "over_again": Case(over_again, fused=2),
+    "backwards": Case(backwards),
+    "attention_alone": Case(attention_alone),
 }
 
 
@@ -335,6 +352,11 @@ def rectified(m: Any, x: Tensor, a: Tensor, n: Tensor) -> Tensor:
     return h
 
 
+def scanned(m: Any, x: Tensor, a: Tensor, n: Tensor) -> Tensor:
+    """A loop of the graph."""
+    return scan(lambda h, now: (m.cell(now, h), h.clone()), zeros(m, x), x, dim=1)[0]
+
+
 NEAR_MISSES: dict[str, Case] = {
     "other_weights": Case(other_weights),
     "short": Case(short),
@@ -343,4 +365,5 @@ NEAR_MISSES: dict[str, Case] = {
     "feeds_back": Case(feeds_back),
     "irregular": Case(irregular),
     "rectified": Case(rectified),
+    "scanned": Case(scanned, reason="not looked into"),
 }

@@ -181,7 +181,7 @@ def items_alone(u: Any, q: Tensor, k: Tensor, n: Tensor) -> Tensor:
 
 NEAR_MISSES: dict[str, Case] = {
     "scores_returned": Case(scores_returned, reason="another user"),
-    "two_targets": Case(two_targets),
-    "squares": Case(squares),
-    "items_alone": Case(items_alone),
+    "two_targets": Case(two_targets, reason="side by side"),
+    "squares": Case(squares, reason="side by side"),
+    "items_alone": Case(items_alone, reason="side by side"),
 }
