@@ -55,7 +55,7 @@ class _Value:
     boolean: bool = False
     value: float | None = None
     flops: int = 0
-    factors: tuple[_Value, _Value] | None = None  # of a parameter and what has h's shape, whose product it is
+    factors: tuple[_Value, _Value] | None = None  # whose product it is, the second of h's shape, the first a tensor
 
 
 @dataclass(frozen=True)
@@ -218,12 +218,16 @@ class _Parser:
         elif b.fresh and b.kind == "full" and sign in "+*":
             inplace = f"{b.inplace}.{method}({a.inplace})"
         pure, factors = f"({a.pure} {sign} {b.pure})", None
-        product, other = (a, b) if a.factors is not None else (b, a)
-        if sign == "+" and product.factors is not None and other.kind == "param":
-            p, h = product.factors
-            pure, inplace = (f"f_addcmul({other.pure}, {p.pure}, {x})" for x in (h.pure, h.inplace))
-        elif sign == "*" and {a.kind, b.kind} == {"param", "full"}:
-            factors = (a, b) if a.kind == "param" else (b, a)
+        product, other = (b, a) if b.factors is not None else (a, b)
+        if sign == "+" and product.factors is not None and other.value is None:
+            x, y = product.factors
+            pure = f"f_addcmul({other.pure}, {x.pure}, {y.pure})"
+            method = (
+                f"{other.inplace}.addcmul_(" if other.fresh and other.kind == "full" else f"f_addcmul({other.inplace}, "
+            )
+            inplace = f"{method}{x.inplace}, {y.inplace})"
+        elif sign == "*" and a.value is b.value is None and kind == "full":
+            factors = (b, a) if b.kind == "param" else (a, b)
         triton = f"({a.triton} {sign} {b.triton})"
         cost = (1 if kind == "full" else 0) + a.flops + b.flops
         return _Value(pure, inplace, triton, kind, kind == "full", flops=cost, factors=factors)

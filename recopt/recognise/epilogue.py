@@ -80,7 +80,7 @@ class Printer:
         if (shared := _shared(term)) is not None:
             gate, inside, others = shared
             text = f"{self.atom(gate)} * ({self.poly(inside)})"
-            return text if others.number == 0 else f"{text} + {self.poly(others)}"
+            return text if others.number == 0 else f"{self.poly(others)} + {text}"
         groups: dict[tuple[tuple[Atom, ...], tuple[Atom, ...]], list[Mono]] = {}
         for mono in term.monos:
             atoms = tuple(a for a in mono.atoms if reads_h(a))

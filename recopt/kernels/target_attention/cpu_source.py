@@ -39,19 +39,20 @@ typedef struct {
   } mark[MARKS];
 } Call;
 
-// Where weights lie as they are multiplied: the matrices of q [D, P], of k and of both, the others, and a layer's b and
-// params.
+typedef int32_t Numbers __attribute__((vector_size(4 * VECTOR)));
+
+// Where weights lie as they are multiplied: the matrices of q, of k and of both, the others, a layer's b and params.
 typedef struct {
   float *of_q, *of_k, *of_both;
   struct {
     float *w, *b;
   } layer[LAYERS];
   i64 size, widest;
-} Places;
+} Layout;
 
-static Places places(const Call* a, float* p) {
+static Layout places(const Call* a, float* p) {
   const float* const start = p;
-  Places at;
+  Layout at;
   const i64 matrix = a->width * PADDED(a->layer[0].units);
   at.of_q = p, p += a->of_q ? matrix : 0;
   at.of_k = p, p += a->of_k ? matrix : 0;
@@ -67,23 +68,47 @@ static Places places(const Call* a, float* p) {
   return at;
 }
 
-// Weights [n, count] as tiles of VECTOR columns, each [count, VECTOR]; 0 where there are none.
-static void tiles(float* to, const float* from, i64 n, i64 count) {
-  for (i64 c = 0; c < n; c += VECTOR)
-    for (i64 k = 0; k < count; k++, to += VECTOR)
-      for (i64 j = 0; j < VECTOR; j++) to[j] = c + j < n ? from[(c + j) * count + k] : 0.0f;
+// A square of numbers whose rows become columns: halves of pairs of rows change places, then quarters, and so on.
+INLINE void transposed(float* to, const float* from, i64 step) {
+  Vector r[VECTOR];
+  _Pragma("GCC unroll 16") for (int i = 0; i < VECTOR; i++) r[i] = *(const Vector*)(from + i * step);
+  _Pragma("GCC unroll 4") for (int s = VECTOR / 2; s; s /= 2) {
+    Numbers low, high;
+    _Pragma("GCC unroll 16") for (int j = 0; j < VECTOR; j++) {
+      low[j] = j & s ? j - s + VECTOR : j;
+      high[j] = j & s ? j + VECTOR : j + s;
+    }
+    _Pragma("GCC unroll 16") for (int i = 0; i < VECTOR; i++) {
+      if (i & s) continue;
+      const Vector a = r[i], b = r[i + s];
+      r[i] = __builtin_shuffle(a, b, low);
+      r[i + s] = __builtin_shuffle(a, b, high);
+    }
+  }
+  _Pragma("GCC unroll 16") for (int i = 0; i < VECTOR; i++) *(Vector*)(to + i * VECTOR) = r[i];
 }
 
-static void pack(const Call* a, const Places* at) {
+// Weights [n, count] as tiles of VECTOR columns, each [count, VECTOR]; 0 where there are none.
+static void tiles(float* to, const float* from, i64 n, i64 count) {
+  for (i64 c = 0; c < n; c += VECTOR, to += count * VECTOR) {
+    i64 k = 0;
+    for (; c + VECTOR <= n && k + VECTOR <= count; k += VECTOR)
+      transposed(to + k * VECTOR, from + c * count + k, count);
+    for (; k < count; k++)
+      for (i64 j = 0; j < VECTOR; j++) to[k * VECTOR + j] = c + j < n ? from[(c + j) * count + k] : 0.0f;
+  }
+}
+
+static void pack(const Call* a, const Layout* at) {
   const i64 D = a->width, N = a->layer[0].units;
-  for (i64 d = 0; a->of_q && d < D; d++)
-    for (i64 c = 0; c < N; c++) at->of_q[d * PADDED(N) + c] = a->of_q[c * D + d];
+  if (a->of_q) tiles(at->of_q, a->of_q, N, D);
   if (a->of_k) tiles(at->of_k, a->of_k, N, D);
   if (a->of_both) tiles(at->of_both, a->of_both, N, D);
   for (int n = 0, p = 0; n < LAYERS; n++) {
     const i64 units = a->layer[n].units, wide = PADDED(units);
     float* const b = at->layer[n].b;
     if (n && n < LAYERS - 1) tiles(at->layer[n].w, a->layer[n].w, units, a->layer[n - 1].units);
+    memset(b, 0, 4 * wide * (1 + a->layer[n].params));
     memcpy(b, a->layer[n].b, 4 * units);
     for (i64 i = 1; i <= a->layer[n].params; i++, p++)
       for (i64 c = 0; c < units; c++) b[i * wide + c] = a->param[p].at[c * a->param[p].step];
@@ -135,7 +160,7 @@ INLINE void products(int rows, float* to, i64 wide, const float* x, i64 k, const
 @AFTERS@
 
 // The network's value of each of `rows` items, into s.
-INLINE void network(int rows, const Call* a, const Places* at, const float* own, const float* base, float* x,
+INLINE void network(int rows, const Call* a, const Layout* at, const float* own, const float* base, float* x,
                     float* h, float* s) {
   products(rows, h, PADDED(a->layer[0].units), x, a->width, own);
   after_0(rows, x, h, a->layer[0].units, base);
@@ -177,7 +202,7 @@ static void softmax(float* restrict s, i64 n) {
   for (i64 t = 0; t < n; t++) s[t] /= sum;
 }
 
-static void row_of(const Call* a, const Places* at, i64 row, float* memory) {
+static void row_of(const Call* a, const Layout* at, i64 row, float* memory) {
   const i64 D = a->width, T = a->items, N = a->layer[0].units, P = PADDED(N);
   float* const x = memory;                            // [widest, BLOCK]
   float* const h = x + ALIGNED(at->widest * BLOCK);   // [BLOCK, widest]
@@ -197,8 +222,8 @@ static void row_of(const Call* a, const Places* at, i64 row, float* memory) {
     matrix = own;
   }
   memcpy(base, at->layer[0].b, 4 * P * (1 + a->layer[0].params));
-  for (i64 d = 0; a->of_q && d < D; d++)
-    for (i64 c = 0; c < P; c++) base[c] += at->of_q[d * P + c] * q[d];
+  for (i64 c = 0, i = 0; a->of_q && c < P; c += VECTOR)
+    for (i64 d = 0; d < D; d++, i += VECTOR) *(Vector*)(base + c) += *(const Vector*)(at->of_q + i) * q[d];
   i64 count = 0;
   for (i64 t = 0; t < T; t++) {
     float p[MARKS];
@@ -230,12 +255,11 @@ static void row_of(const Call* a, const Places* at, i64 row, float* memory) {
 }
 
 static int rows_of(const Call* a, i64 first, i64 end) {
-  Places at = places(a, NULL);
+  Layout at = places(a, NULL);
   const i64 P = PADDED(a->layer[0].units), size = ALIGNED(at.size);
   const i64 numbers = 2 * at.widest * BLOCK + P * (a->width + 1 + a->layer[0].params) + 3 * a->items + 96;
   float* memory = aligned_alloc(64, 4 * ALIGNED(size + numbers));
   if (!memory) return 0;
-  memset(memory, 0, 4 * size);
   at = places(a, memory);
   pack(a, &at);
   for (; first < end; first++) row_of(a, &at, first, memory + size);
