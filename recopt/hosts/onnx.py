@@ -28,9 +28,9 @@ from .model.onnx import (
     OLDEST_OPSET,
     data_of,
     dense,
+    ends_processes,
     evaluate,
     external_tensors,
-    has_recurrence,
     inner_graphs,
     inner_nodes,
     is_sorted,
@@ -639,7 +639,7 @@ class OnnxHost(Host):
         return cast("list[Array]", results)
 
     def probe(self, feeds: Sequence[Array]) -> None:
-        if has_recurrence(self.model):
+        if ends_processes(self.model):
             run_apart(self.model, {value.name: feed for value, feed in zip(self.inputs, feeds, strict=True)})
         else:
             self.run(feeds)

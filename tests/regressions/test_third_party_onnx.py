@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
 import recopt
@@ -243,6 +246,26 @@ def test_inputs_on_which_the_runtime_ends_the_process_do_not_end_this_one() -> N
     assert recopt.optimize(model, (x,)).report.model_error == 0
     model.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.float32(-50), "bound"))
     assert recopt.optimize(model).report.model_error == 0
+
+
+def test_half_precision_on_which_the_runtime_ends_the_process() -> None:
+    """ONNX Runtime 1.31 does as it opens this file; one that does not verifies it."""
+    file = io.BytesIO()
+    module, x = SelfAttention(24, 3, batch_first=True).half().eval(), torch.zeros(4, 9, 24, dtype=torch.float16)
+    torch.onnx.export(
+        module, (x,), file, dynamo=False, input_names=["x"], dynamic_axes={"x": {0: "batch"}}, opset_version=17
+    )  # type: ignore[arg-type]  # a file
+    report = recopt.optimize(onnx.load_from_string(file.getvalue()), target="recopt").report
+    assert report.model_error is not None or "ends its process" in report.unverified
+    assert report.counts().get("attention") == 1
+
+
+class SelfAttention(torch.nn.MultiheadAttention):
+    """Attention of a sequence to itself."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[B, T, D] to [B, T, D]."""
+        return super().forward(x, x, x, need_weights=False)[0]
 
 
 def test_string_constants_have_no_number() -> None:

@@ -322,6 +322,14 @@ ort.InferenceSession(model, options, providers=["CPUExecutionProvider"]).run(Non
 """
 
 
+def ends_processes(model: ir.Model) -> bool:
+    """Whether ONNX Runtime may end the process on `model`: where a node is recurrent, and on some float16 models before
+    it runs them (1.31 on a half precision `nn.MultiheadAttention` that TorchScript exported)."""
+    values = [*model.graph.inputs, *initialized(model)]
+    half = any(v.dtype == ir.DataType.FLOAT16 for v in values)
+    return has_recurrence(model) or (half and not external_tensors(model) and embedded_bytes(model) <= EMBEDDED_LIMIT)
+
+
 def run_apart(model: ir.Model, feeds: Mapping[str, Array]) -> None:
     """Run `model` in a process of its own. Raises VerifyError where that fails, however it does."""
     folders = {os.fspath(tensor.base_dir) for tensor in external_tensors(model)}
