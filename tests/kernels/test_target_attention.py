@@ -192,6 +192,9 @@ def test_one_call_of_c(machine: str, monkeypatch: pytest.MonkeyPatch) -> None:
         tensors = [[t.double() if t.dtype == torch.float32 else t for t in part] for part in operands[3:5]]
         exact = target_attention_torch(*(t.double() for t in operands[:3]), *tensors, *operands[5:])
         torch.testing.assert_close(y, exact.float(), equal_nan=True)
+        traced = torch.jit.trace(lambda q, rest=operands[1:]: target_attention(q, *rest), operands[0])
+        again = (operands[0] + 1, *operands[1:])
+        torch.testing.assert_close(traced(again[0]), target_attention(*again), equal_nan=True)
         monkeypatch.setattr(cpu, "WORTH", 10**9)
         assert cpu.target_attention_cpu(*operands) is None
     cpu._compiled.cache_clear()

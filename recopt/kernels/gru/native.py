@@ -32,10 +32,12 @@ MAX_GATES = 8
 def fits(
     x: Tensor, h0: Tensor | None, wi: Tensor, wh: Tensor, bi: Tensor, bh: Tensor, keep: str, gates: Sequence[Tensor]
 ) -> bool:
-    """Whether operands are float32 on a CPU without a gradient, worth to call a compiler, and there is one."""
+    """Whether operands are float32 on a CPU, worth to call a compiler, and there is one; not for a gradient, nor for a
+    trace, which would not see C."""
     hidden, operands = wh.shape[1], [t for t in (x, h0, wi, wh, bi, bh) if t is not None]
     return (
         x.numel() > 0
+        and torch._C._get_tracing_state() is None
         and (keep == KEEP or x.shape[1] * wh.shape[0] * (hidden + x.shape[2]) >= WORTH)
         and all(t.device.type == "cpu" and t.dtype == torch.float32 for t in operands)
         and not (torch.is_grad_enabled() and any(t.requires_grad for t in (*operands, *gates)))

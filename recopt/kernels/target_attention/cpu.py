@@ -64,9 +64,11 @@ def target_attention_cpu(
 
 
 def _plain(q: Tensor, others: Sequence[Tensor], params: Sequence[Tensor]) -> bool:
-    """Whether operands are float32 on a CPU without a gradient; of any other type may only be what says of items."""
+    """Whether operands are float32 on a CPU, but for what says of items; not for a gradient, nor for a trace, which
+    would not see C."""
     return (
         q.numel() > 0
+        and torch._C._get_tracing_state() is None
         and q.device.type == "cpu"
         and {t.dtype for t in (q, *others)} == FLOAT
         and not (torch.is_grad_enabled() and any(t.requires_grad for t in (q, *others, *params)))
