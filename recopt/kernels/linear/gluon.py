@@ -27,7 +27,7 @@ def nearest(v):
 
 @gluon.jit
 def split_x(v):
-    """The high part and the rest of x: see linear_kernels._dot for the factor."""
+    """The high part and the rest of x: see kernels._dot for the factor."""
     high = cut(v * 1.0003452669831)
     return high, nearest(v - high)
 
