@@ -169,3 +169,17 @@ def test_gpu_error_is_no_larger_than_exact_float32s() -> None:
     ):
         assert ours is not None
         assert (ours - wide).norm() <= 1.02 * (theirs - wide).norm()
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("which", range(3))
+def test_gpu_weights_that_begin_between_vectors(which: int) -> None:
+    torch.manual_seed(0)
+    q, k, _, weights = unit(200, 20, 16, (20,))
+    q, k, weights = q.cuda(), k.cuda(), [w.cuda() for w in weights]
+    exact = target_attention(q.double(), k.double(), k.double(), [w.double() for w in weights], [], "relu; h; h", False)
+    w = weights[which]
+    weights[which] = torch.cat([w.new_zeros(1), w.flatten()])[1:].view_as(w)
+    assert weights[which].data_ptr() % 16
+    torch.testing.assert_close(target_attention(q, k, k, weights, [], "relu; h; h", False), exact.float())

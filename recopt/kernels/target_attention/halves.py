@@ -262,7 +262,7 @@ def _bind(
         return None
     steps = [*k_steps, k.stride(-2), *v_steps, v.stride(-2)]
     aligned = d % 4 == 0 and e % 2 == 0 and not any(n % 4 for n in steps)
-    aligned = aligned and not any(t.data_ptr() % 16 for t in (k, v, weights[1], weights[2]) if t.numel())
+    aligned = aligned and not any(t.data_ptr() % 16 for t in (k, v, *weights[:3]) if t.numel())
     units = {t: Unit(
         t, d, e, tuple(b.shape[0] for b in weights[3:-2:2]),
         (bool(weights[0].numel()), bool(weights[1].numel()), bool(weights[2].numel())), text, softmax,
