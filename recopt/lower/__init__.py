@@ -84,6 +84,15 @@ def hint_repeats(host: Host, example: Sequence[Array]) -> bool:
     return hint(host, example)  # type: ignore[arg-type]  # the dialect says which host it is
 
 
+def quicker(host: Host, spec: Spec, target: str) -> bool:
+    """Whether what `write` writes is quicker than one operator of the host that does the same."""
+    if host.dialect != "aten" or not isinstance(spec, Attention):
+        return False
+    from .torch_attention import quicker as is_quicker
+
+    return is_quicker(spec, target)
+
+
 def in_place(host: Host, spec: Linear) -> bool:
     """Whether `write` reads x and writes y where they lie, whatever the steps of `spec`."""
     if host.dialect == "aten":
