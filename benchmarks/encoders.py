@@ -61,6 +61,7 @@ class Sasrec(nn.Module):
     def __init__(self, history: int) -> None:
         super().__init__()
         self.item = nn.Embedding(ITEMS, WIDTH, padding_idx=0)
+        nn.init.normal_(self.item.weight, std=WIDTH**-0.5)  # scores near 1
         self.position = nn.Parameter(torch.randn(history, WIDTH) / 8)
         self.blocks = nn.ModuleList(SasrecBlock() for _ in range(2))
         self.norm = nn.LayerNorm(WIDTH, eps=1e-8)

@@ -76,7 +76,7 @@ _PANELS = (
 )  # fmt: skip
 # bn, stages, registers
 _GROUPS = ((16, 4, 80), (32, 4, 80), (32, 2, 80), (64, 4, 168), (128, 2, 168), (128, 3, 168))
-_HOPPERS = ((128, 32, 4), (64, 32, 4), (64, 32, 6))
+_HOPPERS = ((128, 32, 4), (64, 32, 3), (64, 32, 4), (64, 32, 6))
 
 
 def candidates(m: int, n: int, k: int) -> list[Config]:
