@@ -115,7 +115,9 @@ def test_the_kernel_on_halves() -> None:
     text = "h * (p0 + (1.0 - p0) * sigmoid(h * p1)); relu; h * p0; where(p0, h, 0.0)"
     for softmax, team in ((False, 2), (True, 12)):
         made = halves.Unit(team, 64, 64, (80, 40), (True, True, True), text, softmax, ("unsigned char",), True)
-        assert made.shared <= 227 << 10 and made.source.count("{") == made.source.count("}")
+        assert made.shared(100) == made.shared(1) <= made._replace(common=True).shared(
+            1
+        ) <= 227 << 10 and made.source.count("{") == made.source.count("}")
         for word in ("ARGUMENTS", "LAYOUT", "PREPARE", "MARKS\n", "READ_MARKS", "NETWORK", "LAST_PARAMS", "None"):
             assert word not in made.source
     chosen = [halves.choose(rows, items, 132) for rows, items in ((1, 100), (132, 100), (264, 100), (1024, 100))]
