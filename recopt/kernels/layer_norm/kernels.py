@@ -20,6 +20,8 @@ def layer_norm_kernel(
     h = tl.load(x + r * x_row + c * x_column, mask=there, other=0.0)
     gain = tl.load(g + c * g_step, mask=c < width, other=0.0)
     shift = tl.load(b + c * b_step, mask=c < width, other=0.0)
-    h = tl.where(there, h - (tl.sum(h, 1) / width)[:, None], 0.0)
-    scale = 1.0 / tl.sqrt_rn(tl.sum(h * h, 1) / width + eps)
+    # Rounded to nearest: rows that do not vary have nothing left, where an error would be multiplied by 1 / sqrt(eps).
+    count = tl.zeros((TILE,), tl.float32) + width
+    h = tl.where(there, h - tl.div_rn(tl.sum(h, 1), count)[:, None], 0.0)
+    scale = 1.0 / tl.sqrt_rn(tl.div_rn(tl.sum(h * h, 1), count) + eps)
     tl.store(y + r * width + c, h * scale[:, None] * gain + shift, mask=there)
