@@ -26,17 +26,31 @@ from .kernels import hand_in
 
 
 @gluon.jit
+def rows_at(x, rows, step):
+    """Where rows of x begin; brings their first lines into L2, so that compilers do not put the addresses off until
+    they are needed, after the wait: on an H200 256 x 1024 x 256 takes 4.20 us instead of 4.36, 1024 x 512 x 512 9.42
+    instead of 9.79."""
+    fours = rows.to(gl.int64) * (step // 4)
+    text: gl.constexpr = "prefetch.global.L2 [$2]; mov.b64 $0, $1;"
+    return 4 * gl.inline_asm_elementwise(text, "=l,l,l", [fours, x + 4 * fours], dtype=gl.int64, is_pure=False, pack=1)
+
+
+@gluon.jit
 def _copy(
     x, w, M, N, K, sxm, swn, tile_m, tile_n, first, blocks, x_smem, w_smem, full, empty,
-    BN: gl.constexpr, STAGES: gl.constexpr, EVEN_K: gl.constexpr, EARLY: gl.constexpr,
+    BN: gl.constexpr, STAGES: gl.constexpr, SPLIT: gl.constexpr, EVEN_K: gl.constexpr, EARLY: gl.constexpr,
 ):  # fmt: skip
     """Copy the blocks of K, in turn for each part. A part's own fences would wait for the copies under way."""
     copy: gl.constexpr = gl.BlockedLayout([1, 4], [4, 8], [4, 1], [1, 0])
     rm = tile_m * 64 + gl.arange(0, 64, layout=gl.SliceLayout(1, copy))
     rn = tile_n * BN + gl.arange(0, BN, layout=gl.SliceLayout(1, copy))
     rk = gl.arange(0, 32, layout=gl.SliceLayout(0, copy))[None, :]
-    x_at = x + rm.to(gl.int64)[:, None] * sxm + rk
-    w_at = w + rn.to(gl.int64)[:, None] * swn + rk
+    if SPLIT == 1:  # else they are slower: 1024 x 512 x 2048 on an H200 28.1 us instead of 27.1
+        x_at = x + rows_at(x, gl.minimum(rm, M - 1), sxm)[:, None] + rk
+        w_at = w + rows_at(w, gl.minimum(rn, N - 1), swn)[:, None] + rk
+    else:
+        x_at = x + rm.to(gl.int64)[:, None] * sxm + rk
+        w_at = w + rn.to(gl.int64)[:, None] * swn + rk
     mask_m = (rm < M)[:, None] & (rk >= 0)
     mask_n = (rn < N)[:, None] & (rk >= 0)
     if EARLY:
@@ -163,7 +177,7 @@ def group_kernel(
             (_part, (x, w, b, out, partial, locks, operands, strides, M, N, K, sxm, swn, tile_m, tile_n, blocks,
                      x_smem, w_smem, low_smem, full, empty, done, EPILOGUE, BIAS, p1, BN, STAGES, SPLIT, EARLY)),
             (_copy, (x, w, M, N, K, sxm, swn, tile_m, tile_n, first, blocks, x_smem, w_smem, full, empty,
-                     BN, STAGES, EVEN_K, EARLY)),
+                     BN, STAGES, SPLIT, EVEN_K, EARLY)),
         ],
         [4, 4],
         # What the copies leave of the program's registers, to the products.
