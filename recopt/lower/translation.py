@@ -61,8 +61,8 @@ def onnx_translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     """What `torch.onnx.export(module, args, dynamo=True, custom_translation_table=...)` needs to export an optimized
     module: `recopt::linear` as MatMul, Add (or Conv) and the operators of its epilogue, `recopt::embedding_bags` as
     Gathers and reductions, `recopt::attention` as MatMul, Softmax, MatMul, `recopt::target_attention` as products with
-    a row's own weights, `recopt::gru` as GRU, `recopt::augru` step
-    by step. Needs onnxscript."""
+    a row's own weights, `recopt::layer_norm` as LayerNormalization, `recopt::gru` as GRU, `recopt::augru` step by step.
+    Needs onnxscript."""
     from onnxscript import opset18
 
     def linear(x: Any, w: Any, b: Any, epilogue: str, params: Sequence[Any]) -> Any:

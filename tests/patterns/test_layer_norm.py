@@ -136,3 +136,16 @@ def test_narrow_rows_have_a_kernel_on_cuda(width: int, dtype: torch.dtype, own: 
     assert exported is not None
     y = run_onnx(exported.model_proto.SerializeToString(), (x,))[0]
     torch.testing.assert_close(torch.as_tensor(y), model(x))
+
+
+def test_a_view_of_a_normalisation_is_no_second_one() -> None:
+    norm, project = nn.LayerNorm(D).requires_grad_(False), nn.Linear(D, D).requires_grad_(False)
+
+    def spell(x: Tensor) -> Tensor:
+        y = norm(x)
+        return y + project(y.transpose(0, 1)).transpose(0, 1)
+
+    x = torch.randn(BATCH, T, D)
+    result = recopt.optimize(to_program(Spelled(spell), (x,)), target="cuda")
+    assert sum(n.op == "recopt.layer_norm.default" for n in result.host.nodes) == 1
+    torch.testing.assert_close(result(x[:3]), spell(x[:3]))
