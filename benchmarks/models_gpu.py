@@ -1,5 +1,5 @@
-"""The four example models on a GPU: wall time of eager PyTorch, of what recopt makes of it, and of both as CUDA graphs;
-with ``--inductor`` also of Inductor in the modes named, or in both (a minute or two a model).
+"""The four example models, BST and SASRec on a GPU: wall time of eager PyTorch, of what recopt makes of it, and of both
+as CUDA graphs; with ``--inductor`` also of Inductor in the modes named, or in both (a minute or two a model).
 
     python benchmarks/models_gpu.py [--models din wdl ..] [--batches 1 256 ..] [--inductor [reduce-overhead default]]
 
@@ -26,8 +26,9 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import recopt
+from benchmarks.encoders import ENCODERS
 
-MODELS = ("wdl", "din", "dlrm", "dien")
+MODELS = ("wdl", "din", "dlrm", "dien", *ENCODERS)
 BATCHES = (1, 256, 2048)
 MODES = ("default", "reduce-overhead")
 SETS = 4  # inputs that take turns
@@ -82,9 +83,14 @@ def walls(peers: Mapping[str, Model], sets: Sequence[Inputs], rounds: int = 60) 
     return {name: statistics.median(t) for name, t in times.items()}
 
 
+def example_of(name: str) -> Any:
+    """What has `model` and `inputs`."""
+    return ENCODERS.get(name) or importlib.import_module(f"examples.{name}")
+
+
 def measure(name: str, batch: int, model: Model, fast: Model, modes: Sequence[str]) -> str:
     """A row: each peer's time, how many times as long as ours the best of the others takes, the errors."""
-    example = importlib.import_module(f"examples.{name}")
+    example = example_of(name)
     drawn = [example.inputs(batch, seed) for seed in range(SETS)]
     sets = [tuple(t.cuda() for t in inputs) for inputs in drawn]
     exact = example.model().double()(*(t.double() if t.is_floating_point() else t for t in drawn[0]))
@@ -114,7 +120,7 @@ def main() -> None:
     torch.backends.cuda.matmul.allow_tf32 = False
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}; wall us of a call, x: best other over best ours")
     for name in args.models:
-        example = importlib.import_module(f"examples.{name}")
+        example = example_of(name)
         model = example.model().cuda()
         fast = recopt.optimize(model, tuple(t.cuda() for t in example.inputs(4)), target="cuda")
         row = functools.partial(measure, name, model=model, fast=fast, modes=modes)

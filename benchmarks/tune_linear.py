@@ -76,7 +76,7 @@ _PANELS = (
 )  # fmt: skip
 # bn, stages, registers
 _GROUPS = ((16, 4, 80), (32, 4, 80), (32, 2, 80), (64, 4, 168), (128, 2, 168), (128, 3, 168))
-_HOPPERS = ((128, 32, 4), (64, 32, 4), (64, 32, 6))
+_HOPPERS = ((128, 32, 4), (64, 32, 3), (64, 32, 4), (64, 32, 6))
 
 
 def candidates(m: int, n: int, k: int) -> list[Config]:
@@ -272,7 +272,7 @@ def write(paths: Sequence[Path]) -> None:
         '"""The fastest way for a linear x [M, K] @ w [N, K].T on Hopper; data from benchmarks/tune_linear.py.\n\n'
         "Row (i, j) holds, for N[i] and K[j], an index into CONFIGS for every M; None is cuBLASLt.\n"
         'NARROW is for operands whose rows cannot be copied 16 bytes at a time.\n"""\n\n'
-        "from .linear_config import Config, Group, Hopper, Panel, Reduce, Tile\n\n"
+        "from .config import Config, Group, Hopper, Panel, Reduce, Tile\n\n"
         f"# What was measured where; the later replaced the earlier.\nMEASURED = (\n{cards})\n"
         f"M = {M}\nN = {N}\nK = {K}\n"
         f"CONFIGS: tuple[Config | None, ...] = (\n{listed})\n"

@@ -177,12 +177,18 @@ def _between(lifted: Lifted, x: Value, root: Value) -> list[Value] | None:
         own = lifted.local(value)
         if own is None or len(between) == MAX_BETWEEN or lifted.order[value] <= lifted.order.get(x, -1):
             return None
-        if any(m.axes and any(constant_leaf(lifted, v) for v in m.leaves) for m in own.body.monos):
+        if any(_weighs(lifted, a, m.axes) for m in own.body.monos for a in m.atoms):
             return None  # a product with weights
         between.add(value)
         data = [v for v in own.body.leaves if isinstance(v, Value) and not lifted.host.is_constant(v)]
         pending += [v for v in data if v is not x and v not in between and v not in pending]
     return sorted(between, key=lambda v: lifted.order[v])
+
+
+def _weighs(lifted: Lifted, atom: Atom, summed: tuple[Axis, ...]) -> bool:
+    """Whether weights are read along what is summed: the gain of torch's own normalisation is not."""
+    reads = (t for t in walk(single(atom, atom.dtype)) if isinstance(t, Read) and constant_leaf(lifted, t.leaf))
+    return any(not read.axes_read.isdisjoint(summed) for read in reads)
 
 
 def _over(lifted: Lifted, between: list[Value]) -> Poly:

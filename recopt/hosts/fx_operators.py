@@ -24,6 +24,7 @@ from ..kernels.embedding_bags import (
 from ..kernels.epilogue import compile_epilogue
 from ..kernels.gru import KEEP, check_gru, gru
 from ..kernels.gru import gru_call as run_gru
+from ..kernels.layer_norm import check_layer_norm, layer_norm
 from ..kernels.linear import linear as linear_kernel
 from ..kernels.pointwise import pointwise, pointwise_fake, pointwise_torch
 from ..kernels.target_attention import check_operands as check_target_attention
@@ -241,6 +242,38 @@ def target_attention_call(
     return run_target_attention(q, k, v, weights, params, text, softmax)
 
 
+LAYER_NORM = "recopt.layer_norm.default"
+
+torch.library.define(
+    "recopt::layer_norm", "(Tensor x, Tensor g, Tensor b, float eps) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,)
+)
+
+LAYER_NORM_OPERATOR = torch.ops.recopt.layer_norm.default
+
+
+def _layer_norm(x: torch.Tensor, g: torch.Tensor, b: torch.Tensor, eps: float) -> torch.Tensor:
+    return layer_norm(x, g, b, eps)
+
+
+torch.library.impl("recopt::layer_norm", ("cpu", "cuda"), _layer_norm)
+
+
+def _layer_norm_fake(x: torch.Tensor, g: torch.Tensor, b: torch.Tensor, eps: float) -> torch.Tensor:
+    """Shape and dtype of the result; LayerNormError for operands that do not fit each other."""
+    check_layer_norm(x, g, b)
+    return x.new_empty(x.shape)
+
+
+torch.library.register_fake("recopt::layer_norm", _layer_norm_fake)
+
+
+def layer_norm_call(x: torch.Tensor, g: torch.Tensor, b: torch.Tensor, eps: float) -> torch.Tensor:
+    """`recopt::layer_norm` without the dispatcher, as `attention_call`."""
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
+        return torch.ops.recopt.layer_norm.default(x, g, b, eps)  # type: ignore[no-any-return]  # torch.ops is untyped
+    return layer_norm(x, g, b, eps)
+
+
 GRU = "recopt.gru.default"
 AUGRU = "recopt.augru.default"
 _RECURRENT = "Tensor x, Tensor? h0, Tensor wi, Tensor wh, Tensor bi, Tensor bh, bool after"
@@ -315,6 +348,7 @@ CALLS: dict[str, Callable[..., Any]] = {
     EMBEDDING_BAGS: embedding_bags_call,
     ATTENTION: attention_call,
     TARGET_ATTENTION: target_attention_call,
+    LAYER_NORM: layer_norm_call,
     GRU: gru_call,
     AUGRU: gru_call,
     POINTWISE: pointwise_call,

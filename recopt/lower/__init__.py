@@ -32,7 +32,7 @@ def _write(host: Host, spec: Spec, target: str) -> Value:
         if isinstance(spec, Gru):
             return torch_gru.gru(host, spec, target)  # type: ignore[arg-type]  # the dialect says which host it is
         if isinstance(spec, LayerNorm):
-            return torch.layer_norm(host, spec)  # type: ignore[arg-type]  # the dialect says which host it is
+            return torch.layer_norm(host, spec, target)  # type: ignore[arg-type]  # the dialect says which host it is
         if isinstance(spec, Bilinear):
             return torch.bilinear(host, spec)  # type: ignore[arg-type]  # the dialect says which host it is
         return torch_bags.embedding_bags(host, spec, target)  # type: ignore[arg-type]  # the dialect says which host it is
@@ -82,6 +82,20 @@ def hint_repeats(host: Host, example: Sequence[Array]) -> bool:
     from .torch_bags import hint_repeats as hint
 
     return hint(host, example)  # type: ignore[arg-type]  # the dialect says which host it is
+
+
+def quicker(host: Host, spec: Spec, target: str) -> bool:
+    """Whether what `write` writes is quicker than one operator of the host that does the same."""
+    if host.dialect != "aten":
+        return False
+    from .torch import narrow
+    from .torch_attention import quicker as is_quicker
+
+    return (
+        narrow(spec, target)
+        if isinstance(spec, LayerNorm)
+        else isinstance(spec, Attention) and is_quicker(spec, target)
+    )
 
 
 def in_place(host: Host, spec: Linear) -> bool:

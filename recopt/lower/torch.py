@@ -10,8 +10,9 @@ from ..errors import GraphError, LowerError
 from ..fused import Bilinear, Concat, Flip, LayerNorm, Linear, Permute, Reshape, Slice, Step, View
 from ..hosts.base import Array, Value
 from ..hosts.fx import FxHost
-from ..hosts.fx_operators import LINEAR
+from ..hosts.fx_operators import LAYER_NORM, LINEAR
 from ..ir.sizes import Size, product
+from ..kernels.layer_norm import NARROW
 
 _END = 2**63 - 1
 
@@ -39,12 +40,20 @@ def linear(host: FxHost, spec: Linear, target: str) -> Value:
         raise LowerError(f"recopt::linear {spec.name}: {error}") from error
 
 
-def layer_norm(host: FxHost, spec: LayerNorm) -> Value:
-    """Write torch's own layer normalisation and the layout steps around it. Raises LowerError."""
+def narrow(spec: LayerNorm, target: str) -> bool:
+    """Whether `recopt::layer_norm` is quicker than torch's own: its kernel is for narrow float32 rows on a GPU."""
+    return target == "cuda" and spec.dtype == "float32" and len(spec.g) <= NARROW
+
+
+def layer_norm(host: FxHost, spec: LayerNorm, target: str) -> Value:
+    """Write `recopt::layer_norm`, or torch's own where that is as quick, and the layout steps around it. Raises
+    LowerError."""
     try:
         x = layout(host, spec.x.value, spec.x.steps, f"{spec.name}_x")
         g, b = (host.add_constant(w, name=f"{spec.name}_{n}") for w, n in ((spec.g, "weight"), (spec.b, "bias")))
-        y = host.call("aten.layer_norm.default", (x, [len(spec.g)], g, b, spec.eps), name=spec.name, like=spec.x.value)
+        own = narrow(spec, target)
+        operands = (x, g, b, spec.eps) if own else (x, [len(spec.g)], g, b, spec.eps)
+        y = host.call(LAYER_NORM if own else "aten.layer_norm.default", operands, name=spec.name, like=spec.x.value)
         return layout(host, y, spec.steps, spec.name)
     except GraphError as error:
         raise LowerError(f"layer_norm {spec.name}: {error}") from error

@@ -7,6 +7,7 @@ from ..fused import Attention, TargetAttention, View
 from ..hosts.base import Array, Value
 from ..hosts.fx import FxHost
 from ..hosts.fx_operators import ATTENTION, TARGET_ATTENTION
+from ..kernels.attention import is_short
 from .torch import layout
 
 
@@ -23,6 +24,13 @@ def attention(host: FxHost, spec: Attention, target: str) -> Value:
         return _finished(host, spec, y)
     except GraphError as error:
         raise LowerError(f"recopt::attention {spec.name}: {error}") from error
+
+
+def quicker(spec: Attention, target: str) -> bool:
+    """Whether the operator is the quicker one, where torch's own would do."""
+    sizes = (spec.q.shape[-2], spec.k.shape[-2], spec.q.shape[-1], spec.v.shape[-1])
+    known = all(isinstance(size, int) for size in sizes)
+    return target == "cuda" and spec.dtype == "float32" and known and is_short(*sizes)
 
 
 def target_attention(host: FxHost, spec: TargetAttention, target: str) -> Value:

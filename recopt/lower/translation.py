@@ -12,6 +12,7 @@ from ..hosts.fx_operators import (
     AUGRU_OPERATOR,
     EMBEDDING_BAGS_OPERATOR,
     GRU_OPERATOR,
+    LAYER_NORM_OPERATOR,
     LINEAR_OPERATOR,
     TARGET_ATTENTION_OPERATOR,
 )
@@ -60,8 +61,8 @@ def onnx_translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     """What `torch.onnx.export(module, args, dynamo=True, custom_translation_table=...)` needs to export an optimized
     module: `recopt::linear` as MatMul, Add (or Conv) and the operators of its epilogue, `recopt::embedding_bags` as
     Gathers and reductions, `recopt::attention` as MatMul, Softmax, MatMul, `recopt::target_attention` as products with
-    a row's own weights, `recopt::gru` as GRU, `recopt::augru` step
-    by step. Needs onnxscript."""
+    a row's own weights, `recopt::layer_norm` as LayerNormalization, `recopt::gru` as GRU, `recopt::augru` step by step.
+    Needs onnxscript."""
     from onnxscript import opset18
 
     def linear(x: Any, w: Any, b: Any, epilogue: str, params: Sequence[Any]) -> Any:
@@ -103,6 +104,9 @@ def onnx_translations() -> dict[Callable[..., Any], Callable[..., Any]]:
 
         return target_attention(opset18, (q, k, v), weights, params or (), text, softmax, applied)
 
+    def layer_norm(x: Any, g: Any, b: Any, eps: float) -> Any:
+        return opset18.LayerNormalization(x, g, b, axis=-1, epsilon=eps)
+
     def plain(x: Any, h0: Any, wi: Any, wh: Any, bi: Any, bh: Any, after: bool) -> Any:
         return gru(opset18, x, h0, (wi, wh, bi, bh), after)
 
@@ -124,6 +128,7 @@ def onnx_translations() -> dict[Callable[..., Any], Callable[..., Any]]:
         EMBEDDING_BAGS_OPERATOR: bags,
         ATTENTION_OPERATOR: attention,
         TARGET_ATTENTION_OPERATOR: target,
+        LAYER_NORM_OPERATOR: layer_norm,
         GRU_OPERATOR: plain,
         AUGRU_OPERATOR: gated,
     }

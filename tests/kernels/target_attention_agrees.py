@@ -54,6 +54,7 @@ TEAMS = (2, 4, 6, 12)
 WIDE = [
     Case((300,), 100, 64, (80, 40), f"{DICE}; {DICE}; h; {MASK}"),
     Case((1700,), 33, 64, (96, 96), f"{DICE}; relu; h; {MASK}", shared=True),
+    Case((300,), 70, 36, (20,), "tanh; h; where(p0, h, -inf)", softmax=True, shared=True, seen=(21, 60)),
     Case((7,), 200, 64, (80, 40), "relu; relu; h; where(p0, h, -inf)", softmax=True, values=17),
 ]
 

@@ -124,7 +124,9 @@ def test_the_kernel_on_halves() -> None:
     text = "h * (p0 + (1.0 - p0) * sigmoid(h * p1)); relu; h * p0; where(p0, h, 0.0)"
     for softmax, team in ((False, 2), (True, 12)):
         made = halves.Unit(team, 64, 64, (80, 40), (True, True, True), text, softmax, ("unsigned char",), True)
-        assert made.shared <= 227 << 10 and made.source.count("{") == made.source.count("}")
+        assert made.shared(100) == made.shared(1) <= made._replace(common=True).shared(
+            1
+        ) <= 227 << 10 and made.source.count("{") == made.source.count("}")
         for word in ("ARGUMENTS", "LAYOUT", "PREPARE", "MARKS\n", "READ_MARKS", "NETWORK", "LAST_PARAMS", "None"):
             assert word not in made.source
     chosen = [halves.choose(rows, items, 132) for rows, items in ((1, 100), (132, 100), (264, 100), (1024, 100))]
@@ -218,3 +220,17 @@ def test_gpu_error_is_no_larger_than_exact_float32s() -> None:
     ):
         assert ours is not None
         assert (ours - wide).norm() <= 1.02 * (theirs - wide).norm()
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("which", range(3))
+def test_gpu_weights_that_begin_between_vectors(which: int) -> None:
+    torch.manual_seed(0)
+    q, k, _, weights = unit(200, 20, 16, (20,))
+    q, k, weights = q.cuda(), k.cuda(), [w.cuda() for w in weights]
+    exact = target_attention(q.double(), k.double(), k.double(), [w.double() for w in weights], [], "relu; h; h", False)
+    w = weights[which]
+    weights[which] = torch.cat([w.new_zeros(1), w.flatten()])[1:].view_as(w)
+    assert weights[which].data_ptr() % 16
+    torch.testing.assert_close(target_attention(q, k, k, weights, [], "relu; h; h", False), exact.float())

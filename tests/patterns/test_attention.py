@@ -136,6 +136,24 @@ def test_the_standard_operator(name: str) -> None:
     check_numbers(case, lambda *args: run_onnx(optimized, args))
 
 
+@pytest.mark.parametrize(
+    "target, keys, width, masked, fused",
+    [("cuda", 50, 64, False, True), ("cuda", 50, 8, True, True), ("cuda", 300, 64, False, False),
+     ("cuda", 50, 128, False, False), ("cpu", 50, 64, False, False)],
+)  # fmt: skip
+def test_torchs_operator_stays_where_it_is_the_quicker(
+    target: str, keys: int, width: int, masked: bool, fused: bool
+) -> None:
+    shapes = [(4, 2, n, width) for n in (keys, keys, keys)] + [(4, 1, 1, keys)] * masked
+    args = tuple(torch.randn(shape) for shape in shapes)
+    case = Case(torch.nn.functional.scaled_dot_product_attention, PLAIN)
+    result = recopt.optimize(to_program(case.module(), args), target=target)
+    assert sum(map(is_fused, result.host.nodes)) == fused
+    if not fused:
+        assert "is one operator already" in [r.reason for r in result.report.refusals if r.pattern == "attention"]
+    torch.testing.assert_close(result(*args), case.module()(*args))
+
+
 def test_a_query_that_sees_nothing_is_what_it_was() -> None:
     case = SPELLINGS["masked_fill_inf"]
     result = recopt.optimize(to_program(case.module(), case.args(BATCH)), target="cpu")

@@ -119,3 +119,33 @@ def test_an_old_opset_has_no_such_operator() -> None:
     result = recopt.optimize(old, target="portable")
     assert any("needs opset 17" in r.reason for r in result.report.refusals)
     check_numbers(SPELLINGS["plain"], lambda x: run_onnx(result.to_proto().SerializeToString(), (x,))[0])
+
+
+@pytest.mark.parametrize(
+    "width, dtype, own", [(24, torch.float32, True), (600, torch.float32, False), (24, torch.float64, False)]
+)
+def test_narrow_rows_have_a_kernel_on_cuda(width: int, dtype: torch.dtype, own: bool) -> None:
+    x, model = torch.randn(BATCH, T, width, dtype=dtype), nn.LayerNorm(width, dtype=dtype).requires_grad_(False)
+    result = recopt.optimize(to_program(Spelled(model), (x,)), target="cuda")
+    assert sum(n.op == "recopt.layer_norm.default" for n in result.host.nodes) == own
+    torch.testing.assert_close(result(x[:1]), model(x[:1]))
+    if not own:
+        return
+    translations = recopt.onnx_translations()
+    exported = torch.onnx.export(result.model, (x,), dynamo=True, verbose=False, custom_translation_table=translations)
+    assert exported is not None
+    y = run_onnx(exported.model_proto.SerializeToString(), (x,))[0]
+    torch.testing.assert_close(torch.as_tensor(y), model(x))
+
+
+def test_a_view_of_a_normalisation_is_no_second_one() -> None:
+    norm, project = nn.LayerNorm(D).requires_grad_(False), nn.Linear(D, D).requires_grad_(False)
+
+    def spell(x: Tensor) -> Tensor:
+        y = norm(x)
+        return y + project(y.transpose(0, 1)).transpose(0, 1)
+
+    x = torch.randn(BATCH, T, D)
+    result = recopt.optimize(to_program(Spelled(spell), (x,)), target="cuda")
+    assert sum(n.op == "recopt.layer_norm.default" for n in result.host.nodes) == 1
+    torch.testing.assert_close(result(x[:3]), spell(x[:3]))

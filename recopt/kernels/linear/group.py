@@ -21,22 +21,36 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from .gluon import copy_block, repair, rest_of_w, split_x, tile_of
+from .gluon import all_finite, copy_block, repaired, rest_of_w, split_x, tile_of
 from .kernels import hand_in
+
+
+@gluon.jit
+def rows_at(x, rows, step):
+    """Where rows of x begin; brings their first lines into L2, so that compilers do not put the addresses off until
+    they are needed, after the wait: on an H200 256 x 1024 x 256 takes 4.20 us instead of 4.36, 1024 x 512 x 512 9.42
+    instead of 9.79."""
+    fours = rows.to(gl.int64) * (step // 4)
+    text: gl.constexpr = "prefetch.global.L2 [$2]; mov.b64 $0, $1;"
+    return 4 * gl.inline_asm_elementwise(text, "=l,l,l", [fours, x + 4 * fours], dtype=gl.int64, is_pure=False, pack=1)
 
 
 @gluon.jit
 def _copy(
     x, w, M, N, K, sxm, swn, tile_m, tile_n, first, blocks, x_smem, w_smem, full, empty,
-    BN: gl.constexpr, STAGES: gl.constexpr, EVEN_K: gl.constexpr, EARLY: gl.constexpr,
+    BN: gl.constexpr, STAGES: gl.constexpr, SPLIT: gl.constexpr, EVEN_K: gl.constexpr, EARLY: gl.constexpr,
 ):  # fmt: skip
     """Copy the blocks of K, in turn for each part. A part's own fences would wait for the copies under way."""
     copy: gl.constexpr = gl.BlockedLayout([1, 4], [4, 8], [4, 1], [1, 0])
     rm = tile_m * 64 + gl.arange(0, 64, layout=gl.SliceLayout(1, copy))
     rn = tile_n * BN + gl.arange(0, BN, layout=gl.SliceLayout(1, copy))
     rk = gl.arange(0, 32, layout=gl.SliceLayout(0, copy))[None, :]
-    x_at = x + rm.to(gl.int64)[:, None] * sxm + rk
-    w_at = w + rn.to(gl.int64)[:, None] * swn + rk
+    if SPLIT == 1:  # else they are slower: 1024 x 512 x 2048 on an H200 28.1 us instead of 27.1
+        x_at = x + rows_at(x, gl.minimum(rm, M - 1), sxm)[:, None] + rk
+        w_at = w + rows_at(w, gl.minimum(rn, N - 1), swn)[:, None] + rk
+    else:
+        x_at = x + rm.to(gl.int64)[:, None] * sxm + rk
+        w_at = w + rn.to(gl.int64)[:, None] * swn + rk
     mask_m = (rm < M)[:, None] & (rk >= 0)
     mask_n = (rn < N)[:, None] & (rk >= 0)
     if EARLY:
@@ -119,9 +133,14 @@ def _part(
                 h += gl.load(partial + other * size + at, mask=m_ok & n_ok, other=0.0, cache_modifier=".cg")
         if BIAS:
             h += bias
-        h = repair(h, x, w, b, m, n, m_ok, n_ok, K, sxm, swn, BIAS)
-        h = EPILOGUE(h, operands, strides, n, n_ok)
-        gl.store(out + at, h, mask=m_ok & n_ok)
+        if SPLIT == 1:
+            # Written before it is looked at: the vote of four warps takes no time then.
+            gl.store(out + at, EPILOGUE(h, operands, strides, n, n_ok), mask=m_ok & n_ok)
+        finite = all_finite(h)
+        if not finite:
+            h = repaired(h, x, w, b, m, n, m_ok, n_ok, K, sxm, swn, BIAS)
+        if SPLIT > 1 or not finite:
+            gl.store(out + at, EPILOGUE(h, operands, strides, n, n_ok), mask=m_ok & n_ok)
 
 
 @gluon.jit(do_not_specialize=["M"])
@@ -158,7 +177,7 @@ def group_kernel(
             (_part, (x, w, b, out, partial, locks, operands, strides, M, N, K, sxm, swn, tile_m, tile_n, blocks,
                      x_smem, w_smem, low_smem, full, empty, done, EPILOGUE, BIAS, p1, BN, STAGES, SPLIT, EARLY)),
             (_copy, (x, w, M, N, K, sxm, swn, tile_m, tile_n, first, blocks, x_smem, w_smem, full, empty,
-                     BN, STAGES, EVEN_K, EARLY)),
+                     BN, STAGES, SPLIT, EVEN_K, EARLY)),
         ],
         [4, 4],
         # What the copies leave of the program's registers, to the products.

@@ -27,7 +27,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from .gluon import is_finite, repair, rest_of_w, split_x, tile_of
+from .gluon import is_finite, repaired, rest_of_w, split_x, tile_of
 
 SHARED = gl.constexpr(gl.NVMMASharedLayout(128, 32, 2))
 
@@ -174,7 +174,7 @@ def _finish(
         m_ok = m < M
         n_ok = n < N
         if not finite:
-            h = repair(h, x, w, b, m, n, m_ok, n_ok, K, sxm, swn, BIAS)
+            h = repaired(h, x, w, b, m, n, m_ok, n_ok, K, sxm, swn, BIAS)
         h = EPILOGUE(h, operands, strides, n, n_ok)
         gl.store(out + m.to(gl.int64) * N + n, h, mask=m_ok & n_ok)
 

@@ -15,7 +15,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import async_copy, mma_v2
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from .gluon import copy_block, repair, rest_of_w, split_x, tile_of
+from .gluon import all_finite, copy_block, repaired, rest_of_w, split_x, tile_of
 from .kernels import fetch
 
 
@@ -94,6 +94,7 @@ def panel_kernel(
     h = gl.sum(gl.convert_layout(acc, sums), 0)
     if BIAS:
         h += bias
-    h = repair(h, x, w, b, m, n, m_ok, n_ok, K, sxm, swn, BIAS)
+    if not all_finite(h):
+        h = repaired(h, x, w, b, m, n, m_ok, n_ok, K, sxm, swn, BIAS)
     h = EPILOGUE(h, operands, strides, n, n_ok)
     gl.store(out + m.to(gl.int64) * N + n, h, mask=m_ok & n_ok)

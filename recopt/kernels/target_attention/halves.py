@@ -40,6 +40,7 @@ class Unit(NamedTuple):
     softmax: bool
     marks: tuple[str, ...]  # types of the score's parameters
     vectors: bool  # whether rows of items are aligned
+    common: bool = False  # whether all rows have one history, whose tiles are split once
 
     @property
     def teams(self) -> int:
@@ -64,14 +65,14 @@ class Unit(NamedTuple):
         found["float wl"] = 4 * 8 * _tiles(self.hidden[-1])
         return {name: size for name, size in found.items() if size}
 
-    @property
-    def shared(self) -> int:
+    def shared(self, items: int) -> int:
         """Bytes of shared memory that a block is given at its launch."""
         first = _pieces(self.width) * _tiles(self.hidden[0]) * 32 * 16
         columns, pairs = 8 * _tiles(self.hidden[0]), -(-self.values // 64)
         of_teams = self.teams * (first + 8 * columns + 4 * 16 * _pieces(self.width))
         given = (3 if self.parts[0] else 2) * first
-        return given + of_teams + self.warps * 4 * (64 * pairs + 4) + sum(self.regions.values())
+        history = -(-items // 16) * (1024 * _pieces(self.width) + 4 * 16) if self.common else 0
+        return given + of_teams + self.warps * 4 * (64 * pairs + 4) + sum(self.regions.values()) + history
 
     @property
     def source(self) -> str:
@@ -84,7 +85,7 @@ class Unit(NamedTuple):
             "D": self.width, "E": self.values, "N1": self.hidden[0], "TEAM": self.team, "TEAMS": self.teams,
             "TARGET": int(self.parts[0]), "ITEM": int(self.parts[1]), "PRODUCT": int(self.parts[2]),
             "VECTORS": int(self.vectors), "SOFTMAX": int(self.softmax), "SKIPS": int(mask is not None),
-            "COUNT_MARKS": len(self.marks),
+            "COMMON": int(self.common), "COUNT_MARKS": len(self.marks),
         }  # fmt: skip
         text = (
             "".join(f"#define {name} {value}\n" for name, value in macros.items()) + FUNCTIONS + PTX + HALVES + OPERANDS
@@ -108,6 +109,8 @@ class Unit(NamedTuple):
         for name, size in self.regions.items():
             kind, variable = name.split()
             layout, begin = layout + f"{kind}* const {variable} = ({kind}*)(rest + {begin});\n  ", begin + size
+        layout += f"uint4* const history = (uint4*)(rest + {begin});  // [tiles][pieces][high, low][32]\n  "
+        layout += "float* const scales = (float*)(history + (items + 15) / 16 * PIECES(D) * 64);\n  "
         prepare, network_text = "", ""
         widths = (*self.hidden, 1)
         for n in range(2, depth + 1):
@@ -212,7 +215,7 @@ def _compile(device: int, unit: Unit) -> Any:
     try:
         with torch.cuda.device(device):
             kernel = torch.cuda._compile_kernel(unit.source, "unit", nvcc_options=["-std=c++17"])
-            kernel.set_shared_memory_config(unit.shared)
+            kernel.set_shared_memory_config(_shared_bytes(device))
     except (AttributeError, ImportError, OSError):  # another torch, no toolkit, no NVRTC
         return None
     return kernel
@@ -262,14 +265,15 @@ def _bind(
         return None
     steps = [*k_steps, k.stride(-2), *v_steps, v.stride(-2)]
     aligned = d % 4 == 0 and e % 2 == 0 and not any(n % 4 for n in steps)
-    aligned = aligned and not any(t.data_ptr() % 16 for t in (k, v, weights[1], weights[2]) if t.numel())
-    units = {t: Unit(
+    aligned = aligned and not any(t.data_ptr() % 16 for t in (k, v, *weights[:3]) if t.numel())
+    candidates = [Unit(
         t, d, e, tuple(b.shape[0] for b in weights[3:-2:2]),
         (bool(weights[0].numel()), bool(weights[1].numel()), bool(weights[2].numel())), text, softmax,
-        tuple(MARKS[p.dtype] for p in marks), aligned,
-    ) for t in TEAMS}  # fmt: skip
+        tuple(MARKS[p.dtype] for p in marks), aligned, common,
+    ) for common in ((False, True) if not any(k_steps) else (False,)) for t in TEAMS]  # fmt: skip
     there = _shared_bytes(device)
-    units = {t: u for t, u in units.items() if u.shared <= there and team in (0, t)}
+    # A history that is common to all rows and fits comes last, and stays.
+    units = {u.team: u for u in candidates if u.shared(items) <= there and team in (0, u.team)}
     if not units:
         return None
     # Histories of their own have lengths of their own: half of what there is room for, if they are drawn evenly.
@@ -278,7 +282,7 @@ def _bind(
     kernel = _compile(device, unit)
     if kernel is None:
         return None
-    blocks = min(_processors(device), -(-rows // unit.teams))
+    blocks, shared = min(_processors(device), -(-rows // unit.teams)), unit.shared(items)
     numbers = [rows, inner, items, *q_steps, q.stride(-1), *steps]
     of_params = [0 if p.numel() == 1 else p.stride(0) for p in params[:count]]
     tails = [p.stride(-1) if p.shape[-1] != 1 else 0 for p in marks]
@@ -292,7 +296,7 @@ def _bind(
         for p, (outer, inside), tail in zip(params[count:], of_marks, tails, strict=True):
             args += [p, outer, inside, tail]
         with torch.cuda.device(device):
-            kernel((blocks, 1, 1), (32 * unit.warps, 1, 1), args, unit.shared)
+            kernel((blocks, 1, 1), (32 * unit.warps, 1, 1), args, shared)
         return y
 
     return run

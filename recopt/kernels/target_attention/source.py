@@ -1,10 +1,11 @@
 """The CUDA C++ of ``recopt::target_attention`` in float32, on the tensor cores at its accuracy.
 
-A team of warps takes a row, and each of its warps tiles of 16 items. The row's own first layer, Wk + diag(q) Wp, lies
-in shared memory as sums of two halves, in the order in which lanes read it, and so do the further layers' matrices,
-once for all rows. Layers' results stay in registers: those of one are the left operand of the next. Three products of
-halves make one of float32 (that of both low ones is below its rounding): those with a low half are added up apart,
-since the tensor cores round every sum towards zero, and because they alone are nan where an operand is infinite.
+A team of warps takes a row, and each of its warps tiles of 16 items; those of a history that all rows have in common
+are split once, into shared memory, where there is room. The row's own first layer, Wk + diag(q) Wp, lies there too, as
+sums of two halves, in the order in which lanes read it, and so do the further layers' matrices, once for all rows.
+Layers' results stay in registers: those of one are the left operand of the next. Three products of halves make one of
+float32 (that of both low ones is below its rounding): those with a low half are added up apart, since the tensor cores
+round every sum towards zero, and because they alone are nan where an operand is infinite.
 
 Items' and results' rows are scaled by powers of two, and so is each column of a matrix, so that halves hold them.
 """
@@ -104,6 +105,17 @@ __device__ __forceinline__ void prepare(uint4* to, float2* columns, const float*
   }
 }
 
+// A lane's part of item t, which `from` points at, and of the one 8 below; nothing of items from stop on.
+__device__ __forceinline__ void load(
+    float4 (&x)[PIECES(D)], float4 (&z)[PIECES(D)], const float* from, int step, int t, int stop, int lane) {
+#pragma unroll
+  for (int s = 0; s < PIECES(D); s++) {
+    const int d = 16 * s + lane % 4 * 4;
+    x[s] = four(from, t < stop ? d : D, D);
+    z[s] = four(from + 8 * (i64)step, t + 8 < stop ? d : D, D);
+  }
+}
+
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 unit(const float* __restrict__ q, const float* __restrict__ k, const float* __restrict__ v, float* __restrict__ y,
      int rows, int inner_rows, int items, int q_outer, int q_inner, int q_column, int k_outer, int k_inner, int k_item,
@@ -118,7 +130,9 @@ unit(const float* __restrict__ q, const float* __restrict__ k, const float* __re
   char* const rest = (char*)(sums + WARPS * (64 * COLUMNS + 4));
   LAYOUT
 
-  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, team = warp / TEAM, member = warp % TEAM;
+  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, team = warp / TEAM;
+  // The last members have fewer tiles, so those of different teams are not on the same scheduler.
+  const int member = (warp + (4 % TEAM ? 0 : team * TEAM / 4)) % TEAM;
   // Unrolled: all that is read comes at once.
 #pragma unroll
   for (int turn = 0; turn < (FIRST + THREADS - 1) / THREADS; turn++) {
@@ -131,6 +145,21 @@ unit(const float* __restrict__ q, const float* __restrict__ k, const float* __re
     if (TARGET) given[i + 2 * FIRST] = n < N1 ? four(wq + n * D, d, D) : nothing;
   }
   PREPARE
+  if (COMMON)
+    for (int tile = warp; 16 * tile < items; tile += WARPS) {
+      float4 x[PIECES(D)], z[PIECES(D)];
+      const int t0 = 16 * tile + lane / 4;
+      load(x, z, k + (i64)t0 * k_item, k_item, t0, items, lane);
+      const float scale[2] = {quad_scale(x), quad_scale(z)};
+      if (lane % 4 == 0) scales[t0] = scale[0], scales[t0 + 8] = scale[1];
+#pragma unroll
+      for (int s = 0; s < PIECES(D); s++) {
+        u32 high[4], low[4];
+        split(high, low, x[s], z[s], scale);
+        uint4* const to = history + (tile * PIECES(D) + s) * 64 + lane;
+        to[0] = make_uint4(high[0], high[1], high[2], high[3]), to[32] = make_uint4(low[0], low[1], low[2], low[3]);
+      }
+    }
   __syncthreads();
 
   uint4* const w1 = own + team * FIRST;
@@ -155,6 +184,7 @@ unit(const float* __restrict__ q, const float* __restrict__ k, const float* __re
         if (needed(1.0f, p) != 0.0f) before = max(before, (u32)(items - t)), after = (u32)(t + 1);
       }
       left = items - (int)warp_max(before), right = max((int)warp_max(after), left);
+      if (COMMON) left -= left % 16;
     }
     team_sync(team);
     for (int j = member; j < TILES(N1); j += TEAM) {
@@ -225,22 +255,29 @@ unit(const float* __restrict__ q, const float* __restrict__ k, const float* __re
     };
 
     for (int t = left + 16 * member; t < right; t += 16 * TEAM) {
-      float4 x[PIECES(D)], z[PIECES(D)];
       const int t0 = t + lane / 4;
-#pragma unroll
-      for (int s = 0; s < PIECES(D); s++) {
-        const int d = 16 * s + lane % 4 * 4;
-        x[s] = four(k_row + (i64)t0 * k_item, t0 < right ? d : D, D);
-        z[s] = four(k_row + (i64)(t0 + 8) * k_item, t0 + 8 < right ? d : D, D);
+      float4 x[PIECES(D)], z[PIECES(D)];
+      float scale[2];
+      if (COMMON) {
+        scale[0] = scales[t0], scale[1] = scales[t0 + 8];
+      } else {
+        load(x, z, k_row + (i64)t0 * k_item, k_item, t0, right, lane);
+        scale[0] = quad_scale(x), scale[1] = quad_scale(z);
       }
-      const float scale[2] = {quad_scale(x), quad_scale(z)};
       float h1[TILES(N1)][4] = {};
       {
         float low_sums[TILES(N1)][4] = {};
 #pragma unroll
         for (int s = 0; s < PIECES(D); s++) {
           u32 high[4], low[4];
-          split(high, low, x[s], z[s], scale);
+          if (COMMON) {
+            const uint4* const from = history + (t / 16 * PIECES(D) + s) * 64 + lane;
+            const uint4 a = from[0], b = from[32];
+            high[0] = a.x, high[1] = a.y, high[2] = a.z, high[3] = a.w;
+            low[0] = b.x, low[1] = b.y, low[2] = b.z, low[3] = b.w;
+          } else {
+            split(high, low, x[s], z[s], scale);
+          }
           product(h1, low_sums, high, low, w1 + s * TILES(N1) * 32 + lane);
         }
         finish(h1, low_sums, scale, first, lane);

@@ -1,0 +1,88 @@
+"""recopt::layer_norm: y[.., d] = (x[.., d] - mean_d x) / sqrt(variance_d x + eps) * g[d] + b[d].
+
+torch's own kernel gives each row a block, which rows of 64 leave mostly idle: narrow float32 rows on a GPU are many to
+a program here (``kernels``); everything else is torch's.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+NARROW = 512  # columns; wider rows keep a block of torch's kernel busy
+_TILE = 4096  # numbers that a program holds
+
+
+class LayerNormError(ValueError):
+    """Operands that do not fit each other."""
+
+
+def bytes_moved(rows: int, width: int, itemsize: int = 4) -> int:
+    """The fewest bytes it moves: x, g and b read once, y written once."""
+    return itemsize * (2 * rows * width + 2 * width)
+
+
+def flops(rows: int, width: int) -> int:
+    """Floating-point operations: a mean, a variance, the result."""
+    return rows * (7 * width + 4)
+
+
+def check_layer_norm(x: Tensor, g: Tensor, b: Tensor) -> None:
+    """Raise LayerNormError unless x is [.., D], g and b [D], of one dtype."""
+    if x.dim() == 0 or g.dim() != 1 or g.shape != b.shape or bool(x.shape[-1] != g.shape[0]):
+        raise LayerNormError(f"operands of shapes {[tuple(t.shape) for t in (x, g, b)]} do not fit each other")
+    if not x.dtype == g.dtype == b.dtype:
+        raise LayerNormError(f"operands of {x.dtype}, {g.dtype} and {b.dtype}")
+
+
+def layer_norm_torch(x: Tensor, g: Tensor, b: Tensor, eps: float) -> Tensor:
+    """The same in torch's operator."""
+    return F.layer_norm(x, g.shape, g, b, eps)
+
+
+def fits(x: Tensor, g: Tensor, b: Tensor) -> bool:
+    """Whether the kernel takes these operands and is the faster: narrow rows of float32, none of which needs a
+    gradient."""
+    gradient = torch.is_grad_enabled() and any(t.requires_grad for t in (x, g, b))
+    return x.dtype == torch.float32 and 0 < x.shape[-1] <= NARROW and x.numel() > 0 and not gradient
+
+
+def layer_norm_triton(x: Tensor, g: Tensor, b: Tensor, eps: float) -> Tensor:
+    """The same in one launch, for float32; the result lies in order."""
+    from .kernels import layer_norm_kernel
+
+    rows, width = math.prod(x.shape[:-1]), x.shape[-1]
+    flat = x.reshape(rows, width)
+    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    tile, columns, warps = _blocks(rows, width)
+    steps = (flat.stride(0), flat.stride(1), g.stride(0), b.stride(0))
+    launch = layer_norm_kernel[(-(-rows // tile), 1, 1)]
+    if x.is_cuda and x.device.index != torch.cuda.current_device():
+        with torch.cuda.device(x.device):
+            launch(flat, g, b, y, *steps, rows, width, eps, tile, columns, num_warps=warps)
+    else:
+        launch(flat, g, b, y, *steps, rows, width, eps, tile, columns, num_warps=warps)
+    return y
+
+
+@functools.lru_cache(maxsize=4096)
+def _blocks(rows: int, width: int) -> tuple[int, int, int]:
+    """Rows a program, columns padded, warps: fewer rows where programs would leave processors idle."""
+    columns = 1 << (width - 1).bit_length()
+    tile = max(1, _TILE // columns)
+    while tile > 4 and -(-rows // tile) < 264:
+        tile //= 2
+    return tile, columns, max(1, min(4, tile * columns // 256))
+
+
+def layer_norm(x: Tensor, g: Tensor, b: Tensor, eps: float) -> Tensor:
+    """x [.., D] with each row's mean taken off, over the root of its variance and eps, by g [D] and b [D].
+
+    Raises LayerNormError for operands that do not fit each other.
+    """
+    check_layer_norm(x, g, b)
+    return layer_norm_triton(x, g, b, eps) if x.is_cuda and fits(x, g, b) else layer_norm_torch(x, g, b, eps)
