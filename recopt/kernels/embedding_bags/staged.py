@@ -28,7 +28,8 @@ from .layout import Layout, Term
 from .operands import Operands, check_operands, result_dtype
 from .source import SOURCE
 
-_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.uint8: 3, torch.int8: 4}
+_QUANTISED_PART = 16  # bytes of a quantised row that a thread reads; 16 of others
 _HELD = 160  # ids of a bag that are held at once
 _CARVEOUT = 9  # CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT
 
@@ -111,7 +112,7 @@ def eligible(layout: Layout, o: Operands) -> bool:
 def _plain(t: Term, o: Operands) -> bool:
     if (
         not ((t.pool == "sum" and t.count) or (t.pool == "row" and t.count == 1))
-        or t.bits
+        or t.bits == 4
         or t.ragged
         or t.lengths is not None
         or t.weights is not None
@@ -122,17 +123,19 @@ def _plain(t: Term, o: Operands) -> bool:
         return False
     table, ids = o.tables[t.source], o.ids[t.ids]
     item = table.dtype.itemsize
-    words = table.shape[1] * item // 16
+    words = table.shape[1] * item // _part(table.dtype)
     return (
         not (t.modulus or t.shift or t.wraps)
         and table.dtype in _TYPES
+        and (t.bits > 0) == (item == 1)
         and ids.dtype in (torch.int32, torch.int64)
         and (ids.dim() == 1 or ids.stride(1) == 1)
         and table.stride(1) == 1
         and table.data_ptr() % 16 == 0
         and table.shape[1] * item % 16 == 0
         and table.stride(0) * item % 16 == 0
-        and table.shape[0] * table.stride(0) * item // 16 < 1 << 32
+        and table.shape[0] < 1 << 32
+        and table.stride(0) * item < 1 << 32
         and words & (words - 1) == 0
         and 1 <= words <= 32
     )
@@ -152,9 +155,10 @@ def staged(layout: Layout, o: Operands, config: Staged) -> Launch | None:
     slots = {slot: n for n, slot in enumerate(layout.slots)}
     for t in layout.lookups:
         table = o.tables[t.source]
-        words = table.shape[1] * table.dtype.itemsize // 16
-        lanes = min(words, config.slice // 16)
-        slices = [_unit(t, o, slots["ids", t.ids], lanes, n, column) for n in range(words // lanes)]
+        words = table.shape[1] * table.dtype.itemsize // _part(table.dtype)
+        lanes = min(words, config.slice // _part(table.dtype))
+        scales = o.scales[layout.quantised[t.source]].data_ptr() if t.bits else 0
+        slices = [_unit(t, o, slots["ids", t.ids], lanes, n, column, scales) for n in range(words // lanes)]
         if t.count == 1:
             rows, singles = rows + slices, singles | lanes
         else:
@@ -165,7 +169,7 @@ def staged(layout: Layout, o: Operands, config: Staged) -> Launch | None:
     table, ids = o.tables[first.source], o.ids[first.ids]
     early = config.early if _is_hopper(table.device) else 0
     options = {
-        "TYPE": _TYPES[table.dtype],
+        "TYPE": _TYPES[table.dtype], "WORD": _part(table.dtype),
         "OUT": _TYPES[result_dtype(layout, [t.dtype for t in o.tables], [])],
         "IDS": "int" if ids.dtype == torch.int32 else "i64",
         "CHUNKS": -(-min(longest, _HELD) // 32),
@@ -183,19 +187,23 @@ def staged(layout: Layout, o: Operands, config: Staged) -> Launch | None:
     return Launch(kernel, records, len(units), len(rows), config.warps, config.bags, bool(early))
 
 
+def _part(dtype: torch.dtype) -> int:
+    return _QUANTISED_PART if dtype.itemsize == 1 else 16
+
+
 def _is_hopper(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 9
 
 
-def _unit(t: Term, o: Operands, slot: int, lanes: int, n: int, column: int) -> list[int]:
+def _unit(t: Term, o: Operands, slot: int, lanes: int, n: int, column: int, scales: int) -> list[int]:
     """The record of one slice of one piece."""
     table, ids = o.tables[t.source], o.ids[t.ids]
     low, eps = t.div or (0.0, 0.0)
     scale = t.factor if t.div is None else t.factor / (max(float(t.count), low) + eps)
     bits = int(torch.tensor(scale, dtype=torch.float32).view(torch.int32))
     return [
-        table.data_ptr(), table.shape[0], table.stride(0) * table.dtype.itemsize // 16, lanes, n, slot,
-        ids.stride(0) << 32 | t.first, t.count, column, bits,
+        table.data_ptr(), table.shape[0], table.stride(0) * table.dtype.itemsize, lanes, n, slot,
+        ids.stride(0) << 32 | t.first, t.count, column, bits, scales,
     ]  # fmt: skip
 
 
