@@ -17,6 +17,7 @@ from recopt.rewrite import Context
 from . import (
     clean_up,
     fuse_attention,
+    fuse_dot_interaction,
     fuse_embedding_bags,
     fuse_gru,
     fuse_layer_norm,
@@ -61,6 +62,7 @@ PIPELINE: tuple[Pass, ...] = (
     QuantizeTables(),
     DedupeIds(),
     hint_repeats,
+    fuse_dot_interaction,
     fuse_gru,
     fuse_layer_norm,
     project_queries,

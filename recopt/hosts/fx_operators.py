@@ -12,6 +12,8 @@ import torch
 
 from ..kernels.attention import attention, attention_cuda, attention_torch
 from ..kernels.attention import check_operands as check_attention
+from ..kernels.dot_interaction import check_operands as check_pairs
+from ..kernels.dot_interaction import dot_interaction
 from ..kernels.embedding_bags import (
     Operands,
     check_operands,
@@ -310,6 +312,22 @@ def pointwise_call(inputs: Tensors, program: str) -> Tensors:
     return pointwise(inputs, program)
 
 
+DOT_INTERACTION = "recopt.dot_interaction.default"
+
+torch.library.define("recopt::dot_interaction", "(Tensor x, str pairs) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
+torch.library.impl("recopt::dot_interaction", ("cpu", "cuda"), dot_interaction)
+torch.library.register_fake("recopt::dot_interaction", lambda x, pairs: x.new_empty(check_pairs(x, pairs)))
+
+DOT_INTERACTION_OPERATOR = torch.ops.recopt.dot_interaction.default
+
+
+def dot_interaction_call(x: torch.Tensor, pairs: str) -> torch.Tensor:
+    """`recopt::dot_interaction` without the dispatcher, as `attention_call`."""
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
+        return DOT_INTERACTION_OPERATOR(x, pairs)  # type: ignore[no-any-return]  # torch.ops is untyped
+    return dot_interaction(x, pairs)
+
+
 CALLS: dict[str, Callable[..., Any]] = {
     LINEAR: linear_call,
     EMBEDDING_BAGS: embedding_bags_call,
@@ -318,4 +336,5 @@ CALLS: dict[str, Callable[..., Any]] = {
     GRU: gru_call,
     AUGRU: gru_call,
     POINTWISE: pointwise_call,
+    DOT_INTERACTION: dot_interaction_call,
 }

@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ..errors import OptionError
-from ..fused import Attention, Bilinear, EmbeddingBags, Gru, LayerNorm, Linear, Spec, TargetAttention, View
+from ..fused import (
+    Attention,
+    Bilinear,
+    DotInteraction,
+    EmbeddingBags,
+    Gru,
+    LayerNorm,
+    Linear,
+    Spec,
+    TargetAttention,
+    View,
+)
 from ..hosts.base import Array, Host, Value
 from ..layout.moves import Plan
 from .columns import Columns
@@ -35,6 +46,8 @@ def _write(host: Host, spec: Spec, target: str) -> Value:
             return torch.layer_norm(host, spec)  # type: ignore[arg-type]  # the dialect says which host it is
         if isinstance(spec, Bilinear):
             return torch.bilinear(host, spec)  # type: ignore[arg-type]  # the dialect says which host it is
+        if isinstance(spec, DotInteraction):
+            return torch.dot_interaction(host, spec)  # type: ignore[arg-type]  # the dialect says which host it is
         return torch_bags.embedding_bags(host, spec, target)  # type: ignore[arg-type]  # the dialect says which host it is
     from . import onnx, onnx_attention, onnx_bags, onnx_gru, onnx_target
 
@@ -50,6 +63,7 @@ def _write(host: Host, spec: Spec, target: str) -> Value:
         return onnx.layer_norm(host, spec)  # type: ignore[arg-type]  # the dialect says which host it is
     if isinstance(spec, Bilinear):
         return onnx.bilinear(host, spec)  # type: ignore[arg-type]  # the dialect says which host it is
+    assert not isinstance(spec, DotInteraction)  # which no ONNX target is given
     return onnx_bags.embedding_bags(host, spec, target)  # type: ignore[arg-type]  # the dialect says which host it is
 
 

@@ -7,11 +7,12 @@ from typing import TypeAlias
 import numpy as np
 
 from ..errors import GraphError, LowerError
-from ..fused import Bilinear, Concat, LayerNorm, Linear, Permute, Reshape, Slice, Step, View
+from ..fused import Bilinear, Concat, DotInteraction, LayerNorm, Linear, Permute, Reshape, Slice, Step, View
 from ..hosts.base import Array, Value
 from ..hosts.fx import FxHost
-from ..hosts.fx_operators import LINEAR
+from ..hosts.fx_operators import DOT_INTERACTION, LINEAR
 from ..ir.sizes import Size, product
+from ..kernels.dot_interaction import Pairs
 
 _END = 2**63 - 1
 
@@ -62,6 +63,17 @@ def bilinear(host: FxHost, spec: Bilinear) -> Value:
         return layout(host, y, (Reshape(spec.shape), *spec.steps), spec.name)
     except GraphError as error:
         raise LowerError(f"recopt::linear {spec.name}: {error}") from error
+
+
+def dot_interaction(host: FxHost, spec: DotInteraction) -> Value:
+    """Write `spec` and the layout steps around it. Raises LowerError."""
+    try:
+        x = layout(host, spec.x.value, spec.x.steps, f"{spec.name}_x")
+        text = str(Pairs(spec.size, spec.starts, spec.pairs))
+        y = host.call(DOT_INTERACTION, (x, text), name=spec.name, like=spec.x.value)
+        return layout(host, y, (Reshape(spec.shape), *spec.steps), spec.name)
+    except GraphError as error:
+        raise LowerError(f"recopt::dot_interaction {spec.name}: {error}") from error
 
 
 def _over_space(host: FxHost, spec: Linear) -> Value:

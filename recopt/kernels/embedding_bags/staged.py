@@ -95,7 +95,7 @@ def _driver() -> Any:
 
 def eligible(layout: Layout, o: Operands) -> bool:
     """Whether every piece is a row, or the sum or mean of one bag of fixed length, in rows of 1, 2, 4 .. 32 words of 16
-    bytes."""
+    bytes, of floats or of 8 bits."""
     if not all(len(piece) == 1 and _plain(piece[0], o) for piece in layout.pieces):
         return False
     ids = [o.ids[t.ids] for t in layout.lookups]
@@ -105,6 +105,7 @@ def eligible(layout: Layout, o: Operands) -> bool:
         len({i.dtype for i in ids}) == 1
         and len({o.tables[t.source].dtype for t in layout.lookups}) == 1
         and sum(widths) * dtype.itemsize % 16 == 0
+        and all(s.data_ptr() % 8 == 0 for s in o.scales)
         and max(i.stride(0) * max(1, i.shape[0]) for i in ids) < 1 << 31
     )
 

@@ -1,0 +1,17 @@
+"""Dot products of pairs of vectors, in every spelling, become `recopt::dot_interaction` on CUDA.
+
+Elsewhere the product of all with all is as fast.
+"""
+
+from __future__ import annotations
+
+from recopt.hosts.base import Host
+from recopt.patterns import dot_interaction
+from recopt.rewrite import Context, apply
+
+name = "fuse-dot-interaction"
+
+
+def run(host: Host, context: Context) -> bool:
+    """Whether anything was rewritten."""
+    return context.target == "cuda" and apply(host, dot_interaction, context)

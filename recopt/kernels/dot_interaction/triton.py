@@ -1,0 +1,70 @@
+# mypy: disable-error-code="no-untyped-def,untyped-decorator,no-untyped-call"
+"""The Triton kernel of ``recopt::dot_interaction``: a program makes all products of the vectors of one row at once, in
+tensor cores (float32 as three products of TF32), and writes those that are asked for where they belong."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..linear.kernels import _begin, _drain
+from . import parse_pairs
+
+
+@triton.jit
+def dots_kernel(
+    x, y, starts, places, x_row, P, COUNT: tl.constexpr, SIZE: tl.constexpr, HELD: tl.constexpr, STEP: tl.constexpr,
+    ALIGN: tl.constexpr, PRECISION: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    """starts [HELD], multiples of ALIGN; places [HELD, HELD]: the column of y of a product, or -1."""
+    n = tl.arange(0, HELD)
+    d = tl.arange(0, STEP)
+    start = tl.load(starts + n) // ALIGN * ALIGN  # so that the compiler sees what divides it
+    place = tl.load(places + n[:, None] * HELD + n[None, :])
+    row = tl.program_id(0).to(tl.int64)
+    at = x + row * x_row + start[:, None]
+    products = tl.zeros([HELD, HELD], tl.float32)
+    _begin(EARLY)
+    for first in tl.static_range(0, SIZE, STEP):
+        inside = (n < COUNT)[:, None] & (first + d < SIZE)[None, :]
+        v = tl.load(at + (first + d)[None, :], mask=inside, other=0)
+        products = tl.dot(v, tl.trans(v), products, input_precision=PRECISION)
+    _drain(EARLY)
+    tl.store(y + row * P + place, products.to(y.dtype.element_ty), mask=place >= 0)
+
+
+def dot_interaction_triton(x: Tensor, text: str) -> Tensor:
+    """As `dot_interaction`, of an x on a GPU whose columns lie side by side."""
+    pairs = parse_pairs(text)
+    starts, places = _tables(text, x.device)
+    y = torch.empty((x.shape[0], len(pairs.pairs)), dtype=x.dtype, device=x.device)
+    if x.shape[0] == 0:
+        return y
+    early = torch.cuda.get_device_capability(x.device)[0] >= 9
+    step = max(16, min(64, triton.next_power_of_2(pairs.size)))
+    align = math.gcd(16 // x.element_size(), *pairs.starts)
+    with torch.cuda.device(x.device):
+        dots_kernel[(x.shape[0],)](
+            x, y, starts, places, x.stride(0), y.shape[1], len(pairs.starts), pairs.size, len(starts), step,
+            align, "tf32x3", early, num_warps=4, **({"launch_pdl": True} if early else {}),
+        )  # fmt: skip
+    return y
+
+
+@functools.lru_cache(maxsize=256)
+def _tables(text: str, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Where vectors begin and products go, on the device."""
+    pairs = parse_pairs(text)
+    held = max(16, triton.next_power_of_2(len(pairs.starts)))
+    with torch.inference_mode(False):
+        starts = torch.zeros(held, dtype=torch.int32)
+        starts[: len(pairs.starts)] = torch.tensor(pairs.starts)
+        places = torch.full((held, held), -1, dtype=torch.int32)
+        first, second = torch.tensor(pairs.pairs).unbind(1)
+        places[first, second] = torch.arange(len(pairs.pairs), dtype=torch.int32)
+        return starts.to(device), places.to(device)
