@@ -25,6 +25,7 @@ from . import (
     fuse_pointwise,
     fuse_target_attention,
     hint_repeats,
+    pad_features,
     project_queries,
     separate_residuals,
     simplify_layout,
@@ -71,6 +72,7 @@ PIPELINE: tuple[Pass, ...] = (
     fuse_pointwise,
     simplify_layout,
     separate_residuals,
+    pad_features,
 )
 
 

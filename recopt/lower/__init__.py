@@ -21,6 +21,7 @@ from ..hosts.base import Array, Host, Value
 from ..layout.moves import Plan
 from .columns import Columns
 
+LINEAR = "recopt.linear.default"  # the node that `write` makes of a Linear in an FX graph
 # For each dialect the targets that it can be written for, the default first.
 TARGETS = {"aten": ("cpu", "cuda"), "onnx": ("portable", "ort-cpu", "ort-cuda", "recopt")}
 
@@ -96,6 +97,22 @@ def hint_repeats(host: Host, example: Sequence[Array]) -> bool:
     from .torch_bags import hint_repeats as hint
 
     return hint(host, example)  # type: ignore[arg-type]  # the dialect says which host it is
+
+
+def widens(host: Host, x: Value) -> bool:
+    """Whether what makes x can write columns more than it does; only in an FX graph."""
+    if host.dialect != "aten":
+        return False
+    from .torch_widened import widens as can
+
+    return can(x)
+
+
+def widened(host: Host, x: Value, more: int) -> Value:
+    """Append what makes x with that many columns of zeros behind. Raises GraphError."""
+    from .torch_widened import widened as make
+
+    return make(host, x, more)  # type: ignore[arg-type]  # the dialect says which host it is
 
 
 def in_place(host: Host, spec: Linear) -> bool:
