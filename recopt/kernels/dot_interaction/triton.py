@@ -39,20 +39,22 @@ def dots_kernel(
 
 
 def dot_interaction_triton(x: Tensor, text: str) -> Tensor:
-    """As `dot_interaction`, of an x on a GPU whose columns lie side by side."""
+    """As `dot_interaction`, of an x whose columns lie side by side."""
+    if x.is_cuda and x.device.index != torch.cuda.current_device():
+        with torch.cuda.device(x.device):
+            return dot_interaction_triton(x, text)
     pairs = parse_pairs(text)
     starts, places = _tables(text, x.device)
     y = torch.empty((x.shape[0], len(pairs.pairs)), dtype=x.dtype, device=x.device)
     if x.shape[0] == 0:
         return y
-    early = torch.cuda.get_device_capability(x.device)[0] >= 9
+    early = x.is_cuda and torch.cuda.get_device_capability(x.device)[0] >= 9
     step = max(16, min(64, triton.next_power_of_2(pairs.size)))
     align = math.gcd(16 // x.element_size(), *pairs.starts)
-    with torch.cuda.device(x.device):
-        dots_kernel[(x.shape[0],)](
-            x, y, starts, places, x.stride(0), y.shape[1], len(pairs.starts), pairs.size, len(starts), step,
-            align, "tf32x3", early, num_warps=4, **({"launch_pdl": True} if early else {}),
-        )  # fmt: skip
+    dots_kernel[(x.shape[0],)](
+        x, y, starts, places, x.stride(0), y.shape[1], len(pairs.starts), pairs.size, len(starts), step,
+        align, "tf32x3", early, num_warps=4, **({"launch_pdl": True} if early else {}),
+    )  # fmt: skip
     return y
 
 
