@@ -314,18 +314,22 @@ def pointwise_call(inputs: Tensors, program: str) -> Tensors:
 
 DOT_INTERACTION = "recopt.dot_interaction.default"
 
-torch.library.define("recopt::dot_interaction", "(Tensor x, str pairs) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
+torch.library.define(
+    "recopt::dot_interaction",
+    "(Tensor x, Tensor? beside, str pairs, int zeros) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
 torch.library.impl("recopt::dot_interaction", ("cpu", "cuda"), dot_interaction)
-torch.library.register_fake("recopt::dot_interaction", lambda x, pairs: x.new_empty(check_pairs(x, pairs)))
+torch.library.register_fake("recopt::dot_interaction", lambda x, *args: x.new_empty(check_pairs(x, *args)))
 
 DOT_INTERACTION_OPERATOR = torch.ops.recopt.dot_interaction.default
 
 
-def dot_interaction_call(x: torch.Tensor, pairs: str) -> torch.Tensor:
+def dot_interaction_call(x: torch.Tensor, beside: torch.Tensor | None, pairs: str, zeros: int) -> torch.Tensor:
     """`recopt::dot_interaction` without the dispatcher, as `attention_call`."""
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
-        return DOT_INTERACTION_OPERATOR(x, pairs)  # type: ignore[no-any-return]  # torch.ops is untyped
-    return dot_interaction(x, pairs)
+        return DOT_INTERACTION_OPERATOR(x, beside, pairs, zeros)  # type: ignore[no-any-return]  # torch.ops is untyped
+    return dot_interaction(x, beside, pairs, zeros)
 
 
 CALLS: dict[str, Callable[..., Any]] = {

@@ -99,18 +99,26 @@ def hint_repeats(host: Host, example: Sequence[Array]) -> bool:
     return hint(host, example)  # type: ignore[arg-type]  # the dialect says which host it is
 
 
+def join_interactions(host: Host) -> None:
+    """Let dot products of pairs write what a concatenation puts in front of them; only in an FX graph."""
+    if host.dialect == "aten":
+        from .torch_features import join_interactions as join
+
+        join(host)  # type: ignore[arg-type]  # the dialect says which host it is
+
+
 def widens(host: Host, x: Value) -> bool:
     """Whether what makes x can write columns more than it does; only in an FX graph."""
     if host.dialect != "aten":
         return False
-    from .torch_widened import widens as can
+    from .torch_features import widens as can
 
     return can(x)
 
 
 def widened(host: Host, x: Value, more: int) -> Value:
     """Append what makes x with that many columns of zeros behind. Raises GraphError."""
-    from .torch_widened import widened as make
+    from .torch_features import widened as make
 
     return make(host, x, more)  # type: ignore[arg-type]  # the dialect says which host it is
 

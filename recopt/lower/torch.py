@@ -70,8 +70,8 @@ def dot_interaction(host: FxHost, spec: DotInteraction) -> Value:
     try:
         x = layout(host, spec.x.value, spec.x.steps, f"{spec.name}_x")
         text = str(Pairs(spec.size, spec.starts, spec.pairs))
-        y = host.call(DOT_INTERACTION, (x, text), name=spec.name, like=spec.x.value)
-        return layout(host, y, (Reshape(spec.shape), *spec.steps), spec.name)
+        y = host.call(DOT_INTERACTION, (x, None, text, 0), name=spec.name, like=spec.x.value)
+        return layout(host, y, spec.steps, spec.name)
     except GraphError as error:
         raise LowerError(f"recopt::dot_interaction {spec.name}: {error}") from error
 

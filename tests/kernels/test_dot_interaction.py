@@ -43,8 +43,11 @@ def test_texts_and_the_plain_operators(name: str) -> None:
     pairs = CASES[name]
     assert parse_pairs(str(pairs)) == pairs
     x = torch.randn(3, pairs.columns + 5, dtype=torch.float64)
-    torch.testing.assert_close(dot_interaction(x, str(pairs)), exact(x, pairs))
-    assert check_operands(x, str(pairs)) == (3, len(pairs.pairs))
+    torch.testing.assert_close(dot_interaction(x, None, str(pairs)), exact(x, pairs))
+    beside = torch.randn(3, 4, dtype=torch.float64)
+    want = torch.cat([beside, exact(x, pairs), torch.zeros(3, 2, dtype=torch.float64)], 1)
+    torch.testing.assert_close(dot_interaction(x, beside, str(pairs), 2), want)
+    assert check_operands(x, beside, str(pairs), 2) == want.shape
 
 
 @pytest.mark.parametrize("text", ["", "0 of 0 with 0.0", "4 of 0 with 0.1", "4 of with 0.0", "4 of 0 with"])
@@ -53,10 +56,19 @@ def test_texts_that_say_nothing(text: str) -> None:
         parse_pairs(text)
 
 
-@pytest.mark.parametrize("x", [torch.ones(2, 7), torch.ones(8), torch.ones(2, 8, dtype=torch.int64)])
-def test_tensors_that_do_not_hold_the_vectors(x: torch.Tensor) -> None:
+@pytest.mark.parametrize(
+    ("x", "beside"),
+    [
+        (torch.ones(2, 7), None),
+        (torch.ones(8), None),
+        (torch.ones(2, 8, dtype=torch.int64), None),
+        (torch.ones(2, 8), torch.ones(3, 8)),
+        (torch.ones(2, 8), torch.ones(2, 8).half()),
+    ],
+)
+def test_tensors_that_do_not_fit(x: torch.Tensor, beside: torch.Tensor | None) -> None:
     with pytest.raises(DotInteractionError):
-        torch.ops.recopt.dot_interaction(x, "4 of 0 4 with 1.0")
+        torch.ops.recopt.dot_interaction(x, beside, "4 of 0 4 with 1.0", 0)
 
 
 def test_the_kernel_in_the_interpreter() -> None:
@@ -65,8 +77,11 @@ def test_the_kernel_in_the_interpreter() -> None:
         "from recopt.kernels.dot_interaction.triton import dot_interaction_triton as run\n"
         "torch.manual_seed(1)\n"
         "for pairs in CASES.values():\n"
-        "    x = torch.randn(2, pairs.columns + 6)[:, 3:]\n"
-        "    torch.testing.assert_close(run(x, str(pairs)), exact(x, pairs).float(), rtol=1e-5, atol=5e-5)\n"
+        "    x, beside = torch.randn(2, pairs.columns + 6)[:, 3:], torch.randn(2, 150)[:, 1:]\n"
+        "    want = exact(x, pairs).float()\n"
+        "    torch.testing.assert_close(run(x, None, str(pairs)), want, rtol=1e-5, atol=5e-5)\n"
+        "    want = torch.cat([beside, want, torch.zeros(2, 3)], 1)\n"
+        "    torch.testing.assert_close(run(x, beside, str(pairs), 3), want, rtol=1e-5, atol=5e-5)\n"
     )
     here = str(Path(__file__).parent)
     path = os.pathsep.join([here, str(Path(__file__).parents[2]), *sys.path])
@@ -84,15 +99,18 @@ def test_gpu_agrees_with_float64(name: str, dtype: torch.dtype) -> None:
     for rows in (1, 7, 781):
         x = torch.randn(rows, pairs.columns + 8, device="cuda").to(dtype)
         for part in (x, x[:, 1:], x.t().contiguous().t()):
-            poison = torch.full((rows, len(pairs.pairs)), float("nan"), device="cuda", dtype=dtype)
+            beside = torch.randn(rows, 150, device="cuda").to(dtype)[:, 1:]
+            poison = torch.full((rows, len(pairs.pairs) + 152), float("nan"), device="cuda", dtype=dtype)
             del poison
-            out = dot_interaction(part, str(pairs))
+            out = dot_interaction(part, beside, str(pairs), 3)
             assert out.dtype == dtype
-            want = exact(part, pairs)
+            want = torch.cat([beside.double(), exact(part, pairs), torch.zeros(rows, 3, device="cuda")], 1)
             # Three products of TF32: as far from float64 as float32's own sums of so many values near 1 are.
             tolerance = {"rtol": 1e-5, "atol": 5e-5} if dtype == torch.float32 else {}
             torch.testing.assert_close(out, want.to(dtype), **tolerance)
     with torch.enable_grad():
         x = torch.randn(4, pairs.columns, device="cuda", requires_grad=True)
-        assert dot_interaction(x, str(pairs)).requires_grad
-    torch.testing.assert_close(dot_interaction_torch(x, str(pairs)), exact(x, pairs).float(), rtol=1e-5, atol=5e-5)
+        assert dot_interaction(x, None, str(pairs)).requires_grad
+    torch.testing.assert_close(
+        dot_interaction_torch(x, None, str(pairs)), exact(x, pairs).float(), rtol=1e-5, atol=5e-5
+    )

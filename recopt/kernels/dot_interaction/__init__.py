@@ -1,6 +1,6 @@
-"""recopt::dot_interaction: dot products of pairs of vectors that lie in the rows of a matrix.
+"""recopt::dot_interaction: dot products of pairs of vectors that lie in the rows of a matrix, beside other columns.
 
-    y[r, p] = sum_d x[r, start[first[p]] + d] * x[r, start[second[p]] + d]
+    y[r] = beside[r], then for each pair p  sum_d x[r, start[first[p]] + d] * x[r, start[second[p]] + d],  then zeros
 
 Which vectors and pairs there are is text: ``128 of 0 128 256 with 1.0 2.0 2.1`` says that vectors of 128 begin at
 columns 0, 128 and 256, and that y has the products of the second with the first, of the third with both.
@@ -56,20 +56,25 @@ def parse_pairs(text: str) -> Pairs:
     return Pairs(size, starts, pairs)
 
 
-def check_operands(x: Tensor, text: str) -> tuple[int, int]:
-    """The shape of y. Raises DotInteractionError unless x [R, K] holds the vectors."""
+def check_operands(x: Tensor, beside: Tensor | None, text: str, zeros: int) -> tuple[int, int]:
+    """The shape of y. Raises DotInteractionError unless x [R, K] holds the vectors and beside is [R, C]."""
     pairs = parse_pairs(text)
     if x.dim() != 2 or not x.is_floating_point() or x.shape[1] < pairs.columns:
         raise DotInteractionError(f"x is {x.dtype} {list(x.shape)}, need [R, at least {pairs.columns}]")
-    return x.shape[0], len(pairs.pairs)
+    if beside is not None and (beside.dim() != 2 or beside.shape[0] != x.shape[0] or beside.dtype != x.dtype):
+        raise DotInteractionError(f"what stands beside is {beside.dtype} {list(beside.shape)}, x {list(x.shape)}")
+    return x.shape[0], len(pairs.pairs) + zeros + (0 if beside is None else beside.shape[1])
 
 
-def dot_interaction_torch(x: Tensor, text: str) -> Tensor:
+def dot_interaction_torch(x: Tensor, beside: Tensor | None, text: str, zeros: int = 0) -> Tensor:
     """The reference: all products of the vectors, then those asked for. As `dot_interaction`."""
     pairs = parse_pairs(text)
     vectors = torch.stack([x.narrow(1, start, pairs.size) for start in pairs.starts], 1)
     first, second = _numbers(pairs.pairs, x.device)
-    return torch.bmm(vectors, vectors.transpose(1, 2))[:, first, second]
+    y = torch.bmm(vectors, vectors.transpose(1, 2))[:, first, second]
+    if beside is None and not zeros:
+        return y
+    return torch.cat([*([] if beside is None else [beside]), y, y.new_zeros(y.shape[0], zeros)], 1)
 
 
 @functools.lru_cache(maxsize=256)
@@ -79,18 +84,19 @@ def _numbers(pairs: Sequence[tuple[int, int]], device: torch.device) -> tuple[Te
     return first, second
 
 
-def dot_interaction(x: Tensor, text: str) -> Tensor:
-    """y [R, P] of x [R, K] and the type of x; see above. Raises DotInteractionError.
+def dot_interaction(x: Tensor, beside: Tensor | None, text: str, zeros: int = 0) -> Tensor:
+    """y [R, C + P + zeros] of x [R, K] and beside [R, C], in the type of x; see above. Raises DotInteractionError.
 
     On a GPU one kernel, whose float32 products are exact to float32; for other types, many vectors, or where gradients
     are asked for, torch's operators.
     """
-    check_operands(x, text)
+    check_operands(x, beside, text, zeros)
     pairs = parse_pairs(text)
-    recorded = torch.is_grad_enabled() and x.requires_grad
+    recorded = torch.is_grad_enabled() and (x.requires_grad or (beside is not None and beside.requires_grad))
     distinct = len(set(pairs.pairs)) == len(pairs.pairs)
     if not x.is_cuda or x.dtype not in _TYPES or recorded or not distinct or len(pairs.starts) > MOST_VECTORS:
-        return dot_interaction_torch(x, text)
+        return dot_interaction_torch(x, beside, text, zeros)
     from .triton import dot_interaction_triton  # Triton is there where a GPU is
 
-    return dot_interaction_triton(x if x.stride(1) == 1 else x.contiguous(), text)
+    beside = beside if beside is None or beside.stride(1) == 1 else beside.contiguous()
+    return dot_interaction_triton(x if x.stride(1) == 1 else x.contiguous(), beside, text, zeros)

@@ -18,10 +18,11 @@ from . import parse_pairs
 
 @triton.jit
 def dots_kernel(
-    x, y, starts, places, x_row, P, COUNT: tl.constexpr, SIZE: tl.constexpr, HELD: tl.constexpr, STEP: tl.constexpr,
-    ALIGN: tl.constexpr, PRECISION: tl.constexpr, EARLY: tl.constexpr,
+    x, beside, y, starts, places, x_row, beside_row, C, P, width, COUNT: tl.constexpr, SIZE: tl.constexpr,
+    HELD: tl.constexpr, STEP: tl.constexpr, ALIGN: tl.constexpr, PRECISION: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """starts [HELD], multiples of ALIGN; places [HELD, HELD]: the column of y of a product, or -1."""
+    """beside [.., C] or None; P products; starts [HELD], multiples of ALIGN; places [HELD, HELD]: which of the P a
+    product is, or -1; y [.., width]."""
     n = tl.arange(0, HELD)
     d = tl.arange(0, STEP)
     start = tl.load(starts + n) // ALIGN * ALIGN  # so that the compiler sees what divides it
@@ -34,26 +35,36 @@ def dots_kernel(
         inside = (n < COUNT)[:, None] & (first + d < SIZE)[None, :]
         v = tl.load(at + (first + d)[None, :], mask=inside, other=0)
         products = tl.dot(v, tl.trans(v), products, input_precision=PRECISION)
+    y += row * width
+    tl.store(y + C + place, products.to(y.dtype.element_ty), mask=place >= 0)
+    c = tl.arange(0, 128)
+    if beside is not None:
+        for first in range(0, C, 128):
+            here = first + c < C
+            tl.store(y + first + c, tl.load(beside + row * beside_row + first + c, mask=here), mask=here)
+    for first in range(C + P, width, 128):
+        tl.store(y + first + c, tl.zeros([128], y.dtype.element_ty), mask=first + c < width)
     _drain(EARLY)
-    tl.store(y + row * P + place, products.to(y.dtype.element_ty), mask=place >= 0)
 
 
-def dot_interaction_triton(x: Tensor, text: str) -> Tensor:
-    """As `dot_interaction`, of an x whose columns lie side by side."""
+def dot_interaction_triton(x: Tensor, beside: Tensor | None, text: str, zeros: int = 0) -> Tensor:
+    """As `dot_interaction`, of tensors whose columns lie side by side."""
     if x.is_cuda and x.device.index != torch.cuda.current_device():
         with torch.cuda.device(x.device):
-            return dot_interaction_triton(x, text)
+            return dot_interaction_triton(x, beside, text, zeros)
     pairs = parse_pairs(text)
     starts, places = _tables(text, x.device)
-    y = torch.empty((x.shape[0], len(pairs.pairs)), dtype=x.dtype, device=x.device)
+    before, beside_row = (0, 0) if beside is None else (beside.shape[1], beside.stride(0))
+    width = before + len(pairs.pairs) + zeros
+    y = torch.empty((x.shape[0], width), dtype=x.dtype, device=x.device)
     if x.shape[0] == 0:
         return y
     early = x.is_cuda and torch.cuda.get_device_capability(x.device)[0] >= 9
     step = max(16, min(64, triton.next_power_of_2(pairs.size)))
     align = math.gcd(16 // x.element_size(), *pairs.starts)
     dots_kernel[(x.shape[0],)](
-        x, y, starts, places, x.stride(0), y.shape[1], len(pairs.starts), pairs.size, len(starts), step,
-        align, "tf32x3", early, num_warps=4, **({"launch_pdl": True} if early else {}),
+        x, beside, y, starts, places, x.stride(0), beside_row, before, len(pairs.pairs), width, len(pairs.starts),
+        pairs.size, len(starts), step, align, "tf32x3", early, num_warps=4, **({"launch_pdl": True} if early else {}),
     )  # fmt: skip
     return y
 
