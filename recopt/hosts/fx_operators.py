@@ -13,7 +13,7 @@ import torch
 from ..kernels.attention import attention, attention_cuda, attention_torch
 from ..kernels.attention import check_operands as check_attention
 from ..kernels.dot_interaction import check_operands as check_pairs
-from ..kernels.dot_interaction import dot_interaction
+from ..kernels.dot_interaction import dot_interaction, dot_interaction_torch
 from ..kernels.embedding_bags import (
     Operands,
     check_operands,
@@ -326,7 +326,9 @@ DOT_INTERACTION_OPERATOR = torch.ops.recopt.dot_interaction.default
 
 
 def dot_interaction_call(x: torch.Tensor, beside: torch.Tensor | None, pairs: str, zeros: int) -> torch.Tensor:
-    """`recopt::dot_interaction` without the dispatcher, as `attention_call`."""
+    """`recopt::dot_interaction` without the dispatcher, as `pointwise_call`."""
+    if torch.onnx.is_in_onnx_export():
+        return dot_interaction_torch(x, beside, pairs, zeros)
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
         return DOT_INTERACTION_OPERATOR(x, beside, pairs, zeros)  # type: ignore[no-any-return]  # torch.ops is untyped
     return dot_interaction(x, beside, pairs, zeros)
