@@ -60,13 +60,23 @@ def dot_interaction_triton(x: Tensor, beside: Tensor | None, text: str, zeros: i
     if x.shape[0] == 0:
         return y
     early = x.is_cuda and torch.cuda.get_device_capability(x.device)[0] >= 9
-    step = max(16, min(64, triton.next_power_of_2(pairs.size)))
+    options = {"launch_pdl": True} if early else {}
+    warps, most = _tile(x.shape[0])
+    step = max(16, min(most, triton.next_power_of_2(pairs.size)))
     align = math.gcd(16 // x.element_size(), *pairs.starts)
     dots_kernel[(x.shape[0],)](
         x, beside, y, starts, places, x.stride(0), beside_row, before, len(pairs.pairs), width, len(pairs.starts),
-        pairs.size, len(starts), step, align, "tf32x3", early, num_warps=4, **({"launch_pdl": True} if early else {}),
+        pairs.size, len(starts), step, align, "tf32x3", early, num_warps=warps, **options,
     )  # fmt: skip
     return y
+
+
+def _tile(rows: int) -> tuple[int, int]:
+    """Warps of a row and values of a vector at once, measured for 27 vectors of 128 on an H200: every warp takes apart
+    what it multiplies by itself, which matters where rows are many, 17.8 us for 35 with four warps at 2048."""
+    if rows >= 1024:
+        return 1, 32
+    return (2, 64) if rows >= 64 else (4, 64)
 
 
 @functools.lru_cache(maxsize=256)

@@ -12,6 +12,11 @@ enum { TABLE, HEIGHT, PITCH, LANES, SLICE, SLOT, FIRST, COUNT, COLUMN, SCALE, SC
 #define VALUES (WORD / ITEM)
 #define WRITTEN (OUT == 0 ? 4 : 2)  // bytes of a value
 #define HELD (32 * CHUNKS)
+#if PASS_BY
+#define PASS ".L1::no_allocate"
+#else
+#define PASS ""
+#endif
 
 __device__ __forceinline__ IDS read_id(const IDS* at) {  // each is read once: it need not push a row out of the L1
   IDS x;
@@ -50,12 +55,12 @@ __device__ __forceinline__ Part read_row(const Unit& unit, const char* base, u32
   Part x;
   const char* at = base + (u64)row * unit.apart;
 #if WORD == 16
-  asm volatile("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];"
+  asm volatile("ld.global.nc" PASS ".v4.u32 {%0, %1, %2, %3}, [%4];"
                : "=r"(x.words[0]), "=r"(x.words[1]), "=r"(x.words[2]), "=r"(x.words[3]) : "l"(at));
 #elif WORD == 8
-  asm volatile("ld.global.nc.v2.u32 {%0, %1}, [%2];" : "=r"(x.words[0]), "=r"(x.words[1]) : "l"(at));
+  asm volatile("ld.global.nc" PASS ".v2.u32 {%0, %1}, [%2];" : "=r"(x.words[0]), "=r"(x.words[1]) : "l"(at));
 #else
-  asm volatile("ld.global.nc.u32 %0, [%1];" : "=r"(x.words[0]) : "l"(at));
+  asm volatile("ld.global.nc" PASS ".u32 %0, [%1];" : "=r"(x.words[0]) : "l"(at));
 #endif
 #if QUANTISED
   asm volatile("ld.global.nc.v2.f32 {%0, %1}, [%2];"

@@ -29,7 +29,6 @@ from .operands import Operands, check_operands, result_dtype
 from .source import SOURCE
 
 _TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.uint8: 3, torch.int8: 4}
-_QUANTISED_PART = 16  # bytes of a quantised row that a thread reads; 16 of others
 _HELD = 160  # ids of a bag that are held at once
 _CARVEOUT = 9  # CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT
 
@@ -94,17 +93,20 @@ def _driver() -> Any:
 
 
 def eligible(layout: Layout, o: Operands) -> bool:
-    """Whether every piece is a row, or the sum or mean of one bag of fixed length, in rows of 1, 2, 4 .. 32 words of 16
-    bytes, of floats or of 8 bits."""
-    if not all(len(piece) == 1 and _plain(piece[0], o) for piece in layout.pieces):
+    """Whether every piece is a row, or the sum or mean of one bag of fixed length, of floats or of 8 bits, in rows of
+    whole words of 16 bytes that are 1, 2, 4 .. 32 parts."""
+    if not layout.pieces or not all(len(piece) == 1 and _plain(piece[0], o) for piece in layout.pieces):
         return False
     ids = [o.ids[t.ids] for t in layout.lookups]
     dtype = result_dtype(layout, [t.dtype for t in o.tables], [])
     widths = layout.widths([t.shape[1] for t in o.tables], [])
+    part = _part(layout, o)
+    parts = [o.tables[t.source].shape[1] * o.tables[t.source].dtype.itemsize // part for t in layout.lookups]
     return (
         len({i.dtype for i in ids}) == 1
         and len({o.tables[t.source].dtype for t in layout.lookups}) == 1
         and sum(widths) * dtype.itemsize % 16 == 0
+        and all(n & (n - 1) == 0 and 1 <= n <= 32 for n in parts)
         and all(s.data_ptr() % 8 == 0 for s in o.scales)
         and max(i.stride(0) * max(1, i.shape[0]) for i in ids) < 1 << 31
     )
@@ -124,7 +126,6 @@ def _plain(t: Term, o: Operands) -> bool:
         return False
     table, ids = o.tables[t.source], o.ids[t.ids]
     item = table.dtype.itemsize
-    words = table.shape[1] * item // _part(table.dtype)
     return (
         not (t.modulus or t.shift or t.wraps)
         and table.dtype in _TYPES
@@ -137,8 +138,6 @@ def _plain(t: Term, o: Operands) -> bool:
         and table.stride(0) * item % 16 == 0
         and table.shape[0] < 1 << 32
         and table.stride(0) * item < 1 << 32
-        and words & (words - 1) == 0
-        and 1 <= words <= 32
     )
 
 
@@ -154,10 +153,11 @@ def staged(layout: Layout, o: Operands, config: Staged) -> Launch | None:
     rows: list[list[int]] = []
     column, ways, singles = 0, 0, 0
     slots = {slot: n for n, slot in enumerate(layout.slots)}
+    part = _part(layout, o)
     for t in layout.lookups:
         table = o.tables[t.source]
-        words = table.shape[1] * table.dtype.itemsize // _part(table.dtype)
-        lanes = min(words, config.slice // _part(table.dtype))
+        words = table.shape[1] * table.dtype.itemsize // part
+        lanes = min(words, config.slice // part)
         scales = o.scales[layout.quantised[t.source]].data_ptr() if t.bits else 0
         slices = [_unit(t, o, slots["ids", t.ids], lanes, n, column, scales) for n in range(words // lanes)]
         if t.count == 1:
@@ -170,7 +170,7 @@ def staged(layout: Layout, o: Operands, config: Staged) -> Launch | None:
     table, ids = o.tables[first.source], o.ids[first.ids]
     early = config.early if _is_hopper(table.device) else 0
     options = {
-        "TYPE": _TYPES[table.dtype], "WORD": _part(table.dtype),
+        "TYPE": _TYPES[table.dtype], "WORD": part, "PASS_BY": int(config.pass_by),
         "OUT": _TYPES[result_dtype(layout, [t.dtype for t in o.tables], [])],
         "IDS": "int" if ids.dtype == torch.int32 else "i64",
         "CHUNKS": -(-min(longest, _HELD) // 32),
@@ -188,8 +188,10 @@ def staged(layout: Layout, o: Operands, config: Staged) -> Launch | None:
     return Launch(kernel, records, len(units), len(rows), config.warps, config.bags, bool(early))
 
 
-def _part(dtype: torch.dtype) -> int:
-    return _QUANTISED_PART if dtype.itemsize == 1 else 16
+def _part(layout: Layout, o: Operands) -> int:
+    """Bytes of a row that a thread reads: half as many of short quantised rows, so that fewer sums meet at the end."""
+    tables = [o.tables[t.source] for t in layout.lookups]
+    return 8 if all(t.dtype.itemsize == 1 and t.shape[1] < 128 for t in tables) else 16
 
 
 def _is_hopper(device: torch.device) -> bool:
