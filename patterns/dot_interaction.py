@@ -57,17 +57,16 @@ def roots(lifted: Lifted) -> list[Value]:
 
 def _seen(lifted: Lifted, value: Value) -> Tensor | None:
     """A sum, or elements of one, over the values that layout begins with; None for anything else."""
-    term = lifted.local(value)
-    if term is None:
+    chain = [lifted.local(value)]
+    while (last := chain[-1]) is not None and len(chain) <= MOST_STEPS and isinstance(read := last.body.atom, Read):
+        chain.append(lifted.local(read.leaf) if isinstance(read.leaf, Value) else None)
+    term = chain[0]
+    if term is None or last is None or len(last.body.monos) != 1 or not last.body.monos[0].axes:
         return None
-    for _ in range(MOST_STEPS):
+    for inside in chain[1:]:
         read = term.body.atom
-        inside = lifted.local(read.leaf) if isinstance(read, Read) and isinstance(read.leaf, Value) else None
-        if inside is None or not isinstance(read, Read):
-            break
+        assert inside is not None and isinstance(read, Read)
         term = term.with_body(inside.at(list(read.index)))
-    if len(term.body.monos) != 1 or not term.body.monos[0].axes:
-        return None
 
     def put_in(atom: Atom) -> Poly | None:
         own = lifted.local(atom.leaf) if isinstance(atom, Read) and isinstance(atom.leaf, Value) else None

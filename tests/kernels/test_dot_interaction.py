@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -108,6 +109,11 @@ def test_gpu_agrees_with_float64(name: str, dtype: torch.dtype) -> None:
             # Three products of TF32: as far from float64 as float32's own sums of so many values near 1 are.
             tolerance = {"rtol": 1e-5, "atol": 5e-5} if dtype == torch.float32 else {}
             torch.testing.assert_close(out, want.to(dtype), **tolerance)
+    x = torch.randn(5, pairs.columns, device="cuda").to(dtype)
+    x[1, pairs.starts[0]], x[2, pairs.starts[-1]] = math.inf, math.nan
+    torch.testing.assert_close(
+        dot_interaction(x, None, str(pairs)), exact(x, pairs).to(dtype), equal_nan=True, rtol=1e-2, atol=1e-2
+    )
     with torch.enable_grad():
         x = torch.randn(4, pairs.columns, device="cuda", requires_grad=True)
         assert dot_interaction(x, None, str(pairs)).requires_grad

@@ -77,6 +77,12 @@ def dot_interaction_torch(x: Tensor, beside: Tensor | None, text: str, zeros: in
     return torch.cat([*([] if beside is None else [beside]), y, y.new_zeros(y.shape[0], zeros)], 1)
 
 
+@functools.cache
+def _multiplies(device: torch.device) -> bool:
+    """Whether a GPU's tensor cores take TF32."""
+    return torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
 @functools.lru_cache(maxsize=256)
 def _numbers(pairs: Sequence[tuple[int, int]], device: torch.device) -> tuple[Tensor, Tensor]:
     with torch.inference_mode(False):
@@ -87,14 +93,15 @@ def _numbers(pairs: Sequence[tuple[int, int]], device: torch.device) -> tuple[Te
 def dot_interaction(x: Tensor, beside: Tensor | None, text: str, zeros: int = 0) -> Tensor:
     """y [R, C + P + zeros] of x [R, K] and beside [R, C], in the type of x; see above. Raises DotInteractionError.
 
-    On a GPU one kernel, whose float32 products are exact to float32; for other types, many vectors, or where gradients
-    are asked for, torch's operators.
+    On a GPU with TF32 one kernel, whose float32 products are exact to float32; for other types, many vectors, a pair
+    that comes twice, or where gradients are asked for, torch's operators.
     """
     check_operands(x, beside, text, zeros)
     pairs = parse_pairs(text)
     recorded = torch.is_grad_enabled() and (x.requires_grad or (beside is not None and beside.requires_grad))
     distinct = len(set(pairs.pairs)) == len(pairs.pairs)
-    if not x.is_cuda or x.dtype not in _TYPES or recorded or not distinct or len(pairs.starts) > MOST_VECTORS:
+    small = distinct and len(pairs.starts) <= MOST_VECTORS
+    if not x.is_cuda or x.dtype not in _TYPES or recorded or not small or not _multiplies(x.device):
         return dot_interaction_torch(x, beside, text, zeros)
     from .triton import dot_interaction_triton  # Triton is there where a GPU is
 
