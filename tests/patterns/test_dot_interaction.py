@@ -67,8 +67,9 @@ def optimized(module: nn.Module) -> tuple[Any, tuple[Tensor, Tensor]]:
         return recopt.optimize(module.eval(), args, target="cuda"), args
 
 
-@pytest.mark.parametrize("joined", [False, True])
-@pytest.mark.parametrize("name", SPELLINGS)
+@pytest.mark.parametrize(
+    ("name", "joined"), [*((name, False) for name in SPELLINGS), ("gathered", True), ("neighbours", True)]
+)
 def test_spellings(name: str, joined: bool) -> None:
     module = Unit(SPELLINGS[name], joined)
     exact = copy.deepcopy(module).double()
