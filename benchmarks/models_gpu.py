@@ -1,5 +1,6 @@
-"""The four example models, BST and SASRec on a GPU: wall time of eager PyTorch, of what recopt makes of it, and of both
-as CUDA graphs; with ``--inductor`` also of Inductor in the modes named, or in both (a minute or two a model).
+"""Models on a GPU: the four examples, BST and SASRec (encoders.py), ranking models at their full sizes (rankers.py). Wall
+time of eager PyTorch, of what recopt makes of it, and of both as CUDA graphs; with ``--inductor`` also of Inductor in the
+modes named, or in both (a minute or two a model).
 
     python benchmarks/models_gpu.py [--models din wdl ..] [--batches 1 256 ..] [--inductor [reduce-overhead default]]
 
@@ -10,6 +11,7 @@ overhead" does so itself). Medians, the peers taking turns; the largest errors o
 from __future__ import annotations
 
 import argparse
+import copy
 import functools
 import importlib
 import itertools
@@ -27,8 +29,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import recopt
 from benchmarks.encoders import ENCODERS
+from benchmarks.rankers import RANKERS
 
-MODELS = ("wdl", "din", "dlrm", "dien", *ENCODERS)
+EXAMPLES = ("wdl", "din", "dlrm", "dien")
+MODELS = (*EXAMPLES, *ENCODERS, *RANKERS)
 BATCHES = (1, 256, 2048)
 MODES = ("default", "reduce-overhead")
 SETS = 4  # inputs that take turns
@@ -83,17 +87,17 @@ def walls(peers: Mapping[str, Model], sets: Sequence[Inputs], rounds: int = 60) 
     return {name: statistics.median(t) for name, t in times.items()}
 
 
-def example_of(name: str) -> Any:
-    """What has `model` and `inputs`."""
-    return ENCODERS.get(name) or importlib.import_module(f"examples.{name}")
-
-
-def measure(name: str, batch: int, model: Model, fast: Model, modes: Sequence[str]) -> str:
+def measure(
+    name: str,
+    batch: int,
+    inputs: Callable[[int, int], Inputs],
+    model: torch.nn.Module,
+    fast: Model,
+    modes: Sequence[str],
+) -> str:
     """A row: each peer's time, how many times as long as ours the best of the others takes, the errors."""
-    example = example_of(name)
-    drawn = [example.inputs(batch, seed) for seed in range(SETS)]
-    sets = [tuple(t.cuda() for t in inputs) for inputs in drawn]
-    exact = example.model().double()(*(t.double() if t.is_floating_point() else t for t in drawn[0]))
+    sets = [tuple(t.cuda() for t in inputs(batch, seed)) for seed in range(SETS)]
+    exact = copy.deepcopy(model).double()(*(t.double() if t.is_floating_point() else t for t in sets[0]))
     peers = {
         "eager": model, "recopt": fast, "eager-graph": captured(model, sets[0]), "recopt-graph": captured(fast, sets[0])
     }  # fmt: skip
@@ -101,12 +105,12 @@ def measure(name: str, batch: int, model: Model, fast: Model, modes: Sequence[st
     peers |= {mode: torch.compile(model, dynamic=False, mode=mode) for mode in modes}
     for function in peers.values():
         torch.testing.assert_close(function(*sets[0]), model(*sets[0]))
-    errors = [(f(*sets[0]).double().cpu() - exact).abs().max().item() for f in (model, fast)]
+    errors = [(f(*sets[0]).double() - exact).abs().max().item() for f in (model, fast)]
     times = walls(peers, sets)
     others = min(t for peer, t in times.items() if not peer.startswith("recopt"))
     ratio = others / min(times["recopt"], times["recopt-graph"])
     figures = "  ".join(f"{peer} {t:.0f}" for peer, t in times.items())
-    return f"{name:5} batch {batch:5}: {figures}  x{ratio:.2f}   error {errors[0]:.1e} {errors[1]:.1e}"
+    return f"{name:9} batch {batch:5}: {figures}  x{ratio:.2f}   error {errors[0]:.1e} {errors[1]:.1e}"
 
 
 def main() -> None:
@@ -120,10 +124,10 @@ def main() -> None:
     torch.backends.cuda.matmul.allow_tf32 = False
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}; wall us of a call, x: best other over best ours")
     for name in args.models:
-        example = example_of(name)
+        example = ENCODERS.get(name) or RANKERS.get(name) or importlib.import_module(f"examples.{name}")
         model = example.model().cuda()
-        fast = recopt.optimize(model, tuple(t.cuda() for t in example.inputs(4)), target="cuda")
-        row = functools.partial(measure, name, model=model, fast=fast, modes=modes)
+        fast = recopt.optimize(model, tuple(t.cuda() for t in example.inputs(4, 0)), target="cuda")
+        row = functools.partial(measure, name, inputs=example.inputs, model=model, fast=fast, modes=modes)
         for batch in args.batches:
             with torch.no_grad():
                 print(row(batch), flush=True)

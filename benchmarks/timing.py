@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -37,39 +38,37 @@ def _event() -> torch.cuda.Event:
 def device_times(calls: Sequence[Callable[[], object]], samples: int = 12, least_us: float = 400.0) -> Times:
     """Device time of one of ``calls`` (the same work on different inputs), measured in one CUDA graph of all of them.
 
-    The graph repeats the calls until it lasts ``least_us``. Each of ``samples`` replays gives one sample.
+    The graph repeats the calls until it lasts ``least_us``: what it takes to start is theirs too. Each of ``samples``
+    replays gives one sample.
     """
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         for _ in range(2):
             for call in calls:
                 call()
-        stream.synchronize()
-        start, stop = _event(), _event()
-        start.record(stream)
-        for call in calls:
-            call()
-        stop.record(stream)
-        stop.synchronize()
-        # Launching eagerly may take longer than the work, so this errs towards few rounds.
-        once_us = max(start.elapsed_time(stop) * 1000, 2.0 * len(calls))
-        rounds = max(1, int(least_us / once_us))
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=stream):
-            for _ in range(rounds):
-                for call in calls:
-                    call()
+        once = min(_replays(calls, 1, 2, stream))
+        rounds = max(1, math.ceil(least_us / once))
+        return summary([t / (rounds * len(calls)) for t in _replays(calls, rounds, samples, stream)])
+
+
+def _replays(
+    calls: Sequence[Callable[[], object]], rounds: int, samples: int, stream: torch.cuda.Stream
+) -> list[float]:
+    """Microseconds of each of ``samples`` replays, after one, of a graph of so many rounds of the calls."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        for _ in range(rounds):
+            for call in calls:
+                call()
+    graph.replay()
+    events = [(_event(), _event()) for _ in range(samples)]
+    for begin, end in events:
+        begin.record(stream)
         graph.replay()
-        events = [(_event(), _event()) for _ in range(samples)]
-        for begin, end in events:
-            begin.record(stream)
-            graph.replay()
-            end.record(stream)
-        stream.synchronize()
-    count = rounds * len(calls)
-    out = summary([begin.elapsed_time(end) * 1000 / count for begin, end in events])
+        end.record(stream)
+    stream.synchronize()
     graph.reset()
-    return out
+    return [begin.elapsed_time(end) * 1000 for begin, end in events]
 
 
 def host_times(peers: Mapping[str, Sequence[Callable[[], object]]], samples: int = 21) -> dict[str, Times]:

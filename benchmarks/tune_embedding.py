@@ -52,9 +52,9 @@ def candidates(w: Workload, stored: str) -> list[Config | Staged]:
 
 def staged_candidates(w: Workload, stored: str) -> list[Config | Staged]:
     """Warps, quads of rows, bytes of a slice, programs a processor, and for shorter bags how many a warp makes and
-    whether launches overlap more; none for single and for quantised rows."""
+    whether launches overlap more; none for single rows."""
     dim, length = largest(w)
-    if length == 1 or stored == "int8":
+    if length == 1:
         return []
     slices = (256, 512) if stored == "fp32" and dim == 128 else (256,)
     if length >= 100:
@@ -208,7 +208,7 @@ def write(paths: Sequence[Path]) -> None:
                 bare[key, r["ids"]] = r["peers"]["bare"]
             for t, error, c in r["rows"]:
                 if error < 1e-3:
-                    way = Staged(*c) if len(c) == len(Staged._fields) else Config(*c)
+                    way = Staged(*c) if len(c) < len(Config._fields) else Config(*c)
                     here.setdefault(key, {}).setdefault(way, {})[r["ids"]] = t
         times |= here
     for key, ways in times.items():
@@ -229,7 +229,7 @@ def write(paths: Sequence[Path]) -> None:
                    for key, ways in staged.items() if ways)  # fmt: skip
     TABLE.write_text(
         '"""The fastest way for embedding bags on Hopper; data from benchmarks/tune_embedding.py."""\n\n'
-        "from .embedding_bags_config import Config, Staged\n\n"
+        "from .config import Config, Staged\n\n"
         f'MEASURED = "{measured_on}"\n'
         "# Bytes a value is stored in, columns as stored, ids a bag, bags -> the least geometric mean over classes of "
         "ids.\nCHOICES: dict[tuple[int, int, int, int], Config] = {\n" + lines + "}\n"

@@ -17,6 +17,7 @@ from recopt.rewrite import Context
 from . import (
     clean_up,
     fuse_attention,
+    fuse_dot_interaction,
     fuse_embedding_bags,
     fuse_gru,
     fuse_layer_norm,
@@ -24,6 +25,7 @@ from . import (
     fuse_pointwise,
     fuse_target_attention,
     hint_repeats,
+    pad_features,
     project_queries,
     separate_residuals,
     simplify_layout,
@@ -61,6 +63,7 @@ PIPELINE: tuple[Pass, ...] = (
     QuantizeTables(),
     DedupeIds(),
     hint_repeats,
+    fuse_dot_interaction,
     fuse_gru,
     fuse_layer_norm,
     project_queries,
@@ -69,6 +72,7 @@ PIPELINE: tuple[Pass, ...] = (
     fuse_pointwise,
     simplify_layout,
     separate_residuals,
+    pad_features,
 )
 
 

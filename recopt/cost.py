@@ -13,7 +13,19 @@ from functools import lru_cache
 
 import sympy
 
-from .fused import Attention, Bag, Bilinear, Concat, EmbeddingBags, Gru, LayerNorm, Linear, TargetAttention, View
+from .fused import (
+    Attention,
+    Bag,
+    Bilinear,
+    Concat,
+    DotInteraction,
+    EmbeddingBags,
+    Gru,
+    LayerNorm,
+    Linear,
+    TargetAttention,
+    View,
+)
 from .hosts.base import Host, Node, Value
 from .ir import sizes
 from .ir.rules import WIDTH
@@ -202,6 +214,13 @@ def norm_cost(spec: LayerNorm) -> Cost:
     moved = 2.0 * nominal(sizes.product(spec.shape)) * WIDTH.get(spec.dtype, 32) / 8
     moves = _copies(spec.x) + sum(type(s).__name__ == "Permute" for s in spec.steps)
     return Cost(moved * (1 + moves), 0.0, 1.0 + moves)
+
+
+def interaction_cost(spec: DotInteraction) -> Cost:
+    """Dot products of pairs of vectors: each vector is read once, each product written."""
+    rows, pairs = nominal(spec.shape[0]), len(spec.pairs)
+    moved = rows * (len(spec.starts) * spec.size + pairs) * WIDTH.get(spec.dtype, 32) / 8
+    return Cost(moved, 2.0 * rows * pairs * spec.size, 1.0)
 
 
 def bilinear_cost(spec: Bilinear) -> Cost:

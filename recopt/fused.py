@@ -347,7 +347,22 @@ class Bilinear:
     name: str = "bilinear"
 
 
-Spec: TypeAlias = Linear | EmbeddingBags | Attention | TargetAttention | Gru | LayerNorm | Bilinear
+@dataclass(frozen=True)
+class DotInteraction:
+    """`recopt::dot_interaction`: y[r, p] = sum over d < size of x[r, starts[a] + d] * x[r, starts[b] + d], where (a, b)
+    is pairs[p], then `steps` on y; x is [R, K]."""
+
+    x: View
+    size: int
+    starts: tuple[int, ...]
+    pairs: tuple[tuple[int, int], ...]
+    shape: tuple[Size, ...]  # of y before `steps`
+    dtype: str
+    steps: tuple[Step, ...] = ()
+    name: str = "dot_interaction"
+
+
+Spec: TypeAlias = DotInteraction | Linear | EmbeddingBags | Attention | TargetAttention | Gru | LayerNorm | Bilinear
 
 
 def reading(spec: Spec, current: Callable[[View], View]) -> Spec:
@@ -364,7 +379,7 @@ def reading(spec: Spec, current: Callable[[View], View]) -> Spec:
         q, k, v = current(spec.q), current(spec.k), current(spec.v)
         return replace(spec, q=q, k=k, v=v, params=params, heads=heads)
 
-    if isinstance(spec, LayerNorm):
+    if isinstance(spec, (LayerNorm, DotInteraction)):
         return replace(spec, x=current(spec.x))
     if isinstance(spec, Bilinear):
         return replace(spec, x=current(spec.x), q=current(spec.q))

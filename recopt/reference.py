@@ -13,6 +13,7 @@ from .fused import (
     Bag,
     Bilinear,
     Concat,
+    DotInteraction,
     EmbeddingBags,
     Flip,
     Gru,
@@ -60,6 +61,11 @@ def computed(spec: Spec, leaf: Callable[[Leaf], Array], symbols: Mapping[str, in
         x = value(spec.x)
         x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + spec.eps)
         return apply_steps(x * spec.g + spec.b, spec.steps, symbols)
+    if isinstance(spec, DotInteraction):
+        x = value(spec.x)
+        vectors = np.stack([x[:, start : start + spec.size] for start in spec.starts], 1)
+        first, second = np.array(spec.pairs).T
+        return apply_steps((vectors[:, first] * vectors[:, second]).sum(-1), spec.steps, symbols)
     if isinstance(spec, Bilinear):
         q = value(spec.q) @ spec.w.astype(np.float64).T
         return apply_steps((value(spec.x) @ q[..., None])[..., 0], spec.steps, symbols)

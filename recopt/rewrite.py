@@ -15,6 +15,7 @@ from .cost import (
     bags_cost,
     bilinear_cost,
     gru_cost,
+    interaction_cost,
     linear_cost,
     nodes_cost,
     nominal,
@@ -22,7 +23,19 @@ from .cost import (
     product_flops,
     target_cost,
 )
-from .fused import Attention, Bilinear, EmbeddingBags, Gru, LayerNorm, Linear, Step, TargetAttention, View, reading
+from .fused import (
+    Attention,
+    Bilinear,
+    DotInteraction,
+    EmbeddingBags,
+    Gru,
+    LayerNorm,
+    Linear,
+    Step,
+    TargetAttention,
+    View,
+    reading,
+)
 from .hosts.base import Array, Host, Node, Value
 from .ir.rules import FLOATS
 from .lift import lift
@@ -174,6 +187,8 @@ def saving(lifted: Lifted, found: Match, target: str) -> Cost:
         return before - target_cost(spec)
     if isinstance(spec, Bilinear):
         return before - bilinear_cost(spec)
+    if isinstance(spec, DotInteraction):
+        return before - interaction_cost(spec)
     if isinstance(spec, EmbeddingBags):
         return before - bags_cost(spec, found.flops)
     return before - linear_cost(spec, found.flops, target != "portable", lower.in_place(lifted.host, spec))

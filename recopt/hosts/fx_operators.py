@@ -12,6 +12,8 @@ import torch
 
 from ..kernels.attention import attention, attention_cuda, attention_torch
 from ..kernels.attention import check_operands as check_attention
+from ..kernels.dot_interaction import check_operands as check_pairs
+from ..kernels.dot_interaction import dot_interaction, dot_interaction_torch
 from ..kernels.embedding_bags import (
     Operands,
     check_operands,
@@ -343,6 +345,28 @@ def pointwise_call(inputs: Tensors, program: str) -> Tensors:
     return pointwise(inputs, program)
 
 
+DOT_INTERACTION = "recopt.dot_interaction.default"
+
+torch.library.define(
+    "recopt::dot_interaction",
+    "(Tensor x, Tensor? beside, str pairs, int zeros) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+torch.library.impl("recopt::dot_interaction", ("cpu", "cuda"), dot_interaction)
+torch.library.register_fake("recopt::dot_interaction", lambda x, *args: x.new_empty(check_pairs(x, *args)))
+
+DOT_INTERACTION_OPERATOR = torch.ops.recopt.dot_interaction.default
+
+
+def dot_interaction_call(x: torch.Tensor, beside: torch.Tensor | None, pairs: str, zeros: int) -> torch.Tensor:
+    """`recopt::dot_interaction` without the dispatcher, as `pointwise_call`."""
+    if torch.onnx.is_in_onnx_export():
+        return dot_interaction_torch(x, beside, pairs, zeros)
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
+        return DOT_INTERACTION_OPERATOR(x, beside, pairs, zeros)  # type: ignore[no-any-return]  # torch.ops is untyped
+    return dot_interaction(x, beside, pairs, zeros)
+
+
 CALLS: dict[str, Callable[..., Any]] = {
     LINEAR: linear_call,
     EMBEDDING_BAGS: embedding_bags_call,
@@ -352,4 +376,5 @@ CALLS: dict[str, Callable[..., Any]] = {
     GRU: gru_call,
     AUGRU: gru_call,
     POINTWISE: pointwise_call,
+    DOT_INTERACTION: dot_interaction_call,
 }

@@ -5,11 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ..errors import OptionError
-from ..fused import Attention, Bilinear, EmbeddingBags, Gru, LayerNorm, Linear, Spec, TargetAttention, View
+from ..fused import (
+    Attention,
+    Bilinear,
+    DotInteraction,
+    EmbeddingBags,
+    Gru,
+    LayerNorm,
+    Linear,
+    Spec,
+    TargetAttention,
+    View,
+)
 from ..hosts.base import Array, Host, Value
 from ..layout.moves import Plan
 from .columns import Columns
 
+LINEAR = "recopt.linear.default"  # the node that `write` makes of a Linear in an FX graph
 # For each dialect the targets that it can be written for, the default first.
 TARGETS = {"aten": ("cpu", "cuda"), "onnx": ("portable", "ort-cpu", "ort-cuda", "recopt")}
 
@@ -35,6 +47,8 @@ def _write(host: Host, spec: Spec, target: str) -> Value:
             return torch.layer_norm(host, spec, target)  # type: ignore[arg-type]  # the dialect says which host it is
         if isinstance(spec, Bilinear):
             return torch.bilinear(host, spec)  # type: ignore[arg-type]  # the dialect says which host it is
+        if isinstance(spec, DotInteraction):
+            return torch.dot_interaction(host, spec)  # type: ignore[arg-type]  # the dialect says which host it is
         return torch_bags.embedding_bags(host, spec, target)  # type: ignore[arg-type]  # the dialect says which host it is
     from . import onnx, onnx_attention, onnx_bags, onnx_gru, onnx_target
 
@@ -50,6 +64,7 @@ def _write(host: Host, spec: Spec, target: str) -> Value:
         return onnx.layer_norm(host, spec)  # type: ignore[arg-type]  # the dialect says which host it is
     if isinstance(spec, Bilinear):
         return onnx.bilinear(host, spec)  # type: ignore[arg-type]  # the dialect says which host it is
+    assert not isinstance(spec, DotInteraction)  # which no ONNX target is given
     return onnx_bags.embedding_bags(host, spec, target)  # type: ignore[arg-type]  # the dialect says which host it is
 
 
@@ -96,6 +111,30 @@ def quicker(host: Host, spec: Spec, target: str) -> bool:
         if isinstance(spec, LayerNorm)
         else isinstance(spec, Attention) and is_quicker(spec, target)
     )
+
+
+def join_interactions(host: Host) -> None:
+    """Let dot products of pairs write what a concatenation puts in front of them; only in an FX graph."""
+    if host.dialect == "aten":
+        from .torch_features import join_interactions as join
+
+        join(host)  # type: ignore[arg-type]  # the dialect says which host it is
+
+
+def widens(host: Host, x: Value) -> bool:
+    """Whether what makes x can write columns more than it does; only in an FX graph."""
+    if host.dialect != "aten":
+        return False
+    from .torch_features import widens as can
+
+    return can(x)
+
+
+def widened(host: Host, x: Value, more: int) -> Value:
+    """Append what makes x with that many columns of zeros behind. Raises GraphError."""
+    from .torch_features import widened as make
+
+    return make(host, x, more)  # type: ignore[arg-type]  # the dialect says which host it is
 
 
 def in_place(host: Host, spec: Linear) -> bool:

@@ -7,11 +7,12 @@ from typing import TypeAlias
 import numpy as np
 
 from ..errors import GraphError, LowerError
-from ..fused import Bilinear, Concat, Flip, LayerNorm, Linear, Permute, Reshape, Slice, Step, View
+from ..fused import Bilinear, Concat, DotInteraction, Flip, LayerNorm, Linear, Permute, Reshape, Slice, Step, View
 from ..hosts.base import Array, Value
 from ..hosts.fx import FxHost
-from ..hosts.fx_operators import LAYER_NORM, LINEAR
+from ..hosts.fx_operators import DOT_INTERACTION, LAYER_NORM, LINEAR
 from ..ir.sizes import Size, product
+from ..kernels.dot_interaction import Pairs
 from ..kernels.layer_norm import NARROW
 
 _END = 2**63 - 1
@@ -71,6 +72,17 @@ def bilinear(host: FxHost, spec: Bilinear) -> Value:
         return layout(host, y, (Reshape(spec.shape), *spec.steps), spec.name)
     except GraphError as error:
         raise LowerError(f"recopt::linear {spec.name}: {error}") from error
+
+
+def dot_interaction(host: FxHost, spec: DotInteraction) -> Value:
+    """Write `spec` and the layout steps around it. Raises LowerError."""
+    try:
+        x = layout(host, spec.x.value, spec.x.steps, f"{spec.name}_x")
+        text = str(Pairs(spec.size, spec.starts, spec.pairs))
+        y = host.call(DOT_INTERACTION, (x, None, text, 0), name=spec.name, like=spec.x.value)
+        return layout(host, y, spec.steps, spec.name)
+    except GraphError as error:
+        raise LowerError(f"recopt::dot_interaction {spec.name}: {error}") from error
 
 
 def _over_space(host: FxHost, spec: Linear) -> Value:

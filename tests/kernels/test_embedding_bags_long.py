@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -116,14 +117,17 @@ def test_gpu_long_bags_agree_with_float64(text: str) -> None:
         ("sum t0[i0:0+5]; sum t3[i0:0+5]", False),  # of two types
         ("sum t0[i0:0+5]; sum t0[i2:0+5]", False),  # ids of two types
         ("sum t4[i0:0+5]", False),  # rows at odd addresses
+        ("sum q8 t6[i0:0+5]; row q8 t6[i0:1+1]", True),
+        ("sum q8 t6[i0:0+5]; sum t0[i0:0+5]", False),
+        ("sum q4 t6[i0:0+5]", False),
     ],
 )
 def test_layouts_that_the_kernel_of_staged_ids_knows(text: str, known: bool) -> None:
     tables = [torch.ones(9, 8), torch.ones(9, 16), torch.ones(9, 6), torch.ones(9, 8).half(), torch.ones(9, 9)[:, 1:],
-              torch.ones(9, 4)]  # fmt: skip
+              torch.ones(9, 4), torch.ones(9, 32, dtype=torch.uint8)]  # fmt: skip
     ids = [torch.zeros(4, 6, dtype=torch.int64)] * 2 + [torch.zeros(4, 6, dtype=torch.int32)]
     bounds = [torch.zeros(4, dtype=torch.int64)]
-    o = Operands(tables, ids, bounds, [torch.ones(4, 6)], [torch.ones(4, 8)], [])
+    o = Operands(tables, ids, bounds, [torch.ones(4, 6)], [torch.ones(4, 8)], [torch.ones(9, 2)])
     assert eligible(parse_layout(text), o) == known
 
 
@@ -140,9 +144,9 @@ def test_records_of_staged_ids(monkeypatch: pytest.MonkeyPatch) -> None:
     one, mean = torch.tensor([1.0, 1 / 80]).view(torch.int32).tolist()
     first = 240 << 32
     assert launch.records.tolist() == [
-        [tables[0].data_ptr(), 9, 32, 16, 0, 0, first | 5, 150, 0, one],
-        [tables[0].data_ptr(), 9, 32, 16, 1, 0, first | 5, 150, 0, one],
-        [tables[1].data_ptr(), 7, 12, 8, 0, 0, first | 155, 80, 128, mean],
+        [tables[0].data_ptr(), 9, 512, 16, 0, 0, first | 5, 150, 0, one, 0],
+        [tables[0].data_ptr(), 9, 512, 16, 1, 0, first | 5, 150, 0, one, 0],
+        [tables[1].data_ptr(), 7, 192, 8, 0, 0, first | 155, 80, 128, mean, 0],
     ]
     assert {"-DWAYS=24", "-DSINGLES=0", "-DTAIL=1", "-DCHUNKS=5", "-DDIRECT=1", "-DTYPE=0", "-DOUT=0"} <= set(options)
     monkeypatch.setattr(embedding_bags_staged, "_compile", lambda device, given: None)
@@ -151,10 +155,9 @@ def test_records_of_staged_ids(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @gpu
 @needs_gpu
-@pytest.mark.parametrize("config", [Staged(), Staged(1, 1, 128, 1, True, 2, 3), Staged(2, 8, 512, 1, bags=2)])
+@pytest.mark.parametrize("config", [Staged(), Staged(1, 1, 128, 1, True, 2, 3, True), Staged(2, 8, 512, 1, bags=2)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("rows", [1, 7, 781])
-def test_gpu_staged_ids_agree_with_float64(rows: int, dtype: torch.dtype, config: Staged) -> None:
+def test_gpu_staged_ids_agree_with_float64(dtype: torch.dtype, config: Staged) -> None:
     """Bags shorter than a quad and longer than what is held at once, and single rows; ids that repeat, read by whole
     rows, and not."""
     # Of bags that are all short the end is read at once.
@@ -165,7 +168,7 @@ def test_gpu_staged_ids_agree_with_float64(rows: int, dtype: torch.dtype, config
     tables = [torch.randn(1000 + n, 40 * 16, device="cuda").to(dtype) for n in range(6)]
     tables = [t[:, 16 : 16 + (32 << n) // item] for n, t in enumerate(tables)]  # 32 to 512 bytes, and one of 16
     tables[5] = tables[5][:, : 16 // item]
-    for kind in (torch.int64, torch.int32):
+    for kind, rows in itertools.product((torch.int64, torch.int32), (1, 7, 781)):
         ids = [torch.randint(1000, (rows, 345), device="cuda", dtype=kind) for _ in range(2)]
         ids[0] = ids[0][:, 1:].remainder(7) if rows == 7 else ids[0][:, 1:]
         ids[1][:, ::2] = 3
@@ -182,6 +185,38 @@ def test_gpu_staged_ids_agree_with_float64(rows: int, dtype: torch.dtype, config
         # Sums of up to 333 values near 1: each addition rounds a partial sum near 18.
         tolerance = {"rtol": 1.3e-6, "atol": 1e-4} if dtype == torch.float32 else {}
         torch.testing.assert_close(out, torch.cat(exact, 1).to(dtype), **tolerance)
+
+
+@gpu
+@needs_gpu
+@pytest.mark.parametrize("config", [Staged(), Staged(1, 1, 64, 1, True, 2, 3), Staged(8, 2, 512, 1, bags=2)])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8])
+@pytest.mark.parametrize("widest", [64, 256])
+def test_gpu_staged_quantised_rows_agree_with_float64(widest: int, dtype: torch.dtype, config: Staged) -> None:
+    """Rows of 16 to 256 bytes that lie apart, with the least and the largest values of their type."""
+    counts = (1, 3, 32, 65, 150) if config.warps > 1 else (1, 20, 3, 17, 32)
+    text = (
+        "; ".join(f"{('sum', 'mean')[n % 2]} q8 t{n}[i0:{n}+{c}]" for n, c in enumerate(counts)) + "; row q8 t4[i0:9+1]"
+    )
+    low = torch.iinfo(dtype).min
+    tables = [torch.randint(low, low + 256, (1000 + n, 40 * 16), device="cuda").to(dtype) for n in range(5)]
+    tables = [t[:, 16 : 16 + min(widest, 16 << n)] for n, t in enumerate(tables)]
+    scales = [torch.randn(len(t), 2, device="cuda") * torch.tensor([0.01, 1.0], device="cuda") for t in tables]
+    for rows in (1, 7, 781):
+        ids = torch.randint(1000, (rows, 155), device="cuda")
+        o = Operands(tables, [ids], [], [], [], scales)
+        assert staged(parse_layout(text), o, config) is not None
+        poison = torch.full((rows, 1024), float("nan"), device="cuda")
+        del poison
+        out = embedding_bags_triton(o, text, config)
+        exact = []
+        for t in parse_layout(text).lookups:
+            i = ids[:, t.first : t.first + t.count]
+            scale, bias = scales[t.source][i].double().split(1, -1)
+            bag = (tables[t.source][i].double() * scale + bias).sum(1)
+            exact.append(bag / t.count if t.div else bag)
+        # Sums of up to 150 values up to 10 and more: each addition rounds a partial sum of tens.
+        torch.testing.assert_close(out, torch.cat(exact, 1).float(), rtol=1.3e-6, atol=2e-4)
 
 
 @gpu

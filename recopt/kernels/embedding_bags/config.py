@@ -32,7 +32,8 @@ class Staged(NamedTuple):
     wide rows, programs that a processor must hold at least, ``bags`` that a warp makes one after the other.
 
     ``early`` starts the kernel while the one before it drains (from Hopper on), and lets the one after it start when
-    its programs end (1) or have begun (2); ``ahead`` has ids sent to the L2 before the kernel before has ended.
+    its programs end (1) or have begun (2); ``ahead`` has ids sent to the L2 before the kernel before has ended. Rows
+    that ``pass_by`` take no place in the L1: it pays where hardly any comes again.
     """
 
     warps: int = 4
@@ -42,3 +43,4 @@ class Staged(NamedTuple):
     ahead: bool = False
     early: int = 1
     bags: int = 1
+    pass_by: bool = False

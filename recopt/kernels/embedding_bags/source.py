@@ -6,10 +6,17 @@ typedef long long i64;
 typedef unsigned long long u64;
 
 // What stands in a record, int64 each: see _unit.
-enum { TABLE, HEIGHT, STRIDE, LANES, SLICE, SLOT, FIRST, COUNT, COLUMN, SCALE, FIELDS };
-#define ITEM (TYPE == 0 ? 4 : 2)
-#define VALUES (16 / ITEM)
+enum { TABLE, HEIGHT, PITCH, LANES, SLICE, SLOT, FIRST, COUNT, COLUMN, SCALE, SCALES, FIELDS };
+#define QUANTISED (TYPE >= 3)
+#define ITEM (TYPE == 0 ? 4 : QUANTISED ? 1 : 2)
+#define VALUES (WORD / ITEM)
+#define WRITTEN (OUT == 0 ? 4 : 2)  // bytes of a value
 #define HELD (32 * CHUNKS)
+#if PASS_BY
+#define PASS ".L1::no_allocate"
+#else
+#define PASS ""
+#endif
 
 __device__ __forceinline__ IDS read_id(const IDS* at) {  // each is read once: it need not push a row out of the L1
   IDS x;
@@ -25,71 +32,142 @@ __device__ __forceinline__ IDS read_id(const IDS* at) {  // each is read once: i
   return x;
 }
 
-__device__ __forceinline__ uint4 read_row(const char* base, u32 offset) {
-  uint4 x;
-  asm volatile("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w) : "l"(base + (u64)offset * 16));
+// What a thread reads of a row, and what the row's values are made of where it is quantised.
+struct Part {
+  u32 words[WORD / 4];
+#if QUANTISED
+  float scale, bias;
+#endif
+};
+
+// Where one slice of a table lies, and how many ids a bag has.
+struct Unit {
+  const char* table;
+  const char* scales;
+  u64 height;
+  i64 step, pitch;
+  u32 apart;  // bytes from row to row
+  int slice, count;
+  float scale;
+};
+
+__device__ __forceinline__ Part read_row(const Unit& unit, const char* base, u32 row) {
+  Part x;
+  const char* at = base + (u64)row * unit.apart;
+#if WORD == 16
+  asm volatile("ld.global.nc" PASS ".v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(x.words[0]), "=r"(x.words[1]), "=r"(x.words[2]), "=r"(x.words[3]) : "l"(at));
+#elif WORD == 8
+  asm volatile("ld.global.nc" PASS ".v2.u32 {%0, %1}, [%2];" : "=r"(x.words[0]), "=r"(x.words[1]) : "l"(at));
+#else
+  asm volatile("ld.global.nc" PASS ".u32 %0, [%1];" : "=r"(x.words[0]) : "l"(at));
+#endif
+#if QUANTISED
+  asm volatile("ld.global.nc.v2.f32 {%0, %1}, [%2];"
+               : "=f"(x.scale), "=f"(x.bias) : "l"(unit.scales + (u64)row * 8));
+#endif
   return x;
 }
 
-__device__ __forceinline__ void read_quad(uint4* x, const char* base, const u32* offsets) {
-  uint4 at = *(const uint4*)offsets;
-  x[0] = read_row(base, at.x);
-  x[1] = read_row(base, at.y);
-  x[2] = read_row(base, at.z);
-  x[3] = read_row(base, at.w);
+// Sums of rows; of quantised ones their biases, which all columns share, apart.
+struct Sum {
+  float values[VALUES], biases;
+};
+
+__device__ __forceinline__ void clear(Sum& sum) {
+#pragma unroll
+  for (int k = 0; k < VALUES; k++) sum.values[k] = 0.0f;
+  sum.biases = 0.0f;
 }
 
-__device__ __forceinline__ void add(float (&sum)[VALUES], uint4 x) {
-  u32 words[4] = {x.x, x.y, x.z, x.w};
+__device__ __forceinline__ void add(Sum& sum, const Part& x) {
+  float* to = sum.values;
 #pragma unroll
-  for (int k = 0; k < 4; k++) {
+  for (int k = 0; k < WORD / 4; k++) {
+    u32 word = x.words[k];
 #if TYPE == 0
-    sum[k] += __uint_as_float(words[k]);
+    to[k] += __uint_as_float(word);
 #elif TYPE == 1
     float low, high;
     asm("{.reg .f16 a, b; mov.b32 {a, b}, %2; cvt.f32.f16 %0, a; cvt.f32.f16 %1, b;}"
-        : "=f"(low), "=f"(high) : "r"(words[k]));
-    sum[2 * k] += low;
-    sum[2 * k + 1] += high;
+        : "=f"(low), "=f"(high) : "r"(word));
+    to[2 * k] += low;
+    to[2 * k + 1] += high;
+#elif TYPE == 2
+    to[2 * k] += __uint_as_float(word << 16);
+    to[2 * k + 1] += __uint_as_float(word & 0xffff0000u);
 #else
-    sum[2 * k] += __uint_as_float(words[k] << 16);
-    sum[2 * k + 1] += __uint_as_float(words[k] & 0xffff0000u);
+    // A byte behind 0x4b0000 is 2^23 and the byte: converting integers takes four times as long.
+    if (TYPE == 4) word ^= 0x80808080u;
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+      float value = __uint_as_float(__byte_perm(word, 0x4b000000u, 0x7440 + j)) - (TYPE == 4 ? 8388736.0f : 8388608.0f);
+      to[4 * k + j] += x.scale * value;
+    }
 #endif
   }
+#if QUANTISED
+  sum.biases += x.bias;
+#endif
 }
 
-__device__ __forceinline__ void write(char* at, const float (&sum)[VALUES], float scale) {
+// N sums, a power of two, side by side.
+template <int N>
+__device__ __forceinline__ void write(char* at, const float* sum, float scale) {
 #if OUT == 0
+  if constexpr (N >= 4) {
 #pragma unroll
-  for (int k = 0; k < VALUES; k += 4)
-    __stcs((float4*)at + k / 4,
-           make_float4(sum[k] * scale, sum[k + 1] * scale, sum[k + 2] * scale, sum[k + 3] * scale));
+    for (int k = 0; k < N; k += 4)
+      __stcs((float4*)at + k / 4,
+             make_float4(sum[k] * scale, sum[k + 1] * scale, sum[k + 2] * scale, sum[k + 3] * scale));
+  } else if constexpr (N == 2) {
+    __stcs((float2*)at, make_float2(sum[0] * scale, sum[1] * scale));
+  } else {
+    __stcs((float*)at, sum[0] * scale);
+  }
 #else
-  u32 words[VALUES / 2];
+  u32 words[(N + 1) / 2];
 #pragma unroll
-  for (int k = 0; k < VALUES; k += 2) {
-    float low = sum[k] * scale, high = sum[k + 1] * scale;
+  for (int k = 0; k < N; k += 2) {
+    float low = sum[k] * scale, high = N > 1 ? sum[k + 1] * scale : 0.0f;
 #if OUT == 1
     asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(words[k / 2]) : "f"(high), "f"(low));
 #else
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(words[k / 2]) : "f"(high), "f"(low));
 #endif
   }
+  if constexpr (N >= 4) {
 #pragma unroll
-  for (int k = 0; k < VALUES / 2; k += 2) __stcs((uint2*)at + k / 2, make_uint2(words[k], words[k + 1]));
+    for (int k = 0; k < N / 2; k += 2) __stcs((uint2*)at + k / 2, make_uint2(words[k], words[k + 1]));
+  } else if constexpr (N == 2) {
+    __stcs((u32*)at, words[0]);
+  } else {
+    __stcs((unsigned short*)at, (unsigned short)words[0]);
+  }
 #endif
 }
 
-// Where one slice of a table lies, and how many ids a bag has.
-struct Unit {
-  const char* table;
-  u64 height;
-  i64 step, pitch;
-  u32 stride;
-  int slice, count;
-  float scale;
-};
+// The sums of all rows of a warp from those of each thread, whose neighbours at M and less hold other columns: of
+// two threads one takes the lower half of what they hold and one the upper, while there is more than one value.
+template <int M, int L, int N>
+__device__ __forceinline__ void gather(char* to, float* sum, float scale, bool writes) {
+  int lane = threadIdx.x & 31;
+  if constexpr (M < L) {
+    if (writes) write<N>(to, sum, scale);
+  } else if constexpr (N > 1) {
+    bool upper = lane & M;
+    float half[N / 2];
+#pragma unroll
+    for (int k = 0; k < N / 2; k++) {
+      float sent = upper ? sum[k] : sum[k + N / 2], kept = upper ? sum[k + N / 2] : sum[k];
+      half[k] = kept + __shfl_xor_sync(~0u, sent, M);
+    }
+    gather<M / 2, L, N / 2>(to + (upper ? N / 2 * WRITTEN : 0), half, scale, writes);
+  } else {
+    float both[1] = {sum[0] + __shfl_xor_sync(~0u, sum[0], M)};
+    gather<M / 2, L, 1>(to, both, scale, writes && !(lane & M));
+  }
+}
 
 __device__ __forceinline__ void fetch(IDS (&next)[CHUNKS], const IDS* ids, int count) {
   int lane = threadIdx.x & 31;
@@ -103,21 +181,20 @@ __device__ __forceinline__ void check(bool bad) {
 #endif
 }
 
-// Bags of rows of L * 16 bytes, one after the other; ids come while the rows before them do.
+// Bags of rows of L parts, one after the other; ids come while the rows before them do.
 template <int L>
 __device__ __forceinline__ void bags_of(const Unit& unit, const IDS* ids, char* to, int bags, u32* held) {
   constexpr int ROWS = 32 / L, QUAD = 4 * ROWS, STEP = QUAD * QUADS;
   constexpr int REST = 4 * TAIL < (MOST + ROWS - 1) / ROWS ? 4 * TAIL : (MOST + ROWS - 1) / ROWS;
   int lane = threadIdx.x & 31, count = unit.count;
-  const char* base = unit.table + (unit.slice * L + lane % L) * 16;
-  to += (unit.slice * L + lane % L) * VALUES * (OUT == 0 ? 4 : 2);
+  const char* base = unit.table + (unit.slice * L + lane % L) * WORD;
+  to += (unit.slice * L + lane % L) * VALUES * WRITTEN;
   IDS next[CHUNKS];
   fetch(next, ids, count);
 #pragma unroll 1
   for (int b = 0; b < (BAGS == 1 ? 1 : bags); b++) {
-    float sum[VALUES];
-#pragma unroll
-    for (int k = 0; k < VALUES; k++) sum[k] = 0.0f;
+    Sum sum;
+    clear(sum);
 #pragma unroll 1
     for (int first = 0; first < (MOST > HELD ? count : 1); first += HELD) {
       int here = count - first < HELD ? count - first : HELD;
@@ -126,7 +203,7 @@ __device__ __forceinline__ void bags_of(const Unit& unit, const IDS* ids, char* 
 #pragma unroll
       for (int k = 0; k < CHUNKS; k++) {
         bad |= lane + 32 * k < here && (u64)(i64)next[k] >= unit.height;
-        held[lane + 32 * k] = (u32)next[k] * unit.stride;
+        held[lane + 32 * k] = (u32)next[k];
       }
       check(bad);
       __syncwarp();
@@ -140,58 +217,65 @@ __device__ __forceinline__ void bags_of(const Unit& unit, const IDS* ids, char* 
       int n = 0;
 #pragma unroll 1
       for (; MOST >= STEP && n + STEP <= here; n += STEP) {
-        uint4 x[4 * QUADS];
+        Part x[4 * QUADS];
 #pragma unroll
-        for (int j = 0; j < QUADS; j++) read_quad(x + 4 * j, base, own + n + j * QUAD);
+        for (int j = 0; j < QUADS; j++) {
+          uint4 rows = *(const uint4*)(own + n + j * QUAD);
+          x[4 * j] = read_row(unit, base, rows.x);
+          x[4 * j + 1] = read_row(unit, base, rows.y);
+          x[4 * j + 2] = read_row(unit, base, rows.z);
+          x[4 * j + 3] = read_row(unit, base, rows.w);
+        }
 #pragma unroll
         for (int j = 0; j < 4 * QUADS; j++) add(sum, x[j]);
       }
 #pragma unroll 1
       for (; n < here; n += REST * ROWS) {
-        uint4 x[REST];
+        Part x[REST];
 #pragma unroll
         for (int j = 0; j < REST; j++) {
           int k = n + j * ROWS + lane / L;
-          x[j] = make_uint4(0, 0, 0, 0);
-          if (k < here) x[j] = read_row(base, held[k]);
+          x[j] = Part{};
+          if (k < here) x[j] = read_row(unit, base, held[k]);
         }
 #pragma unroll
         for (int j = 0; j < REST; j++) add(sum, x[j]);
       }
     }
+#if QUANTISED
 #pragma unroll
-    for (int m = L; m < 32; m <<= 1)
-#pragma unroll
-      for (int k = 0; k < VALUES; k++) sum[k] += __shfl_xor_sync(~0u, sum[k], m);
-    if (lane < L) write(to, sum, unit.scale);
+    for (int k = 0; k < VALUES; k++) sum.values[k] += sum.biases;
+#endif
+    gather<16, L, VALUES>(to, sum.values, unit.scale, true);
     to += unit.pitch;
   }
 }
 
-// Single rows of L * 16 bytes, of as many bags as a warp has threads.
+// Single rows of L parts, of as many bags as a warp has threads.
 template <int L>
 __device__ __forceinline__ void rows_of(const Unit& unit, const IDS* ids, char* to, int bags, u32* held) {
   constexpr int ROWS = 32 / L, ONCE = L < 4 * QUADS ? L : 4 * QUADS;
   int lane = threadIdx.x & 31;
-  const char* base = unit.table + (unit.slice * L + lane % L) * 16;
-  to += (unit.slice * L + lane % L) * VALUES * (OUT == 0 ? 4 : 2);
+  const char* base = unit.table + (unit.slice * L + lane % L) * WORD;
+  to += (unit.slice * L + lane % L) * VALUES * WRITTEN;
   IDS id = lane < bags ? read_id(ids + lane * unit.step) : (IDS)0;
   check(lane < bags && (u64)(i64)id >= unit.height);
-  held[lane] = (u32)id * unit.stride;
+  held[lane] = (u32)id;
   __syncwarp();
 #pragma unroll 1
   for (int n = lane / L; n < 32; n += ROWS * ONCE) {
-    uint4 x[ONCE];
+    Part x[ONCE];
 #pragma unroll
     for (int j = 0; j < ONCE; j++)
-      if (n + j * ROWS < bags) x[j] = read_row(base, held[n + j * ROWS]);
+      if (n + j * ROWS < bags) x[j] = read_row(unit, base, held[n + j * ROWS]);
 #pragma unroll
     for (int j = 0; j < ONCE; j++) {
-      float sum[VALUES];
-#pragma unroll
-      for (int k = 0; k < VALUES; k++) sum[k] = 0.0f;
+      Sum sum;
+      clear(sum);
       add(sum, x[j]);
-      if (n + j * ROWS < bags) write(to + (n + j * ROWS) * unit.pitch, sum, unit.scale);
+#pragma unroll
+      for (int k = 0; k < VALUES; k++) sum.values[k] += sum.biases;
+      if (n + j * ROWS < bags) write<VALUES>(to + (n + j * ROWS) * unit.pitch, sum.values, unit.scale);
     }
   }
 }
@@ -220,15 +304,15 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) bags(const Argu
   const i64* __restrict__ record = given.records + (i64)(first + block / blocks) * FIELDS;
   int warp = threadIdx.x >> 5, r = block % blocks * each + warp * (each / WARPS), left = given.rows - r;
   if (left <= 0) return;
-  Unit unit = {(const char*)record[TABLE], (u64)record[HEIGHT], record[FIRST] >> 32,
-               given.width * (OUT == 0 ? 4ll : 2ll), (u32)record[STRIDE], (int)record[SLICE], (int)record[COUNT],
+  Unit unit = {(const char*)record[TABLE], (const char*)record[SCALES], (u64)record[HEIGHT], record[FIRST] >> 32,
+               given.width * (i64)WRITTEN, (u32)record[PITCH], (int)record[SLICE], (int)record[COUNT],
                __int_as_float((int)record[SCALE])};
   int lanes = (int)record[LANES];
   i64 at = (record[FIRST] & 0xffffffff) + r * unit.step;
 #if !DIRECT
   i64 slot = record[SLOT];
 #endif
-  char* to = given.out + r * unit.pitch + record[COLUMN] * (OUT == 0 ? 4 : 2);
+  char* to = given.out + r * unit.pitch + record[COLUMN] * WRITTEN;
 #if DIRECT && AHEAD
   // Into the L2 alone, where what the kernel before still writes is seen.
   int begin = (threadIdx.x & 31) * 128, last = (unit.count - 1) * (int)sizeof(IDS);

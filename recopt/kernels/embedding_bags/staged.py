@@ -28,7 +28,7 @@ from .layout import Layout, Term
 from .operands import Operands, check_operands, result_dtype
 from .source import SOURCE
 
-_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.uint8: 3, torch.int8: 4}
 _HELD = 160  # ids of a bag that are held at once
 _CARVEOUT = 9  # CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT
 
@@ -93,17 +93,21 @@ def _driver() -> Any:
 
 
 def eligible(layout: Layout, o: Operands) -> bool:
-    """Whether every piece is a row, or the sum or mean of one bag of fixed length, in rows of 1, 2, 4 .. 32 words of 16
-    bytes."""
-    if not all(len(piece) == 1 and _plain(piece[0], o) for piece in layout.pieces):
+    """Whether every piece is a row, or the sum or mean of one bag of fixed length, of floats or of 8 bits, in rows of
+    whole words of 16 bytes that are 1, 2, 4 .. 32 parts."""
+    if not layout.pieces or not all(len(piece) == 1 and _plain(piece[0], o) for piece in layout.pieces):
         return False
     ids = [o.ids[t.ids] for t in layout.lookups]
     dtype = result_dtype(layout, [t.dtype for t in o.tables], [])
     widths = layout.widths([t.shape[1] for t in o.tables], [])
+    part = _part(layout, o)
+    parts = [o.tables[t.source].shape[1] * o.tables[t.source].dtype.itemsize // part for t in layout.lookups]
     return (
         len({i.dtype for i in ids}) == 1
         and len({o.tables[t.source].dtype for t in layout.lookups}) == 1
         and sum(widths) * dtype.itemsize % 16 == 0
+        and all(n & (n - 1) == 0 and 1 <= n <= 32 for n in parts)
+        and all(s.data_ptr() % 8 == 0 for s in o.scales)
         and max(i.stride(0) * max(1, i.shape[0]) for i in ids) < 1 << 31
     )
 
@@ -111,7 +115,7 @@ def eligible(layout: Layout, o: Operands) -> bool:
 def _plain(t: Term, o: Operands) -> bool:
     if (
         not ((t.pool == "sum" and t.count) or (t.pool == "row" and t.count == 1))
-        or t.bits
+        or t.bits == 4
         or t.ragged
         or t.lengths is not None
         or t.weights is not None
@@ -122,19 +126,18 @@ def _plain(t: Term, o: Operands) -> bool:
         return False
     table, ids = o.tables[t.source], o.ids[t.ids]
     item = table.dtype.itemsize
-    words = table.shape[1] * item // 16
     return (
         not (t.modulus or t.shift or t.wraps)
         and table.dtype in _TYPES
+        and (t.bits > 0) == (item == 1)
         and ids.dtype in (torch.int32, torch.int64)
         and (ids.dim() == 1 or ids.stride(1) == 1)
         and table.stride(1) == 1
         and table.data_ptr() % 16 == 0
         and table.shape[1] * item % 16 == 0
         and table.stride(0) * item % 16 == 0
-        and table.shape[0] * table.stride(0) * item // 16 < 1 << 32
-        and words & (words - 1) == 0
-        and 1 <= words <= 32
+        and table.shape[0] < 1 << 32
+        and table.stride(0) * item < 1 << 32
     )
 
 
@@ -150,11 +153,13 @@ def staged(layout: Layout, o: Operands, config: Staged) -> Launch | None:
     rows: list[list[int]] = []
     column, ways, singles = 0, 0, 0
     slots = {slot: n for n, slot in enumerate(layout.slots)}
+    part = _part(layout, o)
     for t in layout.lookups:
         table = o.tables[t.source]
-        words = table.shape[1] * table.dtype.itemsize // 16
-        lanes = min(words, config.slice // 16)
-        slices = [_unit(t, o, slots["ids", t.ids], lanes, n, column) for n in range(words // lanes)]
+        words = table.shape[1] * table.dtype.itemsize // part
+        lanes = min(words, config.slice // part)
+        scales = o.scales[layout.quantised[t.source]].data_ptr() if t.bits else 0
+        slices = [_unit(t, o, slots["ids", t.ids], lanes, n, column, scales) for n in range(words // lanes)]
         if t.count == 1:
             rows, singles = rows + slices, singles | lanes
         else:
@@ -165,7 +170,7 @@ def staged(layout: Layout, o: Operands, config: Staged) -> Launch | None:
     table, ids = o.tables[first.source], o.ids[first.ids]
     early = config.early if _is_hopper(table.device) else 0
     options = {
-        "TYPE": _TYPES[table.dtype],
+        "TYPE": _TYPES[table.dtype], "WORD": part, "PASS_BY": int(config.pass_by),
         "OUT": _TYPES[result_dtype(layout, [t.dtype for t in o.tables], [])],
         "IDS": "int" if ids.dtype == torch.int32 else "i64",
         "CHUNKS": -(-min(longest, _HELD) // 32),
@@ -183,19 +188,25 @@ def staged(layout: Layout, o: Operands, config: Staged) -> Launch | None:
     return Launch(kernel, records, len(units), len(rows), config.warps, config.bags, bool(early))
 
 
+def _part(layout: Layout, o: Operands) -> int:
+    """Bytes of a row that a thread reads: half as many of short quantised rows, so that fewer sums meet at the end."""
+    tables = [o.tables[t.source] for t in layout.lookups]
+    return 8 if all(t.dtype.itemsize == 1 and t.shape[1] < 128 for t in tables) else 16
+
+
 def _is_hopper(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 9
 
 
-def _unit(t: Term, o: Operands, slot: int, lanes: int, n: int, column: int) -> list[int]:
+def _unit(t: Term, o: Operands, slot: int, lanes: int, n: int, column: int, scales: int) -> list[int]:
     """The record of one slice of one piece."""
     table, ids = o.tables[t.source], o.ids[t.ids]
     low, eps = t.div or (0.0, 0.0)
     scale = t.factor if t.div is None else t.factor / (max(float(t.count), low) + eps)
     bits = int(torch.tensor(scale, dtype=torch.float32).view(torch.int32))
     return [
-        table.data_ptr(), table.shape[0], table.stride(0) * table.dtype.itemsize // 16, lanes, n, slot,
-        ids.stride(0) << 32 | t.first, t.count, column, bits,
+        table.data_ptr(), table.shape[0], table.stride(0) * table.dtype.itemsize, lanes, n, slot,
+        ids.stride(0) << 32 | t.first, t.count, column, bits, scales,
     ]  # fmt: skip
 
 

@@ -39,9 +39,24 @@ STAGED: dict[tuple[int, int, int, int], dict[str, Staged]] = {
     (4, 32, 80, 256): {
         "": Staged(8, 5, 256, 1, True, 2, 1),
         "hot": Staged(8, 5, 256, 1, True, 2, 1),
-        "cold": Staged(8, 5, 256, 1, True, 2, 1),
+        "cold": Staged(8, 5, 256, 1, True, 2, 1, True),
     },
-    (2, 32, 80, 256): {"": Staged(4, 2, 256, 8, True, 1, 1), "hot": Staged(2, 2, 256, 8, True, 1, 1)},
+    (2, 32, 80, 256): {
+        "": Staged(8, 2, 256, 1, True, 2, 1),
+        "hot": Staged(8, 2, 256, 1, True, 2, 1),
+        "cold": Staged(8, 2, 256, 1, True, 2, 1),
+    },
+    (1, 32, 20, 512): {"": Staged(8, 2, 256, 1, True, 2, 1)},
+    (1, 32, 80, 256): {
+        "": Staged(8, 2, 256, 1, True, 2, 1),
+        "hot": Staged(8, 2, 256, 1, True, 2, 1),
+        "cold": Staged(8, 5, 256, 1, True, 1, 1),
+    },
+    (1, 128, 150, 2048): {
+        "": Staged(2, 3, 128, 1, False, 1, 1),
+        "hot": Staged(2, 4, 128, 1, False, 1, 1),
+        "cold": Staged(4, 2, 128, 8, False, 1, 1),
+    },
     (4, 128, 30, 256): {"": Staged(4, 2, 512, 8, False, 1, 2)},
     (4, 8, 30, 256): {"": Staged(4, 2, 512, 6, False, 1, 3)},
     (4, 32, 30, 256): {"": Staged(4, 2, 512, 8, False, 1, 2)},
