@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from ..ir import ops, sizes, tensor
+from ..ir.normal import scale
 from ..ir.sizes import Size
 from ..ir.tensor import Tensor, ravel, retyped
-from ..ir.term import scale
 from .aten_sums import dims_of, linear
 from .aten_types import operand
 from .base import Call, Opaque, Result

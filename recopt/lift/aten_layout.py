@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from ..ir import ops, sizes, tensor
+from ..ir.normal import add, scale, substitute
 from ..ir.rules import fn
 from ..ir.sizes import Size
 from ..ir.tensor import Dim, Tensor, aligned, new_dims, ravel, unravel
-from ..ir.term import Axis, Poly, add, number, scale, substitute
+from ..ir.term import Axis, Poly, number
 from .aten_types import is_float, operand
 from .base import Call, Opaque, Result
 

@@ -15,30 +15,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..hosts.base import Value
+from ..ir.normal import add, add_all, mul, reduce, scale, substitute, sum_over
 from ..ir.rules import FLOATS, WIDTH, fn
 from ..ir.tensor import Tensor, retyped
-from ..ir.term import (
-    Atom,
-    Axis,
-    Coef,
-    Fn,
-    Guard,
-    Mono,
-    Poly,
-    Read,
-    add,
-    add_all,
-    axis,
-    coord,
-    monomial,
-    mul,
-    number,
-    reduce,
-    scale,
-    single,
-    substitute,
-    sum_over,
-)
+from ..ir.term import Atom, Axis, Coef, Fn, Guard, Mono, Poly, Read, axis, coord, monomial, number, single
 from ..lift.base import Lifted
 from ..match import No, is_data
 
