@@ -13,7 +13,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-import recopt.hosts.onnx
+import recopt.hosts.graph.onnx
 from recopt.errors import GraphError, LoadError, OptionError, VerifyError
 from recopt.hosts import base
 from recopt.hosts.base import Array
@@ -289,7 +289,7 @@ KINDS = {"float16": "FLOAT16", "float64": "DOUBLE", "int64": "INT64", "bool": "B
 
 
 def test_large_constants_are_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recopt.hosts.onnx, "EVALUATED_LIMIT", 1 << 20)
+    monkeypatch.setattr(recopt.hosts.graph.onnx, "EVALUATED_LIMIT", 1 << 20)
     nodes = [node("Neg", ["w"], ["n"]), node("Add", ["x", "n"], ["y"])]
     host = OnnxHost.load(model(nodes, {"y": (4, 1 << 20)}, {"x": (4, 1 << 20)}, {"w": np.zeros((1, 1 << 20), "f")}))
     with pytest.raises(GraphError, match="takes 8 MB"):
