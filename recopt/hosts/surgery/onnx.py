@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from typing import Any, Self, cast
 
 import numpy as np
@@ -16,6 +16,7 @@ from ...ir.sizes import Size
 from ..base import Array, Node, Value
 from ..graph.onnx import MERGED_LIMIT, OnnxGraph
 from ..model.onnx import inner_nodes, line, remove_unused_functions, validate
+from ..onnx_contrib import parts
 from ..onnx_sizes import Sizes
 from ..types.onnx import Inference, Type, symbols, tensor_type
 
@@ -229,6 +230,20 @@ class OnnxSurgery(OnnxGraph):
         return ir.Shape(d if isinstance(d, int) else str(d) if symbols((d,)) <= self._named else None for d in shape)
 
     # The host's own clean-up
+
+    def inline(self, known: Container[str]) -> None:
+        for node in [n for n in self.nodes if n.op not in known]:
+            output = node.outputs[0]
+            made: Value | None = None
+            for op, args, attributes in parts(node) or ():
+                operands = args if made is None else [made]
+                with self.at(node):
+                    made = self.call(
+                        op, operands, attributes, name=output.name, shape=output.shape, dtype=output.dtype, like=output
+                    )
+            if made is not None:
+                self.replace(output, made)
+        self.erase_dead()
 
     def normalise(self) -> None:
         model = self.model
