@@ -382,13 +382,13 @@ def test_shapes_follow_the_inputs() -> None:
 # Files
 
 
-def big(path: Path) -> Array:
-    """A model of 4 MB with external data."""
+def big(path: Path, threshold: int = 1024) -> Array:
+    """A model of 4 MB with external data from `threshold` bytes on."""
     table = np.random.default_rng(5).normal(size=(1 << 16, 16)).astype("f")
     nodes = [node("Gather", ["table", "ids"], ["rows"]), node("ReduceSum", ["rows", "axes"], ["y"], keepdims=0)]
     proto = model(nodes, {"y": ("batch", 16)}, {}, {"table": table, "axes": np.array([1])})
     proto.graph.input.append(helper.make_tensor_value_info("ids", TensorProto.INT64, ("batch", 5)))
-    onnx.save(proto, path, save_as_external_data=True, location="weights.bin", size_threshold=1024)
+    onnx.save(proto, path, save_as_external_data=True, location="weights.bin", size_threshold=threshold)
     return table
 
 
@@ -425,6 +425,19 @@ def test_external_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     again.save(out / "model.onnx")  # onto the files that it is mapped from
     np.testing.assert_array_equal(again.constant(again.nodes[0].args[0]), table)
     np.testing.assert_allclose(OnnxHost.load(out / "model.onnx").run([ids])[0], expected + 1, rtol=1e-5, atol=1e-6)
+
+
+def test_small_external_data_comes_into_the_file(tmp_path: Path) -> None:
+    big(tmp_path / "in.onnx", threshold=0)
+    host = OnnxHost.load(tmp_path / "in.onnx")
+    axes = host.constant(host.nodes[1].args[1])  # a map that is still read when the file is written
+    host.save(tmp_path / "out.onnx")
+    np.testing.assert_array_equal(axes, [1])
+    again = OnnxHost.load(tmp_path / "out.onnx")
+    outside = {v.name: isinstance(v.const_value, ir.ExternalTensor) for v in again.model.graph.initializers.values()}
+    assert outside == {"table": True, "axes": False}
+    ids = np.zeros((2, 5), np.int64)
+    np.testing.assert_array_equal(again.run([ids])[0], host.run([ids])[0])
 
 
 def test_a_model_that_replaces_its_own_file_lies_in_the_new_one(tmp_path: Path) -> None:
@@ -488,6 +501,12 @@ def test_load_errors(tmp_path: Path) -> None:
     refused(tmp_path / "big.onnx", "external data .* ends before")
     (tmp_path / "weights.bin").unlink()
     refused(tmp_path / "big.onnx", "external data .* does not exist")
+    big(tmp_path / "big.onnx")
+    (tmp_path / "inner").mkdir()
+    proto = onnx.load(tmp_path / "big.onnx", load_external_data=False)
+    proto.graph.initializer[0].external_data[0].value = "../weights.bin"
+    (tmp_path / "inner" / "big.onnx").write_bytes(proto.SerializeToString())
+    refused(tmp_path / "inner" / "big.onnx", "external data .* lies outside its folder")
     shape = ("batch", 4)
     refused(model([node("Add", ["x", "b"], ["a"]), node("Neg", ["a"], ["b"])], {"b": shape}), "cyclic")
     refused(model([node("Add", ["x", "nowhere"], ["y"])], {"y": shape}), "not a valid graph")
