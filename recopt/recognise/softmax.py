@@ -236,15 +236,6 @@ def _outside(guard: Guard) -> Poly:
     return ends[0] if len(ends) == 1 else fn("logical_or", ends, "bool")
 
 
-def _condition_of(lifted: Lifted, term: Poly) -> Poly | None:
-    """The same of a term: such a factor, or 1 less it."""
-    if term.atom is not None and not isinstance(term.atom, Read):
-        return _condition(lifted, term.atom)
-    rest = add(number(1, term.dtype), scale(term, -1))
-    found = _condition(lifted, rest.atom) if isinstance(rest.atom, Fn) else None
-    return None if found is None else fn("logical_not", [found], "bool")
-
-
 def _is_weight(term: Poly) -> bool:
     """Whether a term is exponentials times other things, set to 0 somewhere or not."""
     return len(term.monos) == 1 and any(
