@@ -565,7 +565,7 @@ def test_ten_thousand_nodes() -> None:
 
     nodes = [node("Add", [f"v{i}", "one"], [f"v{i + 1}"], name=f"n{i}") for i in range(10_000)]
     proto = model(nodes, {"v10000": ("batch", 4)}, {"v0": ("batch", 4)}, {"one": np.float32(1)})
-    start = time.perf_counter()
+    start = time.process_time()
     host = OnnxHost.load(proto)
     host.normalise()
     for item in list(host.nodes)[::2]:
@@ -578,4 +578,4 @@ def test_ten_thousand_nodes() -> None:
     host.check()
     host.clone().check()
     assert host.count_nodes() == 10_000
-    assert time.perf_counter() - start < 30  # measured: 2.9 s on 2 idle cores
+    assert time.process_time() - start < 30  # measured: 2.9 s on 2 idle cores
