@@ -140,7 +140,8 @@ def _export(module: torch.nn.Module, args: Any, kwargs: Any, dynamic_shapes: Any
         else:
             reason = "torch.export refuses it, or its example inputs do not fit"
         raise LoadError(f"cannot capture {type(module).__name__}: {reason}: {one_line(error)}") from error
-    sys.stderr.write(said.getvalue())
+    if text := said.getvalue():
+        print(text, end="", file=sys.stderr)
     return program
 
 
