@@ -1,7 +1,7 @@
 """Models on a GPU: the four examples, BST and SASRec (encoders.py), ranking models at their full sizes (rankers.py).
 
-Wall time of eager PyTorch, of what recopt makes of it, and of both as CUDA graphs; with ``--inductor`` also of Inductor in
-the modes named, or in both (a minute or two a model).
+Wall time of eager PyTorch, of what recopt makes of it, and of both as CUDA graphs; with ``--inductor`` also of Inductor
+in the modes named, or in both (a minute or two a model).
 
     python benchmarks/models_gpu.py [--models din wdl ..] [--batches 1 256 ..] [--inductor [reduce-overhead default]]
 

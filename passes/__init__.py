@@ -89,6 +89,8 @@ def is_lossy(item: Pass) -> bool:
 def asked(passes: Sequence[Asked] | None) -> list[Pass]:
     """The passes asked for, in the pipeline's order. Raises OptionError for one that does not exist, for parameters
     that it does not have."""
+    if isinstance(passes, str):
+        raise OptionError(f"passes are a list of names or objects, not the text {passes!r}")
     chosen: dict[str, Pass] = {}
     for item in (DEFAULT,) if passes is None else passes:
         if item == DEFAULT:

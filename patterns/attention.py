@@ -14,9 +14,10 @@ from dataclasses import dataclass, replace
 from recopt.fused import Attention, Heads, View
 from recopt.hosts.base import Value
 from recopt.ir import sizes
+from recopt.ir.normal import mul, normal_mono, substitute, sum_over
 from recopt.ir.rules import FLOATS
 from recopt.ir.tensor import Dim, Tensor
-from recopt.ir.term import Guard, Poly, Read, TooLarge, mul, normal_mono, substitute, sum_over, walk
+from recopt.ir.term import Guard, Poly, Read, TooLarge, walk
 from recopt.lift.base import Lifted
 from recopt.match import Match, No, dead_after
 from recopt.recognise.epilogue import H

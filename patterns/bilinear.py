@@ -15,23 +15,10 @@ from recopt.cost import nominal
 from recopt.fused import Bilinear
 from recopt.hosts.base import Value
 from recopt.ir import sizes
+from recopt.ir.normal import mul, normal_mono, scale, substitute, sum_over
 from recopt.ir.rules import FLOATS
 from recopt.ir.tensor import Tensor
-from recopt.ir.term import (
-    Axis,
-    Mono,
-    Poly,
-    Read,
-    TooLarge,
-    axis,
-    coord,
-    mul,
-    normal_mono,
-    scale,
-    single,
-    substitute,
-    sum_over,
-)
+from recopt.ir.term import Axis, Mono, Poly, Read, TooLarge, axis, coord, single
 from recopt.lift.base import Lifted
 from recopt.match import Match, No, dead_after, fold, is_data
 from recopt.recognise.contractions import is_contraction

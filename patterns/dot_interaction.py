@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from recopt.fused import DotInteraction, Reshape, View
 from recopt.hosts.base import Value
 from recopt.ir import sizes
+from recopt.ir.normal import add, normal_mono, scale, substitute
 from recopt.ir.rules import FLOATS
 from recopt.ir.sizes import Size
 from recopt.ir.tensor import Tensor
-from recopt.ir.term import Atom, Axis, Poly, Read, TooLarge, add, axis, coord, normal_mono, number, scale, substitute
+from recopt.ir.term import Atom, Axis, Poly, Read, TooLarge, axis, coord, number
 from recopt.lift.base import Lifted
 from recopt.match import Match, No, dead_after, fold, is_data
 from recopt.recognise.views import regroup

@@ -19,6 +19,8 @@ from recopt.cost import nominal
 from recopt.fused import Again, Bag, EmbeddingBags, Permute, Reshape, Slice, Step, View
 from recopt.hosts.base import Array, Value
 from recopt.ir import sizes
+from recopt.ir.normal import add as add_terms
+from recopt.ir.normal import guard, mul, scale, substitute
 from recopt.ir.rules import FLOATS, fn
 from recopt.ir.sizes import Size
 from recopt.ir.tensor import Dim, Tensor
@@ -34,16 +36,11 @@ from recopt.ir.term import (
     TooLarge,
     axis,
     coord,
-    guard,
     monomial,
-    mul,
     number,
-    scale,
     single,
-    substitute,
     walk,
 )
-from recopt.ir.term import add as add_terms
 from recopt.lift.base import Lifted
 from recopt.match import Match, No, constant_leaf, dead_after, fold, is_data
 from recopt.recognise.bag_factors import Factors, condition_of, counts, ends_of, factors

@@ -20,9 +20,10 @@ from recopt.cost import product_flops
 from recopt.fused import Flip, Gru, Reshape, Slice, Step, View
 from recopt.hosts.base import Array, Node, Value
 from recopt.ir import sizes, tensor
+from recopt.ir.normal import add, substitute
 from recopt.ir.rules import FLOATS
 from recopt.ir.tensor import Tensor
-from recopt.ir.term import Atom, Axis, Leaf, Poly, Read, TooLarge, add, coord, substitute
+from recopt.ir.term import Atom, Axis, Leaf, Poly, Read, TooLarge, coord
 from recopt.lift.base import Lifted
 from recopt.match import Match, No, dead_after
 from recopt.recognise import epilogue

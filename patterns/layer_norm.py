@@ -15,24 +15,10 @@ from collections.abc import Iterator
 from recopt.fused import LayerNorm
 from recopt.hosts.base import Value
 from recopt.ir import ops, sizes
+from recopt.ir.normal import add, mul, normal_mono, scale, substitute
 from recopt.ir.rules import FLOATS
 from recopt.ir.tensor import Tensor
-from recopt.ir.term import (
-    Atom,
-    Axis,
-    Fn,
-    Poly,
-    Read,
-    TooLarge,
-    add,
-    mul,
-    normal_mono,
-    number,
-    scale,
-    single,
-    substitute,
-    walk,
-)
+from recopt.ir.term import Atom, Axis, Fn, Poly, Read, TooLarge, number, single, walk
 from recopt.lift.base import Lifted
 from recopt.match import Match, No, constant_leaf, dead_after, fold, is_data
 from recopt.recognise.operands import stored_as

@@ -13,9 +13,10 @@ from recopt.cost import nominal
 from recopt.fused import Concat, Linear, View
 from recopt.hosts.base import Array, Value
 from recopt.ir import sizes
+from recopt.ir.normal import substitute
 from recopt.ir.rules import FLOATS
 from recopt.ir.tensor import Tensor
-from recopt.ir.term import Guard, Leaf, Poly, Read, TooLarge, substitute
+from recopt.ir.term import Guard, Leaf, Poly, Read, TooLarge
 from recopt.lift.base import Lifted
 from recopt.match import Match, No, dead_after, fold, is_data
 from recopt.recognise import epilogue

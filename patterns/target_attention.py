@@ -18,25 +18,10 @@ import numpy as np
 from recopt.fused import Linear, Permute, TargetAttention, View
 from recopt.hosts.base import Array, Value
 from recopt.ir import sizes
+from recopt.ir.normal import add, normal_mono, read, substitute
 from recopt.ir.rules import FLOATS
 from recopt.ir.tensor import Dim, Tensor
-from recopt.ir.term import (
-    Atom,
-    Axis,
-    Guard,
-    Mono,
-    Poly,
-    Read,
-    TooLarge,
-    add,
-    axis,
-    coord,
-    normal_mono,
-    number,
-    read,
-    single,
-    substitute,
-)
+from recopt.ir.term import Atom, Axis, Guard, Mono, Poly, Read, TooLarge, axis, coord, number, single
 from recopt.lift.base import Lifted
 from recopt.match import Match, No, dead_after, is_data
 from recopt.patterns import linear

@@ -14,6 +14,7 @@ from typing import Any
 from . import cost
 from .errors import OptionError
 from .hosts.base import Array, Host
+from .hosts.onnx_contrib import FUSED
 from .lift import lift, table_of
 from .load import host_of, is_module
 from .match import No
@@ -162,7 +163,7 @@ class Inspection:
 def inspect(model: Any, example_inputs: Any = None) -> Inspection:
     """What recopt recognises in a model, which is not changed. Raises LoadError, GraphError."""
     host = host_of(model, example_inputs)
-    host.inline(table_of(host))
+    host.inline(table_of(host).keys() - FUSED)
     host.normalise()
     lifted = lift(host)
     blocks, inside, flops = [], set(), 0.0

@@ -71,6 +71,9 @@ Force = Annotated[bool, typer.Option("--force", "-f", help="Overwrite files that
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line on `argv` (default: the process's) and return its exit code."""
     args = list(sys.argv[1:] if argv is None else argv)
+    for stream in ("stdout", "stderr"):
+        if getattr(sys, stream) is None:  # the caller closed it
+            setattr(sys, stream, open(os.devnull, "w"))  # noqa: SIM115  # open as long as the process
     try:
         with _quiet():
             code = app(args=args or ["--help"], prog_name="recopt", standalone_mode=False)

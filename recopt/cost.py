@@ -28,10 +28,11 @@ from .fused import (
 )
 from .hosts.base import Host, Node, Value
 from .ir import sizes
+from .ir.ranges import value_range
 from .ir.rules import WIDTH
 from .ir.sizes import Size
 from .ir.tensor import Tensor
-from .ir.term import Fn, Guard, Mono, value_range, walk
+from .ir.term import Fn, Guard, Mono, walk
 
 NOMINAL = 256  # what a symbolic size counts as
 

@@ -280,6 +280,7 @@ def test_debug_says_more_at_each_level(capsys: pytest.CaptureFixture[str], monke
     [
         ({"verify": "maybe"}, "no verification level 'maybe'; there are: none, shapes"),
         ({"passes": ["fuse-linear", "nope"]}, "no pass is called 'nope'; there are: clean-up"),
+        ({"passes": "fuse-linear"}, "a list of names or objects, not the text 'fuse-linear'"),
         ({"tolerance": -1.0}, "at least 0"),
         ({"tolerance": float("nan")}, "at least 0"),
         ({"target": "tpu"}, "tpu"),

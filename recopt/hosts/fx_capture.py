@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from typing import Any
 
 import torch
@@ -29,6 +31,9 @@ def capture(module: torch.nn.Module, example_inputs: object, dynamic_shapes: obj
     """
     if not isinstance(module, torch.nn.Module):
         raise LoadError(f"cannot capture a {type(module).__name__}: need a torch.nn.Module")
+    empty = next((n for n, t in (*module.named_parameters(), *module.named_buffers()) if t.is_meta), None)
+    if empty is not None:
+        raise LoadError(f"cannot capture {type(module).__name__}: {empty!r} lies on the meta device and has no values")
     args, kwargs = arguments(example_inputs)
     if dynamic_shapes is not None:
         return _export(module, args, kwargs, dynamic_shapes)
@@ -120,10 +125,12 @@ def _batched(args: Any, kwargs: Any, batch: int, copies: int) -> tuple[Any, Any,
 
 
 def _export(module: torch.nn.Module, args: Any, kwargs: Any, dynamic_shapes: Any) -> ExportedProgram:
+    said = io.StringIO()  # torch prints the graph so far when it refuses
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings(), quiet():
             warnings.simplefilter("ignore")  # of attributes set while tracing: export puts them back
-            return torch.export.export(module, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
+            with redirect_stderr(said):
+                program = torch.export.export(module, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
     except Exception as error:  # torch raises dozens of types here; all mean the same to the user
         text = f"{type(error).__name__} {error}"
         if any(word in text for word in _DATA_DEPENDENT):
@@ -133,6 +140,9 @@ def _export(module: torch.nn.Module, args: Any, kwargs: Any, dynamic_shapes: Any
         else:
             reason = "torch.export refuses it, or its example inputs do not fit"
         raise LoadError(f"cannot capture {type(module).__name__}: {reason}: {one_line(error)}") from error
+    if text := said.getvalue():
+        print(text, end="", file=sys.stderr)
+    return program
 
 
 @contextmanager

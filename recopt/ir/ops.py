@@ -8,11 +8,12 @@ from collections.abc import Hashable, Sequence
 
 from . import sizes, tensor
 from .functions import BOOLEAN
+from .normal import add as add_terms
+from .normal import guard, mul, reduce, scale, substitute, sum_over
 from .rules import FLOATS, WIDTH, fn
 from .sizes import Size
 from .tensor import Dim, ShapeError, Tensor, aligned, new_dims, ravel, retyped, unravel
-from .term import Axis, Poly, guard, mul, number, reduce, scale, substitute, sum_over
-from .term import add as add_terms
+from .term import Axis, Poly, number
 
 FEW = 8  # elements whose product is written out
 
@@ -212,7 +213,7 @@ def take(table: Tensor, ids: Tensor, dim: int = 0, wrap_negative: bool = False) 
 
 def sizes_known_non_negative(position: Poly) -> bool:
     """Whether an index is at least 0 by its form."""
-    from .term import value_range
+    from .ranges import value_range
 
     low, _ = value_range(position)
     return low is not None and sizes.at_least(low, 0)

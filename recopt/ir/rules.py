@@ -10,23 +10,9 @@ import sympy
 
 from . import sizes
 from .functions import COMMUTATIVE, FUNCTIONS
-from .term import (
-    Coef,
-    Coord,
-    Fn,
-    Guard,
-    Poly,
-    add,
-    add_all,
-    monomial,
-    mul,
-    number,
-    poly,
-    raw_fn,
-    scale,
-    single,
-    value_range,
-)
+from .normal import add, add_all, mul, poly, scale
+from .ranges import value_range
+from .term import Coef, Coord, Fn, Guard, Poly, monomial, number, raw_fn, single
 
 WIDTH = {
     "bool": 1,

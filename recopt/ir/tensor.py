@@ -12,26 +12,11 @@ from functools import cached_property
 from itertools import count
 
 from . import sizes
+from .normal import add, add_all, guard, mul, read, scale, substitute
+from .order import bound_order, read_jointly
 from .rules import fn
 from .sizes import Size
-from .term import (
-    Axis,
-    Coef,
-    Leaf,
-    Poly,
-    add,
-    add_all,
-    axis,
-    bound_order,
-    coord,
-    guard,
-    mul,
-    number,
-    read,
-    read_jointly,
-    scale,
-    substitute,
-)
+from .term import Axis, Coef, Leaf, Poly, axis, coord, number
 
 Dim = tuple[Axis, ...]  # major axis first; () has size 1
 

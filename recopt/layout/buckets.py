@@ -16,9 +16,10 @@ import numpy as np
 
 from ..hosts.base import Array, Host, Node, Value
 from ..ir.evaluate import evaluate
+from ..ir.normal import read, substitute
 from ..ir.rules import FLOATS
 from ..ir.tensor import Tensor
-from ..ir.term import Atom, Fn, Guard, Leaf, Poly, Read, Reduce, TooLarge, axis, coord, number, read, substitute, walk
+from ..ir.term import Atom, Fn, Guard, Leaf, Poly, Read, Reduce, TooLarge, axis, coord, number, walk
 from ..lift.base import Lifted
 
 COMPARISONS = ("lt", "le", "gt", "ge", "eq", "ne")

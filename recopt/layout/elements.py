@@ -14,28 +14,12 @@ import numpy as np
 
 from ..hosts.base import Array, Node, Value
 from ..ir import sizes, tensor
+from ..ir.normal import add, read, scale, substitute
+from ..ir.ranges import value_range
 from ..ir.rules import WIDTH
 from ..ir.sizes import Size
 from ..ir.tensor import Tensor
-from ..ir.term import (
-    Atom,
-    Axis,
-    Coord,
-    Fn,
-    Guard,
-    Mono,
-    Poly,
-    Read,
-    add,
-    axis,
-    coord,
-    number,
-    read,
-    scale,
-    substitute,
-    value_range,
-    walk,
-)
+from ..ir.term import Atom, Axis, Coord, Fn, Guard, Mono, Poly, Read, axis, coord, number, walk
 from ..lift.base import Items, Lifted, Opaque
 from ..match import No
 from .positions import EXACT

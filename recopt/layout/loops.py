@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..hosts.base import Value
-from ..ir.term import Axis, Coord, Fn, Mono, Poly, Read, add, axis, coord, number, scale, substitute, walk
+from ..ir.normal import add, scale, substitute
+from ..ir.term import Axis, Coord, Fn, Mono, Poly, Read, axis, coord, number, walk
 from ..kernels.pointwise import Line, Loop
 from ..match import No
 from .elements import Cut, Element, Elements, Index, Number, Refine, TooLong, places

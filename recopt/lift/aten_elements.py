@@ -9,8 +9,10 @@ import numpy as np
 
 from ..hosts.base import Node, Value
 from ..ir import tensor
+from ..ir.normal import add
+from ..ir.ranges import value_range
 from ..ir.rules import FLOATS, WIDTH
-from ..ir.term import add, number, value_range
+from ..ir.term import number
 from ..layout.elements import Element, Elements, Index
 from ..match import No
 from .aten_types import promoted

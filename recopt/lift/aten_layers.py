@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from ..ir import ops, sizes, tensor
+from ..ir.normal import scale
 from ..ir.sizes import Size
 from ..ir.tensor import Tensor, ravel, retyped
-from ..ir.term import scale
+from .aten_common import Lift, named
 from .aten_sums import dims_of, linear
 from .aten_types import operand
 from .base import Call, Opaque, Result
-
-Lift = Callable[..., Result]
-
 
 # --- normalisation
 
@@ -335,28 +333,24 @@ def _members(offsets: Tensor, ids: Size, bags: Size, include_last: bool) -> list
     return [begun, open_]
 
 
-def _named(names: str, function: Lift) -> dict[str, Lift]:
-    return {f"aten.{name}": function for name in names.split()}
-
-
 TABLE: dict[str, Lift] = {
-    **_named("var.default var.dim var.correction", _variance(False, False)),
-    **_named("std.default std.dim std.correction", _variance(False, True)),
-    **_named("var_mean.default var_mean.dim var_mean.correction", _variance(True, False)),
-    **_named("std_mean.default std_mean.dim std_mean.correction", _variance(True, True)),
-    **_named("batch_norm.default", _batch_norm),
-    **_named("_native_batch_norm_legit_no_training.default native_batch_norm.default", _batch_norm_and_statistics),
-    **_named("layer_norm.default", lambda c, *args, **kwargs: _layer_norm(c, *args, **kwargs)[:1]),
-    **_named("native_layer_norm.default", _layer_norm),
-    **_named("rms_norm.default", lambda c, *args, **kwargs: _rms_norm(c, *args, **kwargs)[0]),
-    **_named("_fused_rms_norm.default", _rms_norm),
-    **_named("gru_cell.default", _gru_cell),
-    **_named("group_norm.default", _group_norm),
-    **_named("instance_norm.default", _instance_norm),
-    **_named("adaptive_avg_pool1d.default adaptive_avg_pool2d.default _adaptive_avg_pool2d.default", _pool_to_one),
-    **_named("scaled_dot_product_attention.default", _attention),
-    **_named("_scaled_dot_product_flash_attention_for_cpu.default", _flash_attention),
-    **_named(
+    **named("var.default var.dim var.correction", _variance(False, False)),
+    **named("std.default std.dim std.correction", _variance(False, True)),
+    **named("var_mean.default var_mean.dim var_mean.correction", _variance(True, False)),
+    **named("std_mean.default std_mean.dim std_mean.correction", _variance(True, True)),
+    **named("batch_norm.default", _batch_norm),
+    **named("_native_batch_norm_legit_no_training.default native_batch_norm.default", _batch_norm_and_statistics),
+    **named("layer_norm.default", lambda c, *args, **kwargs: _layer_norm(c, *args, **kwargs)[:1]),
+    **named("native_layer_norm.default", _layer_norm),
+    **named("rms_norm.default", lambda c, *args, **kwargs: _rms_norm(c, *args, **kwargs)[0]),
+    **named("_fused_rms_norm.default", _rms_norm),
+    **named("gru_cell.default", _gru_cell),
+    **named("group_norm.default", _group_norm),
+    **named("instance_norm.default", _instance_norm),
+    **named("adaptive_avg_pool1d.default adaptive_avg_pool2d.default _adaptive_avg_pool2d.default", _pool_to_one),
+    **named("scaled_dot_product_attention.default", _attention),
+    **named("_scaled_dot_product_flash_attention_for_cpu.default", _flash_attention),
+    **named(
         "embedding_bag.default embedding_bag.padding_idx _embedding_bag.default _embedding_bag_forward_only.default",
         _embedding_bag,
     ),

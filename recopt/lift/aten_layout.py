@@ -1,23 +1,17 @@
-"""ATen: where elements are. Shapes, slices, joins, new tensors; lookups by integer tensors."""
+"""ATen: where elements are. Shapes, slices and joins."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from ..ir import ops, sizes, tensor
-from ..ir.rules import fn
+from ..ir.normal import add, scale, substitute
 from ..ir.sizes import Size
-from ..ir.tensor import Dim, Tensor, aligned, new_dims, ravel, unravel
-from ..ir.term import Axis, Poly, add, number, scale, substitute
-from .aten_types import is_float, operand
-from .base import Call, Opaque, Result
-
-Lift = Callable[..., Result]
-
-
-def dim_of(t: Tensor, dim: int, extra: int = 0) -> int:
-    """A dimension number, counted from the front."""
-    return dim % max(len(t.dims) + extra, 1)
+from ..ir.tensor import Tensor, new_dims, ravel, unravel
+from .aten_common import Lift, dim_of, named
+from .aten_new import identity_matrix
+from .aten_types import operand
+from .base import Call, Opaque
 
 
 def _permute(c: Call, x: Tensor, dims: Sequence[int]) -> Tensor:
@@ -232,12 +226,7 @@ def _diag_embed(c: Call, x: Tensor, offset: int = 0, dim1: int = -2, dim2: int =
     if offset or (dim1, dim2) != (-2, -1):
         raise Opaque("diag_embed off the main diagonal")
     size = x.shape[-1]
-    return ops.multiply(tensor.unsqueeze(x, len(x.dims)), _identity_matrix(size, size, x.dtype))
-
-
-def _identity_matrix(rows: Size, columns: Size, dtype: str) -> Tensor:
-    row = tensor.unsqueeze(tensor.iota(rows), 1)
-    return ops.cast(ops.pointwise("eq", row, tensor.iota(columns)), dtype)
+    return ops.multiply(tensor.unsqueeze(x, len(x.dims)), identity_matrix(size, size, x.dtype))
 
 
 def _meshgrid(c: Call, tensors: Sequence[Tensor], indexing: str = "ij") -> list[Tensor]:
@@ -280,204 +269,46 @@ def _select_scatter(c: Call, x: Tensor, src: Tensor, dim: int, index: object) ->
     return _slice_scatter(c, x, tensor.unsqueeze(src, dim), dim, position)
 
 
-# --- lookups
-
-
-def _embedding(c: Call, weight: Tensor, ids: Tensor, *_: object, **__: object) -> Tensor:
-    return ops.take(weight, ids)  # padding_idx is the gradient's
-
-
-def _index_select(c: Call, x: Tensor, dim: int, index: Tensor) -> Tensor:
-    if len(index.dims) == 0:
-        index = tensor.unsqueeze(index, 0)
-    return ops.take(x, index, dim_of(x, dim))
-
-
-def _gather(c: Call, x: Tensor, dim: int, index: Tensor, sparse_grad: bool = False) -> Tensor:
-    if not x.dims or not index.dims:
-        raise Opaque("a gather of rank 0")
-    x, index, dim = x.fresh(), index.fresh(), dim_of(x, dim)
-    mapping: dict[Axis, Poly] = {}
-    for n, (mine, other) in enumerate(zip(x.dims, index.dims, strict=True)):
-        position = index.body if n == dim else ravel(other)
-        mapping.update(zip(mine, unravel(position, [a.size for a in mine]), strict=True))
-    return index.with_body(substitute(x.body, mapping))
-
-
-def _take_along_dim(c: Call, x: Tensor, index: Tensor, dim: int | None = None) -> Tensor:
-    if dim is None:
-        x, index, dim = (*(tensor.reshape(t, [sizes.product(t.shape)]) for t in (x, index)), 0)
-    dim = dim_of(x, dim)
-    shapes = [list(t.shape) for t in (x, index)]
-    for n in range(len(x.dims)):
-        if n != dim:  # the others broadcast
-            shapes[0][n] = shapes[1][n] = shapes[1][n] if shapes[0][n] == 1 else shapes[0][n]
-    return _gather(c, tensor.expand(x, shapes[0]), dim, tensor.expand(index, shapes[1]))
-
-
-def _scatter(add: bool) -> Lift:
-    def lift(
-        c: Call, x: Tensor, dim: int, index: Tensor, source: Tensor | float, reduce: str = "sum",
-        include_self: bool = True,
-    ) -> Tensor:  # fmt: skip
-        dim = dim_of(x, dim)
-        given = source if isinstance(source, Tensor) else tensor.full(index.shape, source, x.dtype)
-        alike = all(a == b for n, (a, b) in enumerate(zip(x.shape, index.shape, strict=True)) if n != dim)
-        if not alike or given.shape != index.shape or reduce != "sum" or not include_self:
-            raise Opaque("a scatter into a part of a tensor, or that does not add")
-        if not add and index.shape[dim] != 1:
-            raise Opaque("a scatter of several elements, of which the last stays")
-        c.lifted.notes["one-hot", c.node.outputs[0]] = True  # an id that has no place is an error
-        return (ops.scatter_add if add else ops.scatter_one)(x, dim, index, given)
-
-    return lift
-
-
-def _index(c: Call, x: Tensor, indices: Sequence[Tensor | None]) -> Tensor:
-    """Advanced indexing by integer tensors: their common dimensions stand where these are adjacent, else first."""
-    chosen = [(n, i) for n, i in enumerate(indices) if i is not None]
-    if any(i.dtype in ("bool", "uint8") for _, i in chosen):
-        raise Opaque("indexing by a mask: the shape depends on data")
-    x = x.fresh()
-    common, positions = aligned([i for _, i in chosen])
-    mapping: dict[Axis, Poly] = {}
-    for (n, index), position in zip(chosen, positions, strict=True):
-        wrapped = _wrapped(c, index, position, x.shape[n])
-        mapping.update(zip(x.dims[n], unravel(wrapped, [a.size for a in x.dims[n]]), strict=True))
-    places = [n for n, _ in chosen]
-    rest: list[Dim] = [d for n, d in enumerate(x.dims) if n not in places]
-    adjacent = places == list(range(places[0], places[0] + len(places)))
-    front = places[0] if adjacent else 0
-    return Tensor((*rest[:front], *common, *rest[front:]), substitute(x.body, mapping))
-
-
-def _wrapped(c: Call, index: Tensor, position: Poly, extent: Size) -> Poly:
-    """An index with negative values counted from the end."""
-    value = position.number
-    if value is not None and not isinstance(value, float):
-        return position if sizes.at_least(value, 0) else number(sizes.add(value, extent))
-    known = c.constant(index)
-    if ops.sizes_known_non_negative(position) or (known is not None and known.size and known.min() >= 0):
-        return position
-    negative = fn("lt", [position, number(0, position.dtype)], "bool")
-    return fn("where", [negative, add(position, number(extent, position.dtype)), position], position.dtype)
-
-
-def _one_hot(c: Call, ids: Tensor, classes: object = -1) -> Tensor:
-    depth = c.size(classes)
-    if depth == -1:
-        raise Opaque("a one-hot whose width depends on data")
-    c.lifted.notes["one-hot", c.node.outputs[0]] = True  # an id that has no place is an error, not a row of zeros
-    return ops.one_hot(ids, depth, c.dtype)
-
-
-# --- new tensors
-
-
-def _filled(value: object) -> Lift:
-    return lambda c, *_, **__: tensor.full(c.shape, value, c.dtype)
-
-
-def _full(c: Call, _: object, value: object, **__: object) -> Tensor:
-    return tensor.expand(operand(value, c.dtype), c.shape)
-
-
-def _new_full(c: Call, _: Tensor, shape: object, value: object, **__: object) -> Tensor:
-    return _full(c, shape, value)
-
-
-def _scalar_tensor(c: Call, value: object, **_: object) -> Tensor:
-    return operand(value, c.dtype)
-
-
-def _arange(c: Call, *bounds: object, **_: object) -> Tensor:
-    start, step = (bounds[0] if len(bounds) > 1 else 0), (bounds[2] if len(bounds) > 2 else 1)
-    end = bounds[0] if len(bounds) == 1 else bounds[1]
-    if any(isinstance(b, float) for b in bounds) and not is_float(c.dtype):
-        raise Opaque("an integer range by fractions")
-    first, stride = (v if isinstance(v, float) else c.size(v) for v in (start, step))
-    # the host may have a symbol of its own for the length, which the division gives in terms of the others
-    length = None if any(isinstance(v, float) for v in (first, end, stride)) else _steps(c, first, end, stride)
-    return tensor.iota(c.shape[0] if length is None else length, first, stride, c.dtype)
-
-
-def _steps(c: Call, start: Size, end: object, step: Size) -> Size | None:
-    try:
-        return sizes.divide(sizes.size(c.size(end) - start), step)
-    except Opaque:
-        return None
-
-
-def _linspace(c: Call, start: float, end: float, steps: int, **_: object) -> Tensor:
-    if not is_float(c.dtype) or isinstance(start, Tensor) or isinstance(end, Tensor):
-        raise Opaque("a linspace of integers or data")
-    return tensor.iota(c.shape[0], start, (end - start) / (steps - 1) if steps > 1 else 0, c.dtype)
-
-
-def _eye(c: Call, *_: object, **__: object) -> Tensor:
-    return _identity_matrix(c.shape[0], c.shape[1], c.dtype)
-
-
-def _named(names: str, function: Lift) -> dict[str, Lift]:
-    return {f"aten.{name}": function for name in names.split()}
-
-
 TABLE: dict[str, Lift] = {
-    **_named("permute.default", _permute),
-    **_named("transpose.int swapaxes.default swapdims.default", _transpose),
-    **_named("t.default", lambda c, x: _reversed_dims(c, x)),
-    **_named("numpy_T.default", _reversed_dims),
-    **_named("mT.default adjoint.default", lambda c, x: _transpose(c, x, -2, -1)),
-    **_named("movedim.int movedim.intlist moveaxis.int moveaxis.intlist", _movedim),
-    **_named("view.default reshape.default _unsafe_view.default view_as.default reshape_as.default", _reshaped),
-    **_named("_reshape_alias.default flatten.using_ints unflatten.int ravel.default", _reshaped),
-    **_named("atleast_1d.default view_copy.default", _reshaped),
-    **_named("expand.default expand_as.default broadcast_to.default", _expanded),
-    **_named("squeeze.default squeeze.dim squeeze.dims", _squeeze),
-    **_named("unsqueeze.default", _unsqueeze),
-    **_named("slice.Tensor", _slice),
-    **_named("select.int", _select),
-    **_named("narrow.default", _narrow),
-    **_named("split.Tensor split.sizes split_with_sizes.default chunk.default unsafe_split.Tensor", _split),
-    **_named("unsafe_split_with_sizes.default unsafe_chunk.default tensor_split.sections tensor_split.indices", _split),
-    **_named("unbind.int", _unbind),
-    **_named("cat.default concat.default concatenate.default", _cat),
-    **_named("stack.default", _stack),
-    **_named("hstack.default", _joined(1, 1)),
-    **_named("vstack.default", _joined(0, 2)),
-    **_named("column_stack.default", _joined(1, 2)),
-    **_named("repeat.default tile.default", _repeat),
-    **_named("repeat_interleave.self_int", _repeat_interleave),
-    **_named("roll.default", _roll),
-    **_named("flip.default", _flip),
-    **_named("pixel_shuffle.default", _pixel_shuffle),
-    **_named("channel_shuffle.default", _channel_shuffle),
-    **_named("fliplr.default", lambda c, x: _flip(c, x, [1])),
-    **_named("flipud.default", lambda c, x: _flip(c, x, [0])),
-    **_named("pad.default constant_pad_nd.default", _pad),
-    **_named("unfold.default", _unfold),
-    **_named("tril.default", _triangle(True)),
-    **_named("triu.default", _triangle(False)),
-    **_named("diagonal.default", _diagonal),
-    **_named("diag_embed.default", _diag_embed),
-    **_named("meshgrid.default meshgrid.indexing", _meshgrid),
-    **_named("slice_scatter.default", _slice_scatter),
-    **_named("select_scatter.default", _select_scatter),
-    **_named("embedding.default", _embedding),
-    **_named("index_select.default", _index_select),
-    **_named("gather.default", _gather),
-    **_named("index.Tensor", _index),
-    **_named("one_hot.default", _one_hot),
-    **_named("take_along_dim.default", _take_along_dim),
-    **_named("scatter.value scatter.src", _scatter(add=False)),
-    **_named("scatter_add.default scatter_reduce.two", _scatter(add=True)),
-    **_named("zeros.default zeros_like.default new_zeros.default", _filled(0)),
-    **_named("ones.default ones_like.default new_ones.default", _filled(1)),
-    **_named("full.default full_like.default fill.Scalar fill.Tensor", _full),
-    **_named("new_full.default", _new_full),
-    **_named("scalar_tensor.default", _scalar_tensor),
-    **_named("arange.default arange.start arange.start_step", _arange),
-    **_named("linspace.default", _linspace),
-    **_named("eye.default eye.m", _eye),
+    **named("permute.default", _permute),
+    **named("transpose.int swapaxes.default swapdims.default", _transpose),
+    **named("t.default", lambda c, x: _reversed_dims(c, x)),
+    **named("numpy_T.default", _reversed_dims),
+    **named("mT.default adjoint.default", lambda c, x: _transpose(c, x, -2, -1)),
+    **named("movedim.int movedim.intlist moveaxis.int moveaxis.intlist", _movedim),
+    **named("view.default reshape.default _unsafe_view.default view_as.default reshape_as.default", _reshaped),
+    **named("_reshape_alias.default flatten.using_ints unflatten.int ravel.default", _reshaped),
+    **named("atleast_1d.default view_copy.default", _reshaped),
+    **named("expand.default expand_as.default broadcast_to.default", _expanded),
+    **named("squeeze.default squeeze.dim squeeze.dims", _squeeze),
+    **named("unsqueeze.default", _unsqueeze),
+    **named("slice.Tensor", _slice),
+    **named("select.int", _select),
+    **named("narrow.default", _narrow),
+    **named("split.Tensor split.sizes split_with_sizes.default chunk.default unsafe_split.Tensor", _split),
+    **named("unsafe_split_with_sizes.default unsafe_chunk.default tensor_split.sections tensor_split.indices", _split),
+    **named("unbind.int", _unbind),
+    **named("cat.default concat.default concatenate.default", _cat),
+    **named("stack.default", _stack),
+    **named("hstack.default", _joined(1, 1)),
+    **named("vstack.default", _joined(0, 2)),
+    **named("column_stack.default", _joined(1, 2)),
+    **named("repeat.default tile.default", _repeat),
+    **named("repeat_interleave.self_int", _repeat_interleave),
+    **named("roll.default", _roll),
+    **named("flip.default", _flip),
+    **named("pixel_shuffle.default", _pixel_shuffle),
+    **named("channel_shuffle.default", _channel_shuffle),
+    **named("fliplr.default", lambda c, x: _flip(c, x, [1])),
+    **named("flipud.default", lambda c, x: _flip(c, x, [0])),
+    **named("pad.default constant_pad_nd.default", _pad),
+    **named("unfold.default", _unfold),
+    **named("tril.default", _triangle(True)),
+    **named("triu.default", _triangle(False)),
+    **named("diagonal.default", _diagonal),
+    **named("diag_embed.default", _diag_embed),
+    **named("meshgrid.default meshgrid.indexing", _meshgrid),
+    **named("slice_scatter.default", _slice_scatter),
+    **named("select_scatter.default", _select_scatter),
     "aten.sym_size.int": lambda c, x, dim: tensor.scalar(x.shape[dim], "int64"),
 }

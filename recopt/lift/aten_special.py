@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 from ..ir import ops
 from ..ir.tensor import Tensor
+from .aten_common import Lift
 from .aten_types import computed, operand
-from .base import Call, Result
-
-Lift = Callable[..., Result]
+from .base import Call
 
 
 def _of_two(name: str) -> Lift:

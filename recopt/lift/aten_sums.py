@@ -7,11 +7,10 @@ from collections.abc import Callable, Sequence
 
 from ..ir import ops, sizes, tensor
 from ..ir.tensor import Tensor
-from .aten_layout import dim_of
+from .aten_common import Lift, dim_of, named
 from .aten_types import operand
-from .base import Call, Opaque, Result
+from .base import Call, Opaque
 
-Lift = Callable[..., Result]
 Dims = int | Sequence[int] | None
 
 
@@ -251,47 +250,43 @@ def _isin(c: Call, elements: object, tests: object, assume_unique: bool = False,
     return ops.pointwise("logical_not", found) if invert else found
 
 
-def _named(names: str, function: Lift) -> dict[str, Lift]:
-    return {f"aten.{name}": function for name in names.split()}
-
-
 TABLE: dict[str, Lift] = {
-    **_named("linear.default", linear),
-    **_named(
+    **named("linear.default", linear),
+    **named(
         "mm.default bmm.default matmul.default mv.default dot.default vdot.default", lambda c, a, b: ops.matmul(a, b)
     ),
-    **_named("addmm.default baddbmm.default addmv.default", _added_product(ops.matmul)),
-    **_named("addbmm.default", _added_product(lambda a, b: ops.einsum("bij,bjk->ik", a, b))),
-    **_named("addr.default", _added_product(_outer)),
-    **_named("outer.default ger.default", lambda c, a, b: _outer(a, b)),
-    **_named("inner.default", lambda c, a, b: ops.einsum("...i,ji->...j" if len(b.dims) == 2 else "...i,i->...", a, b)),
-    **_named("einsum.default", _einsum),
-    **_named("tensordot.default", _tensordot),
-    **_named("bilinear.default", _bilinear),
-    **_named("convolution.default", _convolution),
-    **_named("conv1d.default conv2d.default conv3d.default conv1d.padding conv2d.padding conv3d.padding", _conv),
-    **_named("conv_transpose1d.default conv_transpose2d.input conv_transpose3d.input", _conv_transpose),
-    **_named("linalg_vecdot.default", _vecdot),
-    **_named("sum.default sum.dim_IntList", _sum),
-    **_named("mean.default mean.dim", _mean),
-    **_named("prod.default prod.dim_int", _prod),
-    **_named("amax.default max.default", _extreme("max")),
-    **_named("amin.default min.default", _extreme("min")),
-    **_named("max.dim", _extreme_and_place("max")),
-    **_named("min.dim", _extreme_and_place("min")),
-    **_named("any.default any.dim any.dims", _boolean("any")),
-    **_named("all.default all.dim all.dims", _boolean("all")),
-    **_named("cumsum.default", _cumsum),
-    **_named("count_nonzero.default count_nonzero.dim_IntList", _count_nonzero),
-    **_named("softmax.int _softmax.default", _softmax),
-    **_named("log_softmax.int _log_softmax.default", _log_softmax),
-    **_named("_safe_softmax.default", _safe_softmax),
-    **_named("logsumexp.default", _logsumexp),
-    **_named("norm.Scalar norm.ScalarOpt_dim linalg_vector_norm.default", _norm),
-    **_named("cosine_similarity.default", _cosine_similarity),
-    **_named("pairwise_distance.default", _pairwise_distance),
-    **_named("cdist.default", _cdist),
-    **_named("bucketize.Tensor", _bucketize),
-    **_named("searchsorted.Tensor searchsorted.Scalar", _searchsorted),
-    **_named("isin.Tensor_Tensor isin.Tensor_Scalar", _isin),
+    **named("addmm.default baddbmm.default addmv.default", _added_product(ops.matmul)),
+    **named("addbmm.default", _added_product(lambda a, b: ops.einsum("bij,bjk->ik", a, b))),
+    **named("addr.default", _added_product(_outer)),
+    **named("outer.default ger.default", lambda c, a, b: _outer(a, b)),
+    **named("inner.default", lambda c, a, b: ops.einsum("...i,ji->...j" if len(b.dims) == 2 else "...i,i->...", a, b)),
+    **named("einsum.default", _einsum),
+    **named("tensordot.default", _tensordot),
+    **named("bilinear.default", _bilinear),
+    **named("convolution.default", _convolution),
+    **named("conv1d.default conv2d.default conv3d.default conv1d.padding conv2d.padding conv3d.padding", _conv),
+    **named("conv_transpose1d.default conv_transpose2d.input conv_transpose3d.input", _conv_transpose),
+    **named("linalg_vecdot.default", _vecdot),
+    **named("sum.default sum.dim_IntList", _sum),
+    **named("mean.default mean.dim", _mean),
+    **named("prod.default prod.dim_int", _prod),
+    **named("amax.default max.default", _extreme("max")),
+    **named("amin.default min.default", _extreme("min")),
+    **named("max.dim", _extreme_and_place("max")),
+    **named("min.dim", _extreme_and_place("min")),
+    **named("any.default any.dim any.dims", _boolean("any")),
+    **named("all.default all.dim all.dims", _boolean("all")),
+    **named("cumsum.default", _cumsum),
+    **named("count_nonzero.default count_nonzero.dim_IntList", _count_nonzero),
+    **named("softmax.int _softmax.default", _softmax),
+    **named("log_softmax.int _log_softmax.default", _log_softmax),
+    **named("_safe_softmax.default", _safe_softmax),
+    **named("logsumexp.default", _logsumexp),
+    **named("norm.Scalar norm.ScalarOpt_dim linalg_vector_norm.default", _norm),
+    **named("cosine_similarity.default", _cosine_similarity),
+    **named("pairwise_distance.default", _pairwise_distance),
+    **named("cdist.default", _cdist),
+    **named("bucketize.Tensor", _bucketize),
+    **named("searchsorted.Tensor searchsorted.Scalar", _searchsorted),
+    **named("isin.Tensor_Tensor isin.Tensor_Scalar", _isin),
 }

@@ -18,25 +18,11 @@ import sympy
 
 from ..hosts.base import Array, Host, Node, Value
 from ..ir import sizes, tensor
+from ..ir.normal import substitute
 from ..ir.rules import FLOATS
 from ..ir.sizes import Size
 from ..ir.tensor import ShapeError, Tensor
-from ..ir.term import (
-    Atom,
-    Axis,
-    Coord,
-    Guard,
-    Interned,
-    Leaf,
-    Mono,
-    Poly,
-    Read,
-    TooLarge,
-    coord,
-    number,
-    substitute,
-    walk,
-)
+from ..ir.term import Atom, Axis, Coord, Guard, Interned, Leaf, Mono, Poly, Read, TooLarge, coord, number, walk
 
 MAX_TRANSPARENT = 8  # monomials that users still see through
 MAX_SUMMANDS = 3  # of them, tensors that are added up: along a chain of residuals they would pile up for every user

@@ -6,11 +6,13 @@ import math
 from collections.abc import Sequence
 
 from ..ir import ops, sizes, tensor
+from ..ir.normal import add as add_terms
+from ..ir.normal import add_all, scale
+from ..ir.ranges import value_range
 from ..ir.rules import fn
 from ..ir.sizes import Size
 from ..ir.tensor import Tensor, new_dims, ravel
-from ..ir.term import add as add_terms
-from ..ir.term import add_all, number, scale, value_range
+from ..ir.term import number
 from .base import Call, Opaque
 from .onnx_common import (
     Lift,

@@ -8,11 +8,11 @@ import numpy as np
 
 from ..hosts.base import Array
 from ..ir import ops, sizes, tensor
+from ..ir.normal import add as add_terms
 from ..ir.rules import FLOATS, fn
 from ..ir.sizes import Size
 from ..ir.tensor import Tensor, new_dims, ravel
 from ..ir.term import Poly, number
-from ..ir.term import add as add_terms
 from .base import Call, Opaque
 from .onnx_common import Lift, axis_of, cast, dtype_of, integer, known, non_negative, plain
 from .onnx_common import number as value_of

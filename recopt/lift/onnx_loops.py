@@ -16,11 +16,14 @@ import sympy
 
 from ..hosts.base import Node, Region, Value
 from ..ir import ops, sizes, tensor
+from ..ir.normal import add as add_terms
+from ..ir.normal import scale
+from ..ir.pieces import unguarded
+from ..ir.ranges import value_range
 from ..ir.rules import FLOATS, fn
 from ..ir.sizes import Size
 from ..ir.tensor import ShapeError, Tensor
-from ..ir.term import Axis, Coord, Fn, Poly, TooLarge, axis, coord, number, retype, scale, unguarded, value_range
-from ..ir.term import add as add_terms
+from ..ir.term import Axis, Coord, Fn, Poly, TooLarge, axis, coord, number, retype
 from .base import Call, Items, Opaque
 from .onnx_common import Lift
 from .onnx_stretches import Stretches, reads_data

@@ -6,11 +6,12 @@ import math
 from collections.abc import Callable, Sequence
 
 from ..ir import ops, sizes, tensor
+from ..ir.normal import add as add_terms
+from ..ir.normal import scale, substitute
 from ..ir.rules import fn
 from ..ir.sizes import Size
 from ..ir.tensor import Tensor, new_dims, ravel, unravel
-from ..ir.term import Axis, Poly, scale, substitute
-from ..ir.term import add as add_terms
+from ..ir.term import Axis, Poly
 from .base import Call, Opaque
 from .onnx_common import (
     Lift,

@@ -16,6 +16,8 @@ import sympy
 
 from ..hosts.base import Value
 from ..ir import sizes
+from ..ir.normal import add as add_terms
+from ..ir.normal import mul, normal_mono, reduce, scale, substitute, sum_over
 from ..ir.rules import FLOATS, fn
 from ..ir.sizes import Size
 from ..ir.tensor import Tensor, unravel
@@ -34,17 +36,10 @@ from ..ir.term import (
     axis,
     coord,
     monomial,
-    mul,
-    normal_mono,
     number,
-    reduce,
     retype,
-    scale,
-    substitute,
-    sum_over,
     walk,
 )
-from ..ir.term import add as add_terms
 from .base import Call, Opaque
 
 

@@ -12,8 +12,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from ..ir import sizes
+from ..ir.normal import add, guard, mul, scale, substitute, sum_over
 from ..ir.rules import fn
-from ..ir.term import Axis, Fn, Poly, add, coord, guard, mul, number, scale, single, substitute, sum_over, walk
+from ..ir.term import Axis, Fn, Poly, coord, number, single, walk
 from ..match import No
 from .largest import all_of
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from ..hosts.base import Value
+from ..ir.normal import substitute
 from ..ir.rules import FLOATS
 from ..ir.tensor import Tensor
-from ..ir.term import Atom, Fn, Guard, Interned, Leaf, Mono, Poly, Read, TooLarge, children, substitute, walk
+from ..ir.term import Atom, Fn, Guard, Interned, Leaf, Mono, Poly, Read, TooLarge, children, walk
 from ..lift.base import Lifted
 from ..match import constant_leaf, is_data
 

@@ -11,18 +11,9 @@ import numpy as np
 
 from ..hosts.base import Array
 from ..ir.functions import FUNCTIONS
+from ..ir.normal import add_all, normal_mono
 from ..ir.rules import FLOATS
-from ..ir.term import (
-    Atom,
-    Fn,
-    Guard,
-    Interned,
-    Mono,
-    Poly,
-    Read,
-    add_all,
-    normal_mono,
-)
+from ..ir.term import Atom, Fn, Guard, Interned, Mono, Poly, Read
 from ..match import No
 
 

@@ -9,31 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..hosts.base import Array, Value
+from ..ir.normal import add, add_all, mul, normal_mono, read, scale, substitute, sum_over
 from ..ir.rules import fn
 from ..ir.tensor import Tensor, retyped
-from ..ir.term import (
-    Atom,
-    Axis,
-    Coef,
-    Fn,
-    Mono,
-    Poly,
-    Read,
-    add,
-    add_all,
-    axis,
-    coord,
-    monomial,
-    mul,
-    normal_mono,
-    number,
-    read,
-    scale,
-    single,
-    substitute,
-    sum_over,
-    walk,
-)
+from ..ir.term import Atom, Axis, Coef, Fn, Mono, Poly, Read, axis, coord, monomial, number, single, walk
 from ..lift.base import Lifted
 from ..match import No, fold, is_data
 from . import epilogue

@@ -14,8 +14,9 @@ import numpy as np
 
 from ..hosts.base import Array
 from ..ir.functions import FUNCTIONS
+from ..ir.normal import add, scale
 from ..ir.rules import fn
-from ..ir.term import Atom, Fn, Interned, Mono, Poly, Read, add, number, scale, walk
+from ..ir.term import Atom, Fn, Interned, Mono, Poly, Read, number, walk
 
 PLAIN = frozenset(
     "abs max min where eq lt le logical_and logical_or logical_xor logical_not bitwise_and bitwise_or bitwise_xor "

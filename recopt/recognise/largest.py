@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..ir.normal import add, scale
 from ..ir.rules import FLOATS, fn
-from ..ir.term import Atom, Axis, Fn, Poly, Reduce, add, monomial, scale
+from ..ir.term import Atom, Axis, Fn, Poly, Reduce, monomial
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..hosts.base import Value
+from ..ir.normal import add as add_terms
+from ..ir.normal import mul, normal_mono, scale, substitute, sum_over
 from ..ir.rules import FLOATS, WIDTH, fn
 from ..ir.sizes import Size
 from ..ir.tensor import Tensor
@@ -30,15 +32,9 @@ from ..ir.term import (
     axis,
     coord,
     monomial,
-    mul,
-    normal_mono,
     number,
-    scale,
     single,
-    substitute,
-    sum_over,
 )
-from ..ir.term import add as add_terms
 from ..lift.base import Lifted
 from ..match import No, constant_leaf, fold, is_data
 from .id_programs import WHOLE, program, source

@@ -10,8 +10,9 @@ import numpy as np
 from ..fused import Concat, Slice, View
 from ..hosts.base import Array, Value
 from ..ir import sizes
+from ..ir.normal import add, read, substitute
 from ..ir.tensor import Dim, Tensor
-from ..ir.term import Atom, Axis, Poly, Read, add, axis, coord, read, single, substitute
+from ..ir.term import Atom, Axis, Poly, Read, axis, coord, single
 from ..lift.base import Lifted
 from ..match import MAX_FOLDED, No, fold, is_data, reads_fed
 from .contractions import is_contraction, sources_of, unfold

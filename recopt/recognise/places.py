@@ -10,8 +10,9 @@ import numpy as np
 from ..fused import View
 from ..hosts.base import Array, Value
 from ..ir import sizes
+from ..ir.normal import substitute
 from ..ir.tensor import Dim, Tensor
-from ..ir.term import Atom, Axis, Fn, Interned, Poly, Read, number, single, substitute
+from ..ir.term import Atom, Axis, Fn, Interned, Poly, Read, number, single
 from ..lift.base import Lifted
 from ..match import No, fold, is_data
 from .epilogue import Printer

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from ..ir.normal import add, add_all, mul, normal_mono, read, scale
 from ..ir.rules import fn
-from ..ir.term import Atom, Fn, Guard, Poly, Read, add, add_all, mul, normal_mono, number, read, scale, single, walk
+from ..ir.term import Atom, Fn, Guard, Poly, Read, number, single, walk
 from ..lift.base import Lifted
 from ..match import is_data
 from .epilogue import H

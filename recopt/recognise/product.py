@@ -8,24 +8,9 @@ from dataclasses import dataclass
 from ..cost import nominal
 from ..hosts.base import Value
 from ..ir import sizes
+from ..ir.normal import add, add_all, guard, mul, normal_mono, scale, substitute, sum_over
 from ..ir.tensor import retyped
-from ..ir.term import (
-    Axis,
-    Mono,
-    Poly,
-    Read,
-    add,
-    add_all,
-    axis,
-    coord,
-    guard,
-    monomial,
-    mul,
-    normal_mono,
-    scale,
-    substitute,
-    sum_over,
-)
+from ..ir.term import Axis, Mono, Poly, Read, axis, coord, monomial
 from ..lift.base import Lifted
 from ..match import No, is_data
 from .contractions import unfold, weighs_columns

@@ -10,6 +10,7 @@ import heapq
 from dataclasses import dataclass
 
 from ..hosts.base import Value
+from ..ir.normal import add, add_all, guard, mul, read, scale, substitute, sum_over
 from ..ir.rules import FLOATS, fn
 from ..ir.sizes import Size
 from ..ir.tensor import Tensor
@@ -25,18 +26,10 @@ from ..ir.term import (
     Poly,
     Read,
     TooLarge,
-    add,
-    add_all,
     axis,
     coord,
-    guard,
-    mul,
     number,
-    read,
-    scale,
     single,
-    substitute,
-    sum_over,
     walk,
 )
 from ..lift.base import Lifted

@@ -6,27 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..hosts.base import Value
+from ..ir.normal import add_all, mul, normal_mono, read, scale, substitute, sum_over
 from ..ir.rules import fn
 from ..ir.tensor import Tensor, retyped
-from ..ir.term import (
-    Atom,
-    Axis,
-    Fn,
-    Mono,
-    Poly,
-    Read,
-    add_all,
-    axis,
-    coord,
-    mul,
-    normal_mono,
-    number,
-    read,
-    scale,
-    single,
-    substitute,
-    sum_over,
-)
+from ..ir.term import Atom, Axis, Fn, Mono, Poly, Read, axis, coord, number, single
 from ..lift.base import Lifted
 from ..match import No, is_data
 from .epilogue import H

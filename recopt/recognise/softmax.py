@@ -15,30 +15,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..hosts.base import Value
+from ..ir.normal import add, add_all, mul, reduce, scale, substitute, sum_over
 from ..ir.rules import FLOATS, WIDTH, fn
 from ..ir.tensor import Tensor, retyped
-from ..ir.term import (
-    Atom,
-    Axis,
-    Coef,
-    Fn,
-    Guard,
-    Mono,
-    Poly,
-    Read,
-    add,
-    add_all,
-    axis,
-    coord,
-    monomial,
-    mul,
-    number,
-    reduce,
-    scale,
-    single,
-    substitute,
-    sum_over,
-)
+from ..ir.term import Atom, Axis, Coef, Fn, Guard, Mono, Poly, Read, axis, coord, monomial, number, single
 from ..lift.base import Lifted
 from ..match import No, is_data
 
@@ -254,15 +234,6 @@ def _outside(guard: Guard) -> Poly:
     most = None if guard.hi is None else fn("le", [number(guard.hi), guard.index], "bool")
     ends = [end for end in (least, most) if end is not None]
     return ends[0] if len(ends) == 1 else fn("logical_or", ends, "bool")
-
-
-def _condition_of(lifted: Lifted, term: Poly) -> Poly | None:
-    """The same of a term: such a factor, or 1 less it."""
-    if term.atom is not None and not isinstance(term.atom, Read):
-        return _condition(lifted, term.atom)
-    rest = add(number(1, term.dtype), scale(term, -1))
-    found = _condition(lifted, rest.atom) if isinstance(rest.atom, Fn) else None
-    return None if found is None else fn("logical_not", [found], "bool")
 
 
 def _is_weight(term: Poly) -> bool:

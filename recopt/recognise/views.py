@@ -11,9 +11,10 @@ import sympy
 from ..fused import Flip, Permute, Reshape, Slice, Step, View
 from ..hosts.base import Value
 from ..ir import sizes
+from ..ir.normal import add, scale, substitute
 from ..ir.sizes import Size
 from ..ir.tensor import Dim, Tensor, read_jointly_everywhere
-from ..ir.term import Axis, Coord, Fn, Poly, Read, add, axis, coord, number, scale, substitute, walk
+from ..ir.term import Axis, Coord, Fn, Poly, Read, axis, coord, number, walk
 from ..lift.base import Lifted, closed
 from ..match import No
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ..report import Refusal, Report, Rewrite
 
 WIDTH = 120  # of text that goes to no terminal
+LONGEST = 240  # characters of a meaning that are shown
 
 
 class Inspection(Protocol):
@@ -60,7 +61,7 @@ def table(report: Report) -> RenderableType:
 
 def inspection(found: Inspection) -> RenderableType:
     """The recognised blocks, the operators by number, the size and the work of one sample."""
-    blocks = list(found.blocks)
+    blocks = [(pattern, where, _brief(meaning)) for pattern, where, meaning in found.blocks]
     operators = sorted(found.operators.items(), key=lambda item: (-item[1], item[0]))
     head = (
         f"{si(found.parameters)} parameters, {sum(found.operators.values())} operators, {len(blocks)} blocks; "
@@ -71,6 +72,11 @@ def inspection(found: Inspection) -> RenderableType:
         parts.append(_table("recognised", ("pattern", "where", "meaning"), blocks))
     parts.append(_table("operators", ("operator", "#"), [(name, str(count)) for name, count in operators]))
     return Group(*parts)
+
+
+def _brief(meaning: str) -> str:
+    """A meaning that spells its activation out repeats the product at every place."""
+    return meaning if len(meaning) <= LONGEST else f"{meaning[:LONGEST]} ..."
 
 
 def _summary(report: Report) -> str:

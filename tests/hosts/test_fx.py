@@ -341,12 +341,13 @@ def test_no_grad_blocks_are_inlined() -> None:
 # Errors
 
 
-def test_errors_of_capture_are_one_line() -> None:
+def test_errors_of_capture_are_one_line(capfd: pytest.CaptureFixture[str]) -> None:
     def branches(x: Tensor) -> Tensor:
         return x + 1 if x.sum() > 0 else x - 1
 
     cases: list[tuple[Any, Any, str]] = [
         (Call(branches), (torch.randn(3, 4),), "decides on the values of tensors"),
+        (nn.Linear(4, 4).to("meta"), (torch.randn(3, 4),), "'weight' lies on the meta device"),
         (nn.Linear(4, 4), None, "example inputs are missing"),
         (nn.Linear(4, 4), (), "do not fit"),
         (nn.Linear(4, 4), (torch.randn(3, 5),), "do not fit"),
@@ -357,6 +358,7 @@ def test_errors_of_capture_are_one_line() -> None:
         with pytest.raises(LoadError, match=reason) as error:
             FxHost.capture(module, inputs)
         assert "\n" not in str(error.value)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_wrong_feeds_and_wrong_calls() -> None:

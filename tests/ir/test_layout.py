@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recopt.ir import ops, tensor
+from recopt.ir.normal import substitute
 from recopt.ir.sizes import Size
 from recopt.ir.tensor import ShapeError
-from recopt.ir.term import coord, substitute
+from recopt.ir.term import coord
 
 from .pairs import QUICK, N, Pair, agree, layout, layouts, normal, same, source, value
 

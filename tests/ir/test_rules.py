@@ -8,9 +8,10 @@ import pytest
 from recopt.ir import ops, tensor
 from recopt.ir.evaluate import evaluate
 from recopt.ir.functions import FUNCTIONS
+from recopt.ir.normal import add, guard, mul, scale, sum_over
 from recopt.ir.rules import fn
 from recopt.ir.show import show
-from recopt.ir.term import Axis, Poly, TooLarge, add, axis, coord, guard, mul, number, scale, single, sum_over
+from recopt.ir.term import Axis, Poly, TooLarge, axis, coord, number, single
 
 from .pairs import N, Source, agree, same, source, value
 

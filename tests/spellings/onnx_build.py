@@ -164,4 +164,6 @@ def build(
     else:
         graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in weights.items())
     imports = [helper.make_opsetid("", opset)]
-    return helper.make_model(graph, opset_imports=imports, ir_version=helper.find_min_ir_version_for(imports))
+    version = helper.find_min_ir_version_for(imports)
+    imports += [helper.make_opsetid(domain, 1) for domain in {node.domain for node in graph.node} - {""}]
+    return helper.make_model(graph, opset_imports=imports, ir_version=version)

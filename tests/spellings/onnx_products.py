@@ -270,4 +270,14 @@ PRODUCTS: dict[str, Row] = {
     "identity_and_dropout": Row(
         "i = Identity (x)  d = Dropout (i)  h = Gemm (d, wt, b)  e = Dropout (h)  y = Relu (e)", opsets=ALL
     ),
+    # as ONNX Runtime saves what it optimised, whose types onnx does not infer
+    "fused_gemm": Row('y = com.microsoft.FusedGemm <transB = 1, activation = "Relu"> (x, w, b)'),
+    "fused_conv": Row(
+        'u = Unsqueeze (x, i_2)  h = com.microsoft.FusedConv <activation = "Relu"> (u, conv1, b)  y = Squeeze (h, i_2)',
+    ),
+    "fused_matmul": Row(
+        "m = com.microsoft.FusedMatMul <transB = 1, alpha = 1.5> (x, w)  h = Add (m, b)  y = Relu (h)",
+        weight=lambda: 1.5 * w("w"),
+        **TIME,
+    ),
 }

@@ -63,7 +63,10 @@ def test_other_json_is_refused(text: str) -> None:
 
 def test_inspection(golden: Golden) -> None:
     found = SimpleNamespace(
-        blocks=[("linear", "relu", "y[b,n] = relu(sum_k x[b,k]*w[k,n])")],
+        blocks=[
+            ("linear", "relu", "y[b,n] = relu(sum_k x[b,k]*w[k,n])"),
+            ("linear", "dice", "y[b,n] = " + " + ".join(["sigmoid(sum_k x[b,k]*w[k,n])"] * 20)),
+        ],
         operators={"Add": 1, "MatMul": 2, "Relu": 2},
         parameters=123456,
         bytes=494000.0,

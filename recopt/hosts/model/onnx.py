@@ -31,6 +31,7 @@ from ..files import staged
 OLDEST_OPSET = 11
 GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 EMBEDDED_LIMIT = 1_800_000_000  # bytes of weights from which a file needs external data: protobuf ends at 2 GiB
+EMBEDDED_FROM_DATA = 256  # bytes of a tensor up to which it lies in the file even where the others are external data
 SKELETON_LIMIT = 1024  # elements of the initializers that onnx's checks may see: shapes and axes, never a table
 
 
@@ -52,6 +53,8 @@ def read(path: Path) -> ir.Model:
             continue
         if not os.path.isfile(tensor.path):
             raise LoadError(f"{path}: its external data {tensor.path} does not exist")
+        if not Path(tensor.path).resolve().is_relative_to(path.parent.resolve()):  # onnx_ir reads no such file
+            raise LoadError(f"{path}: its external data {tensor.path} lies outside its folder")
         if os.path.getsize(tensor.path) < (tensor.offset or 0) + tensor.nbytes:
             raise LoadError(f"{path}: its external data {tensor.path} ends before {tensor.name} does")
     return model
@@ -250,9 +253,19 @@ def save(model: ir.Model, path: Path, external: bool = False) -> None:
     from file to file, in blocks. A model that lies in the very file that is replaced lies in the new one from then
     on."""
     data = data_of(path) if external or is_external(model) else None
+    for value in initialized(model):  # small ones come into the file itself, from maps that others may hold
+        tensor = value.const_value
+        if isinstance(tensor, ir.ExternalTensor) and tensor.nbytes <= EMBEDDED_FROM_DATA:
+            value.const_value = ir.Tensor(tensor.numpy().copy(), name=tensor.name, dtype=tensor.dtype)
     old = [v for v in initialized(model) if data is not None and _lies_in(v, data)]
     with staged(path) as place:
-        ir.save(model, place, format="protobuf", external_data=None if data is None else data.name)
+        ir.save(
+            model,
+            place,
+            format="protobuf",
+            external_data=None if data is None else data.name,
+            size_threshold_bytes=EMBEDDED_FROM_DATA,
+        )
     if old:
         written = {v.name: v.const_value for v in initialized(read(path))}
         for value in old:

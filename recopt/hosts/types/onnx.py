@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -35,6 +35,7 @@ class Inference:
         with skeleton(model) as proto:
             self.proto = proto
         graph = proto.graph
+        _stand_in(graph)
         self.declared = {info.name: copy.deepcopy(info) for info in (*graph.value_info, *graph.output)}
         self.outputs = {info.name: info for info in graph.output}
         named = {d.dim_param for info in graph.input for d in info.type.tensor_type.shape.dim if d.dim_param}
@@ -61,6 +62,45 @@ class Inference:
         inferred = {info.name: info for info in (*graph.input, *graph.value_info, *graph.output)}
         both = self.declared | inferred
         return {name: _merged(info, self.declared.get(name, info), self.named) for name, info in both.items()}
+
+
+# Contrib operators, which onnx's inference does not know, and standard ones whose first result has the same type.
+ALIKE = {
+    **dict.fromkeys(("BiasAdd", "BiasGelu", "BiasSoftmax", "FastGelu", "Gelu", "GroupNorm", "QuickGelu"), "Identity"),
+    **dict.fromkeys(("SkipLayerNormalization", "SkipSimplifiedLayerNormalization"), "Identity"),
+    **dict.fromkeys(("FusedMatMul", "FusedMatMulActivation", "TransposeMatMul"), "Einsum"),
+    "FusedConv": "Conv",
+    "FusedGemm": "Gemm",
+}
+
+
+def _stand_in(graph: onnx.GraphProto) -> None:
+    """Put standard operators of the same types in the place of contrib ones."""
+    if not any(node.domain == "com.microsoft" and node.op_type in ALIKE for node in graph.node):
+        return
+    ranks = {i.name: len(i.type.tensor_type.shape.dim) for i in graph.input}
+    ranks |= {i.name: len(i.dims) for i in graph.initializer}
+    ranks |= {n.output[0]: len(a.t.dims) for n in graph.node for a in n.attribute if a.name == "value"}
+    nodes = [alike for node in graph.node for alike in _alike(node, ranks)]
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def _alike(node: onnx.NodeProto, ranks: Mapping[str, int]) -> list[onnx.NodeProto]:
+    op = ALIKE.get(node.op_type) if node.domain == "com.microsoft" else None
+    if op is None:
+        return [node]
+    if op == "Identity":  # the fourth result of a skip normalisation is what it normalises
+        return [helper.make_node(op, node.input[:1], [out]) for out in (*node.output[:1], *node.output[3:4]) if out]
+    if op == "Einsum":
+        set_to = {a.name: a.i for a in node.attribute}
+        left, right = "ki" if set_to.get("transA") else "ik", "jk" if set_to.get("transB") else "kj"
+        batch = "" if ranks.get(node.input[1]) == 2 else "..."
+        equation = f"...{left},{batch}{right}->...ij"
+        return [helper.make_node(op, node.input[:2], node.output, equation=equation)]
+    made = helper.make_node(op, node.input[:3], node.output)
+    made.attribute.extend(a for a in node.attribute if not a.name.startswith("activation"))
+    return [made]
 
 
 def _merged(inferred: onnx.ValueInfoProto, declared: onnx.ValueInfoProto, known: set[Any]) -> Type:
