@@ -114,7 +114,7 @@ def _span(array: Array) -> tuple[int, int]:
 def fixed_ids(host: Host, bags: Iterable[Bag]) -> str:
     """Why the ids of bags cannot be given other names, "" where they can."""
     for bag in bags:
-        conditions = bag.live or bag.mask is not None or bag.program
+        conditions = bag.live or bag.mask is not None or (bag.program and host.dialect == "aten")
         if conditions or bag.below or bag.above or bag.of_row or isinstance(bag.shift, tuple):
             return "ids under conditions, or that each column moves"
         if bag.wraps and host.dialect == "aten":

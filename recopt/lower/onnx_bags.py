@@ -15,7 +15,7 @@ from ..hosts.onnx import OnnxHost
 from ..hosts.types.onnx import element_code
 from ..ir.sizes import Size, product
 from .onnx import folded
-from .onnx_ids import plain, row_numbers, stored_rows
+from .onnx_ids import computed, flatter, given, ids_of, mask_of, plain, row_numbers, stored_rows
 from .onnx_layout import END, apply, view
 from .onnx_writer import Writer
 
@@ -34,7 +34,7 @@ def embedding_bags(host: Writer, spec: EmbeddingBags, target: str) -> Value:
 
 def multiplied(bag: Bag) -> bool:
     """Whether a bag is written as a product of matrices."""
-    weighed = bag.weights or bag.mask or bag.lengths or bag.below or bag.pad is not None
+    weighed = bag.weights or bag.mask or bag.live or bag.lengths or bag.below or bag.pad is not None
     fixed = bag.pool == "sum" and bag.offsets is None and bool(weighed)
     return fixed and min(bag.count, bag.columns) >= MULTIPLIED
 
@@ -71,7 +71,7 @@ def _nodes(host: Writer, spec: EmbeddingBags) -> Value:
 def _function(host: Writer, spec: EmbeddingBags) -> Value:
     """One node `recopt::EmbeddingBags_*`; its function is shared by all that read and pool alike."""
     operands = _operands(host, spec)
-    numbers = {v: n for n, v in enumerate(operands)}
+    numbers, starts = {v: n for n, v in enumerate(operands)}, given(spec)
 
     def told(term: Bag | View | Again) -> object:
         if not isinstance(term, Bag):
@@ -79,13 +79,13 @@ def _function(host: Writer, spec: EmbeddingBags) -> Value:
         stored = term.stored or Stored(32, term.columns)
         read = (
             term.table,
-            _ids(term),
+            starts[term],
             term.weights,
             _offsets(term),
             term.lengths,
             _scales(term),
             term.over,
-            _mask(term),
+            mask_of(term),
         )
         rows = (
             term.modulus,
@@ -98,6 +98,9 @@ def _function(host: Writer, spec: EmbeddingBags) -> Value:
             term.last,
             term.factor,
             term.unmask,
+            term.program,
+            term.live,
+            term.ids.steps if starts[term] != ids_of(term) else (),
         )
         shape = term.pool, term.otherwise, term.least, term.count, term.columns, len(term.ids.shape), stored.bits
         return shape, rows, [v and numbers[v] for v in read]
@@ -115,8 +118,9 @@ def _function(host: Writer, spec: EmbeddingBags) -> Value:
 
 def _operands(host: Writer, spec: EmbeddingBags) -> dict[View | Again, Value]:
     """What is read, each view once."""
+    starts = given(spec)
     parts = [
-        (bag.table, _ids(bag), bag.weights, _offsets(bag), bag.lengths, _scales(bag), bag.over, _mask(bag))
+        (bag.table, starts[bag], bag.weights, _offsets(bag), bag.lengths, _scales(bag), bag.over, mask_of(bag))
         for bag in spec.bags
     ]
     read = [v for part in parts for v in part if v]
@@ -141,30 +145,14 @@ def _scales(bag: Bag) -> View | None:
     return bag.stored.scales if bag.stored is not None else None
 
 
-def _ids(bag: Bag) -> View:
-    """The ids; those of single rows without their last dimension, which a Gather would keep."""
-    return _flatter(bag.ids) if bag.pool == "row" and bag.count == 1 else bag.ids
-
-
-def _mask(bag: Bag) -> View | None:
-    """The mask along the dimensions of the ids."""
-    return _flatter(bag.mask) if bag.mask is not None and bag.pool == "row" and bag.count == 1 else bag.mask
-
-
 def _offsets(bag: Bag) -> View | None:
     """The offsets along one dimension."""
-    return bag.offsets if bag.offsets is None or len(bag.offsets.shape) == 1 else _flatter(bag.offsets)
-
-
-def _flatter(item: View) -> View:
-    """A view without its last dimension, which has size 1."""
-    rows = item.shape[:-1]
-    kept = item.steps[:-1] if item.steps and isinstance(item.steps[-1], Reshape) else item.steps
-    return View(item.value, rows, (*kept, Reshape(rows)))
+    return bag.offsets if bag.offsets is None or len(bag.offsets.shape) == 1 else flatter(bag.offsets)
 
 
 def _side_by_side(host: Writer | OnnxHost, spec: EmbeddingBags, values: Mapping[View | Again, Value]) -> Value:
     pieces = []
+    spec, values = computed(host, spec, values)
     for piece in spec.pieces:
         terms = [_bag(host, spec, t, values) if isinstance(t, Bag) else values[t] for t in piece]
         joint = terms[0]
@@ -335,7 +323,7 @@ class _Nodes:
         return self.bag.columns
 
     def _row_numbers(self) -> Value:
-        return row_numbers(self.host, self.bag, self.values[_ids(self.bag)], self.spec.name)
+        return row_numbers(self.host, self.bag, self.values[ids_of(self.bag)], self.spec.name)
 
     def _inside(self) -> Value:
         """Whether rows are there; those that are not are read as row 0."""
@@ -368,7 +356,7 @@ class _Nodes:
             live = self.call("Greater" if bag.above else "Equal", [self.ids, pad], shape, "bool")
             tests.append(live if bag.above else self.call("Not", [live], shape, "bool"))
         if bag.mask is not None:
-            held = _mask(bag)
+            held = mask_of(bag)
             assert held is not None
             given = self.cast(self.values[held], "bool")
             tests.append(self.call("Not", [given], shape, "bool") if bag.unmask else given)

@@ -463,9 +463,8 @@ def _row_of_zeros(lifted: Lifted, table: Value, signed: bool) -> int | None:
 
 
 def of_one_id(lifted: Lifted, value: Value) -> bool:
-    """Whether ids, or a condition, are a function of one other id that an operator computes itself: in torch. An ONNX
-    file holds such nodes anyway, and where they stand they work on all columns at once."""
-    return lifted.host.dialect == "aten" and _of_one_id(lifted, value) is not None
+    """Whether ids, or a condition, are a function of one other id that the operator computes itself."""
+    return _of_one_id(lifted, value) is not None
 
 
 def _of_one_id(lifted: Lifted, value: Value) -> Tensor | None:
