@@ -240,18 +240,19 @@ def test_dump_writes_the_graph_after_each_pass(tmp_path: Path, monkeypatch: pyte
         "02-fuse-target-attention.txt",
         "03-fuse-attention.txt",
         "04-fuse-embedding-bags.txt",
-        "05-hint-repeats.txt",
-        "06-fuse-gru.txt",
-        "07-fuse-layer-norm.txt",
-        "08-project-queries.txt",
-        "09-fuse-linear.txt",
-        "10-stack-columns.txt",
-        "11-fuse-pointwise.txt",
-        "12-simplify-layout.txt",
-        "13-separate-residuals.txt",
+        "05-merge-tables.txt",
+        "06-hint-repeats.txt",
+        "07-fuse-gru.txt",
+        "08-fuse-layer-norm.txt",
+        "09-project-queries.txt",
+        "10-fuse-linear.txt",
+        "11-stack-columns.txt",
+        "12-fuse-pointwise.txt",
+        "13-simplify-layout.txt",
+        "14-separate-residuals.txt",
     ]
     assert "MatMul" in files[0].read_text() and "FusedGemm" not in files[0].read_text()
-    assert "FusedGemm" in files[9].read_text()
+    assert "FusedGemm" in files[10].read_text()
 
 
 def test_debug_says_more_at_each_level(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,7 +267,7 @@ def test_debug_says_more_at_each_level(capsys: pytest.CaptureFixture[str], monke
     assert texts[0] == ""
     assert "fuse-linear: 2 nodes" in texts[1] and "linear at relu1" not in texts[1]
     assert "linear at relu1" in texts[2]
-    assert "after 09-fuse-linear" in texts[4] and "after 09-fuse-linear" not in texts[3]
+    assert "after 10-fuse-linear" in texts[4] and "after 09-fuse-linear" not in texts[3]
     assert len(texts[1]) < len(texts[2]) <= len(texts[3]) < len(texts[4])
 
 

@@ -15,7 +15,7 @@ from ..hosts.onnx import OnnxHost
 from ..hosts.types.onnx import element_code
 from ..ir.sizes import Size, product
 from .onnx import folded
-from .onnx_ids import computed, flatter, given, ids_of, mask_of, plain, row_numbers, stored_rows
+from .onnx_ids import alone, computed, flatter, given, ids_of, mask_of, plain, row_numbers, stored_rows
 from .onnx_layout import END, apply, view
 from .onnx_writer import Writer
 
@@ -151,18 +151,62 @@ def _offsets(bag: Bag) -> View | None:
 
 
 def _side_by_side(host: Writer | OnnxHost, spec: EmbeddingBags, values: Mapping[View | Again, Value]) -> Value:
-    pieces = []
     spec, values = computed(host, spec, values)
+    if _is_of_columns(spec):
+        return _beside(host, spec, values)
+    pieces = []
     for piece in spec.pieces:
         terms = [_bag(host, spec, t, values) if isinstance(t, Bag) else values[t] for t in piece]
-        joint = terms[0]
-        for term in terms[1:]:
-            joint = host.call("Add", [joint, term], name=spec.name, shape=joint.shape, dtype=spec.dtype)
-        pieces.append(joint)
+        pieces.append(_sum(host, spec, terms))
     if len(pieces) == 1:
         return pieces[0]
     axis = {"axis": len(spec.shape) - 1}
     return host.call("Concat", pieces, axis, name=spec.name, shape=spec.shape, dtype=spec.dtype)
+
+
+def _sum(host: Writer | OnnxHost, spec: EmbeddingBags, terms: Sequence[Value]) -> Value:
+    """The sum of terms; of many of one type by one node."""
+    if len(terms) < 3 or spec.dtype not in ("float32", "float64"):  # others ONNX Runtime cannot add so
+        joint = terms[0]
+        for term in terms[1:]:
+            joint = host.call("Add", [joint, term], name=spec.name, shape=joint.shape, dtype=spec.dtype)
+        return joint
+    return host.call("Sum", terms, name=spec.name, shape=terms[0].shape, dtype=spec.dtype)
+
+
+def _is_of_columns(spec: EmbeddingBags) -> bool:
+    """Whether all is single rows of cut columns, and dense columns."""
+    terms = [piece[0] for piece in spec.pieces if len(piece) == 1]
+    bags = [t for t in terms if isinstance(t, Bag)]
+    single = all(bag.pool == "row" and bag.count == 1 and not alone(bag) for bag in bags)
+    return single and len(bags) > 1 and len(terms) == len(spec.pieces)
+
+
+def _beside(host: Writer | OnnxHost, spec: EmbeddingBags, values: Mapping[View | Again, Value]) -> Value:
+    """Rows [rows.., 1, D] side by side, without the dimension between in the end."""
+    *rows, width = spec.shape
+    pieces = []
+    for (term,) in spec.pieces:
+        if isinstance(term, Bag):
+            pieces.append(_Nodes(host, spec, term, values).rows_of_all())
+        else:
+            part = values[term]
+            wide = None if part.shape is None else (*part.shape[:-1], 1, part.shape[-1])
+            pieces.append(along(host, spec, "Unsqueeze", part, -2, wide))
+    shape = (*rows, 1, width)
+    joint = host.call("Concat", pieces, {"axis": len(rows) + 1}, name=spec.name, shape=shape, dtype=spec.dtype)
+    return along(host, spec, "Squeeze", joint, -2, spec.shape)
+
+
+def along(
+    host: Writer | OnnxHost, spec: EmbeddingBags, op: str, x: Value, axis: int, shape: tuple[Size, ...] | None
+) -> Value:
+    """Squeeze or Unsqueeze of one dimension, whose number was an attribute before opset 13."""
+    dtype = x.dtype or spec.dtype
+    if host.opset < 13:
+        return host.call(op, [x], {"axes": [axis]}, name=spec.name, shape=shape, dtype=dtype)
+    axes = host.share_constant(np.array([axis]), name=f"{spec.name}_constant")
+    return host.call(op, [x, axes], name=spec.name, shape=shape, dtype=dtype)
 
 
 def _bag(host: Writer | OnnxHost, spec: EmbeddingBags, bag: Bag, values: Mapping[View | Again, Value]) -> Value:
@@ -182,7 +226,7 @@ class _Nodes:
         self.dtype = spec.dtype
         # the rows of the result, and whether the ids have a dimension of their own beside them
         self.rows = bag.ids.shape[:-1] if bag.offsets is None else spec.shape[:-1]
-        self.alone = bag.pool == "row" and bag.count == 1
+        self.alone = alone(bag)
         self.ids = self._row_numbers()
         self.inside = self._inside() if bag.below else None
 
@@ -197,8 +241,12 @@ class _Nodes:
     def cast(self, x: Value, dtype: str) -> Value:
         return x if x.dtype == dtype else self.call("Cast", [x], x.shape, dtype, to=element_code(dtype))
 
+    def rows_of_all(self) -> Value:
+        """The rows that the ids name, [.., D]."""
+        return self._times(self._weighted(self._kept()))
+
     def side_by_side(self) -> Value:
-        rows = self._times(self._weighted(self._kept()))
+        rows = self.rows_of_all()
         if self.alone:
             return rows
         return apply(self.host, rows, (Reshape((*self.rows, product((self.bag.count, self._width)))),), self.spec.name)
@@ -414,10 +462,7 @@ class _Nodes:
         return self._along("Unsqueeze", x, -1, shape)
 
     def _along(self, op: str, x: Value, axis: int, shape: tuple[Size, ...] | None) -> Value:
-        """Squeeze or Unsqueeze of one dimension, whose number was an attribute before opset 13."""
-        if self.host.opset >= 13:
-            return self.call(op, [x, self.constant([axis])], shape, x.dtype or self.dtype)
-        return self.call(op, [x], shape, x.dtype or self.dtype, axes=[axis])
+        return along(self.host, self.spec, op, x, axis, shape)
 
     def _cut(self, x: Value, start: int, stop: int, *shape: Size) -> Value:
         bounds = [self.constant([n]) for n in (start, stop, 0)]

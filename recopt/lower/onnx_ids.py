@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from ..cost import nominal
-from ..fused import Again, Bag, EmbeddingBags, Reshape, Stored, View
+from ..fused import Again, Bag, EmbeddingBags, Reshape, Slice, Stored, View
 from ..hosts.base import Value
 from ..hosts.onnx import OnnxHost
 from ..hosts.types.onnx import element_code
@@ -22,14 +22,21 @@ from .onnx_writer import Writer
 Read = Callable[[View, View, Stored | None], Value]  # rows of a table, as numbers
 
 
+def alone(bag: Bag) -> bool:
+    """Whether ids lose their last dimension of size 1, which a Gather would keep. A column that is cut out of a matrix
+    has it, and its rows keep it until they lie beside others: one node for all."""
+    cut = len(bag.ids.steps) == 1 and isinstance(bag.ids.steps[0], Slice)
+    return bag.pool == "row" and bag.count == 1 and not cut
+
+
 def ids_of(bag: Bag) -> View:
-    """The ids; those of single rows without their last dimension, which a Gather would keep."""
-    return flatter(bag.ids) if bag.pool == "row" and bag.count == 1 else bag.ids
+    """The ids; those of single rows without their last dimension."""
+    return flatter(bag.ids) if alone(bag) else bag.ids
 
 
 def mask_of(bag: Bag) -> View | None:
     """The mask along the dimensions of the ids."""
-    return flatter(bag.mask) if bag.mask is not None and bag.pool == "row" and bag.count == 1 else bag.mask
+    return flatter(bag.mask) if bag.mask is not None and alone(bag) else bag.mask
 
 
 def flatter(item: View) -> View:
@@ -68,19 +75,19 @@ def computed(
     def term(bag: Bag) -> Bag:
         if not (bag.program or bag.live or bag.modulus):
             return bag
-        ids, alone = found[starts[bag]], bag.pool == "row" and bag.count == 1
+        ids, flat = found[starts[bag]], alone(bag)
 
         def laid(value: Value) -> Value:
             """What is computed of all columns, of those that the bag reads."""
             if starts[bag] == ids_of(bag):
                 return value
             item = View(value, bag.ids.shape, bag.ids.steps)
-            return view(host, flatter(item) if alone else item, spec.name)
+            return view(host, flatter(item) if flat else item, spec.name)
 
         def held(value: Value) -> View:
             """A view along the ids that stands for a value."""
-            item = View(value, bag.ids.shape, (Reshape(bag.ids.shape),))
-            found[flatter(item) if alone else item] = value
+            item = View(value, bag.ids.shape, (Reshape(bag.ids.shape),) if flat else bag.ids.steps)
+            found[flatter(item) if flat else item] = value
             return item
 
         new = replace(bag, ids=held(laid(_hashed(run, bag, ids))), program="", modulus=0, live="")
@@ -151,6 +158,8 @@ def _rows(host: Writer, bag: Bag, name: str) -> Value:
 
 def row_numbers(host: Writer | OnnxHost, bag: Bag, ids: Value, name: str) -> Value:
     """The rows that ids name; a Gather counts negative ones from the end by itself."""
+    if bag.stacked:  # tables of equal rows and ids, as of the wide and the deep part, are checked once
+        return host.derive(("stacked", ids, bag.stacked), lambda: _stacked(host, bag, ids, name))
 
     def call(op: str, number: object, kind: str) -> Value:
         constant = host.share_constant(np.array(number, kind), name=f"{name}_constant")
@@ -165,14 +174,31 @@ def row_numbers(host: Writer | OnnxHost, bag: Bag, ids: Value, name: str) -> Val
     if bag.modulus:
         ids = call("Mod", bag.modulus, kind)
     if bag.shift:
-        alone = bag.pool == "row" and bag.count == 1
-        ids = call("Add", bag.shift if isinstance(bag.shift, int) or not alone else bag.shift[0], kind)
+        ids = call("Add", bag.shift if isinstance(bag.shift, int) or not alone(bag) else bag.shift[0], kind)
     if bag.of_row:
         zero = host.share_constant(np.array(0, kind), name=f"{name}_constant")
         negative = host.call("Less", [ids, zero], name=name, shape=ids.shape, dtype="bool")
         counted = call("Add", bag.table.shape[0], kind)
         ids = host.call("Where", [negative, counted, ids], name=name, shape=ids.shape, dtype=kind)
     return ids
+
+
+def _stacked(host: Writer | OnnxHost, bag: Bag, ids: Value, name: str) -> Value:
+    """The rows in the table of all; ids that are in none of their own stay so: they are in no table."""
+    kind = ids.dtype or "int64"
+
+    def call(op: str, *operands: Value, to: str = kind) -> Value:
+        return host.call(op, operands, name=name, shape=ids.shape, dtype=to)
+
+    def constant(numbers: object) -> Value:
+        return host.share_constant(np.array(numbers, kind), name=f"{name}_constant")
+
+    starts, ends = constant(bag.stacked[:-1]), constant(bag.stacked[1:])
+    last = constant([n - 1 for n in bag.stacked[1:]])
+    negative = call("Less", ids, constant(0), to="bool")
+    place = call("Add", ids, call("Where", negative, ends, starts))
+    outside = call("Or", call("Less", place, starts, to="bool"), call("Less", last, place, to="bool"), to="bool")
+    return call("Where", outside, constant(np.iinfo(kind).max), place)
 
 
 def _looked_up(host: Writer, table: View, ids: View, name: str) -> Value:

@@ -138,7 +138,16 @@ def _pad(test: Fn, ids: Poly) -> int | None:
 
 def _same(a: Poly, b: Poly) -> bool:
     """Whether two terms are the same ids, of the same type or of another: an index is int64, whatever is read."""
-    return a is b or (a.atom is not None and a.atom is b.atom)
+    one, other = _narrow(a), _narrow(b)
+    return one is other or (one.atom is not None and one.atom is other.atom)
+
+
+def _narrow(ids: Poly) -> Poly:
+    """Ids before they were cast to more bits, if they were."""
+    atom = ids.atom
+    if not isinstance(atom, Fn) or atom.name != "cast" or atom.dtype != "int64" or atom.args[0].dtype != "int32":
+        return ids
+    return atom.args[0]
 
 
 def _denominator(q: Poly, counted: Sequence[Poly], inner: Sequence[Axis]) -> tuple[tuple[float, float], Poly | None]:
