@@ -15,7 +15,7 @@ from ..hosts.onnx import OnnxHost
 from ..hosts.types.onnx import element_code
 from ..ir.sizes import Size, product
 from .onnx import folded
-from .onnx_ids import alone, computed, flatter, given, ids_of, mask_of, plain, row_numbers, stored_rows
+from .onnx_ids import alone, column, computed, flatter, given, ids_of, mask_of, plain, row_numbers, stored_rows
 from .onnx_layout import END, apply, view
 from .onnx_writer import Writer
 
@@ -128,7 +128,7 @@ def _operands(host: Writer, spec: EmbeddingBags) -> dict[View | Again, Value]:
     tables = {bag.table: folded(host, bag.table, bag.table.steps, spec.name) for bag in spec.bags if bag.table.steps}
     fixed = [term for piece in spec.pieces for term in piece if isinstance(term, Again)]
     found: dict[View | Again, Value] = {term: _fixed(host, spec, term) for term in fixed}
-    return found | {item: tables.get(item) or view(host, item, spec.name) for item in dict.fromkeys((*dense, *read))}
+    return found | {item: tables.get(item) or column(host, item, spec.name) for item in dict.fromkeys((*dense, *read))}
 
 
 def _fixed(host: Writer, spec: EmbeddingBags, term: Again) -> Value:

@@ -46,6 +46,17 @@ def flatter(item: View) -> View:
     return View(item.value, rows, (*kept, Reshape(rows)))
 
 
+def column(host: Writer | OnnxHost, item: View, name: str) -> Value:
+    """The value of a view; a column of a matrix by a Gather of its number, which takes two thirds of a Slice's time."""
+    step = item.steps[0] if len(item.steps) == 1 else None
+    if not isinstance(step, Slice) or item.shape[step.dim] != 1:
+        return view(host, item, name)
+    place = host.share_constant(np.array([step.start]), name=f"{name}_column")
+    return host.call(
+        "Gather", [item.value, place], {"axis": step.dim}, name=name, shape=item.shape, dtype=item.value.dtype
+    )
+
+
 def given(spec: EmbeddingBags) -> dict[Bag, View]:
     """The ids that each bag computes its own from: all columns of a matrix at once where bags read most of them and
     compute alike, as a model does that hashes first and takes columns then."""
@@ -82,7 +93,7 @@ def computed(
             if starts[bag] == ids_of(bag):
                 return value
             item = View(value, bag.ids.shape, bag.ids.steps)
-            return view(host, flatter(item) if flat else item, spec.name)
+            return column(host, flatter(item) if flat else item, spec.name)
 
         def held(value: Value) -> View:
             """A view along the ids that stands for a value."""
