@@ -50,6 +50,7 @@ from recopt.recognise.bag_factors import Factors, condition_of, counts, ends_of,
 from recopt.recognise.id_programs import program, source
 from recopt.recognise.largest import Largest, largest
 from recopt.recognise.lookups import (
+    computes,
     divided_as_float,
     expand,
     hashed,
@@ -460,7 +461,9 @@ def _part(own: list[Axis], rest: Poly, table: Value) -> tuple[list[Axis], int]:
 
 
 def _source(lifted: Lifted, index: Poly) -> Read | None:
-    """The id that an index is a function of; None where it is several or none."""
+    """The id that an index is a function of, for an operator that computes it; None where it is several or none."""
+    if not computes(lifted):
+        return None
     return source(index, lambda a: not constant_leaf(lifted, a.leaf))
 
 
