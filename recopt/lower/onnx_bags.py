@@ -102,7 +102,8 @@ def _function(host: Writer, spec: EmbeddingBags) -> Value:
             term.live,
             term.ids.steps if starts[term] != ids_of(term) else (),
         )
-        shape = term.pool, term.otherwise, term.least, term.count, term.columns, len(term.ids.shape), stored.bits
+        ranks = len(term.ids.shape), alone(term)
+        shape = term.pool, term.otherwise, term.least, term.count, term.columns, ranks, stored.bits
         return shape, rows, [v and numbers[v] for v in read]
 
     types = [v.dtype or spec.dtype for v in operands.values()]
