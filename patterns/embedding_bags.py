@@ -47,6 +47,7 @@ from recopt.recognise.bag_factors import Factors, condition_of, counts, ends_of,
 from recopt.recognise.id_programs import program, source
 from recopt.recognise.largest import Largest, largest
 from recopt.recognise.lookups import (
+    computes,
     divided_as_float,
     expand,
     hashed,
@@ -387,7 +388,7 @@ def _bag(place: _Place, mono: Mono, columns: Sequence[Axis]) -> Bag:
     others = [substitute(p, names) for p in others if p not in limits]
     row = index
     most = _largest(mono)
-    of = _source(lifted, index)
+    of = _source(lifted, hashed(lifted, ids)[0])
 
     def of_id(test: Poly) -> bool:
         return of is not None and program(test, of) is not None
@@ -397,7 +398,7 @@ def _bag(place: _Place, mono: Mono, columns: Sequence[Axis]) -> Bag:
     if found.uncounted is not None and lifted.host.is_constant(read.leaf) and not turned:
         row_of_pad = lifted.host.constant(read.leaf)[found.uncounted : found.uncounted + 1]
         if len(row_of_pad) and not row_of_pad.any():  # zeros are as good as left out
-            found.pad, found.over, found.of_row = found.uncounted, None, row is not ids
+            found.pad, found.over, found.of_row = found.uncounted, None, found.row_uncounted
     found.below = _below([substitute(p, names) for p in limits], index, rows)
     ids, modulus, moved = hashed(lifted, ids)
     shift = shifts(lifted, moved, inner)
@@ -458,7 +459,7 @@ def _part(own: list[Axis], rest: Poly, table: Value) -> tuple[list[Axis], int]:
 
 def _source(lifted: Lifted, index: Poly) -> Read | None:
     """The id that an index is a function of, for an operator that computes it; None where it is several or none."""
-    if lifted.host.dialect != "aten":
+    if not computes(lifted):
         return None
     return source(index, lambda a: not constant_leaf(lifted, a.leaf))
 

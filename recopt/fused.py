@@ -133,7 +133,8 @@ class Bag:
 
     What optional passes add: `stored`, a table of fewer bits; `remap` [modulus or rows], the row that is read is
     remap[id % modulus] instead; `parts`, bags of single rows in whose place this one reads one row of a product table,
-    at the sum of steps[n][row that part n reads]; `once`, each row is read once, however many ids name it.
+    at the sum of steps[n][row that part n reads]; `once`, each row is read once, however many ids name it. A table is
+    `stacked` of L others, one for each of the L ids: where each begins, and the last ends.
     """
 
     table: View
@@ -165,6 +166,7 @@ class Bag:
     live: str = ""
     mask: View | None = None
     unmask: bool = False
+    stacked: tuple[int, ...] = ()
 
     @property
     def columns(self) -> int:

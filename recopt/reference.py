@@ -151,6 +151,9 @@ def _bag(bag: Bag, value: Callable[[View], Array], stored: Callable[[View], Arra
     given, table = value(bag.ids), stored(bag.table)
     ids = id_programs.compute(bag.program, given) if bag.program else given
     read = (ids % bag.modulus if bag.modulus else ids) + np.asarray(bag.shift)
+    if bag.stacked:
+        starts, ends = np.array(bag.stacked[:-1]), np.array(bag.stacked[1:])
+        read = np.where(read < 0, read + ends, read + starts)
     if bag.of_row:
         read = np.where(read < 0, read + table.shape[0], read)
     inside = (read < bag.below) & (read >= (-bag.below if bag.wraps else 0))

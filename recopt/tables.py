@@ -33,8 +33,13 @@ def find(host: Host, context: Context, name: str) -> list[Place]:
         if context.places is None:
             context.places = places(host, _matches(lifted))
     context.report.refusals += [Refusal(name, where, why) for where, why in context.no_tables]
+    return in_order(host, context.places)
+
+
+def in_order(host: Host, found: Iterable[Place]) -> list[Place]:
+    """Places in the order of the graph."""
     order = {node: n for n, node in enumerate(host.nodes)}
-    return sorted(context.places, key=lambda place: order[place.value.node] if place.value.node else -1)
+    return sorted(found, key=lambda place: order[place.value.node] if place.value.node else -1)
 
 
 def _matches(lifted: Lifted) -> list[tuple[Match, Value]]:
@@ -114,7 +119,7 @@ def _span(array: Array) -> tuple[int, int]:
 def fixed_ids(host: Host, bags: Iterable[Bag]) -> str:
     """Why the ids of bags cannot be given other names, "" where they can."""
     for bag in bags:
-        conditions = bag.live or bag.mask is not None or bag.program
+        conditions = bag.live or bag.mask is not None or (bag.program and host.dialect == "aten")
         if conditions or bag.below or bag.above or bag.of_row or isinstance(bag.shift, tuple):
             return "ids under conditions, or that each column moves"
         if bag.wraps and host.dialect == "aten":

@@ -211,6 +211,18 @@ def take(table: Tensor, ids: Tensor, dim: int = 0, wrap_negative: bool = False) 
     return Tensor((*table.dims[:dim], *ids.dims, *table.dims[dim + 1 :]), substitute(table.body, mapping))
 
 
+def truncated_quotient(a: Tensor, b: Tensor) -> Tensor:
+    """Integers a / b rounded towards zero: the floor, and one more where it is inexact and the signs differ."""
+    quotient, divisor = pointwise("floordiv", a, b), b.body.number
+    positive = (isinstance(divisor, int) and divisor > 0) or sizes_known_non_negative(b.body)
+    if sizes_known_non_negative(a.body) and positive:
+        return quotient
+    zero = tensor.scalar(0, a.dtype)
+    inexact = pointwise("ne", pointwise("mod", a, b), zero, dtype="bool")
+    negative = pointwise("logical_xor", pointwise("lt", a, zero), pointwise("lt", b, zero))
+    return add(quotient, cast(pointwise("logical_and", inexact, negative), a.dtype))
+
+
 def sizes_known_non_negative(position: Poly) -> bool:
     """Whether an index is at least 0 by its form."""
     from .ranges import value_range

@@ -60,7 +60,7 @@ def _fold(name: str, args: list[Poly], dtype: str, attrs: tuple[Hashable, ...]) 
 
 def _cast(args: list[Poly], dtype: str, attrs: tuple[Hashable, ...]) -> Poly | None:
     """cast to what it is -> x; number -> number; a widening cast that is narrowed back -> x; int -> wider int -> any:
-    one cast."""
+    one cast; int -> bool is x != 0."""
     (x,) = args
     if x.dtype == dtype:
         return x
@@ -82,7 +82,7 @@ def _cast(args: list[Poly], dtype: str, attrs: tuple[Hashable, ...]) -> Poly | N
         }
         if same_kind and WIDTH[atom.dtype] >= WIDTH[inner.dtype] and atom.dtype != "bool":
             return fn("cast", [inner], dtype)
-    return None
+    return fn("ne", [x, number(0, x.dtype)], dtype) if dtype == "bool" and x.dtype not in FLOATS else None
 
 
 def _reciprocal(args: list[Poly], dtype: str, attrs: tuple[Hashable, ...]) -> Poly | None:
@@ -255,6 +255,22 @@ def _not(args: list[Poly], dtype: str, attrs: tuple[Hashable, ...]) -> Poly | No
     return atom.args[0] if atom.name == "logical_not" else None
 
 
+def _equal(args: list[Poly], dtype: str, attrs: tuple[Hashable, ...]) -> Poly | None:
+    """x == true -> x, x == false -> not x."""
+    for x, truth in (args, args[::-1]):
+        if x.dtype == truth.dtype == "bool" and truth.number is not None:
+            return x if truth.number else fn("logical_not", [x], dtype)
+    return None
+
+
+def _unlike(args: list[Poly], dtype: str, attrs: tuple[Hashable, ...]) -> Poly | None:
+    """x xor false -> x, x xor true -> not x."""
+    for x, truth in (args, args[::-1]):
+        if x.dtype == truth.dtype == "bool" and truth.number is not None:
+            return fn("logical_not", [x], dtype) if truth.number else x
+    return None
+
+
 def _idempotent(args: list[Poly], dtype: str, attrs: tuple[Hashable, ...]) -> Poly | None:
     """max(x, x) -> x."""
     return args[0] if args[0] is args[1] else None
@@ -313,6 +329,8 @@ RULES: dict[str, Callable[[list[Poly], str, tuple[Hashable, ...]], Poly | None]]
     "lt": _less,
     "le": _less_or_equal,
     "logical_not": _not,
+    "logical_xor": _unlike,
+    "eq": _equal,
     "isnan": _classified("isnan"),
     "isinf": _classified("isinf"),
     "max": _bounded(-float("inf")),

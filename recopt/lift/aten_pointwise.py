@@ -36,26 +36,15 @@ def _mul(c: Call, a: object, b: object) -> Tensor:
 def _div(c: Call, a: object, b: object, rounding_mode: str | None = None) -> Tensor:
     if rounding_mode == "floor":
         return computed(c.dtype, _floor_divide, a, b)
-    return computed(c.dtype, ops.divide if rounding_mode is None else _truncated, a, b)
+    return computed(c.dtype, ops.divide if rounding_mode is None else ops.truncated_quotient, a, b)
 
 
 def _floor_divide(a: Tensor, b: Tensor) -> Tensor:
     return ops.pointwise("floordiv", a, b)
 
 
-def _truncated(a: Tensor, b: Tensor) -> Tensor:
-    """a / b rounded towards zero: the floor, and one more where it is inexact and the signs differ."""
-    divisor = b.body.number
-    if ops.sizes_known_non_negative(a.body) and isinstance(divisor, int) and divisor > 0:
-        return _floor_divide(a, b)
-    zero = tensor.scalar(0, a.dtype)
-    inexact = ops.pointwise("ne", ops.pointwise("mod", a, b), zero, dtype="bool")
-    negative = ops.pointwise("logical_xor", ops.pointwise("lt", a, zero), ops.pointwise("lt", b, zero))
-    return ops.add(_floor_divide(a, b), ops.cast(ops.pointwise("logical_and", inexact, negative), a.dtype))
-
-
 def _fmod(a: Tensor, b: Tensor) -> Tensor:
-    return ops.sub(a, ops.multiply(b, _truncated(a, b)))
+    return ops.sub(a, ops.multiply(b, ops.truncated_quotient(a, b)))
 
 
 def _of_two(name: str) -> Lift:

@@ -86,14 +86,8 @@ def div(c: Call, a: Tensor, b: Tensor) -> Tensor:
 
 def truncated_quotient(a: Tensor, b: Tensor) -> Tensor:
     """Integer division towards zero."""
-    if all(ops.sizes_known_non_negative(t.body) for t in (a, b)):
-        return ops.pointwise("floordiv", a, b)
     arithmetic(a, b)
-    if isinstance(b.body.number, int) and b.body.number > 0:
-        signs = [ops.pointwise("sign", a)]
-    else:
-        signs = [ops.pointwise("sign", a), ops.pointwise("sign", b)]
-    return ops.multiply(ops.pointwise("floordiv", ops.pointwise("abs", a), ops.pointwise("abs", b)), *signs)
+    return ops.truncated_quotient(a, b)
 
 
 def mod(c: Call, a: Tensor, b: Tensor, fmod: int = 0) -> Tensor:

@@ -15,7 +15,7 @@ from ..hosts.onnx import OnnxHost
 from ..hosts.types.onnx import element_code
 from ..ir.sizes import Size, product
 from .onnx import folded
-from .onnx_ids import plain, row_numbers, stored_rows
+from .onnx_ids import alone, column, computed, flatter, given, ids_of, mask_of, plain, row_numbers, stored_rows
 from .onnx_layout import END, apply, view
 from .onnx_writer import Writer
 
@@ -34,7 +34,7 @@ def embedding_bags(host: Writer, spec: EmbeddingBags, target: str) -> Value:
 
 def multiplied(bag: Bag) -> bool:
     """Whether a bag is written as a product of matrices."""
-    weighed = bag.weights or bag.mask or bag.lengths or bag.below or bag.pad is not None
+    weighed = bag.weights or bag.mask or bag.live or bag.lengths or bag.below or bag.pad is not None
     fixed = bag.pool == "sum" and bag.offsets is None and bool(weighed)
     return fixed and min(bag.count, bag.columns) >= MULTIPLIED
 
@@ -71,7 +71,7 @@ def _nodes(host: Writer, spec: EmbeddingBags) -> Value:
 def _function(host: Writer, spec: EmbeddingBags) -> Value:
     """One node `recopt::EmbeddingBags_*`; its function is shared by all that read and pool alike."""
     operands = _operands(host, spec)
-    numbers = {v: n for n, v in enumerate(operands)}
+    numbers, starts = {v: n for n, v in enumerate(operands)}, given(spec)
 
     def told(term: Bag | View | Again) -> object:
         if not isinstance(term, Bag):
@@ -79,13 +79,13 @@ def _function(host: Writer, spec: EmbeddingBags) -> Value:
         stored = term.stored or Stored(32, term.columns)
         read = (
             term.table,
-            _ids(term),
+            starts[term],
             term.weights,
             _offsets(term),
             term.lengths,
             _scales(term),
             term.over,
-            _mask(term),
+            mask_of(term),
         )
         rows = (
             term.modulus,
@@ -98,8 +98,12 @@ def _function(host: Writer, spec: EmbeddingBags) -> Value:
             term.last,
             term.factor,
             term.unmask,
+            term.program,
+            term.live,
+            term.ids.steps if starts[term] != ids_of(term) else (),
         )
-        shape = term.pool, term.otherwise, term.least, term.count, term.columns, len(term.ids.shape), stored.bits
+        ranks = len(term.ids.shape), alone(term)
+        shape = term.pool, term.otherwise, term.least, term.count, term.columns, ranks, stored.bits
         return shape, rows, [v and numbers[v] for v in read]
 
     types = [v.dtype or spec.dtype for v in operands.values()]
@@ -115,8 +119,9 @@ def _function(host: Writer, spec: EmbeddingBags) -> Value:
 
 def _operands(host: Writer, spec: EmbeddingBags) -> dict[View | Again, Value]:
     """What is read, each view once."""
+    starts = given(spec)
     parts = [
-        (bag.table, _ids(bag), bag.weights, _offsets(bag), bag.lengths, _scales(bag), bag.over, _mask(bag))
+        (bag.table, starts[bag], bag.weights, _offsets(bag), bag.lengths, _scales(bag), bag.over, mask_of(bag))
         for bag in spec.bags
     ]
     read = [v for part in parts for v in part if v]
@@ -124,7 +129,7 @@ def _operands(host: Writer, spec: EmbeddingBags) -> dict[View | Again, Value]:
     tables = {bag.table: folded(host, bag.table, bag.table.steps, spec.name) for bag in spec.bags if bag.table.steps}
     fixed = [term for piece in spec.pieces for term in piece if isinstance(term, Again)]
     found: dict[View | Again, Value] = {term: _fixed(host, spec, term) for term in fixed}
-    return found | {item: tables.get(item) or view(host, item, spec.name) for item in dict.fromkeys((*dense, *read))}
+    return found | {item: tables.get(item) or column(host, item, spec.name) for item in dict.fromkeys((*dense, *read))}
 
 
 def _fixed(host: Writer, spec: EmbeddingBags, term: Again) -> Value:
@@ -141,40 +146,68 @@ def _scales(bag: Bag) -> View | None:
     return bag.stored.scales if bag.stored is not None else None
 
 
-def _ids(bag: Bag) -> View:
-    """The ids; those of single rows without their last dimension, which a Gather would keep."""
-    return _flatter(bag.ids) if bag.pool == "row" and bag.count == 1 else bag.ids
-
-
-def _mask(bag: Bag) -> View | None:
-    """The mask along the dimensions of the ids."""
-    return _flatter(bag.mask) if bag.mask is not None and bag.pool == "row" and bag.count == 1 else bag.mask
-
-
 def _offsets(bag: Bag) -> View | None:
     """The offsets along one dimension."""
-    return bag.offsets if bag.offsets is None or len(bag.offsets.shape) == 1 else _flatter(bag.offsets)
-
-
-def _flatter(item: View) -> View:
-    """A view without its last dimension, which has size 1."""
-    rows = item.shape[:-1]
-    kept = item.steps[:-1] if item.steps and isinstance(item.steps[-1], Reshape) else item.steps
-    return View(item.value, rows, (*kept, Reshape(rows)))
+    return bag.offsets if bag.offsets is None or len(bag.offsets.shape) == 1 else flatter(bag.offsets)
 
 
 def _side_by_side(host: Writer | OnnxHost, spec: EmbeddingBags, values: Mapping[View | Again, Value]) -> Value:
+    spec, values = computed(host, spec, values)
+    if _is_of_columns(spec):
+        return _beside(host, spec, values)
     pieces = []
     for piece in spec.pieces:
         terms = [_bag(host, spec, t, values) if isinstance(t, Bag) else values[t] for t in piece]
-        joint = terms[0]
-        for term in terms[1:]:
-            joint = host.call("Add", [joint, term], name=spec.name, shape=joint.shape, dtype=spec.dtype)
-        pieces.append(joint)
+        pieces.append(_sum(host, spec, terms))
     if len(pieces) == 1:
         return pieces[0]
     axis = {"axis": len(spec.shape) - 1}
     return host.call("Concat", pieces, axis, name=spec.name, shape=spec.shape, dtype=spec.dtype)
+
+
+def _sum(host: Writer | OnnxHost, spec: EmbeddingBags, terms: Sequence[Value]) -> Value:
+    """The sum of terms; of many of one type by one node."""
+    if len(terms) < 3 or spec.dtype not in ("float32", "float64"):  # others ONNX Runtime cannot add so
+        joint = terms[0]
+        for term in terms[1:]:
+            joint = host.call("Add", [joint, term], name=spec.name, shape=joint.shape, dtype=spec.dtype)
+        return joint
+    return host.call("Sum", terms, name=spec.name, shape=terms[0].shape, dtype=spec.dtype)
+
+
+def _is_of_columns(spec: EmbeddingBags) -> bool:
+    """Whether all is single rows of cut columns, and dense columns."""
+    terms = [piece[0] for piece in spec.pieces if len(piece) == 1]
+    bags = [t for t in terms if isinstance(t, Bag)]
+    single = all(bag.pool == "row" and bag.count == 1 and not alone(bag) for bag in bags)
+    return single and len(bags) > 1 and len(terms) == len(spec.pieces)
+
+
+def _beside(host: Writer | OnnxHost, spec: EmbeddingBags, values: Mapping[View | Again, Value]) -> Value:
+    """Rows [rows.., 1, D] side by side, without the dimension between in the end."""
+    *rows, width = spec.shape
+    pieces = []
+    for (term,) in spec.pieces:
+        if isinstance(term, Bag):
+            pieces.append(_Nodes(host, spec, term, values).rows_of_all())
+        else:
+            part = values[term]
+            wide = None if part.shape is None else (*part.shape[:-1], 1, part.shape[-1])
+            pieces.append(along(host, spec, "Unsqueeze", part, -2, wide))
+    shape = (*rows, 1, width)
+    joint = host.call("Concat", pieces, {"axis": len(rows) + 1}, name=spec.name, shape=shape, dtype=spec.dtype)
+    return along(host, spec, "Squeeze", joint, -2, spec.shape)
+
+
+def along(
+    host: Writer | OnnxHost, spec: EmbeddingBags, op: str, x: Value, axis: int, shape: tuple[Size, ...] | None
+) -> Value:
+    """Squeeze or Unsqueeze of one dimension, whose number was an attribute before opset 13."""
+    dtype = x.dtype or spec.dtype
+    if host.opset < 13:
+        return host.call(op, [x], {"axes": [axis]}, name=spec.name, shape=shape, dtype=dtype)
+    axes = host.share_constant(np.array([axis]), name=f"{spec.name}_constant")
+    return host.call(op, [x, axes], name=spec.name, shape=shape, dtype=dtype)
 
 
 def _bag(host: Writer | OnnxHost, spec: EmbeddingBags, bag: Bag, values: Mapping[View | Again, Value]) -> Value:
@@ -194,7 +227,7 @@ class _Nodes:
         self.dtype = spec.dtype
         # the rows of the result, and whether the ids have a dimension of their own beside them
         self.rows = bag.ids.shape[:-1] if bag.offsets is None else spec.shape[:-1]
-        self.alone = bag.pool == "row" and bag.count == 1
+        self.alone = alone(bag)
         self.ids = self._row_numbers()
         self.inside = self._inside() if bag.below else None
 
@@ -209,8 +242,12 @@ class _Nodes:
     def cast(self, x: Value, dtype: str) -> Value:
         return x if x.dtype == dtype else self.call("Cast", [x], x.shape, dtype, to=element_code(dtype))
 
+    def rows_of_all(self) -> Value:
+        """The rows that the ids name, [.., D]."""
+        return self._times(self._weighted(self._kept()))
+
     def side_by_side(self) -> Value:
-        rows = self._times(self._weighted(self._kept()))
+        rows = self.rows_of_all()
         if self.alone:
             return rows
         return apply(self.host, rows, (Reshape((*self.rows, product((self.bag.count, self._width)))),), self.spec.name)
@@ -335,7 +372,7 @@ class _Nodes:
         return self.bag.columns
 
     def _row_numbers(self) -> Value:
-        return row_numbers(self.host, self.bag, self.values[_ids(self.bag)], self.spec.name)
+        return row_numbers(self.host, self.bag, self.values[ids_of(self.bag)], self.spec.name)
 
     def _inside(self) -> Value:
         """Whether rows are there; those that are not are read as row 0."""
@@ -368,7 +405,7 @@ class _Nodes:
             live = self.call("Greater" if bag.above else "Equal", [self.ids, pad], shape, "bool")
             tests.append(live if bag.above else self.call("Not", [live], shape, "bool"))
         if bag.mask is not None:
-            held = _mask(bag)
+            held = mask_of(bag)
             assert held is not None
             given = self.cast(self.values[held], "bool")
             tests.append(self.call("Not", [given], shape, "bool") if bag.unmask else given)
@@ -426,10 +463,7 @@ class _Nodes:
         return self._along("Unsqueeze", x, -1, shape)
 
     def _along(self, op: str, x: Value, axis: int, shape: tuple[Size, ...] | None) -> Value:
-        """Squeeze or Unsqueeze of one dimension, whose number was an attribute before opset 13."""
-        if self.host.opset >= 13:
-            return self.call(op, [x, self.constant([axis])], shape, x.dtype or self.dtype)
-        return self.call(op, [x], shape, x.dtype or self.dtype, axes=[axis])
+        return along(self.host, self.spec, op, x, axis, shape)
 
     def _cut(self, x: Value, start: int, stop: int, *shape: Size) -> Value:
         bounds = [self.constant([n]) for n in (start, stop, 0)]

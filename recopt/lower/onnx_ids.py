@@ -1,23 +1,146 @@
-"""The rows that bags read, as ONNX nodes: where optional passes gave rows other places than their ids say, and where a
-row is read once for all ids that name it."""
+"""The rows that bags read, as ONNX nodes: where ids are functions of other ids, where optional passes gave rows other
+places than their ids say, and where a row is read once for all ids that name it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
 
-from ..fused import Bag, Stored, View
+from ..cost import nominal
+from ..fused import Again, Bag, EmbeddingBags, Reshape, Slice, Stored, View
 from ..hosts.base import Value
 from ..hosts.onnx import OnnxHost
 from ..hosts.types.onnx import element_code
 from ..ir import sizes
 from ..ir.sizes import product
 from .onnx_layout import view
+from .onnx_programs import written
 from .onnx_writer import Writer
 
 Read = Callable[[View, View, Stored | None], Value]  # rows of a table, as numbers
+
+
+def alone(bag: Bag) -> bool:
+    """Whether ids lose their last dimension of size 1, which a Gather would keep. A column that is cut out of a matrix
+    has it, and its rows keep it until they lie beside others: one node for all."""
+    cut = len(bag.ids.steps) == 1 and isinstance(bag.ids.steps[0], Slice)
+    return bag.pool == "row" and bag.count == 1 and not cut
+
+
+def ids_of(bag: Bag) -> View:
+    """The ids; those of single rows without their last dimension."""
+    return flatter(bag.ids) if alone(bag) else bag.ids
+
+
+def mask_of(bag: Bag) -> View | None:
+    """The mask along the dimensions of the ids."""
+    return flatter(bag.mask) if bag.mask is not None and alone(bag) else bag.mask
+
+
+def flatter(item: View) -> View:
+    """A view without its last dimension, which has size 1."""
+    rows = item.shape[:-1]
+    kept = item.steps[:-1] if item.steps and isinstance(item.steps[-1], Reshape) else item.steps
+    return View(item.value, rows, (*kept, Reshape(rows)))
+
+
+def column(host: Writer | OnnxHost, item: View, name: str) -> Value:
+    """The value of a view; a column of a matrix by a Gather of its number, which takes two thirds of a Slice's time."""
+    step = item.steps[0] if len(item.steps) == 1 else None
+    if not isinstance(step, Slice) or item.shape[step.dim] != 1:
+        return view(host, item, name)
+    place = host.share_constant(np.array([step.start]), name=f"{name}_column")
+    return host.call(
+        "Gather", [item.value, place], {"axis": step.dim}, name=name, shape=item.shape, dtype=item.value.dtype
+    )
+
+
+def given(spec: EmbeddingBags) -> dict[Bag, View]:
+    """The ids that each bag computes its own from: all columns of a matrix at once where bags read most of them and
+    compute alike, as a model does that hashes first and takes columns then."""
+    groups: dict[tuple[Value, str, int], list[Bag]] = {}
+    for bag in spec.bags:
+        if bag.program or bag.live or bag.modulus:
+            groups.setdefault((bag.ids.value, bag.program, bag.modulus), []).append(bag)
+    found = {bag: ids_of(bag) for bag in spec.bags}
+    for (value, _, _), bags in groups.items():
+        read = dict.fromkeys(bag.ids for bag in bags)
+        whole = 0.0 if value.shape is None else nominal(product(value.shape))
+        if value.shape is not None and len(read) > 1 and 2 * sum(nominal(product(v.shape)) for v in read) >= whole:
+            found |= dict.fromkeys(bags, View(value, value.shape))
+    return found
+
+
+def computed(
+    host: Writer | OnnxHost, spec: EmbeddingBags, values: Mapping[View | Again, Value]
+) -> tuple[EmbeddingBags, dict[View | Again, Value]]:
+    """`spec` over ids that nodes compute, under masks that are made of them, and the values that it reads then."""
+    starts, found = given(spec), dict(values)
+    made: dict[Value, dict[str, Value]] = {}
+
+    def run(text: str, ids: Value) -> Value:
+        return program(host, text, ids, spec.name, made.setdefault(ids, {}))
+
+    def term(bag: Bag) -> Bag:
+        if not (bag.program or bag.live or bag.modulus):
+            return bag
+        ids, flat = found[starts[bag]], alone(bag)
+
+        def laid(value: Value) -> Value:
+            """What is computed of all columns, of those that the bag reads."""
+            if starts[bag] == ids_of(bag):
+                return value
+            item = View(value, bag.ids.shape, bag.ids.steps)
+            return column(host, flatter(item) if flat else item, spec.name)
+
+        def held(value: Value) -> View:
+            """A view along the ids that stands for a value."""
+            item = View(value, bag.ids.shape, (Reshape(bag.ids.shape),) if flat else bag.ids.steps)
+            found[flatter(item) if flat else item] = value
+            return item
+
+        new = replace(bag, ids=held(laid(_hashed(run, bag, ids))), program="", modulus=0, live="")
+        if not bag.live:
+            return new
+        live, own = laid(run(bag.live, ids)), mask_of(bag)
+        if own is not None:
+            other = found[own]
+            if bag.unmask:
+                other = host.call("Not", [other], name=spec.name, shape=other.shape, dtype="bool")
+            live = host.call("And", [other, live], name=spec.name, shape=live.shape, dtype="bool")
+        return replace(new, mask=held(live), unmask=False)
+
+    pieces = tuple(tuple(term(t) if isinstance(t, Bag) else t for t in piece) for piece in spec.pieces)
+    return replace(spec, pieces=pieces), found
+
+
+def _hashed(run: Callable[[str, Value], Value], bag: Bag, ids: Value) -> Value:
+    """The ids before they are shifted."""
+    x = run(bag.program, ids) if bag.program else ids
+    if not bag.modulus:
+        return x
+    wide = bag.modulus > np.iinfo(x.dtype or "int64").max
+    return run(f"mod({'int64(i)' if wide else 'i'},{bag.modulus})", x)
+
+
+def program(host: Writer | OnnxHost, text: str, ids: Value, name: str, made: dict[str, Value]) -> Value:
+    """An id program as nodes; `made` holds what was computed of the same ids before."""
+
+    def call(op: str, *operands: Value, **attributes: object) -> Value:
+        kind = _KINDS.get(op) or operands[-1].dtype
+        if op == "Cast":
+            kind = "int64" if attributes["to"] == element_code("int64") else "int32"
+        return host.call(op, operands, attributes, name=f"{name}_ids", shape=ids.shape, dtype=kind)
+
+    def number(n: int, like: Value) -> Value:
+        return host.share_constant(np.array(n, like.dtype or "int64"), name=f"{name}_constant")
+
+    return written(text, ids, call, number, made)  # type: ignore[no-any-return]  # a Value, as `call` gives
+
+
+_KINDS = dict.fromkeys(("Equal", "Less", "LessOrEqual", "And", "Or", "Xor", "Not"), "bool")
 
 
 def plain(host: Writer, bag: Bag, name: str, read: Read) -> Bag:
@@ -25,7 +148,7 @@ def plain(host: Writer, bag: Bag, name: str, read: Read) -> Bag:
     and one from the end the row that it was: it is looked up in a table of as many rows as the original's."""
     if bag.remap is not None or bag.parts:
         ids = View(_rows(host, bag, name), bag.ids.shape)
-        bag = replace(bag, ids=ids, modulus=0, shift=0, remap=None, parts=())
+        bag = replace(bag, ids=ids, program="", modulus=0, shift=0, remap=None, parts=())
     return _once(host, bag, name, read) if bag.once else bag
 
 
@@ -46,11 +169,15 @@ def _rows(host: Writer, bag: Bag, name: str) -> Value:
 
 def row_numbers(host: Writer | OnnxHost, bag: Bag, ids: Value, name: str) -> Value:
     """The rows that ids name; a Gather counts negative ones from the end by itself."""
+    if bag.stacked:  # tables of equal rows and ids, as of the wide and the deep part, are checked once
+        return host.derive(("stacked", ids, bag.stacked), lambda: _stacked(host, bag, ids, name))
 
     def call(op: str, number: object, kind: str) -> Value:
         constant = host.share_constant(np.array(number, kind), name=f"{name}_constant")
         return host.call(op, [ids, constant], name=name, shape=ids.shape, dtype=kind)
 
+    if bag.program:
+        ids = program(host, bag.program, ids, name, {})
     kind = ids.dtype or "int64"
     if bag.modulus > np.iinfo(kind).max or np.max(np.abs(bag.shift)) > np.iinfo(kind).max:
         kind = "int64"
@@ -58,14 +185,31 @@ def row_numbers(host: Writer | OnnxHost, bag: Bag, ids: Value, name: str) -> Val
     if bag.modulus:
         ids = call("Mod", bag.modulus, kind)
     if bag.shift:
-        alone = bag.pool == "row" and bag.count == 1
-        ids = call("Add", bag.shift if isinstance(bag.shift, int) or not alone else bag.shift[0], kind)
+        ids = call("Add", bag.shift if isinstance(bag.shift, int) or not alone(bag) else bag.shift[0], kind)
     if bag.of_row:
         zero = host.share_constant(np.array(0, kind), name=f"{name}_constant")
         negative = host.call("Less", [ids, zero], name=name, shape=ids.shape, dtype="bool")
         counted = call("Add", bag.table.shape[0], kind)
         ids = host.call("Where", [negative, counted, ids], name=name, shape=ids.shape, dtype=kind)
     return ids
+
+
+def _stacked(host: Writer | OnnxHost, bag: Bag, ids: Value, name: str) -> Value:
+    """The rows in the table of all; ids that are in none of their own stay so: they are in no table."""
+    kind = ids.dtype or "int64"
+
+    def call(op: str, *operands: Value, to: str = kind) -> Value:
+        return host.call(op, operands, name=name, shape=ids.shape, dtype=to)
+
+    def constant(numbers: object) -> Value:
+        return host.share_constant(np.array(numbers, kind), name=f"{name}_constant")
+
+    starts, ends = constant(bag.stacked[:-1]), constant(bag.stacked[1:])
+    last = constant([n - 1 for n in bag.stacked[1:]])
+    negative = call("Less", ids, constant(0), to="bool")
+    place = call("Add", ids, call("Where", negative, ends, starts))
+    outside = call("Or", call("Less", place, starts, to="bool"), call("Less", last, place, to="bool"), to="bool")
+    return call("Where", outside, constant(np.iinfo(kind).max), place)
 
 
 def _looked_up(host: Writer, table: View, ids: View, name: str) -> Value:
@@ -94,7 +238,7 @@ def _once(host: Writer, bag: Bag, name: str, read: Read) -> Bag:
         like = host.call("Shape", [ids], name=f"{name}_shape", shape=(len(bag.ids.shape),), dtype="int64")
         places = host.call("Reshape", [places, like], name=f"{name}_places", shape=bag.ids.shape, dtype="int64")
     table, ids_now = View(rows, shape), View(places, bag.ids.shape)
-    return replace(bag, table=table, ids=ids_now, modulus=0, shift=0, stored=None, once=False)
+    return replace(bag, table=table, ids=ids_now, program="", modulus=0, shift=0, stored=None, once=False)
 
 
 def stored_rows(

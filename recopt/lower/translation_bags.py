@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import ast
 import functools
 from collections.abc import Sequence
 from typing import Any
 
 from ..errors import LowerError
 from ..kernels.embedding_bags.layout import Term, parse_layout
+from .onnx_programs import written
 
-INT32, INT64, BOOL = 6, 7, 9  # ONNX's numbers of types
+BOOL = 9  # ONNX's number of the type
 
 
 def embedding_bags(op: Any, operands: Sequence[Sequence[Any]], layout: str) -> Any:
@@ -144,41 +144,13 @@ def _live(op: Any, t: Term, ids: Any, given: Any, lists: dict[str, Sequence[Any]
     return functools.reduce(op.And, tests) if tests else None
 
 
-# the functions of id programs that are one operator each; ONNX rounds quotients of whole numbers towards zero
-_OPERATORS = {
-    "truncdiv": "Div", "mod": "Mod", "abs": "Abs", "max": "Max", "min": "Min", "where": "Where", "eq": "Equal",
-    "lt": "Less", "le": "LessOrEqual", "logical_and": "And", "logical_or": "Or", "logical_xor": "Xor",
-    "logical_not": "Not", "bitwise_and": "BitwiseAnd", "bitwise_or": "BitwiseOr", "bitwise_xor": "BitwiseXor",
-}  # fmt: skip
-
-
 def _computed(op: Any, text: str, ids: Any) -> Any:
     """An id program as nodes. Raises LowerError for a function that ONNX does not have of signed numbers."""
 
-    def visit(tree: ast.expr) -> Any:
-        match tree:
-            case ast.Constant(value=int() as number):
-                return op.CastLike(number, ids)
-            case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() as number)):
-                return op.CastLike(-number, ids)
-            case ast.Name(id="i"):
-                return ids
-            case ast.BinOp(left=left, op=ast.Add(), right=right):
-                return op.Add(visit(left), visit(right))
-            case ast.BinOp(left=left, op=ast.Mult(), right=right):
-                return op.Mul(visit(left), visit(right))
-            case ast.Call(func=ast.Name(id="int64" | "int32" as name), args=[arg]):
-                return op.Cast(visit(arg), to=INT64 if name == "int64" else INT32)
-            case ast.Call(func=ast.Name(id="floordiv"), args=[left, right]):
-                x, by = visit(left), visit(right)
-                return op.Div(op.Sub(x, op.Mod(x, by)), by)
-            case ast.Call(func=ast.Name(id="shift_right"), args=[left, ast.Constant(value=int() as places)]):
-                return visit(ast.Call(ast.Name("floordiv"), [left, ast.Constant(1 << places)], []))
-            case ast.Call(func=ast.Name(id=name), args=args) if name in _OPERATORS:
-                return getattr(op, _OPERATORS[name])(*map(visit, args))
-        raise LowerError(f"no ONNX operators for the id program {text}")
+    def call(name: str, *operands: Any, **attributes: Any) -> Any:
+        return getattr(op, name)(*operands, **attributes)
 
-    return visit(ast.parse(text, mode="eval").body)
+    return written(text, ids, call, lambda number, like: op.CastLike(number, like), {})
 
 
 def _member(op: Any, t: Term, ids: Any, lists: dict[str, Sequence[Any]], rows: Any) -> Any:

@@ -35,7 +35,8 @@ class Factors:
     live: list[Poly] = field(default_factory=list)  # conditions on what the ids are made of
     masks: list[Poly] = field(default_factory=list)  # conditions that the graph computes, of a maximum
     weights: list[Poly] = field(default_factory=list)
-    uncounted: int | None = None  # the row that `over` leaves out, where that is how many others there are
+    uncounted: int | None = None  # the id that `over` leaves out, where that is how many others there are
+    row_uncounted: bool = False  # it is a row, once negative ids are counted from the end
 
 
 def factors(
@@ -66,12 +67,20 @@ def factors(
     if len(below) > 1:
         raise No("several denominators")
     if below:
-        found.div, found.over, found.uncounted = _denominator(below[0], counted, row, inner)
+        found.div, found.over = _denominator(below[0], counted, inner)
+    if found.over is None:
+        return found
+    for named in () if counted else (row, ids):
+        found.uncounted = _uncounted(found.over, named, inner)
+        if found.uncounted is not None:
+            found.row_uncounted = named is not ids
+            return found
+    found.over = _given(found.over, inner)
     return found
 
 
 def _uncounted(over: Poly, row: Poly, inner: Sequence[Axis]) -> int | None:
-    """The row that a denominator leaves out, which is how many others there are, while rows are added up of all."""
+    """The id that a denominator leaves out, which is how many others there are, while rows are added up of all."""
     numbers = {p.number for a in walk(over) if isinstance(a, Fn) and a.name == "eq" for p in a.args}
     for pad in numbers:
         if isinstance(pad, int) and pad >= 0:
@@ -130,14 +139,20 @@ def _pad(test: Fn, ids: Poly) -> int | None:
 
 def _same(a: Poly, b: Poly) -> bool:
     """Whether two terms are the same ids, of the same type or of another: an index is int64, whatever is read."""
-    return a is b or (a.atom is not None and a.atom is b.atom)
+    one, other = _narrow(a), _narrow(b)
+    return one is other or (one.atom is not None and one.atom is other.atom)
 
 
-def _denominator(
-    q: Poly, counted: Sequence[Poly], row: Poly, inner: Sequence[Axis]
-) -> tuple[tuple[float, float], Poly | None, int | None]:
-    """LO and EPS of max(n, LO) + EPS, where n is what the factors add up to; n where it is not; and the row that n
-    leaves out, where it is how many others there are."""
+def _narrow(ids: Poly) -> Poly:
+    """Ids before they were cast to more bits, if they were."""
+    atom = ids.atom
+    if not isinstance(atom, Fn) or atom.name != "cast" or atom.dtype != "int64" or atom.args[0].dtype != "int32":
+        return ids
+    return atom.args[0]
+
+
+def _denominator(q: Poly, counted: Sequence[Poly], inner: Sequence[Axis]) -> tuple[tuple[float, float], Poly | None]:
+    """LO and EPS of max(n, LO) + EPS, where n is what the factors add up to; n where it is not."""
     eps = sum(float(m.coef) for m in q.monos if not m.atoms and not m.axes)
     bare = add(q, number(-eps, q.dtype)) if eps else q
     low = float("-inf")
@@ -147,16 +162,16 @@ def _denominator(
         rest = [a for a in bare.atom.args if a.number is None]
         if len(limits) == 1 and len(rest) == 1:
             low, bare = float(limits[0]), rest[0]
-    if any(bare is n for n in counts(bare, counted, inner)):
-        return (low, eps), None, None
-    left_out = None if counted else _uncounted(bare, row, inner)
-    atom = bare.atom
-    if left_out is not None:
-        return (low, eps), bare, left_out
-    if atom is None or not bare.axes_read.isdisjoint(inner):
+    return (low, eps), None if any(bare is n for n in counts(bare, counted, inner)) else bare
+
+
+def _given(over: Poly, inner: Sequence[Axis]) -> Poly:
+    """A denominator that a value of the graph holds, which may be whole numbers. Raises No where it cannot."""
+    atom = over.atom
+    if atom is None or not over.axes_read.isdisjoint(inner):
         raise No("a denominator that is not what the weights add up to")
     whole = isinstance(atom, Fn) and atom.name == "cast" and atom.args[0].dtype in ("int64", "int32")
-    return (low, eps), atom.args[0] if isinstance(atom, Fn) and whole else bare, None
+    return atom.args[0] if isinstance(atom, Fn) and whole else over
 
 
 def _limited(q: Poly) -> Poly:

@@ -8,6 +8,7 @@ that rounds towards zero. kernels/embedding_bags/ids.py runs it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -38,7 +39,10 @@ def source(term: Interned, data: Callable[[Read], bool]) -> Read | None:
 def program(term: Poly, of: Read) -> str | None:
     """`term` as a function of the id `of`; None where there are no words for it."""
     text = _sum(term, of)
-    return text if text is not None and len(text) <= LONGEST else None
+    if text is None or len(text) > LONGEST:
+        return None
+    largest = 1 << (31 if of.dtype == "int32" else 63)  # numbers are of the type of the ids
+    return text if all(int(n) < largest for n in re.findall(r"(?<![a-z])[0-9]+", text)) else None
 
 
 def _sum(term: Poly, of: Read) -> str | None:

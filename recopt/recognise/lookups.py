@@ -458,10 +458,14 @@ def _row_of_zeros(lifted: Lifted, table: Value, signed: bool) -> int | None:
     return found[0] if found else None
 
 
+def computes(lifted: Lifted) -> bool:
+    """Whether the operator computes ids: not in files of before opset 12, which has the operators of whole numbers."""
+    return lifted.host.opset is None or lifted.host.opset >= 12
+
+
 def of_one_id(lifted: Lifted, value: Value) -> bool:
-    """Whether ids, or a condition, are a function of one other id that an operator computes itself: in torch. An ONNX
-    file holds such nodes anyway, and where they stand they work on all columns at once."""
-    return lifted.host.dialect == "aten" and _of_one_id(lifted, value) is not None
+    """Whether ids, or a condition, are a function of one other id that the operator computes itself."""
+    return computes(lifted) and _of_one_id(lifted, value) is not None
 
 
 def _of_one_id(lifted: Lifted, value: Value) -> Tensor | None:

@@ -192,7 +192,6 @@ LOOKUPS: dict[str, Lookup] = {
     ),
     "hashed": Lookup(
         lambda m, ids: torch.cat([F.embedding((ids[:, k] * 7919) % ROWS, w) for k, w in enumerate(m.weights)], 1),
-        beside=("mul", "Mul"),
     ),
     "modulo": Lookup(lambda m, ids: torch.cat([F.embedding(ids[:, k] % 20, w) for k, w in enumerate(m.weights)], 1)),
     "indexed": Lookup(lambda m, ids: torch.cat([w[ids[:, k]] for k, w in enumerate(m.weights)], 1)),
@@ -202,9 +201,7 @@ LOOKUPS: dict[str, Lookup] = {
     "stacked_tables_flat": Lookup(lambda m, ids: F.embedding(ids + m.starts, m.joined).flatten(1)),
     "stacked_tables_summed": Lookup(lambda m, ids: F.embedding(ids + m.starts, m.joined).sum(1)),
     "stacked_tables_averaged": Lookup(lambda m, ids: F.embedding(ids + m.starts, m.joined).mean(1)),
-    "stacked_tables_hashed": Lookup(
-        lambda m, ids: F.embedding((ids * 3) % ROWS + m.starts, m.joined).sum(1), beside=("mul", "Mul")
-    ),
+    "stacked_tables_hashed": Lookup(lambda m, ids: F.embedding((ids * 3) % ROWS + m.starts, m.joined).sum(1)),
     "own_mean": Lookup(
         lambda m, ids, w: (F.embedding(ids, m.weights[0]) * w[:, :, None]).sum(1) / w.sum(1, keepdim=True), 3
     ),
@@ -328,14 +325,12 @@ LOOKUPS: dict[str, Lookup] = {
     ),
     "missing_clamped_and_masked": Lookup(
         lambda m, ids: (F.embedding((ids - 5).clamp(min=0), m.weights[0]) * (ids - 5 >= 0)[..., None]).sum(1),
-        beside=("Clip", "GreaterOrEqual", "Cast", "Sub"),
     ),
     "missing_left_out_of_a_mean": Lookup(
         lambda m, ids: (
             F.embedding((ids - 5).masked_fill(ids < 5, 0), m.weights[0]).masked_fill((ids < 5)[..., None], 0).sum(1)
             / (ids >= 5).sum(1, keepdim=True).clamp(min=1)
         ),
-        beside=("Less", "Where", "Cast", "Sub", "GreaterOrEqual", "ReduceSum", "Clip"),
     ),
     "missing_left_out_of_a_maximum": Lookup(
         lambda m, ids: (
@@ -345,7 +340,6 @@ LOOKUPS: dict[str, Lookup] = {
     ),
     "quotient_and_remainder": Lookup(
         lambda m, ids: torch.cat([F.embedding(ids // 7, m.weights[0]), F.embedding(ids % 7, m.weights[1])], -1).sum(1),
-        beside=("Div", "Mod", "Sub", "Less", "Equal", "And", "Cast"),
     ),
     "remainders_of_signed_ids": Lookup(
         lambda m, ids: torch.cat(
@@ -361,7 +355,6 @@ LOOKUPS: dict[str, Lookup] = {
             [F.embedding(torch.where(ids[:, k] < 20, ids[:, k], 20 + ids[:, k] % 5), w) for k, w in enumerate(m.mixed)],
             1,
         ),
-        beside=("Less", "Where", "Mod", "Add"),
     ),
     "mask_of_two_conditions": Lookup(
         lambda m, ids: (
