@@ -242,9 +242,10 @@ recurrence(const float* __restrict__ inputs, const float* __restrict__ start, co
     for (int n = 0; n < TILES; n++)
 #pragma unroll
       for (int i = 0; i < 4; i++) {
+        const int r = n * 8 + (i & 1);
         float gates[GATES + 1];
 #pragma unroll
-        for (int g = 0; g < GATES; g++) gates[g] = p[g * ROWS + n * 8 + (i & 1)];
+        for (int g = 0; g < GATES; g++) gates[g] = p[g * ROWS + r];
         const float z = keep(fmaf(sum[1][n][i], unscale, INPUT(1, n, i)), gates);
 #if AFTER
         const float c = reset_gate(n, i) * fmaf(sum[2][n][i], unscale, biases[unit + 8 * (i >> 1)]) + INPUT(2, n, i);
@@ -252,18 +253,12 @@ recurrence(const float* __restrict__ inputs, const float* __restrict__ start, co
         const float c = fmaf(candidate[0][n][i], unscale, INPUT(2, n, i));
 #endif
         h[n][i] = mixed(f_tanh(c), h[n][i], z);
+        if (column + r < here && THERE(i)) out[(i64)r * steps * H + 8 * (i >> 1)] = h[n][i];
       }
     put(h, after);
     if (outgrown()) grown[(t + 1) & 1] = 1;
     wait_for_copies();
     __syncthreads();
-#pragma unroll
-    for (int n = 0; n < TILES; n++)
-#pragma unroll
-      for (int i = 0; i < 4; i++) {  // while the next product waits for its operands
-        const int r = n * 8 + (i & 1);
-        if (column + r < here && THERE(i)) out[(i64)r * steps * H + 8 * (i >> 1)] = h[n][i];
-      }
   }
 }
 """
