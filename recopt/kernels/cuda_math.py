@@ -12,7 +12,7 @@ from .epilogue import compile_epilogue
 # What the source of a kernel may call, of its own exp, sigmoid and tanh; C compiles it too, on a CPU.
 PLAIN = r"""
 __device__ __forceinline__ float mixed(float a, float b, float share) {  // b itself at a share of 1, a at 0
-  return share < 0.5f ? a + share * (b - a) : b - (1.0f - share) * (b - a);
+  return share * b + (1.0f - share) * a;
 }
 __device__ __forceinline__ float f_neg(float x) { return -x; }
 __device__ __forceinline__ float f_abs(float x) { return fabsf(x); }
@@ -73,6 +73,9 @@ __device__ __forceinline__ void copy(u32 to, const float* from) {
   else
     asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" :: "r"(to), "l"(from) : "memory");
 }
+
+__device__ __forceinline__ void copies_end() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+__device__ __forceinline__ void wait_for_copies() { asm volatile("cp.async.wait_group 1;" ::: "memory"); }
 
 __device__ __forceinline__ u32 pack(float a, float b) {
   u32 x;

@@ -259,7 +259,7 @@ def test_lengths_on_a_gpu(plan: Plan) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("plan", [Plan(8), Plan(16, True)])
+@pytest.mark.parametrize("plan", [Plan(16), Plan(16, True)])
 @pytest.mark.parametrize("after", [True, False])
 def test_states_that_grow_on_a_gpu(after: bool, plan: Plan) -> None:
     """A gate of 3 takes a state past what halves hold at their first scale, and a nan stays in its row. It makes of an
@@ -277,7 +277,7 @@ def test_states_that_grow_on_a_gpu(after: bool, plan: Plan) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("plan", [Plan(8), Plan(16, True)])
+@pytest.mark.parametrize("plan", [Plan(16), Plan(16, True)])
 def test_infinite_inputs_on_a_gpu(plan: Plan) -> None:
     """They open or close gates, and nothing else."""
     given = on_gpu(17, 7, 20, 100)
@@ -289,15 +289,17 @@ def test_infinite_inputs_on_a_gpu(plan: Plan) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize(
     ("outer", "inner", "inputs", "columns"),
-    [(700, 71, 33, 45), (260, 99, 128, 384), (7, 9999, 64, 300), (512, 50, 5, 3)],
+    [(700, 71, 33, 45), (260, 99, 128, 384), (7, 9999, 64, 300), (512, 50, 5, 6)],
 )
 def test_products_of_inputs_on_a_gpu(outer: int, inner: int, inputs: int, columns: int) -> None:
     """In place of what was nan, of rows of any size, an infinite one among them, and of rows by step."""
     g = torch.Generator().manual_seed(inputs)
-    x, w, b = (torch.randn(s, generator=g).cuda() for s in ((outer, inner, inputs), (columns, inputs), (columns,)))
+    shapes = ((outer, inner, inputs), (columns, inputs), (columns,), (columns // 3,))
+    x, w, b, more = (torch.randn(s, generator=g).cuda() for s in shapes)
     x *= torch.exp(3 * torch.randn((outer, inner, 1), generator=g)).cuda()
     x[3, 7, 1], x[5, 6, 0] = torch.inf, torch.nan
-    exact = x.double() @ w.double().T + b.double()
+    both = b.double() + torch.cat([more, more.new_zeros(columns - len(more))]).double()
+    exact = x.double() @ w.double().T + both
     finite = exact.isfinite()
     for given in (
         x,
@@ -306,10 +308,10 @@ def test_products_of_inputs_on_a_gpu(outer: int, inner: int, inputs: int, column
     ):
         poison = torch.full_like(exact, torch.nan, dtype=torch.float32)
         del poison
-        y = input_products(given, w, b, 132)
+        y = input_products(given, w, b, more, 132)
         assert y is not None and y.is_contiguous()
         assert torch.equal(y[~finite].nan_to_num(7.0), exact[~finite].float().nan_to_num(7.0))
-        error, scale = (y - exact)[finite], x.double().abs() @ w.double().abs().T + b.double().abs()
+        error, scale = (y - exact)[finite], x.double().abs() @ w.double().abs().T + both.abs()
         assert (error.abs() <= 1e-6 * scale[finite]).all()
         assert (error / scale[finite]).square().mean().sqrt() <= 2.0**-24
 

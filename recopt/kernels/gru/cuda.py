@@ -51,6 +51,7 @@ def choose(batch: int, hidden: int, inputs: int, processors: int, clusters: bool
     256 rows by 2 take 75 and 93, in clusters of 8 65 and 88; 512 by 8 95 and 121, in clusters 66 and 89; 1024 by 8 119
     and 155, in clusters of 16 123 and 176; 2048 by 16 201 and 257, in clusters 243 and 348. Of 64 units with 32 and 64
     inputs, 256 by 2 take 33 and 42, in clusters of 8 48 and 61; 2048 by 16 118 and 129, in clusters of 16 87 and 97.
+    Since then 1024 by 8 take 99 and 114, 2048 by 16 178 and 202.
     """
     if batch <= processors:
         return Plan(1)
@@ -82,6 +83,11 @@ def _aligned(t: Tensor, *strides: int) -> int:
     return 4 if any(n % 4 for n in strides) or t.data_ptr() % 16 else 16
 
 
+def _added(a: Tensor, b: Tensor) -> Tensor:
+    """`a` with `b` added to its first numbers."""
+    return torch.cat([a[: len(b)] + b, a[len(b) :]]) if len(b) else a
+
+
 def gru_cuda(
     x: Tensor, h0: Tensor | None, wi: Tensor, wh: Tensor, bi: Tensor, bh: Tensor, after: bool,
     keep: str, gates: Sequence[Tensor], plan: Plan | None = None,
@@ -106,8 +112,10 @@ def gru_cuda(
     else:
         by_step = x.stride(0) < x.stride(1)
         ordered = x.transpose(0, 1) if by_step else x
-        products = input_products(ordered, wi, bi, _processors(device)) if _architecture(device) == 9 else None
-        inputs = linear(ordered, wi, bi) if products is None else products
+        # What is added to the products of the state, but for what the reset gate multiplies, is added here.
+        more = bh[: 0 if plan.rows < 8 else (2 if after else 3) * hidden]
+        products = input_products(ordered, wi, bi, more, _processors(device)) if _architecture(device) == 9 else None
+        inputs = linear(ordered, wi, _added(bi, more)) if products is None else products
         strides = inputs.transpose(0, 1).stride() if by_step else inputs.stride()
         width, fetched = 0, _aligned(inputs, hidden)
         weights = weights if weights.data_ptr() % 16 == 0 else weights.clone()  # they are read 16 bytes at a time

@@ -57,15 +57,32 @@ __device__ __forceinline__ void multiply(float (&d)[8][4], const u32 (&a)[4], u6
 
 PRODUCTS = r"""
 #define WIDTH ((N + 63) / 64 * 64)  // columns, filled up
+#define PARTS (WIDTH / 64)
 #define BLOCK (WIDTH * 16)          // bytes of 8 of K: for each column 8 halves
+
+// Where column n stands among those that are multiplied: of 16 of these a lane gets four that lie side by side.
+__device__ __forceinline__ int order(int n) { return n / 16 * 16 + n % 4 / 2 * 8 + n % 16 / 4 * 2 + n % 2; }
 
 extern "C" __global__ void __launch_bounds__(128 * GROUPS, 1)
 products(const float* __restrict__ x, const float* __restrict__ w, const float* __restrict__ bias,
-         float* __restrict__ y, int rows, int inner_rows, int outer_stride, int inner_stride) {
+         const float* __restrict__ more, float* __restrict__ y,
+         int mores, int rows, int inner_rows, int outer_stride, int inner_stride) {
   extern __shared__ __align__(128) char shared[];
   char* const weights = shared;                                      // [pieces of 16][high, low][2] of BLOCK
   float2* const columns = (float2*)(shared + PIECES(K) * 4 * BLOCK);  // what undoes the scale, the bias
-  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, column = lane % 4 * 2;
+  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, column = lane % 4 * 2, place = warp % 4 * 16 + lane / 4;
+
+  // Tiles of 64 rows, one for each group at a time; those that are left over at the end are shared out by 64 columns.
+  const int tiles = (rows + 63) / 64, groups = gridDim.x * GROUPS, group = blockIdx.x + gridDim.x * (warp / 4);
+  const int even = tiles / groups * groups;
+  auto tile_of = [&](int turn) { return turn < even ? turn : even + (turn - even) / PARTS; };
+  auto row = [&](int r) { return x + (i64)(r / inner_rows) * outer_stride + (i64)(r % inner_rows) * inner_stride; };
+  auto prefetch = [&](int turn) {
+    const int r = tile_of(turn) * 64 + place, k = lane % 4 * 32;
+    if (k < K && r < rows) asm volatile("prefetch.global.L2 [%0];" ::"l"(row(r) + k));
+    if (k < K && r + 8 < rows) asm volatile("prefetch.global.L2 [%0];" ::"l"(row(r + 8) + k));
+  };
+  prefetch(group);
   for (int j = warp; j < WIDTH / 8; j += 4 * GROUPS) {
     const int n = 8 * j + lane / 4;
     float4 a[PIECES(K)];
@@ -75,22 +92,25 @@ products(const float* __restrict__ x, const float* __restrict__ w, const float* 
 #pragma unroll
     for (int p = 0; p < PIECES(K); p++) {
       const uint2 c = halves(a[p].x * scale, a[p].y * scale), d = halves(a[p].z * scale, a[p].w * scale);
-      u32* const to = (u32*)(weights + p * 4 * BLOCK + n * 16 + column * 2);
+      u32* const to = (u32*)(weights + p * 4 * BLOCK + order(n) * 16 + column * 2);
       to[0] = c.x, to[BLOCK / 4] = d.x, to[2 * BLOCK / 4] = c.y, to[3 * BLOCK / 4] = d.y;
     }
-    if (column == 0) columns[n] = make_float2(inverse(scale), n < N ? bias[n] : 0.0f);
+    const float b = (n < N ? bias[n] : 0.0f) + (n < mores ? more[n] : 0.0f);
+    if (column == 0) columns[order(n)] = make_float2(inverse(scale), b);
   }
   show();
   __syncthreads();
 
   const u64 first = address(weights) >> 4 | (u64)(BLOCK >> 4) << 16 | (u64)(128 >> 4) << 32;
-  for (int tile = blockIdx.x + gridDim.x * (warp / 4); tile * 64 < rows; tile += gridDim.x * GROUPS) {
-    const int r0 = tile * 64 + warp % 4 * 16 + lane / 4, r1 = r0 + 8;
+  for (int turn = group; tile_of(turn) < tiles; turn += groups) {
+    const bool shares = turn >= even;
+    const int begin = shares ? (turn - even) % PARTS * 64 : 0, end = shares ? begin + 64 : WIDTH;
+    const int r0 = tile_of(turn) * 64 + place, r1 = r0 + 8;
     u32 high[PIECES(K)][4], low[PIECES(K)][4];
     float undo[2];
     {
-      const float* const from = x + (i64)(r0 / inner_rows) * outer_stride + (i64)(r0 % inner_rows) * inner_stride;
-      const float* const below = x + (i64)(r1 / inner_rows) * outer_stride + (i64)(r1 % inner_rows) * inner_stride;
+      const float* const from = row(r0);
+      const float* const below = row(r1);
       float4 a[PIECES(K)], b[PIECES(K)];
       float c[4 * PIECES(K)], d[4 * PIECES(K)];
 #pragma unroll
@@ -108,9 +128,10 @@ products(const float* __restrict__ x, const float* __restrict__ w, const float* 
       for (int p = 0; p < PIECES(K); p++) split(high[p], low[p], a[p], b[p], scale);
       undo[0] = inverse(scale[0]), undo[1] = inverse(scale[1]);
     }
-    float* const to = y + (i64)r0 * N + column;
+    prefetch(turn + groups);
+    float* const to = y + (i64)r0 * N;
 #pragma unroll 1
-    for (int part = 0; part < WIDTH; part += 64) {
+    for (int part = begin; part < end; part += 64) {
       float whole[8][4], rest[8][4];
       const u64 at = first + part;  // 16 bytes a column
       products_begin();
@@ -125,26 +146,21 @@ products(const float* __restrict__ x, const float* __restrict__ w, const float* 
 #pragma unroll
       for (int j = 0; j < 8; j++) {
         const int n = part + 8 * j;
-        const float4 c = *(const float4*)(columns + n + column);
+        const float4 d = *(const float4*)(columns + n + column);
 #pragma unroll
         for (int i = 0; i < 4; i++)
-          whole[j][i] = fmaf(together(whole[j][i], rest[j][i]) * undo[i / 2], i % 2 ? c.z : c.x, i % 2 ? c.w : c.y);
+          whole[j][i] = fmaf(together(whole[j][i], rest[j][i]) * undo[i / 2], i % 2 ? d.z : d.x, i % 2 ? d.w : d.y);
+        if (j % 2 == 0 && N % 4 == 0) continue;
+        const int c = part + 16 * (j / 2) + 4 * (lane % 4) + (N % 4 ? 2 * (j % 2) : 0);
 #pragma unroll
         for (int r = 0; r < 2; r++) {
-          float* const out = to + r * 8 * N + n;
-          const bool there = r0 + 8 * r < rows;
-          const float2 pair = make_float2(whole[j][2 * r], whole[j][2 * r + 1]);
-          if (N % 4 == 0 && j % 2) {  // lanes side by side have four numbers each of this and the last eight columns
-            const bool odd = lane & 1;
-            const float2 last = make_float2(whole[j - 1][2 * r], whole[j - 1][2 * r + 1]);
-            const float a = swapped(odd ? last.x : pair.x, 1), b = swapped(odd ? last.y : pair.y, 1);
-            const int back = odd ? 2 : 8;
-            if (there && n - back + column < N)
-              *(float4*)(out - back) = odd ? make_float4(a, b, pair.x, pair.y) : make_float4(last.x, last.y, a, b);
-          }
-          if (N % 4 == 2 && there && n + column < N) *(float2*)out = pair;
-          if (N % 2 && there && n + column < N) out[0] = pair.x;
-          if (N % 2 && there && n + column + 1 < N) out[1] = pair.y;
+          float* const out = to + r * 8 * N + c;
+          const bool there = r0 + 8 * r < rows && c < N;
+          const float v = whole[j][2 * r], w = whole[j][2 * r + 1];
+          if (N % 4 == 0 && there) *(float4*)out = make_float4(whole[j - 1][2 * r], whole[j - 1][2 * r + 1], v, w);
+          if (N % 4 == 2 && there) *(float2*)out = make_float2(v, w);
+          if (N % 2 && there) out[0] = v;
+          if (N % 2 && there && c + 1 < N) out[1] = w;
         }
       }
     }
@@ -179,9 +195,9 @@ def _compile(device: int, columns: int, inputs: int, vectors: bool) -> Any:
     return kernel
 
 
-def input_products(x: Tensor, w: Tensor, b: Tensor, processors: int) -> Tensor | None:
-    """x [.., .., K] times w [N, K] plus b [N], float32 on Hopper; None where the shape does not fit or nothing can be
-    compiled. The result is contiguous."""
+def input_products(x: Tensor, w: Tensor, b: Tensor, more: Tensor, processors: int) -> Tensor | None:
+    """x [.., .., K] times w [N, K] plus b [N], and plus `more` [<= N] in the first columns, float32 on Hopper; None
+    where the shape does not fit or nothing can be compiled. The result is contiguous."""
     outer, inner, inputs = x.shape
     columns = w.shape[0]
     if not (inputs <= MAX_INPUTS and columns <= MAX_COLUMNS and outer * inner >= 64 * GROUPS * processors):
@@ -193,7 +209,7 @@ def input_products(x: Tensor, w: Tensor, b: Tensor, processors: int) -> Tensor |
     if kernel is None:
         return None
     y = torch.empty((outer, inner, columns), dtype=x.dtype, device=x.device)
-    args = [x, w, b.contiguous(), y, outer * inner, inner, *x.stride()[:2]]
+    args = [x, w, b.contiguous(), more.contiguous(), y, len(more), outer * inner, inner, *x.stride()[:2]]
     with torch.cuda.device(x.device):
         kernel((processors, 1, 1), (128 * GROUPS, 1, 1), args, shared(columns, inputs))
     return y

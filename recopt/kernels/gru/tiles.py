@@ -7,9 +7,10 @@ of both low ones is below its rounding). The products of the inputs are fetched 
 
 Halves reach from 2^-24 to 2^15, so weights and state are scaled by powers of two: the weights of a warp so that the
 largest is in [2^14, 2^15), the state by 2^14 as long as it is below 2 everywhere, which a state that starts so never
-leaves when its gates are between 0 and 1. The barrier of a step tells whether it left; then the scale shrinks.
+leaves when its gates are between 0 and 1. If it leaves, the scale shrinks.
 
-A step has one barrier, or two where the reset gate comes before the product.
+A step has one barrier, or two where the reset gate comes before the product. A barrier that counts would take three
+times as long, so a state that outgrew its scale says so in shared memory.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ TILES = r"""
 #define PITCH (WIDE + 8)                        // halves a row of a state: 8 rows in different banks
 #define LINE ((3 * H + 11) / 16 * 16 + 4)       // floats a row of staged inputs, likewise
 #define STAGE (ROWS * LINE + (GATES ? GATES * ROWS : 0))
+#define STATE (4 * ROWS * PITCH)                // bytes of a state: high and low halves
 
 __device__ __forceinline__ void read(u32 (&b)[4], u32 at) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
@@ -32,24 +34,33 @@ __device__ __forceinline__ void read_high(u32 (&b)[4], u32 at) {
                : "=r"(b[0]), "=r"(b[1]) : "r"(at) : "memory");
 }
 
+// The other way, transposed: pairs of rows of one unit become pairs of units of one row.
+__device__ __forceinline__ void write(u32 at, u32 a, u32 b, u32 c, u32 d) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};"
+               :: "r"(at), "r"(a), "r"(b), "r"(c), "r"(d) : "memory");
+#else
+  const u32 x[] = {a, b, c, d};
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    u32 y;
+    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x[i]));
+    const u32 to = __shfl_sync(~0u, at, i * 8 + (threadIdx.x & 31) / 4) + (threadIdx.x & 3) * 4;
+    asm volatile("st.shared.u32 [%0], %1;" :: "r"(to), "r"(y) : "memory");
+  }
+#endif
+}
+
 typedef u32 Weights[3][WARPS][4];
 
-// sum = weights of COUNT gates from FIRST on, times a state. `at`: this thread's row of it, for ldmatrix.
+// Weights of COUNT gates from FIRST on, times a state. `at`: this thread's row of it, for ldmatrix.
 // The tensor cores round every sum towards zero. So the small products, those with a low half, are added up first or
 // apart: a third of the steps at full size. Apart, where registers allow: sums that wait for each other idle.
 template <int FIRST, int COUNT>
 __device__ __forceinline__ void product(
-    float (&sum)[COUNT][TILES][4], const Weights& high, const Weights& low, u32 at, float scale) {
+    float (&sum)[COUNT][TILES][4], const Weights& high, const Weights& low, u32 at) {
   constexpr int CHAINS = COUNT * TILES > 3 ? 1 : COUNT * TILES == 3 ? 2 : 3;
-  float part[CHAINS][COUNT][TILES][4];
-#pragma unroll
-  for (int c = 0; c < CHAINS; c++)
-#pragma unroll
-    for (int g = 0; g < COUNT; g++)
-#pragma unroll
-      for (int n = 0; n < TILES; n++)
-#pragma unroll
-        for (int i = 0; i < 4; i++) part[c][g][n][i] = 0.0f;
+  float part[CHAINS][COUNT][TILES][4] = {};
 #pragma unroll
   for (int pass = CHAINS > 1; pass < 2; pass++)
 #pragma unroll
@@ -76,31 +87,10 @@ __device__ __forceinline__ void product(
     for (int n = 0; n < TILES; n++)
 #pragma unroll
       for (int i = 0; i < 4; i++) {
-        float s = 0.0f;
+        sum[g][n][i] = part[CHAINS - 1][g][n][i];
 #pragma unroll
-        for (int c = CHAINS - 1; c >= 0; c--) s += part[c][g][n][i];
-        sum[g][n][i] = s * scale;
+        for (int c = CHAINS - 2; c >= 0; c--) sum[g][n][i] += part[c][g][n][i];
       }
-}
-
-// Splits a state, times its scale, into shared memory. Whether a half cannot hold it.
-__device__ __forceinline__ bool put(u16* to, const float (&h)[TILES][4], float scale) {
-  bool over = false;
-#pragma unroll
-  for (int n = 0; n < TILES; n++)
-#pragma unroll
-    for (int i = 0; i < 2; i++) {  // the two units
-      float a = h[n][2 * i] * scale, b = h[n][2 * i + 1] * scale, x, y;
-      u32 high = pack(a, b);
-      unpack(high, x, y);
-      u32 low = pack(a - x, b - y);
-      u16* p = to + n * 8 * PITCH + 8 * i;
-      p[0] = (u16)high, p[PITCH] = (u16)(high >> 16);
-      p[ROWS * PITCH] = (u16)low, p[(ROWS + 1) * PITCH] = (u16)(low >> 16);
-      float most = fmaxf(fabsf(h[n][2 * i]), fabsf(h[n][2 * i + 1]));
-      over |= most * scale > 32768.0f && most < __int_as_float(0x7f800000);
-    }
-  return over;
 }
 
 extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
@@ -109,8 +99,9 @@ recurrence(const float* __restrict__ inputs, const float* __restrict__ start, co
            int batch, int steps, int row_stride, int step_stride, int start_stride GATE_ARGUMENTS) {
   extern __shared__ __align__(16) char shared[];
   float* staged = (float*)shared;
-  float* biases = staged + STAGES * STAGE;                 // [3][WIDE]
-  u16* states = (u16*)(biases + 3 * WIDE);                 // [2][high, low][ROWS][PITCH]
+  float* biases = staged + STAGES * STAGE;         // [WIDE], of what the reset gate multiplies
+  const u32 states = address(biases + WIDE);       // [2] of STATE: [high, low][ROWS][PITCH]
+  volatile int* grown = (volatile int*)((char*)(biases + WIDE) + 2 * STATE);  // [2]: whether a step's state outgrew
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
   const int first = blockIdx.x * ROWS, unit = warp * 16 + lane / 4, column = 2 * (lane % 4);
   const int here = batch - first < ROWS ? batch - first : ROWS;
@@ -142,13 +133,13 @@ recurrence(const float* __restrict__ inputs, const float* __restrict__ start, co
                     gate[g] + (i64)(first + lane) * rows[g] + (i64)t * times[g]);
 #endif
     }
-    asm volatile("cp.async.commit_group;" ::: "memory");
+    copies_end();
   };
   fetch(0);
   fetch(1);
 
   Weights high, low;
-  float most = 0.0f;
+  u32 most = 0;
 #pragma unroll
   for (int g = 0; g < 3; g++)
 #pragma unroll
@@ -157,30 +148,28 @@ recurrence(const float* __restrict__ inputs, const float* __restrict__ start, co
       for (int i = 0; i < 4; i++) {
         int u = unit + 8 * (i & 1), j = k * 16 + column + 8 * (i >> 1);
         const float* from = wh + (g * H + u) * H + j;
-        float a = u < H && j < H ? from[0] : 0.0f, b = u < H && j + 1 < H ? from[1] : 0.0f;
+        float a = 0.0f, b = 0.0f;
+        if (H % 2 == 0 && u < H && j < H) {  // weights begin at a multiple of 16 bytes
+          const float2 both = *(const float2*)from;
+          a = both.x, b = both.y;
+        } else if (u < H && j < H) {
+          a = from[0], b = j + 1 < H ? from[1] : 0.0f;
+        }
         high[g][k][i] = __float_as_uint(a), low[g][k][i] = __float_as_uint(b);
-        most = fmaxf(most, fmaxf(a - a == 0.0f ? fabsf(a) : 0.0f, b - b == 0.0f ? fabsf(b) : 0.0f));
+        most = max(most, max(size(a), size(b)));
       }
-#pragma unroll
-  for (int m = 16; m; m >>= 1) most = fmaxf(most, __shfl_xor_sync(~0u, most, m));
-  const u32 exponent = min(268 - (__float_as_uint(most) >> 23), 227);
-  const float scale = __uint_as_float(exponent << 23);
+  const float weights_scale = scale_for(warp_max(most));
 #pragma unroll
   for (int g = 0; g < 3; g++)
 #pragma unroll
     for (int k = 0; k < WARPS; k++)
 #pragma unroll
       for (int i = 0; i < 4; i++) {
-        float a = __uint_as_float(high[g][k][i]) * scale, b = __uint_as_float(low[g][k][i]) * scale, x, y;
-        high[g][k][i] = pack(a, b);
-        unpack(high[g][k][i], x, y);
-        low[g][k][i] = pack(a - x, b - y);
+        uint2 x = halves(__uint_as_float(high[g][k][i]) * weights_scale, __uint_as_float(low[g][k][i]) * weights_scale);
+        high[g][k][i] = x.x, low[g][k][i] = x.y;
       }
 
-  for (int i = threadIdx.x; i < 3 * WIDE; i += 32 * WARPS) {
-    int u = i % WIDE;
-    biases[i] = u < H ? bh[i / WIDE * H + u] : 0.0f;
-  }
+  for (int u = threadIdx.x; u < WIDE; u += 32 * WARPS) biases[u] = u < H ? bh[2 * H + u] : 0.0f;
   float h[TILES][4];
 #pragma unroll
   for (int n = 0; n < TILES; n++)
@@ -189,16 +178,38 @@ recurrence(const float* __restrict__ inputs, const float* __restrict__ start, co
       int r = n * 8 + column + (i & 1), u = unit + 8 * (i >> 1);
       h[n][i] = STARTED && r < here && u < H ? start[(i64)(first + r) * start_stride + u] : 0.0f;
     }
+  if (threadIdx.x < 2) grown[threadIdx.x] = 0;
+  __syncthreads();
 
-  constexpr int STATE = 2 * ROWS * PITCH;
-  u16* const mine = states + column * PITCH + unit;  // where this thread writes
-  const u32 at = address(states) + ((lane >> 4) * ROWS * PITCH + (lane & 7) * PITCH + (lane >> 3 & 1) * 8) * 2;
-  float state_scale = 16384.0f, unscale = __uint_as_float((254 - exponent) << 23) / 16384.0f;
-  auto publish = [&](u16* to) {
-    while (__syncthreads_or(put(to, h, state_scale))) state_scale *= 0.00390625f, unscale *= 256.0f;
+  const u32 at = states + ((lane >> 4) * ROWS * PITCH + (lane & 7) * PITCH + (lane >> 3 & 1) * 8) * 2;
+  float scale = 16384.0f, unscale = inverse(weights_scale) / 16384.0f;
+  auto put = [&](const float (&v)[TILES][4], int buffer) {
+#pragma unroll
+    for (int n = 0; n < TILES; n++) {
+      const uint2 a = halves(v[n][0] * scale, v[n][1] * scale), b = halves(v[n][2] * scale, v[n][3] * scale);
+      write(at + buffer * STATE + n * 16 * PITCH + warp * 32, a.x, b.x, a.y, b.y);
+    }
   };
-  asm volatile("cp.async.wait_group 1;" ::: "memory");
-  publish(mine);
+  auto outgrown = [&]() {  // whether a half cannot hold a state that is finite
+    float most = 0.0f;
+#pragma unroll
+    for (int n = 0; n < TILES; n++)
+#pragma unroll
+      for (int i = 0; i < 4; i++) most = fmaxf(most, fabsf(fmaf(h[n][i], 0.0f, h[n][i])));
+    return most * scale > 32768.0f;
+  };
+  auto shrink = [&](int t, int buffer) {
+    do {
+      scale *= 0.00390625f, unscale *= 256.0f;
+      put(h, buffer);
+    } while (__syncthreads_or(outgrown()));
+    if (threadIdx.x == 0) grown[t & 1] = 0;
+    __syncthreads();
+  };
+  wait_for_copies();
+  put(h, 0);
+  if (outgrown()) grown[0] = 1;
+  __syncthreads();
 
 #define THERE(i) (H % 16 == 0 || unit + 8 * ((i) >> 1) < H)
 #define INPUT(g, n, i) (THERE(i) ? x[((n) * 8 + ((i) & 1)) * LINE + (g) * H + 8 * ((i) >> 1)] : 0.0f)
@@ -206,26 +217,26 @@ recurrence(const float* __restrict__ inputs, const float* __restrict__ start, co
   for (int t = 0; t < steps; t++, out += H) {
     const float* x = staged + t % STAGES * STAGE + column * LINE + unit;
     const float* p = staged + t % STAGES * STAGE + ROWS * LINE + column;
-#define BIAS(g, i) biases[(g) * WIDE + unit + 8 * ((i) >> 1)]
-#if AFTER
-    float sum[3][TILES][4];
-    product<0, 3>(sum, high, low, at + (t & 1) * STATE * 2, unscale);
+    const int before = AFTER ? t & 1 : 0, after = AFTER ? before ^ 1 : 0;
+    float sum[AFTER ? 3 : 2][TILES][4];
+    for (;;) {
+      const int over = grown[t & 1];  // known when the product is, which is made again
+      product<0, AFTER ? 3 : 2>(sum, high, low, at + before * STATE);
+      if (!over) break;
+      __syncthreads();
+      shrink(t, before);
+    }
     fetch(t + 2);
-#define CANDIDATE sum[2]
-#else
-    float sum[2][TILES][4], candidate[1][TILES][4];
-    product<0, 2>(sum, high, low, at, unscale);
-    fetch(t + 2);
-    float reset[TILES][4];
+    auto reset_gate = [&](int n, int i) { return f_sigmoid(fmaf(sum[0][n][i], unscale, INPUT(0, n, i))); };
+#if !AFTER
+    float reset[TILES][4], candidate[1][TILES][4];
 #pragma unroll
     for (int n = 0; n < TILES; n++)
 #pragma unroll
-      for (int i = 0; i < 4; i++)
-        reset[n][i] = f_sigmoid(INPUT(0, n, i) + (sum[0][n][i] + BIAS(0, i))) * h[n][i];
-    put(mine + STATE, reset, state_scale);
+      for (int i = 0; i < 4; i++) reset[n][i] = reset_gate(n, i) * h[n][i];
+    put(reset, 1);
     __syncthreads();
-    product<2, 1>(candidate, high, low, at + STATE * 2, unscale);
-#define CANDIDATE candidate[0]
+    product<2, 1>(candidate, high, low, at + STATE);
 #endif
 #pragma unroll
     for (int n = 0; n < TILES; n++)
@@ -235,17 +246,19 @@ recurrence(const float* __restrict__ inputs, const float* __restrict__ start, co
         float gates[GATES + 1];
 #pragma unroll
         for (int g = 0; g < GATES; g++) gates[g] = p[g * ROWS + r];
-        float z = keep(INPUT(1, n, i) + (sum[1][n][i] + BIAS(1, i)), gates);
-        float c = CANDIDATE[n][i] + BIAS(2, i);
+        const float z = keep(fmaf(sum[1][n][i], unscale, INPUT(1, n, i)), gates);
 #if AFTER
-        c *= f_sigmoid(INPUT(0, n, i) + (sum[0][n][i] + BIAS(0, i)));
+        const float c = reset_gate(n, i) * fmaf(sum[2][n][i], unscale, biases[unit + 8 * (i >> 1)]) + INPUT(2, n, i);
+#else
+        const float c = fmaf(candidate[0][n][i], unscale, INPUT(2, n, i));
 #endif
-        c = f_tanh(INPUT(2, n, i) + c);
-        h[n][i] = mixed(c, h[n][i], z);
+        h[n][i] = mixed(f_tanh(c), h[n][i], z);
         if (column + r < here && THERE(i)) out[(i64)r * steps * H + 8 * (i >> 1)] = h[n][i];
       }
-    asm volatile("cp.async.wait_group 1;" ::: "memory");
-    publish(mine + (AFTER && !(t & 1) ? STATE : 0));
+    put(h, after);
+    if (outgrown()) grown[(t + 1) & 1] = 1;
+    wait_for_copies();
+    __syncthreads();
   }
 }
 """

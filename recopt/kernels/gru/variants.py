@@ -75,7 +75,7 @@ class Variant(NamedTuple):
         if rows < 8:
             return 0
         wide, line = -(-self.hidden // 16) * 16, (3 * self.hidden + 11) // 16 * 16 + 4
-        return 4 * (STAGES * rows * (line + self.gates) + 3 * wide) + 2 * 2 * 2 * rows * (wide + 8)
+        return 4 * (STAGES * rows * (line + self.gates) + wide + 2) + 2 * 2 * 2 * rows * (wide + 8)
 
     @property
     def source(self) -> str:
@@ -97,4 +97,4 @@ class Variant(NamedTuple):
         text = "".join(f"#define {name} {value}\n" for name, value in macros.items()) + FUNCTIONS + KEEP
         if self.inputs:
             return text + PTX + HALVES + HOPPER + CLUSTER
-        return text + (ROWS if rows < 8 else PTX + TILES)
+        return text + (ROWS if rows < 8 else PTX + HALVES + TILES)
