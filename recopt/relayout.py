@@ -24,7 +24,7 @@ OPERATORS: dict[str, frozenset[str]] = {
     "onnx": frozenset(
         """Identity Reshape Flatten Squeeze Unsqueeze Transpose Expand Tile Concat Slice Split Pad Gather GatherElements
         GatherND Einsum DepthToSpace SpaceToDepth Trilu com.microsoft::ExpandDims com.microsoft::GatherND
-        com.microsoft::Trilu Cast""".split()
+        com.microsoft::Trilu Cast SequenceAt ConcatFromSequence""".split()
     ),
 }
 SOURCES = 1024  # of one value
