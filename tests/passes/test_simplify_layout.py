@@ -93,3 +93,19 @@ def test_outputs_do_not_share_what_they_did_not() -> None:
     whole.zero_()
     assert torch.equal(part, expected) and torch.equal(other, example(3).exp())
     assert [n.op for n in result.host.nodes].count("aten.clone.default") == 1
+
+
+@pytest.mark.parametrize("host", ["torch", "onnx"])
+def test_what_is_zero_for_most_is_not_for_all(host: str) -> None:
+    def spell(x: Tensor) -> Tensor:
+        return torch.cat([x[:, :2] * 0.0, x[:, 2:4] - x[:, 2:4], 0.0 / x[:, 4:6], x[:, 6:]], 1)
+
+    x = example(3)
+    x[:, :6] = torch.tensor([torch.nan, torch.inf, -torch.inf, -0.0, 0.0, -1.0])
+    if host == "torch":
+        found = recopt.optimize(to_program(Spelled(spell), (example(BATCH),)))(x)
+    else:
+        file = recopt.optimize(onnx.load_from_string(to_onnx(Spelled(spell), (example(BATCH),), False))).to_proto()
+        found = torch.as_tensor(run_onnx(file.SerializeToString(), (x,))[0])
+    assert torch.equal(found.isnan(), spell(x).isnan())
+    torch.testing.assert_close(1 / found, 1 / spell(x), equal_nan=True, rtol=0, atol=0)
