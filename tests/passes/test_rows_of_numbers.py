@@ -61,3 +61,16 @@ def test_a_one_hot_compares_the_same_numbers(first: int, products: int, dtype: s
     x = np.array([*near, info.min, info.max, info.max - 1, info.min + 1], dtype)
     x = x[: len(x) // 3 * 3].reshape(-1, 3, 1)
     np.testing.assert_array_equal(run(result.to_proto(), x), run(file, x))
+
+
+def test_clips_of_int64_stay() -> None:
+    clips = "".join(f"c{n} = Gather<axis = 1>(x, i{n})  k{n} = Clip(c{n}, i0, i{n + 1})  " for n in range(3))
+    constants = ", ".join(f"int64 i{n} = {{{n}}}" for n in range(4))
+    joined = "".join(f"r{n} = Reshape(k{n}, column)  " for n in range(3)) + "o = Concat<axis = 1>(r0, r1, r2)"
+    file = onnx.parser.parse_model(
+        f"{HEAD} g (int64[n, 3] x) => (int64[n, 3] o) <{constants}, int64[2] column = {{0, 1}}> {{ {clips}{joined} }}"
+    )
+    x = np.array([[2**31, 2**31, 2**31], [2**32, -(2**31), 5]] * 4)
+    result = recopt.optimize(file, target="ort-cpu")
+    assert Counter(n.op for n in result.host.nodes)["Clip"] == 3 and not result.report.undone
+    np.testing.assert_array_equal(run(result.to_proto(), x), run(file, x))

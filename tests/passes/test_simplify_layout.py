@@ -109,3 +109,25 @@ def test_what_is_zero_for_most_is_not_for_all(host: str) -> None:
         found = torch.as_tensor(run_onnx(file.SerializeToString(), (x,))[0])
     assert torch.equal(found.isnan(), spell(x).isnan())
     torch.testing.assert_close(1 / found, 1 / spell(x), equal_nan=True, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("target", ["cpu", "cuda"])
+def test_whole_numbers_wrap_around(target: str) -> None:
+    def spell(x: Tensor) -> Tensor:
+        a, b = x[:, 0], x[:, 1]
+        divided = [
+            a * 7 % 7,
+            (b + 7) % 7,
+            (a << 48) >> 56,
+            b * 8 // 8,
+            (a << 3) & 7,
+            (b + 14) // 7,
+            a // 5 // 7,
+            b % 99 % 11,
+        ]
+        return torch.stack([*divided, a * 7 % 7 + b], 1)
+
+    ends = torch.tensor([2**63 - 1, -(2**63), -1, 0, 1, 2**62 + 5])
+    x = torch.stack([ends, ends.flip(0)], 1)
+    result = recopt.optimize(to_program(Spelled(spell), (x,)), target=target)
+    assert not result.report.undone and torch.equal(result(x), spell(x))
