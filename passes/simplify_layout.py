@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from recopt.broadcasts import simplify_broadcasts
 from recopt.hosts.base import Host
+from recopt.joins import simplify_joins
 from recopt.relayout import relayout
 from recopt.remainders import simplify_remainders
 from recopt.rewrite import Context
@@ -18,5 +19,7 @@ name = "simplify-layout"
 
 def run(host: Host, context: Context) -> bool:
     """Whether anything was rewritten."""
-    changed = [step(host, context, name) for step in (relayout, simplify_broadcasts, simplify_remainders)]
+    changed = [
+        step(host, context, name) for step in (relayout, simplify_joins, simplify_broadcasts, simplify_remainders)
+    ]
     return any(changed)

@@ -18,10 +18,11 @@ from torch import fx
 from torch.export.graph_signature import ConstantArgument, InputSpec, OutputKind, OutputSpec
 from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 from torch.fx.graph_module import reduce_graph_module
-from torch.nn.modules.module import _has_any_global_hook
 from torch.utils._pytree import TreeSpec
 
 from ..errors import GraphError
+from . import fx_call
+from .fx_numbers import NAME, Numbers, made_of_numbers, with_tensors
 from .fx_spread import spread
 
 # Overloads whose schema is that of the binding torch.<name> or torch._C._nn.<name>, argument by argument.
@@ -32,18 +33,28 @@ _TORCH = frozenset(
     " floor_divide fmod full full_like gather ge gt index_select isinf isnan layer_norm le log log10 log1p log2"
     " log_softmax logical_and logical_not logical_or logical_xor lt masked_fill matmul maximum mean minimum mm mul"
     " nan_to_num ne neg ones_like permute pow prelu reciprocal relu remainder reshape roll round rsqrt rsub select"
-    " sigmoid sign sin softmax split_with_sizes sqrt square squeeze stack sub sum tanh transpose tril triu trunc"
-    " unsqueeze where zeros_like".split()
+    " sigmoid sign sin softmax split_with_sizes sqrt square squeeze stack std sub sum tanh transpose tril triu trunc"
+    " unsqueeze var where zeros_like".split()
 )
 _NN = frozenset(
     "elu gelu hardsigmoid hardswish hardtanh leaky_relu linear log_sigmoid mish one_hot relu6"
     " scaled_dot_product_attention silu softplus".split()
 )
+_DIMENSIONS = frozenset("amax amin mean sum".split())
 _METHODS = {
     "aten.sym_size.int": "size", "aten.expand.default": "expand", "aten.contiguous.default": "contiguous",
     "aten.to.dtype": "to",
 }  # fmt: skip
+_OPERATORS: Mapping[str, Callable[..., Any]] = {
+    "__and__": operator.and_, "__or__": operator.or_, "__xor__": operator.xor,
+    "__lshift__": operator.lshift, "__rshift__": operator.rshift,
+}  # fmt: skip
+_CASTS = {
+    torch.float64: "double", torch.float32: "float", torch.float16: "half", torch.bfloat16: "bfloat16",
+    torch.int64: "long", torch.int32: "int", torch.bool: "bool",
+}  # fmt: skip
 _END = 2**63 - 1
+_ASSERTION = torch.ops.aten._assert_tensor_metadata.default
 
 Calls: TypeAlias = Mapping[str, Callable[..., Any]]
 
@@ -82,10 +93,9 @@ class Program(fx.GraphModule):
         return self
 
     def recompile(self) -> Any:
-        """fx's call and nn.Module's cost 1.5 us, which a module that nobody watches need not pay. Each GraphModule
-        has a class of its own, where fx puts its call."""
+        """fx's code, and a call past nn.Module's. Each GraphModule has a class of its own, where fx puts its call."""
         code = super().recompile()
-        type(self).__call__ = _run  # type: ignore[method-assign]  # as fx does
+        type(self).__call__ = fx_call.entry(self, code)  # type: ignore[method-assign]  # as fx does
         return code
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -95,21 +105,6 @@ class Program(fx.GraphModule):
     def __deepcopy__(self, memo: dict[int, Any]) -> Program:
         state = {key: copy.deepcopy(self.__dict__[key], memo) for key in _STATE}
         return _assemble(state, copy.deepcopy(self.graph, memo))
-
-
-_MODULE_CALL = torch.nn.Module.__call__
-
-
-def _run(self: Program, *args: Any, **kwargs: Any) -> Any:
-    watched = torch.compiler.is_compiling() or torch._C._get_tracing_state() or _is_hooked(self)
-    return torch.nn.Module.__call__(self, *args, **kwargs) if watched else self.forward(*args, **kwargs)
-
-
-def _is_hooked(module: torch.nn.Module) -> bool:
-    """Whether hooks, of the module or of all, or a tracer that replaces nn.Module's call are to see its calls."""
-    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    others = _has_any_global_hook()  # type: ignore[no-untyped-call]  # torch's function is untyped
-    return bool(hooks or others) or torch.nn.Module.__call__ is not _MODULE_CALL
 
 
 # What fx.GraphModule rebuilds from the graph's uses alone, losing second names and which buffers are persistent.
@@ -140,21 +135,18 @@ def _read_directly(program: Program, lines: list[str]) -> list[str]:
 
     def read(line: str) -> str:
         text = line.partition(" = ")[2].partition(";")[0].strip()
-        if found := _CHECK.fullmatch(text):
-            return line[: len(line) - len(line.lstrip())] + _asked(found[1])
-        return line.replace(text, direct[text], 1) if text in direct else line
+        return line.replace(text, direct[text], 1) if text in direct else _SLICES.sub(_index, line)
 
     return [read(line) for line in lines]
 
 
-_CHECK = re.compile(r"self\._check\((.*)\)")
+_SLICES = re.compile(r"\[\((slice\([^()]*\)(?:, slice\([^()]*\))*),?\)\]")
 
 
-def _asked(tensors: str) -> str:
-    """The line that checks inputs: shapes that passed before are known without a call, which costs 1 us."""
-    check, tracing = "self._modules['_check']", "torch.compiler.is_compiling() or torch._C._get_tracing_state()"
-    shapes = "".join(f"getattr({tensor}, 'shape', None), " for tensor in tensors.split(", "))
-    return f"if {tracing} or ({shapes}) not in {check}.seen: {check}({tensors})"
+def _index(slices: re.Match[str]) -> str:
+    """x[(slice(None, None, None), slice(0, 4, None))] as x[:, 0:4], which makes no calls."""
+    parts = re.findall(r"slice\((.*?), (.*?), (.*?)\)", slices[1].replace("None", ""))
+    return f"[{', '.join(f'{start}:{stop}:{step}' if step else f'{start}:{stop}' for start, stop, step in parts)}]"
 
 
 def _attribute(path: Sequence[str]) -> str:
@@ -170,38 +162,6 @@ def _load_program(body: dict[Any, Any], imports: str) -> Program:
     module = reduce_graph_module(body, imports)
     assert isinstance(module, fx.GraphModule)
     return _assemble(state, module.graph)
-
-
-class InputCheck(torch.nn.Module):
-    """Raises GraphError for tensors whose shapes the program was not made for. Shapes that passed are remembered."""
-
-    def __init__(self, expected: tuple[tuple[str, tuple[int | str, ...]], ...]) -> None:
-        super().__init__()
-        self.expected = expected
-        self.seen: set[tuple[torch.Size, ...]] = set()
-
-    def forward(self, *tensors: torch.Tensor) -> None:
-        if torch.compiler.is_compiling() or torch._C._get_tracing_state():
-            return
-        try:
-            shapes = tuple([tensor.shape for tensor in tensors])
-        except AttributeError:
-            kinds = ", ".join(type(tensor).__name__ for tensor in tensors)
-            raise GraphError(f"the program takes {len(tensors)} tensors, got {kinds}") from None
-        if shapes in self.seen:
-            return
-        symbols: dict[str, int] = {}
-        for (name, sizes), shape in zip(self.expected, shapes, strict=True):
-            fits = len(sizes) == len(shape) and all(
-                (symbols.setdefault(want, have) if isinstance(want, str) else want) == have
-                for want, have in zip(sizes, shape, strict=True)
-            )
-            if not fits:
-                wanted = ", ".join(map(str, sizes))
-                raise GraphError(f"input {name} has shape {tuple(shape)}, the program takes ({wanted})")
-        if len(self.seen) >= 4096:
-            self.seen.clear()
-        self.seen.add(shapes)
 
 
 def expect(name: str, value: object, expected: object) -> None:
@@ -237,17 +197,25 @@ def build(parts: Parts) -> Program:
     for user, node in env.items():
         node.meta.update({k: v for k, v in user.meta.items() if k == "val"})
     _guard(graph, root, env, parts)
+    numbers, made = Numbers(), made_of_numbers(parts.graph)
     for node in parts.graph.nodes:
-        if node.op == "placeholder":
+        if node in made:
+            if (known := made[node]) is not None:
+                env[node] = graph.get_attr(numbers.keep(known))
+        elif node.op == "placeholder":
             if node in env or not node.users:
                 continue
             stored = parts.inputs[node].target
             assert stored is not None
             env[node] = graph.get_attr(stored)
+        elif node.target is _ASSERTION and node.args[0] in env and parts.shapes.get(node.args[0]) is not None:
+            continue  # the check of the inputs asks
         elif node.op == "output":
             _finish(graph, env, parts, node.args[0], plain)
         else:
-            env[node] = _translate(graph, node, env, parts.calls)
+            env[node] = _translate(graph, node, env, parts.calls, numbers)
+    if numbers.names:
+        root.add_module(NAME, numbers)
     spread(graph)
     return _assemble(root.__dict__, graph)
 
@@ -274,18 +242,19 @@ def _unpack(graph: fx.Graph, parts: Parts, flat_names: list[str], plain: bool) -
 
 
 def _guard(graph: fx.Graph, root: torch.nn.Module, env: dict[fx.Node, fx.Node], parts: Parts) -> None:
-    expected: list[tuple[str, tuple[int | str, ...]]] = []
+    asserted = {n.args[0] for n in parts.graph.nodes if n.target is _ASSERTION}
+    expected: list[fx_call.Expected] = []
     tensors: list[fx.Node] = []
     for node, fed in env.items():
         argument = parts.inputs[node].arg
         if isinstance(argument, ConstantArgument):
             _call(graph, expect, (node.name, fed, argument.value))
         elif (shape := parts.shapes.get(node)) is not None:
-            expected.append((node.name, shape))
+            expected.append((node.name, shape, node.meta["val"].dtype if node in asserted else None))
             tensors.append(fed)
     if tensors:
-        root.add_module("_check", InputCheck(tuple(expected)))
-        graph.call_module("_check", tuple(tensors))
+        root.add_module(fx_call.CHECK, fx_call.InputCheck(expected))
+        graph.call_module(fx_call.CHECK, tuple(tensors))
 
 
 def _finish(graph: fx.Graph, env: dict[fx.Node, fx.Node], parts: Parts, results: Any, plain: bool) -> None:
@@ -311,8 +280,8 @@ def _finish(graph: fx.Graph, env: dict[fx.Node, fx.Node], parts: Parts, results:
     graph.output(structure(parts.out_spec) if plain else tuple(flat))
 
 
-def _translate(graph: fx.Graph, node: fx.Node, env: dict[fx.Node, fx.Node], calls: Calls) -> fx.Node:
-    args = fx.map_arg(node.args, env.__getitem__)
+def _translate(graph: fx.Graph, node: fx.Node, env: dict[fx.Node, fx.Node], calls: Calls, numbers: Numbers) -> fx.Node:
+    args = with_tensors(node, fx.map_arg(node.args, env.__getitem__), graph, numbers)
     kwargs = fx.map_arg(node.kwargs, env.__getitem__)
     new = _cheapest(graph, node, args, kwargs, calls)
     new.meta.update({k: v for k, v in node.meta.items() if k != "is_wrapped"} | new.meta)
@@ -328,10 +297,17 @@ def _cheapest(graph: fx.Graph, node: fx.Node, args: Any, kwargs: Any, calls: Cal
     namespace, name, _ = op.split(".")
     if namespace != "aten":
         return graph.call_function(node.target, args, kwargs)
+    kwargs = {k: v for k, v in kwargs.items() if k != "pin_memory" or v}
+    if name in _DIMENSIONS and len(args) > 1 and isinstance(args[1], list) and len(args[1]) == 1:
+        args = (args[0], args[1][0], *args[2:])  # a list costs 0.1 us
+    if op == "aten.to.dtype" and not kwargs and len(args) == 2 and (cast := _CASTS.get(args[1])) is not None:
+        return graph.create_node("call_method", cast, args[:1], name=node.name)
     if op in _METHODS and not kwargs:
         return graph.create_node("call_method", _METHODS[op], args, name=node.name)
     if op == "aten.slice.Tensor" and not kwargs and (index := _slice(node, args)) is not None:
         return graph.create_node("call_function", operator.getitem, (args[0], index), name=node.name)
+    if name in _OPERATORS and not kwargs:
+        return graph.create_node("call_function", _OPERATORS[name], args, name=node.name)
     if name in _TORCH and hasattr(torch, name):
         return graph.create_node("call_function", getattr(torch, name), args, kwargs, name=node.name)
     if name in _NN and hasattr(torch._C._nn, name):
@@ -382,4 +358,5 @@ def children(spec: TreeSpec) -> list[TreeSpec]:
 
 
 def _device(module: torch.nn.Module) -> torch.device | None:
-    return next((t.device for group in (module.parameters(), module.buffers()) for t in group), None)
+    tensors = (*module.named_parameters(), *module.named_buffers())
+    return next((t.device for name, t in tensors if not name.startswith(f"{NAME}.")), None)

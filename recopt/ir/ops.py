@@ -10,10 +10,11 @@ from . import sizes, tensor
 from .functions import BOOLEAN
 from .normal import add as add_terms
 from .normal import guard, mul, reduce, scale, substitute, sum_over
+from .ranges import value_range
 from .rules import FLOATS, WIDTH, fn
 from .sizes import Size
 from .tensor import Dim, ShapeError, Tensor, aligned, new_dims, ravel, retyped, unravel
-from .term import Axis, Poly, number
+from .term import Axis, Fn, Poly, TooLarge, number
 
 FEW = 8  # elements whose product is written out
 
@@ -40,7 +41,20 @@ def pointwise(name: str, *tensors: Tensor, dtype: str | None = None, attrs: tupl
     dims, bodies = aligned(tensors)
     if name in BOOLEAN:
         dtype = "bool"
-    return Tensor(dims, fn(name, bodies, dtype or bodies[-1].dtype, attrs))
+    body = fn(name, bodies, dtype or bodies[-1].dtype, attrs)
+    if name in ("mod", "floordiv", "shift_right") and _may_wrap(name, body, *bodies):
+        raise TooLarge
+    return Tensor(dims, body)
+
+
+def _may_wrap(name: str, body: Poly, x: Poly, by: Poly) -> bool:
+    """Whether a sum or product of data, which may have wrapped around, was divided term by term: 7*x % 7 -> 0. A
+    remainder by a power of two is that of what did not wrap."""
+    atom, divisor = body.atom, by.number
+    whole = isinstance(atom, Fn) and any(arg is x for arg in atom.args)
+    if whole or x.atom is not None or not x.leaves or x.dtype in FLOATS or None not in value_range(x):
+        return False
+    return not (name == "mod" and isinstance(divisor, int) and divisor > 0 and divisor & (divisor - 1) == 0)
 
 
 def add(*tensors: Tensor) -> Tensor:

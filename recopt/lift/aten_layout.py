@@ -183,6 +183,16 @@ def _pixel_shuffle(c: Call, x: Tensor, factor: int) -> Tensor:
     return tensor.reshape(turned, [*lead, kept, sizes.mul(height, factor), sizes.mul(width, factor)])
 
 
+def _pixel_unshuffle(c: Call, x: Tensor, factor: int) -> Tensor:
+    *lead, channels, height, width = x.shape
+    rows, columns, n = sizes.divide(height, factor), sizes.divide(width, factor), len(lead)
+    if rows is None or columns is None:
+        raise Opaque("a picture that the factor does not divide")
+    parts = tensor.reshape(x, [*lead, channels, rows, factor, columns, factor])
+    turned = tensor.permute(parts, [*range(n), *(n + d for d in (0, 2, 4, 1, 3))])
+    return tensor.reshape(turned, [*lead, sizes.mul(channels, factor**2), rows, columns])
+
+
 def _channel_shuffle(c: Call, x: Tensor, groups: int) -> Tensor:
     batch, channels, *rest = x.shape
     each = sizes.divide(channels, groups)
@@ -298,6 +308,7 @@ TABLE: dict[str, Lift] = {
     **named("roll.default", _roll),
     **named("flip.default", _flip),
     **named("pixel_shuffle.default", _pixel_shuffle),
+    **named("pixel_unshuffle.default", _pixel_unshuffle),
     **named("channel_shuffle.default", _channel_shuffle),
     **named("fliplr.default", lambda c, x: _flip(c, x, [1])),
     **named("flipud.default", lambda c, x: _flip(c, x, [0])),

@@ -9,7 +9,7 @@ import sympy
 from ..ir import ops, tensor
 from ..ir.rules import FLOATS, WIDTH
 from ..ir.tensor import Tensor
-from .base import Opaque
+from .base import Opaque, kept
 
 WRAPPING = frozenset({"uint8", "int8", "int16"})  # small enough that models meet the ends of their range
 
@@ -53,7 +53,8 @@ def operand(arg: object, dtype: str) -> Tensor:
 def computed(dtype: str, function: Callable[..., Tensor], *args: object) -> Tensor:
     """function(args...) in `dtype`. Small integers wrap around; int32 and int64 are taken as never full."""
     inner = "int64" if dtype in WRAPPING else dtype
-    return ops.cast(function(*(operand(a, inner) for a in args)), dtype)
+    operands = [operand(a, inner) for a in args]
+    return ops.cast(kept(function(*operands), operands), dtype)
 
 
 def _known(*dtypes: str) -> None:

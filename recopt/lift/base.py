@@ -8,7 +8,7 @@ that terms stay small and the whole is linear in the graph. An operator that no 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any, TypeAlias, TypeVar, cast
@@ -33,6 +33,13 @@ _signature = cache(inspect.signature)
 
 class Opaque(Exception):
     """Raised by a table function that cannot state the meaning of this call; its text says why."""
+
+
+def kept(result: Tensor, operands: Iterable[Tensor]) -> Tensor:
+    """What arithmetic on floats gives. Raises Opaque where no data is left of it (x * 0, x - x): of some it is NaN."""
+    if result.dtype in FLOATS and not result.body.leaves and any(t.body.leaves for t in operands):
+        raise Opaque("a number, but of NaN and infinity")
+    return result
 
 
 @dataclass

@@ -8,6 +8,7 @@ sequence. Then what the loop hands back is the body's term with one more axis, t
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -26,6 +27,7 @@ from ..ir.tensor import ShapeError, Tensor
 from ..ir.term import Axis, Coord, Fn, Poly, TooLarge, axis, coord, number, retype
 from .base import Call, Items, Opaque
 from .onnx_common import Lift
+from .onnx_sequences import listed, made
 from .onnx_stretches import Stretches, reads_data
 
 Seen = Tensor | Items
@@ -67,6 +69,24 @@ def loop(c: Call, trips: Tensor | None, going: Tensor | None, *carried: Seen, **
         else:
             found.append(None)
     return found
+
+
+def sequence_map(c: Call, *given: Seen, **regions: object) -> list[Seen | None]:
+    """The body once for each tensor of a sequence whose length the file says; other sequences go along with it."""
+    if c.node not in c.host.nodes:
+        raise Opaque("a loop inside of another")
+    body, turns = c.host.regions(c.node)["body"], []
+    columns = [listed(seen) if isinstance(seen, Items) else seen for seen in given]
+    assert isinstance(columns[0], list)
+    for n in range(len(columns[0])):
+        fed = {v: seen[n] if isinstance(seen, list) else seen for v, seen in zip(body.inputs, columns, strict=True)}
+        region = _Turn(c, body, number(n), functools.partial(_fed, fed))
+        turns.append([region.stretches.resolved(region.tensor(value)) for value in body.outputs])
+    return [made([turn[n] for turn in turns]) for n in range(len(body.outputs))]
+
+
+def _fed(given: Mapping[Value, Seen], value: Value, at: Poly) -> Seen | None:
+    return given.get(value)
 
 
 def _appended(region: _Turn, before: Value, after: Value, along: Axis, start: Seen) -> Items:
@@ -353,4 +373,4 @@ def _constant(node: Node) -> Tensor:
     raise Opaque("a constant inside of a loop")
 
 
-LOOPS: Mapping[str, Lift] = {"Loop": loop}
+LOOPS: Mapping[str, Lift] = {"Loop": loop, "SequenceMap": sequence_map}

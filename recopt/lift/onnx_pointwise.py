@@ -7,7 +7,7 @@ import math
 from ..ir import ops, tensor
 from ..ir.rules import FLOATS, WIDTH
 from ..ir.tensor import Tensor
-from .base import Call, Opaque
+from .base import Call, Opaque, kept
 from .onnx_common import EXACT, Lift, arithmetic, cast, dtype_of, floats, known, like
 from .onnx_common import number as value_of
 
@@ -56,17 +56,17 @@ def same(x: float, y: float) -> bool:
 
 def add(c: Call, *terms: Tensor) -> Tensor:
     arithmetic(*terms)
-    return ops.add(*terms)
+    return kept(ops.add(*terms), terms)
 
 
 def sub(c: Call, a: Tensor, b: Tensor) -> Tensor:
     arithmetic(a, b)
-    return ops.sub(a, b)
+    return kept(ops.sub(a, b), (a, b))
 
 
 def mul(c: Call, a: Tensor, b: Tensor) -> Tensor:
     arithmetic(a, b)
-    return ops.multiply(a, b)
+    return kept(ops.multiply(a, b), (a, b))
 
 
 def neg(c: Call, x: Tensor) -> Tensor:
@@ -81,7 +81,7 @@ def mean(c: Call, *terms: Tensor) -> Tensor:
 
 def div(c: Call, a: Tensor, b: Tensor) -> Tensor:
     known(a, b)
-    return ops.divide(a, b) if a.dtype in FLOATS else truncated_quotient(a, b)
+    return kept(ops.divide(a, b), (a, b)) if a.dtype in FLOATS else truncated_quotient(a, b)
 
 
 def truncated_quotient(a: Tensor, b: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ..errors import LowerError
 from ..hosts.base import Array, Node, Value
 from ..ir.sizes import Size
 from ..layout.moves import Plan
@@ -73,10 +74,12 @@ class OnnxColumns:
 
     def _clip(self, node: Node, args: Sequence[object], shape: tuple[Size, ...], name: str) -> Value:
         """A Clip's bounds are numbers; columns of their own take Max and Min, with the bound first: of two zeros they
-        give the second, as Clip gives x."""
+        give the second, as Clip gives x. Raises LowerError."""
         out = node.outputs[0]
         held = [a if a is None or isinstance(a, Value) else self.constant(np.array(a, out.dtype), name) for a in args]
         if any(isinstance(a, Value) for a in args[1:]):
+            if out.dtype == "int64":  # of 2**31 and 0, ONNX Runtime 1.31 says that 2**31 is the smaller
+                raise LowerError("Max and Min of int64 are not exact")
             steps = [(op, [bound]) for op, bound in zip(("Max", "Min"), held[1:], strict=False) if bound is not None]
         else:
             steps = [("Clip", [])]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from recopt.errors import GraphError
 from recopt.hosts.fx import FxHost
 
 X, W, IMAGE = torch.randn(3, 4), torch.randn(4, 4), torch.randn(3, 4, 5)
@@ -21,6 +23,17 @@ FORMS: dict[str, Callable[[Tensor], tuple[Any, ...]]] = {
     "sums": lambda x: (x.sum(), x.sum(-1, True, dtype=torch.float64), x.mean((0, 1)), x.mean(), x.cumsum(1)),
     "scalars": lambda x: (1 - x, x - 1, torch.add(x, x, alpha=2), torch.sub(x, 3, alpha=2), x**2, 2**x, x / 2),
     "division": lambda x: (torch.div(x, x + 1, rounding_mode="floor"), x // 2, torch.round(x, decimals=2), x % 2),
+    "bits": lambda x: (lambda i: (i & 5, i | 5, i ^ 5, i << 2, i >> 1, i ^ i >> 1, 3 & i, i % 7, -i // 3))(
+        x.mul(9).long()
+    ),
+    "numbers of other types": lambda x: (
+        x.long() * 0.5,
+        x.half() * 0.1,
+        (x > 0) + 1,
+        x.int() % 3,
+        x.sum() * 0.1,
+        x + 2**24,
+    ),
     "clamps": lambda x: (x.clamp(min=0), x.clamp(max=1), x.clamp(-1, 1), torch.clamp_min(x, 0), torch.maximum(x, -x)),
     "choices": lambda x: (torch.where(x > 0, x, 0.0), torch.where(x >= 0, x, -x), x.masked_fill(x < 0, 2.0)),
     "logic": lambda x: ((x > 0) & (x < 1), torch.logical_or(x > 0, x < -1), ~(x != 0), torch.logical_not(x == 0)),
@@ -29,7 +42,14 @@ FORMS: dict[str, Callable[[Tensor], tuple[Any, ...]]] = {
     "slices": lambda x: (x[:, 1:3], x[1:], x[:, ::2], x[:, -2:], x[..., 1:2], x[..., 1], x.tril(), x.triu(1)),
     "splits": lambda x: (*x.chunk(2, -1), *x.split([1, 3], -1), *x.split(3, -1)),
     "joins": lambda x: (torch.stack([x, x], 1), torch.cat([x, x], -1), x.gather(0, IDS[:1]), x.index_select(1, IDS[0])),
-    "norms": lambda x: (F.layer_norm(x, (4,), W[0], W[1]), F.prelu(x, W[0]), x.rsqrt(), x.sign(), x.isnan()),
+    "norms": lambda x: (
+        F.layer_norm(x, (4,), W[0], W[1]),
+        F.prelu(x, W[0]),
+        x.rsqrt(),
+        x.isnan(),
+        x.std(1),
+        x.var(1, False, True),
+    ),
     "products": lambda x: (x @ W, torch.addmm(W[0], x, W, beta=2, alpha=3), F.linear(x, W, W[0])),
     "batched": lambda x: (torch.baddbmm(x[:, None], x[:, None], W.expand(x.shape[0], 4, 4), beta=0.5),),
     "lookups": lambda x: (F.embedding(IDS, W, padding_idx=0), F.embedding_bag(IDS, W, mode="mean"), x),
@@ -63,6 +83,12 @@ class Form(nn.Module):
         return FORMS[self.name](x)
 
 
+def lambda_module(function: Callable[..., Any]) -> nn.Module:
+    module = Form("")
+    module.forward = function  # type: ignore[method-assign]
+    return module
+
+
 @pytest.mark.parametrize("name", FORMS)
 def test_bindings_are_the_overloads(name: str) -> None:
     module = Form(name)
@@ -79,3 +105,24 @@ def test_hooks_see_the_calls_of_a_module() -> None:
     handle.remove()
     module(X)
     assert len(seen) == 1 and seen[0] is X
+
+
+def test_stored_numbers_stay_exact() -> None:
+    program = FxHost.capture(lambda_module(lambda x: torch.where(x * 0.1 > 0, x * 0.1, x / 3) + 2), (X,)).module()
+    for module, x in ((program, X.double()), (copy.deepcopy(program).half(), X.half()), (program.double(), X.double())):
+        assert torch.equal(module(x), torch.where(x * 0.1 > 0, x * 0.1, x / 3) + 2)
+    assert not program.state_dict()
+
+
+def test_a_caller_may_write_into_what_it_gets() -> None:
+    program = FxHost.capture(lambda_module(lambda x: (torch.arange(3).view(3, 1), torch.ones(4) + x)), (X,)).module()
+    program(X)[0].zero_()
+    assert program(X)[0].flatten().tolist() == [0, 1, 2]
+
+
+def test_a_cast_of_an_input_asks_for_its_dtype() -> None:
+    program = FxHost.capture(lambda_module(lambda x: x.long() % 7), (X,)).module()
+    for _ in range(2):
+        assert_close(program(X), X.long() % 7)
+        with pytest.raises(GraphError, match="float64, the program takes"):
+            program(X.double())

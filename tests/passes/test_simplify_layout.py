@@ -10,7 +10,7 @@ import pytest
 import torch
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail as RuntimeException
 from spellings.export import BATCH, run_onnx, to_onnx, to_program
-from spellings.layout import FORMS, LAUNCHES, WIDTH
+from spellings.layout import FORMS, LAUNCHES, NOT_SCRIPTED, WIDTH
 from torch import Tensor, nn
 
 import recopt
@@ -33,8 +33,9 @@ def example(batch: int) -> Tensor:
     return torch.arange(batch * WIDTH, dtype=torch.float32).reshape(batch, WIDTH) / 7
 
 
-@pytest.mark.parametrize("dynamo", [False, True])
-@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize(
+    ("name", "dynamo"), [(n, dynamo) for n in FORMS for dynamo in (False, True) if dynamo or n not in NOT_SCRIPTED]
+)
 def test_onnx(name: str, dynamo: bool) -> None:
     spell, fewest, _ = FORMS[name]
     file = to_onnx(Spelled(spell), (example(BATCH),), dynamo)
@@ -92,3 +93,41 @@ def test_outputs_do_not_share_what_they_did_not() -> None:
     whole.zero_()
     assert torch.equal(part, expected) and torch.equal(other, example(3).exp())
     assert [n.op for n in result.host.nodes].count("aten.clone.default") == 1
+
+
+@pytest.mark.parametrize("host", ["torch", "onnx"])
+def test_what_is_zero_for_most_is_not_for_all(host: str) -> None:
+    def spell(x: Tensor) -> Tensor:
+        return torch.cat([x[:, :2] * 0.0, x[:, 2:4] - x[:, 2:4], 0.0 / x[:, 4:6], x[:, 6:]], 1)
+
+    x = example(3)
+    x[:, :6] = torch.tensor([torch.nan, torch.inf, -torch.inf, -0.0, 0.0, -1.0])
+    if host == "torch":
+        found = recopt.optimize(to_program(Spelled(spell), (example(BATCH),)))(x)
+    else:
+        file = recopt.optimize(onnx.load_from_string(to_onnx(Spelled(spell), (example(BATCH),), False))).to_proto()
+        found = torch.as_tensor(run_onnx(file.SerializeToString(), (x,))[0])
+    assert torch.equal(found.isnan(), spell(x).isnan())
+    torch.testing.assert_close(1 / found, 1 / spell(x), equal_nan=True, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("target", ["cpu", "cuda"])
+def test_whole_numbers_wrap_around(target: str) -> None:
+    def spell(x: Tensor) -> Tensor:
+        a, b = x[:, 0], x[:, 1]
+        divided = [
+            a * 7 % 7,
+            (b + 7) % 7,
+            (a << 48) >> 56,
+            b * 8 // 8,
+            (a << 3) & 7,
+            (b + 14) // 7,
+            a // 5 // 7,
+            b % 99 % 11,
+        ]
+        return torch.stack([*divided, a * 7 % 7 + b], 1)
+
+    ends = torch.tensor([2**63 - 1, -(2**63), -1, 0, 1, 2**62 + 5])
+    x = torch.stack([ends, ends.flip(0)], 1)
+    result = recopt.optimize(to_program(Spelled(spell), (x,)), target=target)
+    assert not result.report.undone and torch.equal(result(x), spell(x))

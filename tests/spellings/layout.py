@@ -133,9 +133,11 @@ FORMS: dict[str, tuple[Callable[[Tensor], Tensor], int, str]] = {
         "a gather with a matrix",
     ),
     "run_time_widths": (lambda x: x[:, : x.shape[1] // 2].sin(), 2, "a slice"),
+    "stacked_by_columns": (lambda x: torch.column_stack(torch.hsplit(x, 4)).sin(), 1, "the same"),
     "casts": (lambda x: x.double().float().sin(), 1, "the same"),
     "casts_of_layout": (lambda x: folded(x.double()).reshape(-1, 24).float().sin(), 1, "the same"),
 }
+NOT_SCRIPTED = frozenset({"stacked_by_columns"})  # what torch's older exporter does not write
 # What torch launches at least, the sine included: one, where views are all that is left, or the same. A second copies:
 # elements in another order, or a slice that a concat made contiguous, as it stays. The triangles have a product too.
 LAUNCHES: dict[str, int] = (

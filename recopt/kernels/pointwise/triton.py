@@ -387,7 +387,7 @@ def _bind(inputs: Sequence[Tensor], text: str, tiling: Tiling | None) -> Callabl
         nonlocal launch
         outputs = [torch.empty(shape, dtype=dtype, device=device) for shape, dtype in made]
         if launch is not None:
-            launch(*inputs, *outputs, *numbers)
+            launch(*[t.data_ptr() for t in (*inputs, *outputs)], *numbers)  # Triton asks the driver about tensors
         elif grid[0]:
             # No fusing of products and sums: what a bucket or a floor makes of them shows every bit.
             compiled = kernel[grid](*inputs, *outputs, *numbers, num_warps=tiling.warps, enable_fp_fusion=False)
