@@ -141,7 +141,9 @@ def _read_directly(program: Program, lines: list[str]) -> list[str]:
     def read(line: str) -> str:
         text = line.partition(" = ")[2].partition(";")[0].strip()
         if found := _CHECK.fullmatch(text):
-            return line[: len(line) - len(line.lstrip())] + _asked(found[1])
+            check = program._check
+            assert isinstance(check, InputCheck)
+            return line[: len(line) - len(line.lstrip())] + _asked(check, found[1].split(", "))
         return line.replace(text, direct[text], 1) if text in direct else line
 
     return [read(line) for line in lines]
@@ -150,11 +152,15 @@ def _read_directly(program: Program, lines: list[str]) -> list[str]:
 _CHECK = re.compile(r"self\._check\((.*)\)")
 
 
-def _asked(tensors: str) -> str:
-    """The line that checks inputs: shapes that passed before are known without a call, which costs 1 us."""
-    check, tracing = "self._modules['_check']", "torch.compiler.is_compiling() or torch._C._get_tracing_state()"
-    shapes = "".join(f"getattr({tensor}, 'shape', None), " for tensor in tensors.split(", "))
-    return f"if {tracing} or ({shapes}) not in {check}.seen: {check}({tensors})"
+def _asked(check: InputCheck, tensors: Sequence[str]) -> str:
+    """The line that checks inputs: what passed before is known without a call, which costs 1 us."""
+    asked, tracing = "self._modules['_check']", "torch.compiler.is_compiling() or torch._C._get_tracing_state()"
+    seen = "".join(
+        f"getattr({tensor}, {what!r}, None), "
+        for tensor, (_, _, dtype) in zip(tensors, check.expected, strict=True)
+        for what in (("shape",) if dtype is None else ("shape", "dtype"))
+    )
+    return f"if {tracing} or ({seen}) not in {asked}.seen: {asked}({', '.join(tensors)})"
 
 
 def _attribute(path: Sequence[str]) -> str:
@@ -173,35 +179,36 @@ def _load_program(body: dict[Any, Any], imports: str) -> Program:
 
 
 class InputCheck(torch.nn.Module):
-    """Raises GraphError for tensors whose shapes the program was not made for. Shapes that passed are remembered."""
+    """Raises GraphError for tensors whose shapes the program was not made for, or whose dtypes where it was made for
+    one alone. What passed is remembered."""
 
-    def __init__(self, expected: tuple[tuple[str, tuple[int | str, ...]], ...]) -> None:
+    def __init__(self, expected: tuple[tuple[str, tuple[int | str, ...], torch.dtype | None], ...]) -> None:
         super().__init__()
         self.expected = expected
-        self.seen: set[tuple[torch.Size, ...]] = set()
+        self.seen: set[tuple[torch.Size | torch.dtype, ...]] = set()
 
     def forward(self, *tensors: torch.Tensor) -> None:
         if torch.compiler.is_compiling() or torch._C._get_tracing_state():
             return
-        try:
-            shapes = tuple([tensor.shape for tensor in tensors])
-        except AttributeError:
-            kinds = ", ".join(type(tensor).__name__ for tensor in tensors)
-            raise GraphError(f"the program takes {len(tensors)} tensors, got {kinds}") from None
-        if shapes in self.seen:
-            return
+        found: list[torch.Size | torch.dtype] = []
         symbols: dict[str, int] = {}
-        for (name, sizes), shape in zip(self.expected, shapes, strict=True):
-            fits = len(sizes) == len(shape) and all(
+        for (name, sizes, dtype), tensor in zip(self.expected, tensors, strict=True):
+            if not isinstance(tensor, torch.Tensor):
+                kinds = ", ".join(type(tensor).__name__ for tensor in tensors)
+                raise GraphError(f"the program takes {len(tensors)} tensors, got {kinds}")
+            fits = len(sizes) == tensor.dim() and all(
                 (symbols.setdefault(want, have) if isinstance(want, str) else want) == have
-                for want, have in zip(sizes, shape, strict=True)
+                for want, have in zip(sizes, tensor.shape, strict=True)
             )
             if not fits:
                 wanted = ", ".join(map(str, sizes))
-                raise GraphError(f"input {name} has shape {tuple(shape)}, the program takes ({wanted})")
+                raise GraphError(f"input {name} has shape {tuple(tensor.shape)}, the program takes ({wanted})")
+            if dtype not in (None, tensor.dtype):
+                raise GraphError(f"input {name} is of {tensor.dtype}, the program takes {dtype}")
+            found += [tensor.shape] if dtype is None else [tensor.shape, tensor.dtype]
         if len(self.seen) >= 4096:
             self.seen.clear()
-        self.seen.add(shapes)
+        self.seen.add(tuple(found))
 
 
 def expect(name: str, value: object, expected: object) -> None:
@@ -236,8 +243,11 @@ def build(parts: Parts) -> Program:
     env = dict(zip(users, fed, strict=True))
     for user, node in env.items():
         node.meta.update({k: v for k, v in user.meta.items() if k == "val"})
-    _guard(graph, root, env, parts)
+    asserted = _asserted(parts.graph, env)
+    _guard(graph, root, env, parts, {node.args[0]: dtype for node, dtype in asserted.items()})
     for node in parts.graph.nodes:
+        if node in asserted:
+            continue
         if node.op == "placeholder":
             if node in env or not node.users:
                 continue
@@ -273,15 +283,30 @@ def _unpack(graph: fx.Graph, parts: Parts, flat_names: list[str], plain: bool) -
     return [leaf for top, node, name in zip(tops, placeholders, names, strict=True) for leaf in leaves(top, node, name)]
 
 
-def _guard(graph: fx.Graph, root: torch.nn.Module, env: dict[fx.Node, fx.Node], parts: Parts) -> None:
-    expected: list[tuple[str, tuple[int | str, ...]]] = []
+def _asserted(graph: fx.Graph, fed: Mapping[fx.Node, fx.Node]) -> dict[fx.Node, torch.dtype]:
+    """The assertions that an input has a dtype, which torch.export writes for each `.to` and `.float()` that did
+    nothing. As a call each costs 3 us; the check of inputs sees to it for 50 ns."""
+    found = {}
+    for node in graph.nodes:
+        if node.target is torch.ops.aten._assert_tensor_metadata.default and node.args[0] in fed:
+            _, size, stride, dtype = (*node.args, None, None, None)[:4]
+            dtype = node.kwargs.get("dtype", dtype)
+            if dtype is not None and size is None and stride is None:
+                found[node] = dtype
+    return found
+
+
+def _guard(
+    graph: fx.Graph, root: torch.nn.Module, env: dict[fx.Node, fx.Node], parts: Parts, dtypes: Mapping[Any, torch.dtype]
+) -> None:
+    expected: list[tuple[str, tuple[int | str, ...], torch.dtype | None]] = []
     tensors: list[fx.Node] = []
     for node, fed in env.items():
         argument = parts.inputs[node].arg
         if isinstance(argument, ConstantArgument):
             _call(graph, expect, (node.name, fed, argument.value))
         elif (shape := parts.shapes.get(node)) is not None:
-            expected.append((node.name, shape))
+            expected.append((node.name, shape, dtypes.get(node)))
             tensors.append(fed)
     if tensors:
         root.add_module("_check", InputCheck(tuple(expected)))

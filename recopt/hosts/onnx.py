@@ -39,6 +39,7 @@ from .model.onnx import (
     open_session,
     read,
     remove_unused_functions,
+    rename,
     root,
     run_apart,
     save,
@@ -425,7 +426,9 @@ class OnnxHost(Host):
             )
             self._before = outer
             target = self._ir_values[copied]
-        source.name, target.name = target.name, source.name
+        name, other = cast(str, source.name), cast(str, target.name)
+        rename(source, other)
+        rename(target, name)
         for value in (source, target):
             view = self._values[value]
             view.name = cast(str, value.name)
@@ -529,7 +532,7 @@ class OnnxHost(Host):
             branch.remove(body)
             for value in list(branch.initializers.values()):
                 branch.initializers.pop(cast(str, value.name))
-                value.name = self._unique(cast(str, value.name))
+                rename(value, self._unique(cast(str, value.name)))
                 self.model.graph.register_initializer(value)
             for value in [v for inner in body for v in inner.outputs if v.name]:
                 value.name = self._unique(cast(str, value.name))

@@ -42,7 +42,7 @@ def _expected(
         columns[..., i] = named[wanted.fills[int(wanted.where[i])]]
     # [opens.., numbers] -> each open size in front of the number of its dimension
     lead = len(opens)
-    table = columns.reshape(*opens, *wanted.form.counts)
+    table = columns.reshape([*opens, *wanted.form.counts])
     place = {n: k for k, n in enumerate(wanted.form.symbolic)}
     perm: list[int] = []
     for n in range(len(wanted.form.counts)):
