@@ -186,7 +186,7 @@ def _bag(bag: Bag, value: Callable[[View], Array], stored: Callable[[View], Arra
     weights = weights * live
     rows: Array = picked * weights[..., None] * bag.factor
     if bag.pool == "row":
-        return rows.reshape(*rows.shape[:-2], -1)
+        return rows.reshape(*rows.shape[:-2], rows.shape[-2] * rows.shape[-1])
     if member is not None:
         pooled, n = member @ rows, member @ weights
     else:

@@ -28,6 +28,7 @@ from ..kernels.gru import KEEP, check_gru, gru
 from ..kernels.gru import gru_call as run_gru
 from ..kernels.layer_norm import check_layer_norm, layer_norm
 from ..kernels.linear import linear as linear_kernel
+from ..kernels.linear import over_space
 from ..kernels.pointwise import pointwise, pointwise_fake, pointwise_torch
 from ..kernels.target_attention import check_operands as check_target_attention
 from ..kernels.target_attention import target_attention
@@ -84,7 +85,6 @@ def _over_space_fake(
 torch.library.register_fake("recopt::linear", _linear_fake)
 
 
-_POINTWISE = {3: torch.conv1d, 4: torch.conv2d, 5: torch.conv3d}  # by the rank of w
 LINEAR_OPERATOR = torch.ops.recopt.linear.default
 
 
@@ -100,7 +100,7 @@ def linear_call(
         return torch.ops.recopt.linear.default(x, w, b, epilogue, params)  # type: ignore[no-any-return]  # torch.ops is untyped
     if x.is_cuda:
         return linear_kernel(x, w, b, epilogue, params)
-    h = torch._C._nn.linear(x, w, b) if w.dim() == 2 else _POINTWISE[w.dim()](x, w, b)
+    h = torch._C._nn.linear(x, w, b) if w.dim() == 2 else over_space(x, w, b)
     compiled = compile_epilogue(epilogue)
     return compiled.apply(h, params) if h.requires_grad else compiled.apply_(h, params)
 

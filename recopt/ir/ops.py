@@ -113,9 +113,11 @@ def total(t: Tensor, dims: Sequence[int] | None, keepdim: bool = False) -> Tenso
 
 
 def mean(t: Tensor, dims: Sequence[int] | None, keepdim: bool = False) -> Tensor:
-    """The mean over `dims`."""
+    """The mean over `dims`. Raises ShapeError where there are no elements."""
     dims = normal_dims(t, dims) if t.dims else []
     extent = sizes.product(t.shape[d] for d in dims)
+    if extent == 0:
+        raise ShapeError("a mean of no elements")
     summed = total(t, dims, keepdim)
     if isinstance(extent, int):
         return times(summed, 1.0 / extent)

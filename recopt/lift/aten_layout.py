@@ -49,7 +49,10 @@ def _expanded(c: Call, x: Tensor, *_: object, **__: object) -> Tensor:
 
 def _squeeze(c: Call, x: Tensor, dims: int | Sequence[int] | None = None) -> Tensor:
     chosen = range(len(x.dims)) if dims is None else [dims] if isinstance(dims, int) else dims
-    return tensor.squeeze(x, [dim_of(x, d) for d in chosen])
+    places = [dim_of(x, d) for d in chosen]
+    if any(not isinstance(x.shape[d], int) for d in places):
+        raise Opaque("squeezes a size that may turn out to be 1")
+    return tensor.squeeze(x, places)
 
 
 def _unsqueeze(c: Call, x: Tensor, dim: int) -> Tensor:

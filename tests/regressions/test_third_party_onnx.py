@@ -293,3 +293,20 @@ def test_sparse_initializers_become_dense(places: Any, tmp_path: Path) -> None:
     for source in (model, tmp_path / "m.onnx"):
         np.testing.assert_allclose(recopt.optimize(source, target="ort-cpu")(x)[0], expected, rtol=1e-6)
     assert model.graph.sparse_initializer
+
+
+def test_layout_that_leaves_a_single_number() -> None:
+    nodes = [
+        helper.make_node("Constant", [], ["one"], value=numpy_helper.from_array(np.float32(1))),
+        helper.make_node("Mul", ["x", "one"], ["y"]),
+        helper.make_node("Add", ["y", "x"], ["z"]),
+    ]
+    optimized = recopt.optimize(model_of(nodes, {"x": []}, {"z": []}))
+    np.testing.assert_array_equal(optimized(np.float32(3))[0], np.float32(6))
+    assert [n.op for n in optimized.host.nodes] == ["Add"]
+
+
+def test_a_mean_of_no_elements_is_left_alone() -> None:
+    nodes = [helper.make_node("ReduceMean", ["x"], ["m"], keepdims=1), helper.make_node("Sub", ["x", "m"], ["y"])]
+    optimized = recopt.optimize(model_of(nodes, {"x": [0, 4]}, {"y": [0, 4]}))
+    assert optimized(np.ones((0, 4), np.float32))[0].shape == (0, 4)

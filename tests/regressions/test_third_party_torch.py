@@ -158,3 +158,73 @@ def test_layers_without_an_activation_become_few(residual: bool) -> None:
     assert set(optimized.report.counts()) == {"linear"}
     assert len(list(optimized.host.nodes)) <= 70 // 2
     torch.testing.assert_close(optimized(*args), deep(*args))
+
+
+class Dense(torch.nn.Module):
+    """Layers that add up all the layers before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = torch.nn.ModuleList(torch.nn.Linear(8, 8) for _ in range(5))
+        self.norms = torch.nn.ModuleList(torch.nn.LayerNorm(8) for _ in range(5))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        seen: list[torch.Tensor] = []
+        for layer, norm in zip(self.layers, self.norms, strict=True):
+            h = layer(seen[-1] if seen else x)
+            for before in seen:
+                h = h + before
+            seen.append(norm(h * torch.sigmoid(h)))
+        return seen[-1]
+
+
+def test_the_search_for_a_recurrence_ends_where_all_layers_before_are_added() -> None:
+    fast = recopt.optimize(Dense().eval(), (torch.randn(4, 8),), verify="none")  # took minutes
+    assert fast.report.counts() == {"linear": 5}
+    assert fast.report.timings["fuse-gru"] < 30
+
+
+def test_a_squeeze_of_the_batch_stays() -> None:
+    class Net(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.sigmoid(x.sum(1).squeeze(-1))
+
+    fast = recopt.optimize(Net(), (torch.randn(4, 3),))
+    assert not fast.report.undone
+    assert [fast(torch.ones(batch, 3)).shape for batch in (1, 2)] == [(), (2,)]
+
+
+def test_the_dtype_that_a_cast_expects_is_checked_with_the_shapes() -> None:
+    class Net(torch.nn.Module):
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return x.float().relu() + y.to("cpu")
+
+    fast = recopt.optimize(Net(), (torch.randn(4, 3), torch.randn(4, 3)))
+    for _ in range(2):
+        torch.testing.assert_close(fast(torch.ones(2, 3), torch.ones(2, 3)), torch.full((2, 3), 2.0))
+        with pytest.raises(GraphError, match=r"input x is of torch.float64, the program takes torch.float32"):
+            fast(torch.ones(2, 3, dtype=torch.float64), torch.ones(2, 3))
+    assert "_assert" not in fast.model.code
+
+
+@pytest.mark.parametrize("shape", [(4, 6), (0, 6), (4, 6, 1), (4, 6, 5), (0, 6, 5)])
+def test_channels_without_space_are_rows(shape: tuple[int, ...]) -> None:
+    w = torch.randn(3, 6, *[1] * (len(shape) - 2))
+    b = torch.randn(3)
+    x = torch.randn(shape)
+    expected = torch.einsum("bk...,nk->bn...", x, w.reshape(3, 6)) + b.reshape(3, *[1] * (len(shape) - 2))
+    torch.testing.assert_close(torch.ops.recopt.linear(x, w, b, "", []), expected)
+
+
+def test_rows_that_are_picked_from_joined_columns_are_copied_whole() -> None:
+    rows = torch.tensor([4, 0, 0, 3])
+
+    class Net(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.reshape(-1, 5, 8)[:, rows] * 2
+
+    fast = recopt.optimize(Net(), (torch.randn(4, 40),))
+    indices = [b.numel() for b in fast.model.buffers()]
+    assert "index_select" in fast.model.code and indices == [4]
+    x = torch.randn(3, 40)
+    torch.testing.assert_close(fast(x), x.reshape(-1, 5, 8)[:, rows] * 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 import pickle
 import re
@@ -64,22 +65,29 @@ def dense(model: onnx.ModelProto) -> onnx.ModelProto:
     """`model` with its sparse initializers as dense ones; itself where it has none."""
     if not model.graph.sparse_initializer:
         return model
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    for sparse in copy.graph.sparse_initializer:
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    for sparse in result.graph.sparse_initializer:
         values, places = (onnx.numpy_helper.to_array(part) for part in (sparse.values, sparse.indices))
         array = np.zeros(tuple(sparse.dims), values.dtype)
         if places.ndim == 1:
             array.reshape(-1)[places] = values
         else:
             array[tuple(places.T)] = values
-        copy.graph.initializer.append(onnx.numpy_helper.from_array(array, sparse.values.name))
-    del copy.graph.sparse_initializer[:]
-    return copy
+        result.graph.initializer.append(onnx.numpy_helper.from_array(array, sparse.values.name))
+    del result.graph.sparse_initializer[:]
+    return result
 
 
 def modernise(model: ir.Model) -> ir.Model:
-    """Opset 11 at least, and initializers that are no inputs (files older than IR version 4 list them as both)."""
+    """Opset 11 at least, initializers that are no inputs (files older than IR version 4 list them as both), no second
+    name for the standard domain, and open sizes where some converters write -1."""
+    for imports in (model.graph.opset_imports, *(f.opset_imports for f in model.functions.values())):
+        if "ai.onnx" in imports:
+            imports[""] = imports.pop("ai.onnx")
+    for value in (*model.graph.inputs, *(v for node in model.graph for v in node.outputs)):
+        if value.shape is not None and any(isinstance(d, int) and d < 0 for d in value.shape):
+            value.shape = ir.Shape(None if isinstance(d, int) and d < 0 else d for d in value.shape)
     if model.ir_version < 4:
         inputs = [value for value in model.graph.inputs if value.name not in model.graph.initializers]
         model.graph.inputs.clear()
@@ -288,6 +296,17 @@ def initialized(model: ir.Model) -> Iterator[ir.Value]:
     for node in model.graph:
         for graph in inner_graphs(node):
             yield from graph.initializers.values()
+
+
+def rename(value: ir.Value, name: str) -> None:
+    """Give `value` another name. onnx_ir writes it into the constant too, which may be that of the model that the user
+    holds: the value gets one of its own."""
+    tensor = value.const_value
+    if isinstance(tensor, ir.TensorProtoTensor):
+        value.const_value = ir.serde.deserialize_tensor(ir.serde.serialize_tensor(tensor))
+    elif tensor is not None:
+        value.const_value = copy.copy(tensor)
+    value.name = name
 
 
 def external_tensors(model: ir.Model) -> list[ir.ExternalTensor]:

@@ -15,7 +15,7 @@ from ...errors import GraphError
 from ...ir.sizes import Size
 from ..base import Array, Node, Value
 from ..graph.onnx import MERGED_LIMIT, OnnxGraph
-from ..model.onnx import inner_nodes, line, remove_unused_functions, validate
+from ..model.onnx import inner_nodes, line, remove_unused_functions, rename, validate
 from ..onnx_contrib import parts
 from ..onnx_sizes import Sizes
 from ..types.onnx import Inference, Type, symbols, tensor_type
@@ -160,7 +160,9 @@ class OnnxSurgery(OnnxGraph):
             )
             self._before = outer
             target = self._ir_values[copied]
-        source.name, target.name = target.name, source.name
+        name, other = cast(str, source.name), cast(str, target.name)
+        rename(source, other)
+        rename(target, name)
         for value in (source, target):
             view = self._values[value]
             view.name = cast(str, value.name)
@@ -294,7 +296,7 @@ class OnnxSurgery(OnnxGraph):
             branch.remove(body)
             for value in list(branch.initializers.values()):
                 branch.initializers.pop(cast(str, value.name))
-                value.name = self._unique(cast(str, value.name))
+                rename(value, self._unique(cast(str, value.name)))
                 self.model.graph.register_initializer(value)
             for value in [v for inner in body for v in inner.outputs if v.name]:
                 value.name = self._unique(cast(str, value.name))

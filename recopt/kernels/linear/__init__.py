@@ -81,6 +81,15 @@ def _over_space(x: Tensor, w: Tensor, b: Tensor | None, e: Epilogue, params: Seq
         y = torch.matmul(w.flatten(1), x.flatten(2))
         y = y if b is None else y.add_(b[:, None]) if not y.requires_grad else y + b[:, None]
         return y.view(x.shape[0], w.shape[0], *x.shape[2:])
+    return over_space(x, w, b)
+
+
+def over_space(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+    """x [B, K, space..] with w [N, K, 1..] on a CPU, unchecked. Where there is no space, a convolution takes ten times
+    as long as the product of rows; a tracer would keep what this example has."""
+    if x.numel() == x.shape[0] * x.shape[1] > 0 and not torch._C._get_tracing_state():
+        y = F.linear(x.flatten(1), w.flatten(1), b)
+        return y.view(*y.shape, *x.shape[2:])
     zeros, ones = (0,) * (w.dim() - 2), (1,) * (w.dim() - 2)
     return torch.convolution(x, w, b, ones, zeros, ones, False, zeros, 1)
 
@@ -104,7 +113,7 @@ def linear(x: Tensor, w: Tensor, b: Tensor | None, epilogue: str = "", params: S
     kernel that splits its operands for the tensor cores is used only where its error against float64 is no larger than
     cuBLAS's. Works inside a CUDA graph capture and never synchronises. Raises EpilogueError, LinearError.
     """
-    if x.is_cuda and w.dim() > 2 and x.numel() == x.shape[0] * x.shape[1]:  # no space: rows
+    if x.is_cuda and w.dim() > 2 and x.numel() == x.shape[0] * x.shape[1] > 0:  # no space: rows
         y = linear(x.flatten(1), w.flatten(1), b, epilogue, [p.flatten() for p in params])
         return y.view(*y.shape, *x.shape[2:])
     if not x.is_cuda or w.dim() > 2:
