@@ -310,3 +310,27 @@ def test_a_mean_of_no_elements_is_left_alone() -> None:
     nodes = [helper.make_node("ReduceMean", ["x"], ["m"], keepdims=1), helper.make_node("Sub", ["x", "m"], ["y"])]
     optimized = recopt.optimize(model_of(nodes, {"x": [0, 4]}, {"y": [0, 4]}))
     assert optimized(np.ones((0, 4), np.float32))[0].shape == (0, 4)
+
+
+@pytest.mark.parametrize("target", ["ort-cpu", "recopt"])
+def test_a_dice_whose_slope_is_zero(target: str) -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["xw"]),
+        helper.make_node("BatchNormalization", ["xw", "ones", "a", "a", "ones"], ["h"]),
+        helper.make_node("BatchNormalization", ["h", "ones", "a", "a", "ones"], ["s"]),
+        helper.make_node("Sigmoid", ["s"], ["p"]),
+        helper.make_node("Mul", ["p", "h"], ["ph"]),
+        helper.make_node("Sub", ["ones", "p"], ["q"]),
+        helper.make_node("Mul", ["a", "q"], ["aq"]),
+        helper.make_node("Mul", ["aq", "h"], ["aqh"]),
+        helper.make_node("Add", ["ph", "aqh"], ["y"]),
+    ]
+    model = model_of(nodes, {"x": ["N", 4]}, {"y": ["N", 3]})
+    rng = np.random.default_rng(0)
+    w, x = rng.standard_normal((4, 3)), rng.standard_normal((5, 4)).astype(np.float32)
+    weights = {"w": w, "ones": np.ones(3), "a": np.zeros(3)}
+    model.graph.initializer.extend(numpy_helper.from_array(v.astype(np.float32), n) for n, v in weights.items())
+    h = x @ w / np.sqrt(1 + 1e-5)
+    optimized = recopt.optimize(model, target=target)
+    np.testing.assert_allclose(optimized(x)[0], h / (1 + np.exp(-h / np.sqrt(1 + 1e-5))), rtol=1.3e-6, atol=1e-5)
+    assert not optimized.report.undone and optimized.report.counts()["linear"] == 1
