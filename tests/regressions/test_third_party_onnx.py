@@ -229,7 +229,7 @@ def test_a_sequence_is_fed_as_it_is() -> None:
     np.testing.assert_array_equal(optimized(ragged)[0], np.ones(5))
 
 
-def test_inputs_on_which_the_runtime_ends_the_process_do_not_end_this_one() -> None:
+def test_inputs_on_which_the_runtime_ends_the_process_do_not_end_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """The rows with a history are picked before a GRU, as packing sequences does; none of those drawn has any."""
     nodes = [
         helper.make_node("ReduceMax", ["x"], ["most"], axes=[1, 2], keepdims=0),
@@ -246,6 +246,8 @@ def test_inputs_on_which_the_runtime_ends_the_process_do_not_end_this_one() -> N
     assert recopt.optimize(model, (x,)).report.model_error == 0
     model.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.float32(-50), "bound"))
     assert recopt.optimize(model).report.model_error == 0
+    monkeypatch.setattr("recopt.hosts.model.onnx.APART_SECONDS", 0.01)
+    assert "does not end within 0.01 s" in recopt.optimize(model).report.unverified
 
 
 def test_half_precision_on_which_the_runtime_ends_the_process() -> None:
