@@ -110,10 +110,12 @@ def _assemble(lifted: Lifted, root: Value, term: Tensor, found: Operands, outer:
         if t.axes_read - set(found.columns):
             raise No("the activation's constants vary along a batch axis")
         folded = fold(lifted, Tensor((found.columns,), t))
-        if not np.isfinite(folded).all() and any(isinstance(a, Fn) and a.name == "reciprocal" for a in walk(t)):
-            raise No("the activation divides by a constant that is zero")  # as by that of a pre-activation 0*s
+        _check_division(folded, t)
         return folded
 
+    for part in (found.w, found.b):
+        if isinstance(part, np.ndarray):
+            _check_division(part, found.product)
     text, params = epilogue.text_of(outer, per_channel)
     if not epilogue.varies(text):
         raise No("the activation is constant")
@@ -141,6 +143,12 @@ def _assemble(lifted: Lifted, root: Value, term: Tensor, found: Operands, outer:
         found.sources,
         flops=2.0 * nominal(sizes.product(shape)) * nominal(found.w.shape[1]),
     )
+
+
+def _check_division(folded: Array, term: Poly) -> None:
+    """A pre-activation is divided by its factor, as by alpha in alpha*s: not where that is zero."""
+    if not np.isfinite(folded).all() and any(isinstance(a, Fn) and a.name == "reciprocal" for a in walk(term)):
+        raise No("a constant that it would be divided by is zero")
 
 
 def _meaning(outer: Poly, product: Poly) -> Poly:

@@ -336,3 +336,20 @@ def test_a_dice_whose_slope_is_zero(target: str) -> None:
     optimized = recopt.optimize(model, target=target)
     np.testing.assert_allclose(optimized(x)[0], h / (1 + np.exp(-h / np.sqrt(1 + 1e-5))), rtol=1.3e-6, atol=1e-5)
     assert not optimized.report.undone and optimized.report.counts()["linear"] == 1
+
+
+def test_a_square_is_not_completed_by_a_factor_that_is_zero() -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["xw"]),
+        helper.make_node("Mul", ["xw", "g"], ["s"]),
+        helper.make_node("Add", ["s", "b"], ["h"]),
+        helper.make_node("Mul", ["h", "h"], ["y"]),
+    ]
+    model = model_of(nodes, {"x": ["N", 4]}, {"y": ["N", 3]})
+    weights = {"w": np.arange(12).reshape(4, 3) - 5, "g": np.array([0, 1, 2]), "b": np.array([3, -1, 2])}
+    model.graph.initializer.extend(numpy_helper.from_array(v.astype(np.float32), n) for n, v in weights.items())
+    x = np.random.default_rng(0).standard_normal((5, 4)).astype(np.float32)
+    optimized = recopt.optimize(model, target="recopt")
+    expected = (x.astype(np.float64) @ weights["w"] * weights["g"] + weights["b"]) ** 2
+    np.testing.assert_allclose(optimized(x)[0], expected, rtol=1.3e-6, atol=1e-5)
+    assert not optimized.report.undone and optimized.report.counts()["linear"] == 1
