@@ -9,6 +9,8 @@ sliced sums, column pieces, a bias through a column of ones: all fold into one W
 
 from __future__ import annotations
 
+import numpy as np
+
 from recopt.cost import nominal
 from recopt.fused import Concat, Linear, View
 from recopt.hosts.base import Array, Value
@@ -16,7 +18,7 @@ from recopt.ir import sizes
 from recopt.ir.normal import substitute
 from recopt.ir.rules import FLOATS
 from recopt.ir.tensor import Tensor
-from recopt.ir.term import Guard, Leaf, Poly, Read, TooLarge
+from recopt.ir.term import Fn, Guard, Leaf, Poly, Read, TooLarge, walk
 from recopt.lift.base import Lifted
 from recopt.match import Match, No, dead_after, fold, is_data
 from recopt.recognise import epilogue
@@ -107,9 +109,16 @@ def _assemble(lifted: Lifted, root: Value, term: Tensor, found: Operands, outer:
     def per_channel(t: Poly) -> Array:
         if t.axes_read - set(found.columns):
             raise No("the activation's constants vary along a batch axis")
-        return fold(lifted, Tensor((found.columns,), t))
+        folded = fold(lifted, Tensor((found.columns,), t))
+        _check_division(folded, t)
+        return folded
 
+    for part in (found.w, found.b):
+        if isinstance(part, np.ndarray):
+            _check_division(part, found.product)
     text, params = epilogue.text_of(outer, per_channel)
+    if not epilogue.varies(text):
+        raise No("the activation is constant")
     product = found.product
     shape = (*(sizes.product(a.size for a in d) for d in found.row_dims), sizes.product(a.size for a in found.columns))
     spec = Linear(
@@ -134,6 +143,12 @@ def _assemble(lifted: Lifted, root: Value, term: Tensor, found: Operands, outer:
         found.sources,
         flops=2.0 * nominal(sizes.product(shape)) * nominal(found.w.shape[1]),
     )
+
+
+def _check_division(folded: Array, term: Poly) -> None:
+    """A pre-activation is divided by its factor, as by alpha in alpha*s: not where that is zero."""
+    if not np.isfinite(folded).all() and any(isinstance(a, Fn) and a.name == "reciprocal" for a in walk(term)):
+        raise No("a constant that it would be divided by is zero")
 
 
 def _meaning(outer: Poly, product: Poly) -> Poly:

@@ -35,6 +35,7 @@ def test_nan_and_infinity_agree_with_themselves_only() -> None:
         changed[n] = other
         assert not compare(changed, odd, "float32").ok
         assert not compare(odd, changed, "float32").ok
+        assert compare(changed, odd, "float32").error == np.inf
 
 
 def test_shapes_and_integers_are_exact() -> None:

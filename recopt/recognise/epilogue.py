@@ -179,6 +179,11 @@ def text_of(term: Poly, fold: Callable[[Poly], Array]) -> tuple[str, tuple[Array
     return named(text) or text, ()
 
 
+def varies(text: str) -> bool:
+    """Whether an epilogue's text reads the pre-activation: a factor that is 0 takes it away."""
+    return "h" in compile(text, "<epilogue>", "eval").co_names
+
+
 def named(text: str) -> str | None:
     """The catalogue's text for an epilogue without parameters, by evaluating it; None for a function that it does not
     hold."""
@@ -222,4 +227,4 @@ def compute(text: str, h: Array, params: Sequence[Array]) -> Array:
     return np.broadcast_to(result, h.shape)
 
 
-__all__ = ["H", "Pre", "compute", "named", "reads_h", "text_of"]
+__all__ = ["H", "Pre", "compute", "named", "reads_h", "text_of", "varies"]

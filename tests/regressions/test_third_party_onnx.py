@@ -229,7 +229,7 @@ def test_a_sequence_is_fed_as_it_is() -> None:
     np.testing.assert_array_equal(optimized(ragged)[0], np.ones(5))
 
 
-def test_inputs_on_which_the_runtime_ends_the_process_do_not_end_this_one() -> None:
+def test_inputs_on_which_the_runtime_ends_the_process_do_not_end_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """The rows with a history are picked before a GRU, as packing sequences does; none of those drawn has any."""
     nodes = [
         helper.make_node("ReduceMax", ["x"], ["most"], axes=[1, 2], keepdims=0),
@@ -246,6 +246,8 @@ def test_inputs_on_which_the_runtime_ends_the_process_do_not_end_this_one() -> N
     assert recopt.optimize(model, (x,)).report.model_error == 0
     model.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.float32(-50), "bound"))
     assert recopt.optimize(model).report.model_error == 0
+    monkeypatch.setattr("recopt.hosts.model.onnx.APART_SECONDS", 0.01)
+    assert "does not end within 0.01 s" in recopt.optimize(model).report.unverified
 
 
 def test_half_precision_on_which_the_runtime_ends_the_process() -> None:
@@ -310,3 +312,44 @@ def test_a_mean_of_no_elements_is_left_alone() -> None:
     nodes = [helper.make_node("ReduceMean", ["x"], ["m"], keepdims=1), helper.make_node("Sub", ["x", "m"], ["y"])]
     optimized = recopt.optimize(model_of(nodes, {"x": [0, 4]}, {"y": [0, 4]}))
     assert optimized(np.ones((0, 4), np.float32))[0].shape == (0, 4)
+
+
+@pytest.mark.parametrize("target", ["ort-cpu", "recopt"])
+def test_a_dice_whose_slope_is_zero(target: str) -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["xw"]),
+        helper.make_node("BatchNormalization", ["xw", "ones", "a", "a", "ones"], ["h"]),
+        helper.make_node("BatchNormalization", ["h", "ones", "a", "a", "ones"], ["s"]),
+        helper.make_node("Sigmoid", ["s"], ["p"]),
+        helper.make_node("Mul", ["p", "h"], ["ph"]),
+        helper.make_node("Sub", ["ones", "p"], ["q"]),
+        helper.make_node("Mul", ["a", "q"], ["aq"]),
+        helper.make_node("Mul", ["aq", "h"], ["aqh"]),
+        helper.make_node("Add", ["ph", "aqh"], ["y"]),
+    ]
+    model = model_of(nodes, {"x": ["N", 4]}, {"y": ["N", 3]})
+    rng = np.random.default_rng(0)
+    w, x = rng.standard_normal((4, 3)), rng.standard_normal((5, 4)).astype(np.float32)
+    weights = {"w": w, "ones": np.ones(3), "a": np.zeros(3)}
+    model.graph.initializer.extend(numpy_helper.from_array(v.astype(np.float32), n) for n, v in weights.items())
+    h = x @ w / np.sqrt(1 + 1e-5)
+    optimized = recopt.optimize(model, target=target)
+    np.testing.assert_allclose(optimized(x)[0], h / (1 + np.exp(-h / np.sqrt(1 + 1e-5))), rtol=1.3e-6, atol=1e-5)
+    assert not optimized.report.undone and optimized.report.counts()["linear"] == 1
+
+
+def test_a_square_is_not_completed_by_a_factor_that_is_zero() -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["xw"]),
+        helper.make_node("Mul", ["xw", "g"], ["s"]),
+        helper.make_node("Add", ["s", "b"], ["h"]),
+        helper.make_node("Mul", ["h", "h"], ["y"]),
+    ]
+    model = model_of(nodes, {"x": ["N", 4]}, {"y": ["N", 3]})
+    weights = {"w": np.arange(12).reshape(4, 3) - 5, "g": np.array([0, 1, 2]), "b": np.array([3, -1, 2])}
+    model.graph.initializer.extend(numpy_helper.from_array(v.astype(np.float32), n) for n, v in weights.items())
+    x = np.random.default_rng(0).standard_normal((5, 4)).astype(np.float32)
+    optimized = recopt.optimize(model, target="recopt")
+    expected = (x.astype(np.float64) @ weights["w"] * weights["g"] + weights["b"]) ** 2
+    np.testing.assert_allclose(optimized(x)[0], expected, rtol=1.3e-6, atol=1e-5)
+    assert not optimized.report.undone and optimized.report.counts()["linear"] == 1

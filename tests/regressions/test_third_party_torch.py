@@ -202,7 +202,7 @@ def test_the_dtype_that_a_cast_expects_is_checked_with_the_shapes() -> None:
     fast = recopt.optimize(Net(), (torch.randn(4, 3), torch.randn(4, 3)))
     for _ in range(2):
         torch.testing.assert_close(fast(torch.ones(2, 3), torch.ones(2, 3)), torch.full((2, 3), 2.0))
-        with pytest.raises(GraphError, match=r"input x is of torch.float64, the program takes torch.float32"):
+        with pytest.raises(GraphError, match=r"input x is torch.float64, the program takes torch.float32"):
             fast(torch.ones(2, 3, dtype=torch.float64), torch.ones(2, 3))
     assert "_assert" not in fast.model.code
 
@@ -224,7 +224,7 @@ def test_rows_that_are_picked_from_joined_columns_are_copied_whole() -> None:
             return x.reshape(-1, 5, 8)[:, rows] * 2
 
     fast = recopt.optimize(Net(), (torch.randn(4, 40),))
-    indices = [b.numel() for b in fast.model.buffers()]
+    indices = [b.numel() for b in fast.model.buffers() if b.dtype == torch.int64]
     assert "index_select" in fast.model.code and indices == [4]
     x = torch.randn(3, 40)
     torch.testing.assert_close(fast(x), x.reshape(-1, 5, 8)[:, rows] * 2)

@@ -341,7 +341,8 @@ def has_recurrence(model: ir.Model) -> bool:
     return any(inner.op_type in {"GRU", "LSTM", "RNN"} for node in nodes for inner in inner_nodes(node))
 
 
-# What the other process does: it imports nothing of recopt, which takes seconds.
+APART_SECONDS = 60  # what the other process may take: 0.3 s is usual
+# What it does: it imports nothing of recopt, which takes seconds.
 _APART = """
 import pickle, sys
 import onnxruntime as ort
@@ -368,13 +369,17 @@ def run_apart(model: ir.Model, feeds: Mapping[str, Array]) -> None:
     if len(folders) > 1 or embedded_bytes(model) > EMBEDDED_LIMIT:
         raise VerifyError("the model is too large to be tried on inputs that nobody has vouched for")
     settings = _settings((folders.pop() or ".") if folders else None)
-    done = subprocess.run(
-        [sys.executable, "-c", _APART],
-        input=pickle.dumps((ir.to_proto(model).SerializeToString(), settings, dict(feeds))),
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        check=False,
-    )
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", _APART],
+            input=pickle.dumps((ir.to_proto(model).SerializeToString(), settings, dict(feeds))),
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+            capture_output=True,
+            check=False,
+            timeout=APART_SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        raise VerifyError(f"ONNX Runtime does not end within {APART_SECONDS} s on them") from None
     if done.returncode < 0:
         raise VerifyError("ONNX Runtime ends its process on them")
     if done.returncode:
