@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from recopt.cost import nominal
 from recopt.fused import Bilinear
 from recopt.hosts.base import Value
 from recopt.ir import sizes
@@ -173,9 +172,9 @@ def _match(lifted: Lifted, root: Value, term: Tensor, found: _Found) -> Match | 
 
 def _work(found: _Found, term: Tensor) -> float:
     """Multiplications more, at the nominal batch, once q is projected."""
-    h, d = nominal(found.h.size), nominal(found.d.size)
+    h, d = sizes.nominal(found.h.size), sizes.nominal(found.d.size)
     (result, of_x, of_q) = (
-        nominal(sizes.product(a.size for a in axes))
+        sizes.nominal(sizes.product(a.size for a in axes))
         for axes in (term.axes, found.x.axes_read - {found.h}, found.q.axes_read - {found.d})
     )
     return (of_q * d * h + result * h) - (of_x * h * d + result * d)

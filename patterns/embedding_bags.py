@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from recopt.cost import nominal
 from recopt.fused import Again, Bag, EmbeddingBags, Permute, Reshape, Slice, Step, View
 from recopt.hosts.base import Array, Value
 from recopt.ir import sizes
@@ -196,7 +195,7 @@ def _match(lifted: Lifted, root: Value, opened: bool) -> Match | None:
         lambda: term.with_body(whole),
         dead,
         frozenset(),
-        flops=nominal(sizes.product(shape[:-1])) * pooled,
+        flops=sizes.nominal(sizes.product(shape[:-1])) * pooled,
         again=frozenset(v for v in inside if looks_up(lifted, v) and v.node not in dead),
     )
 

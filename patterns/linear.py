@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from recopt.cost import nominal
 from recopt.fused import Concat, Linear, View
 from recopt.hosts.base import Array, Value
 from recopt.ir import sizes
@@ -141,7 +140,7 @@ def _assemble(lifted: Lifted, root: Value, term: Tensor, found: Operands, outer:
         lambda: term.with_body(_meaning(outer, product)),
         dead_after(lifted, root, kept),
         found.sources,
-        flops=2.0 * nominal(sizes.product(shape)) * nominal(found.w.shape[1]),
+        flops=2.0 * sizes.nominal(sizes.product(shape)) * sizes.nominal(found.w.shape[1]),
     )
 
 

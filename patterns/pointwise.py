@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from recopt.cost import nominal
 from recopt.hosts.base import Array, Node, Value
 from recopt.ir import sizes
 from recopt.ir.rules import WIDTH
@@ -277,10 +276,10 @@ def _match(elements: Elements, outputs: Sequence[Value]) -> Spec:
 def _check_work(elements: Elements, groups: Iterable[Sequence[Form]]) -> None:
     """Raise TooLong where values that many elements share would be computed again for each: a reduction, mostly."""
     again = sum(
-        len(forms) * len(forms[0].lines) * nominal(sizes.product(a.size for a in forms[0].piece.axes))
+        len(forms) * len(forms[0].lines) * sizes.nominal(sizes.product(a.size for a in forms[0].piece.axes))
         for forms in groups
     )
-    once = sum(nominal(sizes.product(v.shape or ())) for node in elements.nodes for v in node.outputs)
+    once = sum(sizes.nominal(sizes.product(v.shape or ())) for node in elements.nodes for v in node.outputs)
     if again > MAX_AGAIN * once:
         raise TooLong("it would compute {:.0f} times as much as there is to compute", again / max(once, 1))
 

@@ -15,6 +15,7 @@ from . import cost
 from .errors import OptionError
 from .hosts.base import Array, Host
 from .hosts.onnx_contrib import FUSED
+from .ir import sizes
 from .lift import lift, table_of
 from .load import host_of, is_module
 from .match import No
@@ -184,8 +185,8 @@ def inspect(model: Any, example_inputs: Any = None) -> Inspection:
         blocks[::-1],
         dict(Counter(n.op for n in host.nodes if not all(host.is_constant(v) for v in n.outputs))),
         host.count_parameters(),
-        moved.bytes / cost.NOMINAL,
-        flops / cost.NOMINAL,
+        moved.bytes / sizes.NOMINAL,
+        flops / sizes.NOMINAL,
     )
 
 

@@ -22,6 +22,7 @@ def simplify_broadcasts(host: Host, context: Context, name: str) -> bool:
 
     before:  Where(c, x, Expand(0, Shape(x)));  Where(c [rows, 16, 1], x [rows, 16, 16], 0) for ort-cpu
     after:   Where(c, x, 0);  Where(Cast(MatMul(Cast(c), ones [1, 16])), x, 0)
+             or, of c = Unsqueeze(d), Where(Gather(falses and trues [2, 16], Cast(d)), x, 0)
 
     before:  Equal(i [rows, 8, 1], 0..13) for ort-cpu
     after:   Equal(MatMul(Cast(i), ones [1, 14]), 0..13 [8, 14])
@@ -39,10 +40,7 @@ def simplify_broadcasts(host: Host, context: Context, name: str) -> bool:
             continue
         with host.at(node):
             if columns is not None and args[0] is not None:
-                args[0] = _fill(host, args[0], columns)
-                args[0] = host.call(
-                    "Cast", args[:1], {"to": 9}, name=f"{out.name}_condition", shape=args[0].shape, dtype="bool"
-                )
+                args[0] = _condition(host, args[0], columns)
             elif labels is not None:
                 x, row = labels
                 args = [_fill(host, x, row.shape[-1]), host.share_constant(row, name="labels")]  # type: ignore[attr-defined]  # an ONNX host
@@ -117,6 +115,25 @@ def _labels(host: Host, node: Node) -> tuple[Value, Array] | None:
     if np.abs(labels.astype(np.float64)).max() >= EXACT:
         return None
     return x, np.broadcast_to(labels.reshape(-1).astype(np.float32), (shape[-2], labels.size))
+
+
+def _condition(host: Host, operand: Value, columns: int) -> Value:
+    """A condition [.., 1] with `columns` equal ones; of one that was unsqueezed two rows are looked up, which takes two
+    operators less and from 0.85 to 1.2 of the time of the product."""
+    name, shape = operand.name, (*(operand.shape or ())[:-1], columns)
+    before = _before(_before(operand, "Cast"), "Unsqueeze")
+    if before.shape == shape[:-1] and before.dtype == "bool":
+        ids = host.call("Cast", [before], {"to": 6}, name=f"{name}_numbers", shape=before.shape, dtype="int32")
+        rows = host.share_constant(np.repeat([[False], [True]], columns, 1), name="truths")  # type: ignore[attr-defined]  # an ONNX host
+        return host.call("Gather", [rows, ids], {"axis": 0}, name=f"{name}_filled", shape=shape, dtype="bool")
+    filled = _fill(host, operand, columns)
+    return host.call("Cast", [filled], {"to": 9}, name=f"{name}_condition", shape=shape, dtype="bool")
+
+
+def _before(value: Value, op: str) -> Value:
+    """What an operator changes the type or the shape of; the value where no such operator made it."""
+    found = value.node.args[0] if value.node is not None and value.node.op == op else None
+    return value if found is None or found.dtype != "bool" else found
 
 
 def _fill(host: Host, operand: Value, columns: int) -> Value:

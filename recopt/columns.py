@@ -13,7 +13,7 @@ from .hosts.base import Array, Host, Node, Value
 from .ir import tensor
 from .ir.sizes import Size
 from .layout.buckets import Bucket, buckets, cone
-from .layout.moves import shortest
+from .layout.moves import by_time, shortest
 from .layout.positions import MOST, Elements, Form, NotLayout, form_of, itself, of_term, through
 from .lower.columns import Columns, Fixed, Number, neutral
 from .relayout import Layouts, find, writes_in_place
@@ -61,6 +61,7 @@ class _Work:
     trees: dict[Node, Tree] = field(default_factory=dict)
     order: dict[Node, int] = field(default_factory=dict)
     done: set[Node] = field(default_factory=set)
+    fewer: int = 0  # nodes, once what is written now is
 
     def run(self) -> bool:
         self.order = {node: n for n, node in enumerate(self.host.nodes)}
@@ -241,7 +242,7 @@ class _Work:
             len(group) > 1
         ):  # operands' slices become results'
             return False
-        root = group[0].out
+        root, self.fewer = group[0].out, sum(t.nodes for t in group) - after
         if not self.context.allows(self.name, root.name):
             return False
         first = min((t.out for t in group), key=self.position).node
@@ -328,6 +329,8 @@ class _Work:
         plan = shortest(Elements(form, first.dtype, first.sources, np.zeros(where.size, np.int32), where))
         if plan is None:
             raise LowerError("columns that no layout operator gathers")
+        if self.context.target == "ort-cpu" and by_time(plan)[0] - plan.cost[0] > self.fewer:
+            raise LowerError("columns that take longer to gather than what is saved")
         return self.columns.gathered(plan, name)
 
 

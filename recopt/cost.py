@@ -30,11 +30,9 @@ from .hosts.base import Host, Node, Value
 from .ir import sizes
 from .ir.ranges import value_range
 from .ir.rules import WIDTH
-from .ir.sizes import Size
+from .ir.sizes import nominal
 from .ir.tensor import Tensor
 from .ir.term import Fn, Guard, Mono, walk
-
-NOMINAL = 256  # what a symbolic size counts as
 
 
 @dataclass(frozen=True)
@@ -85,13 +83,6 @@ class Cost:
 
 
 @lru_cache(maxsize=65536)
-def nominal(size: Size) -> float:
-    """A size with every symbol at the nominal batch."""
-    if isinstance(size, int):
-        return float(size)
-    return float(size.subs({s: NOMINAL for s in size.free_symbols}))
-
-
 def bytes_of(value: Value) -> float:
     """Bytes of a tensor."""
     if value.shape is None or value.dtype is None:

@@ -348,6 +348,18 @@ class Bilinear:
     steps: tuple[Step, ...] = ()
     name: str = "bilinear"
 
+    @property
+    def turned(self) -> View | None:
+        """The items as [.., h, t] where the last of the rows have the same ones, so that one product serves them all: q
+        [.., s, h] times these. None where each has its own."""
+        *rows, t, h = self.x.shape
+        if not rows or rows[-1] != 1 or self.q.shape[-2] == 1:
+            return None
+        shape, n = (*rows[:-1], t, h), len(rows) - 1
+        before = self.x.steps[:-1] if self.x.steps and isinstance(self.x.steps[-1], Reshape) else self.x.steps
+        steps = (*before, Reshape(shape), Permute((*range(n), n + 1, n)))
+        return View(self.x.value, (*rows[:-1], h, t), steps)
+
 
 @dataclass(frozen=True)
 class DotInteraction:

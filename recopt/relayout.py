@@ -13,7 +13,7 @@ from .hosts.base import Host, Node, Value
 from .ir.sizes import Size
 from .layout.memory import REGROUPS, VIEWS, copies, takes_apart
 from .layout.moves import Cost as PlanCost
-from .layout.moves import Cut, Join, Pad, Plan, Take, by_nodes, shape_after, shortest
+from .layout.moves import Cut, Join, Pad, Plan, Take, by_nodes, by_time, shape_after, shortest
 from .layout.moves_check import agrees
 from .layout.positions import CASTS, Elements, NotLayout, itself, of_term, through, uncast
 from .lower.columns import unchanged
@@ -149,8 +149,10 @@ class _Work:
 
     @property
     def cost(self) -> PlanCost:
-        """In torch views are free, and what copies is not."""
-        return by_nodes if self.host.dialect == "onnx" else lambda plan: (plan_copies(plan), plan.nodes, *plan.cost)
+        """In torch views are free, and what copies is not; in files each node counts, and for `ort-cpu` its time."""
+        if self.host.dialect == "onnx":
+            return by_time if self.context.target == "ort-cpu" else by_nodes
+        return lambda plan: (plan_copies(plan), plan.nodes, *plan.cost)
 
     def alone(self, root: Value) -> None:
         """Rewrite one root where that alone makes the graph smaller."""
@@ -240,8 +242,8 @@ class _Work:
         """Raises LowerError."""
         written = sum(lower.moves_written(self.host, c.plan, self.now) + (c.finish is not None) for c in choices)
         if self.host.dialect == "onnx":
-            slow = sum(c.plan.cost[0] - c.plan.nodes for c in choices)  # gathers that cost as much as several operators
-            return len(dead) - written - slow, len(dead) - written
+            slow = sum(self.cost(c.plan)[0] - c.plan.nodes for c in choices)  # gathers like several operators
+            return len(dead) - written - int(slow), len(dead) - written
         kernels = sum(plan_copies(c.plan) + (c.finish is not None and bool(c.plan.moves)) for c in choices)
         return sum(map(copies, dead)) - kernels, len(dead) - written
 

@@ -18,7 +18,6 @@ from .cost import (
     interaction_cost,
     linear_cost,
     nodes_cost,
-    nominal,
     norm_cost,
     product_flops,
     target_cost,
@@ -37,6 +36,7 @@ from .fused import (
     reading,
 )
 from .hosts.base import Array, Host, Node, Value
+from .ir import sizes
 from .ir.rules import FLOATS
 from .lift import lift
 from .lift.base import Lifted
@@ -216,7 +216,8 @@ def declines(host: Host, found: Match, saved: Cost, target: str) -> str | None:
     if isinstance(found.spec, Attention) and target == "cpu" and host.is_constant(found.spec.q.value):
         # 10 us more at batch 1, 0.9 to 1.3 of the time at 256 rows of 50 keys of 64, one to four queries.
         return "the model learned its queries, which a product with weights serves as well on a CPU"
-    if isinstance(found.spec, Gru) and target in ("portable", "ort-cpu") and nominal(found.spec.shape[0]) > FEW_ROWS:
+    gru = isinstance(found.spec, Gru) and target in ("portable", "ort-cpu")
+    if gru and sizes.nominal(found.spec.shape[0]) > FEW_ROWS:
         return "ONNX Runtime's GRU takes 1.2 to 1.3 times as long as the steps at the nominal batch"
     if isinstance(found.spec, Gru) and found.reference is not None:
         return None  # one operator for another, which runs torch's own where that is faster

@@ -253,7 +253,7 @@ def test_debug_says_more_at_each_level(capsys: pytest.CaptureFixture[str], monke
     assert texts[0] == ""
     assert "fuse-linear: 2 nodes" in texts[1] and "linear at relu1" not in texts[1]
     assert "linear at relu1" in texts[2]
-    assert "after 10-fuse-linear" in texts[4] and "after 10-fuse-linear" not in texts[3]
+    assert "-fuse-linear:" in texts[4] and "-fuse-linear:" not in texts[3]
     assert len(texts[1]) < len(texts[2]) <= len(texts[3]) < len(texts[4])
 
 

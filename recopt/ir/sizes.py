@@ -9,6 +9,7 @@ from typing import TypeAlias
 import sympy
 
 Size: TypeAlias = int | sympy.Expr
+NOMINAL = 256  # what a symbol counts as where alternatives are ranked
 
 
 @cache
@@ -84,3 +85,10 @@ def at_least(a: Size, b: Size) -> bool:
         difference.subs({s: sympy.Symbol(s.name, integer=True, nonnegative=True) + 1 for s in difference.free_symbols})
     )
     return shifted >= 0 if isinstance(shifted, int) else bool(shifted.is_nonnegative)
+
+
+def nominal(size: Size) -> float:
+    """A size with every symbol at the nominal batch."""
+    if isinstance(size, int):
+        return float(size)
+    return float(size.subs({s: NOMINAL for s in size.free_symbols}))

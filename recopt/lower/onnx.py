@@ -68,11 +68,15 @@ def linear(host: Writer, spec: Linear, target: str) -> Value:
 
 def bilinear(host: Writer, spec: Bilinear) -> Value:
     """Append the product of x with what q is projected to. Raises LowerError."""
-    x, q = view(host, spec.x, spec.name), view(host, spec.q, spec.name)
+    q = view(host, spec.q, spec.name)
     w = host.add_constant(spec.w.T, name=f"{spec.name}_weight")
     wide = (*spec.q.shape[:-1], len(spec.w))
     projected = host.call("MatMul", [q, w], {}, name=f"{spec.name}_q", shape=wide, dtype=spec.dtype)
-    column = reshape(host, projected, (*wide, 1), spec.name)
+    if spec.turned is not None:
+        operands = [projected, view(host, spec.turned, spec.name)]
+        y = host.call("MatMul", operands, {}, name=spec.name, shape=spec.shape, dtype=spec.dtype)
+        return apply(host, y, spec.steps, spec.name)
+    x, column = view(host, spec.x, spec.name), reshape(host, projected, (*wide, 1), spec.name)
     y = host.call("MatMul", [x, column], {}, name=spec.name, shape=(*spec.shape, 1), dtype=spec.dtype)
     return apply(host, reshape(host, y, spec.shape, spec.name), spec.steps, spec.name)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
+from itertools import groupby
 
 import numpy as np
 
@@ -15,28 +16,32 @@ from ..hosts.onnx import OnnxHost
 from ..hosts.types.onnx import element_code
 from ..ir.sizes import Size, product
 from .onnx import folded
-from .onnx_ids import alone, column, computed, flatter, given, ids_of, mask_of, plain, row_numbers, stored_rows
+from .onnx_ids import alone, column, computed, flatter, given, ids_of, mask_of, plain, row_numbers, single, stored_rows
 from .onnx_layout import END, apply, view
 from .onnx_writer import Writer
 
 # Tables of one width are not stacked under one Gather: with ids that must be refused as before it takes 0.8 to 1.4
 # times as long at the nominal batch (benchmarks/merged_tables.py), and every table would be written anew.
 MULTIPLIED = 4  # ids and columns from which a product of matrices takes 0.4 to 1.0 of the time of products and a sum
+JOINT = 200  # numbers of a row for each of several bags that are quicker to copy than a reduction: 20 us of 256 rows
 POOLS = {"sum": "ReduceSum", "mean": "ReduceMean", "max": "ReduceMax"}
 
 
 def embedding_bags(host: Writer, spec: EmbeddingBags, target: str) -> Value:
     """Append the nodes of `spec` at the host's insertion point and return its value. Raises LowerError."""
-    spec = _plain(host, spec)
+    spec = single(_plain(host, spec))
     write = _function if target == "recopt" else _nodes
     return apply(host, write(host, spec), spec.steps, spec.name)
 
 
 def multiplied(bag: Bag) -> bool:
     """Whether a bag is written as a product of matrices."""
-    weighed = bag.weights or bag.mask or bag.live or bag.lengths or bag.below or bag.pad is not None
-    fixed = bag.pool == "sum" and bag.offsets is None and bool(weighed)
+    fixed = bag.pool == "sum" and bag.offsets is None and _is_weighed(bag)
     return fixed and min(bag.count, bag.columns) >= MULTIPLIED
+
+
+def _is_weighed(bag: Bag) -> bool:
+    return bool(bag.weights or bag.mask or bag.live or bag.lengths or bag.below or bag.pad is not None)
 
 
 def _plain(host: Writer, spec: EmbeddingBags) -> EmbeddingBags:
@@ -156,13 +161,46 @@ def _side_by_side(host: Writer | OnnxHost, spec: EmbeddingBags, values: Mapping[
     if _is_of_columns(spec):
         return _beside(host, spec, values)
     pieces = []
-    for piece in spec.pieces:
-        terms = [_bag(host, spec, t, values) if isinstance(t, Bag) else values[t] for t in piece]
-        pieces.append(_sum(host, spec, terms))
+    for alike, group in groupby(spec.pieces, _alike):
+        found = list(group)
+        if alike is not None and len(found) > 1 and _row(found) <= JOINT * len(found):
+            pieces.append(_joint(host, spec, found, values))
+            continue
+        for piece in found:
+            terms = [_bag(host, spec, t, values) if isinstance(t, Bag) else values[t] for t in piece]
+            pieces.append(_sum(host, spec, terms))
     if len(pieces) == 1:
         return pieces[0]
     axis = {"axis": len(spec.shape) - 1}
     return host.call("Concat", pieces, axis, name=spec.name, shape=spec.shape, dtype=spec.dtype)
+
+
+Piece = tuple[Bag | View | Again, ...]
+
+
+def _alike(piece: Piece) -> Hashable:
+    """What pieces have in common whose rows are pooled alike and all count; None of others."""
+    bag = piece[0]
+    if len(piece) > 1 or not isinstance(bag, Bag) or bag.pool not in POOLS or bag.offsets is not None:
+        return None
+    plainly = not _is_weighed(bag) and bag.div is None and bag.factor == 1
+    return (bag.pool, bag.ids.shape) if plainly else None
+
+
+def _row(pieces: Sequence[Piece]) -> int:
+    """Numbers that are pooled for a row of the result."""
+    return sum(bag.count * bag.columns for piece in pieces for bag in piece if isinstance(bag, Bag))
+
+
+def _joint(
+    host: Writer | OnnxHost, spec: EmbeddingBags, pieces: Sequence[Piece], values: Mapping[View | Again, Value]
+) -> Value:
+    """Rows side by side, pooled as one."""
+    nodes = [_Nodes(host, spec, bag, values) for piece in pieces for bag in piece if isinstance(bag, Bag)]
+    first, width = nodes[0], sum(n.bag.columns for n in nodes)
+    shape, axis = (*first.bag.ids.shape, width), len(first.rows)
+    rows = first.call("Concat", [n.rows_of_all() for n in nodes], shape, axis=axis + 1)
+    return first.reduce(POOLS[first.bag.pool], rows, axis, (*first.rows, width))
 
 
 def _sum(host: Writer | OnnxHost, spec: EmbeddingBags, terms: Sequence[Value]) -> Value:
@@ -260,14 +298,14 @@ class _Nodes:
         if kept is not None and multiplied(self.bag):
             total = self._times(self._product(kept, shape))
         else:
-            total = self._times(self._reduce(POOLS[self.bag.pool], self._weighted(kept), axis, shape))
+            total = self._times(self.reduce(POOLS[self.bag.pool], self._weighted(kept), axis, shape))
         if self.bag.div is None:
             return total
         if self.bag.over is not None:
             return self._divided(total, None)
         if kept is None:
             return self.call("Div", [total, self.constant(self._over(float(self.bag.count)), self.dtype)], shape)
-        return self._divided(total, self._reduce("ReduceSum", kept, axis, self.rows))
+        return self._divided(total, self.reduce("ReduceSum", kept, axis, self.rows))
 
     def _product(self, kept: Value, shape: tuple[Size, ...]) -> Value:
         """The sum of rows times weights, as a product of matrices [1, L] x [L, D]."""
@@ -280,11 +318,11 @@ class _Nodes:
         rows, live, axis = self._weighted(self._weights()), self._live(), len(self.rows)
         shape = (*self.rows, self._width)
         if live is None:
-            return self._reduce("ReduceMax", rows, axis, shape)
-        found = self._reduce("ReduceMax", self._or_lowest(rows, live), axis, shape)
+            return self.reduce("ReduceMax", rows, axis, shape)
+        found = self.reduce("ReduceMax", self._or_lowest(rows, live), axis, shape)
         if self.bag.least or self.bag.otherwise == float("-inf"):
             return found
-        counted = self._reduce("ReduceMax", self.cast(live, self.dtype), axis, self.rows)
+        counted = self.reduce("ReduceMax", self.cast(live, self.dtype), axis, self.rows)
         return self._unless_empty(found, self.cast(counted, "bool"))
 
     def _or_lowest(self, rows: Value, live: Value) -> Value:
@@ -351,13 +389,13 @@ class _Nodes:
         lengths = self._unsqueezed(self.call("Sub", [ends, starts], None, "int64"))
         flat = self.call("Concat", [self.call("Reshape", [lengths, self.constant([-1])], None, "int64"),
                                     self.constant([0])], None, "int64", axis=0)  # fmt: skip
-        longest = self._reduce("ReduceMax", flat, 0, ())
+        longest = self.reduce("ReduceMax", flat, 0, ())
         places = self.call("Range", [self.constant(0), longest, self.constant(1)], None, "int64")
         inside = self.call("Less", [places, lengths], None, "bool")
         at = self.call("Add", [self._unsqueezed(starts), places], None, "int64")
         at = self.call("Where", [inside, at, self.constant(0)], None, "int64")
         wide = self.call("Gather", [rows, at], None, axis=0)
-        found = self._reduce("ReduceMax", self._or_lowest(wide, inside), 1, (*self.rows, self._width))
+        found = self.reduce("ReduceMax", self._or_lowest(wide, inside), 1, (*self.rows, self._width))
         if self.bag.otherwise == float("-inf"):
             return found
         if live is not None:
@@ -365,7 +403,7 @@ class _Nodes:
         # one that does not count behind each bag, so that none is empty
         none = self.call("Expand", [self.constant([[0]]), self.call("Shape", [lengths], (2,), "int64")], None, "int64")
         counts = self.call("Concat", [self.cast(inside, "int64"), none], None, "int64", axis=1)
-        return self._unless_empty(found, self.cast(self._reduce("ReduceMax", counts, 1, self.rows), "bool"))
+        return self._unless_empty(found, self.cast(self.reduce("ReduceMax", counts, 1, self.rows), "bool"))
 
     @property
     def _width(self) -> int:
@@ -453,7 +491,7 @@ class _Nodes:
         assert self.bag.div is not None
         return max(count, self.bag.div[0]) + self.bag.div[1]
 
-    def _reduce(self, op: str, x: Value, axis: int, shape: tuple[Size, ...]) -> Value:
+    def reduce(self, op: str, x: Value, axis: int, shape: tuple[Size, ...]) -> Value:
         if self.host.opset >= 18 or (op == "ReduceSum" and self.host.opset >= 13):
             return self.call(op, [x, self.constant([axis])], shape, x.dtype or self.dtype, keepdims=0)
         return self.call(op, [x], shape, x.dtype or self.dtype, keepdims=0, axes=[axis])

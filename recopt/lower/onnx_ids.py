@@ -8,7 +8,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..cost import nominal
 from ..fused import Again, Bag, EmbeddingBags, Reshape, Slice, Stored, View
 from ..hosts.base import Value
 from ..hosts.onnx import OnnxHost
@@ -46,12 +45,39 @@ def flatter(item: View) -> View:
     return View(item.value, rows, (*kept, Reshape(rows)))
 
 
+def single(spec: EmbeddingBags) -> EmbeddingBags:
+    """`spec` with columns that lose their dimension at once where a matrix has others too: of one whose columns are all
+    read ONNX Runtime makes a Split, whose outputs keep it."""
+    read: dict[Value, dict[View, int]] = {}
+    for bag in spec.bags:
+        if _is_cut(bag):
+            read.setdefault(bag.ids.value, {})[bag.ids] = bag.ids.steps[0].dim  # type: ignore[union-attr]  # a Slice
+
+    def term(item: Bag | View | Again) -> Bag | View | Again:
+        columns = read.get(item.ids.value, {}) if isinstance(item, Bag) and _is_cut(item) else {}
+        if not isinstance(item, Bag) or not columns:
+            return item
+        shape = item.ids.value.shape
+        if shape is None or shape[columns[item.ids]] == len(columns):
+            return item
+        return replace(item, ids=replace(item.ids, steps=(*item.ids.steps, Reshape(item.ids.shape))))
+
+    return replace(spec, pieces=tuple(tuple(map(term, piece)) for piece in spec.pieces))
+
+
+def _is_cut(bag: Bag) -> bool:
+    return bag.pool == "row" and bag.count == 1 and not alone(bag)
+
+
 def column(host: Writer | OnnxHost, item: View, name: str) -> Value:
     """The value of a view; a column of a matrix by a Gather of its number, which takes two thirds of a Slice's time."""
-    step = item.steps[0] if len(item.steps) == 1 else None
-    if not isinstance(step, Slice) or item.shape[step.dim] != 1:
+    step, *rest = item.steps or (None,)
+    if not isinstance(step, Slice) or sizes.add(step.stop, -step.start) != 1 or item.value.shape is None:
         return view(host, item, name)
-    place = host.share_constant(np.array([step.start]), name=f"{name}_column")
+    before, after = item.value.shape[: step.dim], item.value.shape[step.dim + 1 :]
+    if rest not in ([], [Reshape((*before, *after))]):
+        return view(host, item, name)
+    place = host.share_constant(np.array(step.start if rest else [step.start]), name=f"{name}_column")
     return host.call(
         "Gather", [item.value, place], {"axis": step.dim}, name=name, shape=item.shape, dtype=item.value.dtype
     )
@@ -67,8 +93,12 @@ def given(spec: EmbeddingBags) -> dict[Bag, View]:
     found = {bag: ids_of(bag) for bag in spec.bags}
     for (value, _, _), bags in groups.items():
         read = dict.fromkeys(bag.ids for bag in bags)
-        whole = 0.0 if value.shape is None else nominal(product(value.shape))
-        if value.shape is not None and len(read) > 1 and 2 * sum(nominal(product(v.shape)) for v in read) >= whole:
+        whole = 0.0 if value.shape is None else sizes.nominal(product(value.shape))
+        if (
+            value.shape is not None
+            and len(read) > 1
+            and 2 * sum(sizes.nominal(product(v.shape)) for v in read) >= whole
+        ):
             found |= dict.fromkeys(bags, View(value, value.shape))
     return found
 

@@ -66,6 +66,10 @@ def bilinear(host: FxHost, spec: Bilinear) -> Value:
         q = layout(host, spec.q.value, spec.q.steps, f"{spec.name}_q")
         w = host.add_constant(spec.w, name=f"{spec.name}_weight")
         projected = host.call(LINEAR, (q, w, None, "h", []), name=f"{spec.name}_q", like=spec.q.value)
+        if (turned := spec.turned) is not None:
+            items = layout(host, turned.value, turned.steps, f"{spec.name}_x")
+            y = host.call("aten.matmul.default", (projected, items), name=spec.name, like=spec.x.value)
+            return layout(host, y, spec.steps, spec.name)
         column = layout(host, projected, (Reshape((*spec.q.shape[:-1], len(spec.w), 1)),), spec.name)
         x = layout(host, spec.x.value, spec.x.steps, f"{spec.name}_x")
         y = host.call("aten.matmul.default", (x, column), name=spec.name, like=spec.x.value)

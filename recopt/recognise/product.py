@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..cost import nominal
 from ..hosts.base import Value
 from ..ir import sizes
 from ..ir.normal import add, add_all, guard, mul, normal_mono, scale, substitute, sum_over
@@ -129,7 +128,7 @@ def composed(lifted: Lifted, found: Product, product: Poly) -> tuple[Product, Po
         inner = {p.x.atom.leaf for p in found.contractions if isinstance(p.x.atom, Read)}
         layers = [lifted.definition[v].body for v in inner if isinstance(v, Value) and v in lifted.definition]
         axes = [_weight_axes(lifted, m) for body in layers for m in body.monos]
-        before = _work(lifted, found) + sum(nominal(sizes.product(a.size for a in own)) for own in axes)
+        before = _work(lifted, found) + sum(sizes.nominal(sizes.product(a.size for a in own)) for own in axes)
         if whole is None or _work(lifted, whole) > before:
             return found, product
         found, product = whole, deeper
@@ -142,13 +141,13 @@ def _work(lifted: Lifted, found: Product) -> float:
     for part in found.contractions:
         atom = part.x.atom
         key = atom.leaf if isinstance(atom, Read) else part.x
-        widths.setdefault(key, []).append(nominal(sizes.product(a.size for a in part.inner)))
+        widths.setdefault(key, []).append(sizes.nominal(sizes.product(a.size for a in part.inner)))
     rows = set(found.rows)
     total = 0.0
     for leaf, own in widths.items():
         reads = [p.x.atom for p in found.contractions if isinstance(p.x.atom, Read) and p.x.atom.leaf is leaf]
         whole = [
-            nominal(
+            sizes.nominal(
                 sizes.product(
                     e for e, p in zip(lifted.term[leaf].shape, a.index, strict=True) if not p.axes_read & rows
                 )
@@ -157,7 +156,7 @@ def _work(lifted: Lifted, found: Product) -> float:
             if isinstance(leaf, Value)
         ]
         total += min([sum(own), *whole])
-    return total * nominal(sizes.product(a.size for a in found.columns))
+    return total * sizes.nominal(sizes.product(a.size for a in found.columns))
 
 
 def _weight_axes(lifted: Lifted, mono: Mono) -> set[Axis]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,9 @@ import pytest
 import torch
 from spellings.export import BATCH, run_onnx, to_onnx, to_program
 from spellings.lookups import LOOKUPS, NEAR_MISSES, Lookup
+from torch import Tensor
+from torch.nn.functional import embedding as E
+from torch.testing import assert_close
 
 import recopt
 from recopt.hosts.base import Node
@@ -117,6 +121,49 @@ def test_near_misses(name: str) -> None:
     if case.reason:
         reasons = [r.reason for r in result.report.refusals if r.pattern == "embedding-bags"]
         assert any(case.reason in reason for reason in reasons), reasons
+
+
+class Small(torch.nn.Module):
+    """Lookups of a few numbers, of which small operators are the cost."""
+
+    def __init__(self, read: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.read = read
+        first, second = torch.randn(2, 50, 6, generator=torch.Generator().manual_seed(0))
+        self.first, self.second = torch.nn.Parameter(first), torch.nn.Parameter(second)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.read(ids, self.first, self.second)
+
+
+QUICK: dict[str, tuple[Callable[[Tensor, Tensor, Tensor], Tensor], str]] = {
+    # one reduction of both
+    "bags": (lambda i, a, b: torch.cat([E(i, a).sum(1), E(i, b).sum(1)], 1), "Concat Gather Gather ReduceSum"),
+    # of three columns: no dimension that has to go
+    "columns": (lambda i, a, b: torch.cat([E(i[:, 0], a), E(i[:, 2], b)], 1), "Concat Gather Gather Gather Gather"),
+    # no gather of single numbers
+    "turned": (
+        lambda i, a, b: torch.stack([E(i[:, 0], a), E(i[:, 2], b), E(i[:, 0], b)], -1),
+        "Concat Gather Gather Gather Gather Gather Reshape Transpose",
+    ),
+    # no condition that ONNX Runtime broadcasts slowly, and no product for it
+    "masked": (
+        lambda i, a, b: E(i, a).masked_fill((i == 0)[..., None], -1e9).amax(1),
+        "Cast Equal Gather Gather ReduceMax Where",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_small_lookups_on_a_cpu(name: str) -> None:
+    read, nodes = QUICK[name]
+    model, ids = Small(read).eval(), torch.randint(0, 50, (BATCH, 3), generator=torch.Generator().manual_seed(0))
+    ids[0] = 0
+    result = recopt.optimize(onnx.load_from_string(to_onnx(model, (ids,), dynamo=False)), target="ort-cpu")
+    assert sorted(n.op for n in result.host.nodes) == nodes.split()
+    for batch in (BATCH, 1, 0):
+        (found,) = run_onnx(result.to_proto().SerializeToString(), (ids[:batch],))
+        assert_close(torch.from_numpy(found), model(ids[:batch]).detach())
 
 
 class Long(torch.nn.Module):

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 import recopt
-from recopt.cost import NOMINAL, product_flops
+from recopt.cost import product_flops
 from recopt.hosts.fx import FxHost
+from recopt.ir.sizes import NOMINAL
 from recopt.lift import lift
 
 
