@@ -157,6 +157,8 @@ class _Leaves:
     def _array(self, value: Value) -> Array:
         if self.lifted.host.is_constant(value):
             return self.lifted.host.constant(value)
+        if value in self.lifted.vanished:  # these arrays are finite
+            return evaluate(self.lifted.vanished[value], self, self.symbols)
         t = self.lifted.term[value]
         if value.dtype not in FLOATS and value in self.lifted.definition:
             computed = self.lifted.definition[value]

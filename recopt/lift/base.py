@@ -35,10 +35,18 @@ class Opaque(Exception):
     """Raised by a table function that cannot state the meaning of this call; its text says why."""
 
 
+class Vanished(Opaque):
+    """Raised for arithmetic on floats of which no data is left (x * 0, x - x): `result` where x is finite, else NaN."""
+
+    def __init__(self, result: Tensor) -> None:
+        super().__init__("a number, but of NaN and infinity")
+        self.result = result
+
+
 def kept(result: Tensor, operands: Iterable[Tensor]) -> Tensor:
-    """What arithmetic on floats gives. Raises Opaque where no data is left of it (x * 0, x - x): of some it is NaN."""
+    """What arithmetic on floats gives. Raises Vanished."""
     if result.dtype in FLOATS and not result.body.leaves and any(t.body.leaves for t in operands):
-        raise Opaque("a number, but of NaN and infinity")
+        raise Vanished(result)
     return result
 
 
@@ -129,6 +137,7 @@ class Lifted:
         self.term: dict[Value, Tensor] = {}
         self.definition: dict[Value, Tensor] = {}
         self.opaque: dict[Node, str] = {}
+        self.vanished: dict[Value, Tensor] = {}  # numbers, but of NaN and infinity
         self.items: dict[Value, Items] = {}  # sequences
         self.order: dict[Value, int] = {}
         self.notes: dict[Hashable, object] = {}  # what patterns found out about this graph, under keys of their own
@@ -191,6 +200,8 @@ class Lifted:
                 self.opaque[node] = "its term is too large"
         except (Opaque, ShapeError) as why:
             self.opaque[node] = str(why)
+            if isinstance(why, Vanished):
+                self.vanished[node.outputs[0]] = why.result
         for n, value in enumerate(node.outputs):
             result = results[n] if results is not None and n < len(results) else None
             if isinstance(result, Items):

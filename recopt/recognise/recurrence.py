@@ -202,7 +202,8 @@ def _opened(lifted: Lifted, value: Value, before: Value | None, stop: frozenset[
     while pending and len(own) < MAX_OPENED:
         u = max(pending, key=lambda v: lifted.order.get(v, 0))
         pending.remove(u)
-        t = lifted.local(u)
+        # A product with a first state of zeros: the step that takes its place computes it too, NaN and all.
+        t = lifted.vanished.get(u) or lifted.local(u)
         if t is not None:
             own[u] = t
             read_there = ((a, moves(a)) for a in walk(t.body))
