@@ -146,6 +146,8 @@ def _bucket(lifted: Lifted, value: Value, seen: _Whole) -> Bucket:
     t = seen.term[value]
     x = seen.data(t.body)
     assert isinstance(x.leaf, Value)
+    if not set().union(*(p.axes_read for p in x.index)) <= {a for d in t.dims for a in d}:
+        raise NoStep  # it counts several elements
     constants = _thresholds(lifted, t.body, x)
     if not 0 < constants.size <= MOST:
         raise NoStep
