@@ -18,7 +18,7 @@ POINTWISE = frozenset(
     Softplus Min Max Where Equal Greater Less GreaterOrEqual LessOrEqual And Or Not Xor BitShift BitwiseAnd BitwiseOr
     BitwiseXor BitwiseNot Cast IsNaN IsInf Clip""".split()
 )
-PACKED = ("Min", "Max", "Clip", "Sign")  # see `same_anywhere`
+PACKED = ("Min", "Max", "Clip", "Relu", "Sign")  # see `same_anywhere`
 LAYOUT = ("Cast", "Slice", "Gather", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "Flatten", "Expand", "Split")
 COMPARED_WHOLE = 12  # opset from which there are comparisons for "or equal"
 SUMS_BY_INPUT = 13  # opset from which the axes of a sum are an input
@@ -26,10 +26,10 @@ SUMS_BY_INPUT = 13  # opset from which the axes of a sum are an input
 
 def same_anywhere(host: Host | Writer, node: Node) -> bool:
     """Whether ONNX Runtime's answer for an element does not depend on how many lie beside it, so that operators may be
-    written over more of them. 1.31 takes int64 in pairs to Min, Max, Clip and Sign and compares their low halves with
-    signs (of 2**31 and 0, 2**31 is the smaller), the last one of an odd number rightly; numbers that int32 holds are
-    right everywhere. A power of whole numbers is a product where the exponent is 2 or 3, and float64's where there are
-    several exponents. (Of floats, functions such as log end in one ulp more or less.)"""
+    written over more of them. 1.31 takes int64 in pairs to Min, Max, Clip, Relu and Sign and compares their low halves
+    with signs (of 2**31 and 0, 2**31 is the smaller), the last one of an odd number rightly; numbers that int32 holds
+    are right everywhere. A power of whole numbers is a product where the exponent is 2 or 3, and float64's where there
+    are several exponents. (Of floats, functions such as log end in one ulp more or less.)"""
     if node.op == "Pow":
         return "float" in str(node.args[0].dtype)
     if node.op not in PACKED or node.outputs[0].dtype not in ("int64", "uint64"):
