@@ -8,7 +8,7 @@ import numpy as np
 from .hosts.base import Array, Host, Node, Value
 from .ir.sizes import Size
 from .lift.base import Lifted
-from .lower.onnx_columns import POINTWISE
+from .lower.onnx_columns import POINTWISE, same_anywhere
 from .report import Rewrite
 from .rewrite import Context
 
@@ -31,7 +31,7 @@ def simplify_broadcasts(host: Host, context: Context, name: str) -> bool:
         return False
     changed, lifted = False, context.terms_of(host)
     for node in [n for n in host.nodes if n.op in POINTWISE and len(n.args) > 1 and not n.opaque]:
-        args = _unexpanded(lifted, node)
+        args = _unexpanded(lifted, node) if same_anywhere(host, node) else list(node.args)
         columns = _narrow(lifted, node) if context.target == "ort-cpu" else None
         labels = _labels(host, node) if context.target == "ort-cpu" else None
         out = node.outputs[0]

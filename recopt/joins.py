@@ -8,7 +8,7 @@ import numpy as np
 
 from .hosts.base import Array, Host, Node, Value
 from .ir.sizes import Size
-from .lower.onnx_columns import POINTWISE
+from .lower.onnx_columns import POINTWISE, same_anywhere
 from .report import Rewrite
 from .rewrite import Context
 
@@ -64,6 +64,8 @@ def _piece(host: Host, value: Value | None) -> Piece | None:
         node = node.args[0].node
     out = node.outputs[0]
     if node.op not in POINTWISE or len(node.args) != 2 or len(host.users(out)) != 1 or host.is_output(out):
+        return None
+    if node.op == "Clip" or not same_anywhere(host, node):  # a Clip's bound is one number
         return None
     data = [n for n, arg in enumerate(node.args) if arg is not None and not host.is_constant(arg)]
     if len(data) != 1 or node.args[data[0]].shape != out.shape:

@@ -33,6 +33,8 @@ FORMS: dict[str, Callable[[Tensor], Tensor]] = {
 NEAR_MISSES: dict[str, Callable[[Tensor], Tensor]] = {
     "edges of their own for each column": lambda x: (x.unsqueeze(-1) > EDGES[:6, None] + SOME).sum(-1),
     "edges that are data": lambda x: (x.unsqueeze(-1) > x[:, None, :3]).sum(-1),
+    "several elements are counted": lambda x: (x > 0).long().sum(1, keepdim=True),
+    "counts of eight bits": lambda x: (x > 0).to(torch.uint8) + (x > 1).to(torch.uint8),
     "rises and falls": lambda x: (x > 0).long() - (x > 1).long(),
     "above at one edge and not at another": lambda x: (x > 0).long() + (x >= 1).long(),
     "data counts too": lambda x: (x > 0).long() + x.long(),

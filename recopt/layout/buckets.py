@@ -44,14 +44,14 @@ class Bucket:
 
 
 def buckets(lifted: Lifted, moved: Collection[Value] = ()) -> dict[Value, Bucket]:
-    """The step functions of a graph whose results are integers, the last of each chain; those apart that only re-read
-    others (`moved`)."""
+    """The step functions of a graph whose results are integers that hold any count, the last of each chain; those apart
+    that only re-read others (`moved`)."""
     seen = _Whole(lifted)
     values = [v for node in lifted.host.nodes for v in node.outputs if seen.follow(v)]
     found: dict[Value, Bucket] = {}
     inside: set[Node] = set()
     for value in reversed(values):
-        if value in moved or value.node in inside or "int" not in str(value.dtype):
+        if value in moved or value.node in inside or value.dtype not in ("int32", "int64"):
             continue
         try:
             found[value] = _bucket(lifted, value, seen)
@@ -146,6 +146,8 @@ def _bucket(lifted: Lifted, value: Value, seen: _Whole) -> Bucket:
     t = seen.term[value]
     x = seen.data(t.body)
     assert isinstance(x.leaf, Value)
+    if not set().union(*(p.axes_read for p in x.index)) <= {a for d in t.dims for a in d}:
+        raise NoStep  # it counts several elements
     constants = _thresholds(lifted, t.body, x)
     if not 0 < constants.size <= MOST:
         raise NoStep

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..errors import LowerError
-from ..hosts.base import Array, Node, Value
+from ..hosts.base import Array, Host, Node, Value
 from ..ir.sizes import Size
 from ..layout.moves import Plan
 from .columns import Argument, Number
@@ -19,8 +18,41 @@ POINTWISE = frozenset(
     Softplus Min Max Where Equal Greater Less GreaterOrEqual LessOrEqual And Or Not Xor BitShift BitwiseAnd BitwiseOr
     BitwiseXor BitwiseNot Cast IsNaN IsInf Clip""".split()
 )
+PACKED = ("Min", "Max", "Clip", "Relu", "Sign")  # see `same_anywhere`
+LAYOUT = ("Cast", "Slice", "Gather", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "Flatten", "Expand", "Split")
 COMPARED_WHOLE = 12  # opset from which there are comparisons for "or equal"
 SUMS_BY_INPUT = 13  # opset from which the axes of a sum are an input
+
+
+def same_anywhere(host: Host | Writer, node: Node) -> bool:
+    """Whether ONNX Runtime's answer for an element does not depend on how many lie beside it, so that operators may be
+    written over more of them. 1.31 takes int64 in pairs to Min, Max, Clip, Relu and Sign and compares their low halves
+    with signs (of 2**31 and 0, 2**31 is the smaller), the last one of an odd number rightly; numbers that int32 holds
+    are right everywhere. A power of whole numbers is a product where the exponent is 2 or 3, and float64's where there
+    are several exponents. (Of floats, functions such as log end in one ulp more or less.)"""
+    if node.op == "Pow":
+        return "float" in str(node.args[0].dtype)
+    if node.op not in PACKED or node.outputs[0].dtype not in ("int64", "uint64"):
+        return True
+    return all(arg is None or _in_int32(host, arg) for arg in node.args)
+
+
+def _in_int32(host: Host | Writer, value: Value) -> bool:
+    """Whether all elements of whole numbers are known to be ones of int32, for any input."""
+    while not host.is_constant(value):
+        node = value.node
+        if value.dtype in ("bool", "int8", "uint8", "int16", "uint16", "int32"):
+            return True
+        if node is None or node.opaque or value.dtype != "int64":
+            return False
+        if node.op == "Mod":
+            return host.is_constant(node.args[1]) and _in_int32(host, node.args[1])
+        bounds = node.args[1:] if node.op == "Clip" else ()
+        if node.op not in (*LAYOUT, "Clip") or not all(b is None or _in_int32(host, b) for b in bounds):
+            return False
+        value = node.args[0]
+    held = host.constant(value)
+    return held.dtype.kind in "biu" and bool(((held >= -(2**31)) & (held < 2**31)).all())
 
 
 class OnnxColumns:
@@ -33,7 +65,7 @@ class OnnxColumns:
         self.host = host
 
     def stacks(self, node: Node) -> bool:
-        return node.op in POINTWISE
+        return node.op in POINTWISE and same_anywhere(self.host, node)
 
     def spreads(self, node: Node) -> bool:
         return False
@@ -74,12 +106,10 @@ class OnnxColumns:
 
     def _clip(self, node: Node, args: Sequence[object], shape: tuple[Size, ...], name: str) -> Value:
         """A Clip's bounds are numbers; columns of their own take Max and Min, with the bound first: of two zeros they
-        give the second, as Clip gives x. Raises LowerError."""
+        give the second, as Clip gives x."""
         out = node.outputs[0]
         held = [a if a is None or isinstance(a, Value) else self.constant(np.array(a, out.dtype), name) for a in args]
         if any(isinstance(a, Value) for a in args[1:]):
-            if out.dtype == "int64":  # of 2**31 and 0, ONNX Runtime 1.31 says that 2**31 is the smaller
-                raise LowerError("Max and Min of int64 are not exact")
             steps = [(op, [bound]) for op, bound in zip(("Max", "Min"), held[1:], strict=False) if bound is not None]
         else:
             steps = [("Clip", [])]
