@@ -174,6 +174,7 @@ def test_one_call_of_c(machine: str, monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.skip(f"the processor is {has}")
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: machine)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(cpu, "THREAD", 1)
     cpu._compiled.cache_clear()
     if cpu._compiled(DEEP) is None:
         pytest.skip("no compiler")
