@@ -91,14 +91,15 @@ class _Run:
             self.inputs,
             self.example,
         )
-        for n, module in enumerate(self.options.modules):
-            if exact and is_lossy(module):
-                continue
-            with self.timed(module.name), _uncollected():
-                module.run(host, context)
-            if not quiet:
-                _dump(host, f"{n + 1:02d}-{module.name}")
-                _say(1, f"{module.name}: {host.count_nodes()} nodes, {self.timings[module.name]:.3f} s")
+        with _uncollected():
+            for n, module in enumerate(self.options.modules):
+                if exact and is_lossy(module):
+                    continue
+                with self.timed(module.name):
+                    module.run(host, context)
+                if not quiet:
+                    _dump(host, f"{n + 1:02d}-{module.name}")
+                    _say(1, f"{module.name}: {host.count_nodes()} nodes, {self.timings[module.name]:.3f} s")
         if self.options.proves("shapes"):
             with self.timed("check"):
                 host.check()

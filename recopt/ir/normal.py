@@ -333,11 +333,12 @@ def substitute(term: Poly, axes: Mapping[Axis, Poly], atoms: Rebuild | None = No
 class _Substitution:
     def __init__(self, axes: Mapping[Axis, Poly], atoms: Rebuild | None) -> None:
         self.axes, self.atoms = axes, atoms
+        self.replaced = frozenset(axes)
         self.memo: dict[Interned, Poly] = {}
 
     def keeps(self, term: Interned) -> bool:
         """Whether nothing in `term` is replaced, as far as can be seen at once."""
-        return self.axes.keys().isdisjoint(term.axes_read) and (self.atoms is None or not term.leaves)
+        return self.replaced.isdisjoint(term.axes_read) and (self.atoms is None or not term.leaves)
 
     def poly(self, term: Poly) -> Poly:
         if self.keeps(term):
@@ -380,8 +381,6 @@ class _Substitution:
         return found if found.dtype == dtype else raw_poly(found.monos, dtype)
 
     def build(self, atom: Atom) -> Poly:
-        from .rules import fn  # rules build on terms, and substitution must apply them again
-
         result: Poly
         if self.keeps(atom):
             return single(atom, atom.dtype)
@@ -390,6 +389,8 @@ class _Substitution:
         elif isinstance(atom, Read):
             result = read(atom.leaf, [self.poly(p) for p in atom.index], atom.dtype)
         elif isinstance(atom, Fn):
+            from .rules import fn  # rules build on terms, and substitution must apply them again
+
             result = fn(atom.name, [self.poly(p) for p in atom.args], atom.dtype, atom.attrs)
         elif isinstance(atom, Guard):
             result = guard(self.poly(atom.index), atom.lo, atom.hi)

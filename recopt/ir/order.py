@@ -9,6 +9,8 @@ from itertools import count
 from . import sizes
 from .term import Atom, Axis, Coord, Fn, Guard, Interned, Poly, Read, Reduce, axis, coord, depth, times
 
+_NAMES = re.compile(r"(?<![\w.])[ir][0-9]+(?![\w.\[])")  # of axes: whole words that are no leaf's name
+
 
 def read_jointly(outer: Axis, inner: Axis, term: Interned) -> bool:
     """Whether `term` reads `outer` and `inner` only through outer*size(inner) + inner."""
@@ -74,5 +76,4 @@ def bound_order(bound: Iterable[Axis], terms: Iterable[Interned]) -> list[Axis]:
 def _blinding(axes: Sequence[Axis]) -> Callable[[Interned], str]:
     """Texts of terms in which `axes` are named by their sizes alone."""
     names = {a.name: f"_{a.size}_" for a in axes}
-    found = re.compile(rf"(?<![\w.])(?:{'|'.join(names)})(?![\w.\[])")  # whole words that are no leaf's name
-    return lambda term: found.sub(lambda m: names[m[0]], term.text)
+    return lambda term: _NAMES.sub(lambda m: names.get(m[0], m[0]), term.text)

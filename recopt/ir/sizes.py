@@ -87,6 +87,7 @@ def at_least(a: Size, b: Size) -> bool:
     return shifted >= 0 if isinstance(shifted, int) else bool(shifted.is_nonnegative)
 
 
+@lru_cache(maxsize=65536)
 def nominal(size: Size) -> float:
     """A size with every symbol at the nominal batch."""
     if isinstance(size, int):

@@ -16,9 +16,8 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from dataclasses import dataclass
 from itertools import count
-from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import sympy
 
@@ -40,8 +39,7 @@ class Leaf(Protocol):
     def name(self) -> str: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Axis:
+class Axis(NamedTuple):  # hashed a thousand times for each node of a graph: a dataclass would do it in Python
     """An index variable 0..size-1. Ids: fresh ones are large, canonical free ones count from 0, bound ones are
     negative."""
 
@@ -79,19 +77,23 @@ class Interned:
             found: object = _text(self)
         elif name == "leaves":
             own_leaf = (self.leaf,) if isinstance(self, Read) else ()
-            found = frozenset().union(own_leaf, *[t.leaves for t in children(self)])
+            found = frozenset().union(own_leaf, *[t.leaves for t in self.inside()])
         elif name == "bound_depth":
             own = [-a.id for a in self.axes] if isinstance(self, (Mono, Reduce)) else []
-            found = max([*own, depth(children(self))])
+            found = max([*own, depth(self.inside())])
         elif name == "reading":  # terms share parts: walked as trees, they are exponentially large
             own_axis = (self.axis,) if isinstance(self, Coord) else ()
-            found = tuple(dict.fromkeys(a for part in (own_axis, *[t.reading for t in children(self)]) for a in part))
+            found = tuple(dict.fromkeys(a for part in (own_axis, *[t.reading for t in self.inside()]) for a in part))
         elif name == "alone":
             found = _nothing
         else:
             raise AttributeError(name)
         object.__setattr__(self, name, found)
         return found
+
+    def inside(self) -> tuple[Interned, ...]:
+        """The terms directly inside."""
+        return ()
 
 
 def _nothing() -> None:
@@ -126,6 +128,9 @@ class Read(Atom):
     def __init__(self, leaf: Leaf, index: tuple[Poly, ...], dtype: str) -> None:
         self.leaf, self.index, self.dtype, self.axes_read = leaf, index, dtype, _union(index)
 
+    def inside(self) -> tuple[Interned, ...]:
+        return self.index
+
 
 class Fn(Atom):
     """A pointwise function that is neither sum nor product; `attrs` are its parameters."""
@@ -135,6 +140,9 @@ class Fn(Atom):
     def __init__(self, name: str, args: tuple[Poly, ...], attrs: tuple[Hashable, ...], dtype: str) -> None:
         self.name, self.args, self.attrs, self.dtype, self.axes_read = name, args, attrs, dtype, _union(args)
 
+    def inside(self) -> tuple[Interned, ...]:
+        return self.args
+
 
 class Guard(Atom):
     """1 where lo <= index < hi, else 0; None is no bound."""
@@ -143,6 +151,9 @@ class Guard(Atom):
 
     def __init__(self, index: Poly, lo: Size | None, hi: Size | None) -> None:
         self.index, self.lo, self.hi, self.dtype, self.axes_read = index, lo, hi, "int64", index.axes_read
+
+    def inside(self) -> tuple[Interned, ...]:
+        return (self.index,)
 
 
 class Reduce(Atom):
@@ -154,6 +165,9 @@ class Reduce(Atom):
         self.op, self.axes, self.body, self.dtype = op, axes, body, body.dtype
         self.axes_read = body.axes_read.difference(axes)
 
+    def inside(self) -> tuple[Interned, ...]:
+        return (self.body,)
+
 
 class Mono(Interned):
     """coef * Sum[axes]( product of atoms )."""
@@ -164,6 +178,9 @@ class Mono(Interned):
         self.coef, self.axes, self.atoms = coef, axes, atoms
         free = _union(atoms)
         self.axes_read = free.difference(axes) if axes else free
+
+    def inside(self) -> tuple[Interned, ...]:
+        return self.atoms
 
 
 class Poly(Interned):
@@ -177,6 +194,9 @@ class Poly(Interned):
         only = monos[0] if len(monos) == 1 else None
         alone = only is not None and len(only.atoms) == 1 and not only.axes and only.coef == 1
         self.atom = only.atoms[0] if only is not None and alone else None
+
+    def inside(self) -> tuple[Interned, ...]:
+        return self.monos
 
     @property
     def number(self) -> Coef | None:
@@ -198,7 +218,7 @@ _reduces: dict[tuple[str, tuple[Axis, ...], Poly], Reduce] = {}
 _monos: dict[tuple[type, Coef, tuple[Axis, ...], tuple[Atom, ...]], Mono] = {}
 _polys: dict[tuple[tuple[Mono, ...], str], Poly] = {}
 _TABLES: tuple[dict[Any, Any], ...] = (_coords, _reads, _fns, _guards, _reduces, _monos, _polys)
-_room = MIN_ROOM = 1 << 16  # terms that a table may hold before those that nothing else holds go
+_room = MIN_ROOM = 1 << 17  # terms that a table may hold before those that nothing else holds go
 
 K = TypeVar("K", bound=Hashable)
 
@@ -260,23 +280,6 @@ def depth(items: Iterable[Interned]) -> int:
     return max((t.bound_depth for t in items), default=0)
 
 
-def children(term: Interned) -> tuple[Interned, ...]:
-    """The terms directly inside."""
-    if isinstance(term, Poly):
-        return term.monos
-    if isinstance(term, Mono):
-        return term.atoms
-    if isinstance(term, Read):
-        return term.index
-    if isinstance(term, Fn):
-        return term.args
-    if isinstance(term, Guard):
-        return (term.index,)
-    if isinstance(term, Reduce):
-        return (term.body,)
-    return ()
-
-
 def walk(term: Interned) -> Iterator[Interned]:
     """`term` and every term inside it, each once."""
     seen: set[Interned] = set()
@@ -286,7 +289,7 @@ def walk(term: Interned) -> Iterator[Interned]:
         if item not in seen:
             seen.add(item)
             yield item
-            pending.extend(reversed(children(item)))
+            pending.extend(reversed(item.inside()))
 
 
 # --- terms of parts that are in normal form already

@@ -11,7 +11,7 @@ from ..hosts.base import Value
 from ..ir.normal import substitute
 from ..ir.rules import FLOATS
 from ..ir.tensor import Tensor
-from ..ir.term import Atom, Fn, Guard, Interned, Leaf, Mono, Poly, Read, TooLarge, children, walk
+from ..ir.term import Atom, Fn, Guard, Interned, Leaf, Mono, Poly, Read, TooLarge, walk
 from ..lift.base import Lifted
 from ..match import constant_leaf, is_data
 
@@ -269,7 +269,7 @@ def _expanded(lifted: Lifted, term: Poly, whole: Callable[[Poly], Poly]) -> Poly
 def _written_out(term: Interned, known: dict[Interned, int]) -> int:
     """Terms within a term, each as often as its text would repeat it."""
     if term not in known:
-        known[term] = 1 + sum(_written_out(t, known) for t in children(term))
+        known[term] = 1 + sum(_written_out(t, known) for t in term.inside())
     return known[term]
 
 
