@@ -82,8 +82,8 @@ def _no_function(lifted: Lifted, value: Value, known: Mapping[Leaf, Reach]) -> N
     if any(m.axes for m in t.body.monos):
         only = t.body.monos[0].atoms[0] if len(t.body.monos) == 1 == len(t.body.monos[0].atoms) else None
         return No("it adds up what the product computes") if isinstance(only, Read) else None
-    other = next((v for v in data if v is not products[-1]), None)
-    return None if other is None else No("it reads {} beside the product, which is no constant", other.name)
+    others = [v for v in data if v not in products] or products[:-1]
+    return No("it reads {} beside the product, which is no constant", others[0].name) if others else None
 
 
 # --- the match ---

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ..hosts.base import Value
+from ..hosts.base import Node, Value
 from ..ir.rules import FLOATS
 from ..ir.tensor import Tensor
 from ..ir.term import Atom, Fn, Guard, Leaf, Mono, Poly, Read, Reduce, single
@@ -18,6 +18,9 @@ from ..match import No, constant_leaf, fold, is_data
 LONGEST = 2.0**40  # elements along an axis whose size nobody knows
 # What a dtype holds, far enough below its largest number that no order of rounded steps passes it.
 _MOST = {"float16": 2.0**15, "bfloat16": 2.0**126, "float32": 2.0**126, "float64": 2.0**1022}
+
+# In a layout of `recopt::embedding_bags`: anything done to rows but adding them up. A mean is over one at least.
+_TO_ROWS = (" div ", " by ", " else ", " least ", " * w", "q8 ", "q4")
 
 # Bounds of |f| from those of its arguments, all finite.
 _FUNCTIONS: dict[str, Callable[..., float]] = {
@@ -61,10 +64,21 @@ def _largest(array: np.ndarray) -> float:
 def _bound(lifted: Lifted, value: Value) -> float:
     if value.dtype is not None and value.dtype not in FLOATS:
         return _of_integers(value.dtype)
+    if value.node is not None and value.node.op == "recopt.embedding_bags.default":  # an earlier pass wrote it
+        return _bags(lifted, value.node)
     t = lifted.definition.get(value)
     if t is None or lifted.host.is_constant(value) or value in t.body.leaves:
         return math.inf
     return _poly(lifted, t.body)
+
+
+def _bags(lifted: Lifted, node: Node) -> float:
+    """The bound of rows of tables, and of their sums and means."""
+    text = str(node.args[-1]).replace(" div 1.0 0.0", "")
+    if any(word in text for word in _TO_ROWS):
+        return math.inf
+    most = max(_read(lifted, v) for v in node.inputs if v.dtype in FLOATS) * LONGEST**2  # of a bag, and of bags added
+    return most if most <= _MOST.get(node.outputs[0].dtype or "", 0.0) else math.inf
 
 
 def _of_integers(dtype: str) -> float:

@@ -124,3 +124,9 @@ def test_what_is_bounded_is_one_product(name: str) -> None:
     fused = sum(map(is_fused, behind(result.host, result.host.outputs[0])))
     assert bounded or fused == 2
     assert any("an infinity in" in why for why in reasons(result)) != bounded
+
+
+def test_what_bags_add_up_is_bounded() -> None:
+    model = Blocks(random.Random(0), ["rows", "rows"]).eval()
+    ops = [n.op for n in recopt.optimize(model, _inputs(), target="cuda", verify="none").host.nodes]
+    assert ops.count("recopt.embedding_bags.default") == 2 and ops.count("recopt.linear.default") == 1
