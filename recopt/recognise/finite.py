@@ -15,7 +15,7 @@ from ..ir.term import Atom, Fn, Guard, Leaf, Mono, Poly, Read, Reduce, single
 from ..lift.base import Lifted
 from ..match import No, constant_leaf, fold, is_data
 
-LONGEST = 2.0**40  # elements along an axis whose size nobody knows
+ANY_SIZE = 2.0**40  # elements along an axis, where nobody knows how many
 # What a dtype holds, far enough below its largest number that no order of rounded steps passes it.
 _MOST = {"float16": 2.0**15, "bfloat16": 2.0**126, "float32": 2.0**126, "float64": 2.0**1022}
 
@@ -77,7 +77,8 @@ def _bags(lifted: Lifted, node: Node) -> float:
     text = str(node.args[-1]).replace(" div 1.0 0.0", "")
     if any(word in text for word in _TO_ROWS):
         return math.inf
-    most = max(_read(lifted, v) for v in node.inputs if v.dtype in FLOATS) * LONGEST**2  # of a bag, and of bags added
+    rows = max((_read(lifted, v) for v in node.inputs if v.dtype in FLOATS), default=math.inf)
+    most = rows * ANY_SIZE**2  # so many rows a bag, and bags that are added
     return most if most <= _MOST.get(node.outputs[0].dtype or "", 0.0) else math.inf
 
 
@@ -97,7 +98,7 @@ def _poly(lifted: Lifted, term: Poly) -> float:
 def _mono(lifted: Lifted, mono: Mono) -> float:
     if not isinstance(mono.coef, (int, float)):
         return math.inf
-    counts = [float(a.size) if isinstance(a.size, int) else LONGEST for a in mono.axes]
+    counts = [float(a.size) if isinstance(a.size, int) else ANY_SIZE for a in mono.axes]
     factors = [abs(mono.coef), *counts, *(_atom(lifted, a) for a in mono.atoms)]
     return math.inf if math.inf in factors else math.prod(factors)
 

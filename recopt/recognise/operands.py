@@ -191,7 +191,10 @@ def _whole(
             return None
         np.add.at(w.T, positions[inside], weight[inside])
         own = _places(lifted, part, columns, part.inner)
-        np.logical_or.at(there.T, positions[inside], True if own is None else own.T[inside])
+        if own is None:
+            there.T[positions[inside]] = True
+        else:
+            np.logical_or.at(there.T, positions[inside], own.T[inside])
     touched = there.any(0)
     if not touched.all() and (len(inner) > 1 or all(p.inner for p in parts)):
         return None
