@@ -149,9 +149,9 @@ def attention_cuda(q: Tensor, k: Tensor, v: Tensor, score: str, params: Sequence
 
 # Measured on an H100 in float32 without TF32, batches of 256 to 2048: torch's operator takes 17 times as long for 10
 # queries and keys, 6 for 20, 1.2 (one head of 64) to 3 for 33 to 100, 1.5 to 2.5 for 200, 4 to 12 for single queries;
-# on an H200 1.7 to 3.9 for 201 to 512, under masks by length 1.3 to 3.1. Half precision, wider heads, longer histories
-# and few queries of more than 200 keys are not measured: torch's own.
-_LONGEST, _LONGEST_OF_FEW, _WIDEST = 256, 200, 64
+# on an H200 1.7 to 3.9 for 201 to 512, under masks by length 1.3 to 3.1, and 1.2 to 3.4 in 1 to 64 rows. Half
+# precision, wider heads, longer histories and few queries of more than 200 keys are not measured: torch's own.
+_LONGEST, _LONGEST_OF_FEW, _WIDEST = 512, 200, 64
 
 
 def _short(q: Tensor, k: Tensor, v: Tensor) -> bool:
