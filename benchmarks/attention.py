@@ -213,6 +213,8 @@ def main() -> None:
     torch.manual_seed(0)
     name = torch.cuda.get_device_name()
     print(f"{name}, torch {torch.__version__}; us as CUDA graphs: wall / device (error against float64)")
+    one = torch.zeros(1, device="cuda")
+    print(f"a graph that fills one number, which is a launch: {wall(graph_of(one.zero_)):.1f}")
     found = []
     for row in rows(not args.no_inductor, args.only):
         print(show(row), flush=True)

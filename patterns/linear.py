@@ -9,6 +9,8 @@ sliced sums, column pieces, a bias through a column of ones: all fold into one W
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from recopt.fused import Concat, Linear, View
@@ -17,7 +19,7 @@ from recopt.ir import sizes
 from recopt.ir.normal import substitute
 from recopt.ir.rules import FLOATS
 from recopt.ir.tensor import Tensor
-from recopt.ir.term import Fn, Guard, Leaf, Poly, Read, TooLarge, walk
+from recopt.ir.term import Fn, Guard, Leaf, Poly, Read, Reduce, TooLarge, walk
 from recopt.lift.base import Lifted
 from recopt.match import Match, No, dead_after, fold, is_data
 from recopt.recognise import epilogue
@@ -36,21 +38,52 @@ operator = "recopt::linear"
 
 def roots(lifted: Lifted) -> list[Value]:
     """The values that are pointwise functions of contractions and constants, last first: a longer match is met before
-    those inside it. What an operator that is not understood makes of one is among them, to be refused."""
+    those inside it. What an operator that is not understood makes of one, and what reads other data too, is among them,
+    to be refused."""
     known: dict[Leaf, Reach] = {}
     found = []
     for node in lifted.host.nodes:
         for value in node.outputs:
             mine = reach(lifted, value, known)
             if mine is None:
+                if (why := _no_function(lifted, value, known)) is not None:
+                    lifted.notes["no function", value] = why
+                    found.append(value)
                 continue
             known[value] = mine
             if mine.sources and value.dtype in FLOATS:
                 found.append(value)
         fused = node.op.startswith("recopt")  # written by an earlier pass
-        if node in lifted.opaque and not fused and any(v in known and known[v].sources for v in node.inputs):
+        if node in lifted.opaque and not fused and any(_is_weighed(lifted, v, known) for v in node.inputs):
             found += node.outputs[:1]
     return found[::-1]
+
+
+def _is_weighed(lifted: Lifted, value: Value, known: Mapping[Leaf, Reach]) -> bool:
+    """Whether a value is a function of a product, or what one would sum up: x[b, k] * W[n, k]."""
+    if value in known:
+        return bool(known[value].sources)
+    t = lifted.definition.get(value)
+    mono = t.body.monos[0] if t is not None and len(t.body.monos) == 1 else None
+    data = [a for a in mono.atoms if is_data(lifted, a)] if mono is not None else []
+    return len(data) == 1 and mono is not None and bool(mono.axes_read - data[0].axes_read)
+
+
+def _no_function(lifted: Lifted, value: Value, known: Mapping[Leaf, Reach]) -> No | None:
+    """Why a value that reads a product is no pointwise function of it: a residual, a gate, another product, a sum over
+    its rows."""
+    t = lifted.definition.get(value)
+    if t is None or t.dtype not in FLOATS or lifted.host.is_constant(value):
+        return None
+    data = sorted(sources_of(lifted, t.body), key=lambda v: lifted.order.get(v, 0))
+    products = [v for v in data if v in known and known[v].sources]
+    if not products or any(isinstance(a, (Guard, Reduce)) for a in walk(t.body)):
+        return None
+    if any(m.axes for m in t.body.monos):
+        only = t.body.monos[0].atoms[0] if len(t.body.monos) == 1 == len(t.body.monos[0].atoms) else None
+        return No("it adds up what the product computes") if isinstance(only, Read) else None
+    others = [v for v in data if v not in products] or products[:-1]
+    return No("it reads {} beside the product, which is no constant", others[0].name) if others else None
 
 
 # --- the match ---
@@ -65,6 +98,8 @@ def match(lifted: Lifted, root: Value) -> Match | None:
 
 
 def _match(lifted: Lifted, root: Value) -> Match | None:
+    if isinstance(why := lifted.notes.get(("no function", root)), No):
+        raise No(*why.args)
     if root.node in lifted.opaque:
         raise No("{} is not understood: {}", root.node.op, lifted.opaque[root.node])
     term = lifted.term[root] if lifted.term[root].body.atom is None else lifted.definition[root]

@@ -118,7 +118,9 @@ def concat(c: Call, *parts: Tensor, axis: int) -> Tensor:
 def cut(
     c: Call, x: Tensor, starts: Tensor, ends: Tensor, axes: Tensor | None = None, steps: Tensor | None = None
 ) -> Tensor:
-    """Slice, with numpy's rules for bounds outside of the dimension."""
+    """Slice, with numpy's rules for bounds outside of the dimension; in the loop that TorchScript writes for
+    tensor_split a bound is a scalar."""
+    starts, ends = (t if t.dims else Tensor(((),), t.body) for t in (starts, ends))
     if steps is None and starts.body.axes_read - set(starts.axes):
         return moving(c, x, starts, ends, axes)
     begin, end = c.ints(starts), c.ints(ends)

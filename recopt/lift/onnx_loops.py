@@ -32,6 +32,8 @@ from .onnx_stretches import Stretches, reads_data
 
 Seen = Tensor | Items
 
+MAX_SINGLY = 64  # turns of a loop that are looked at one by one
+
 
 def loop(c: Call, trips: Tensor | None, going: Tensor | None, *carried: Seen, **regions: object) -> list[Seen | None]:
     """The turns side by side. Raises Opaque where one depends on another, or their number on data."""
@@ -63,7 +65,7 @@ def loop(c: Call, trips: Tensor | None, going: Tensor | None, *carried: Seen, **
             t = region.stretches.resolved(region.tensor(value))
             found.append(Tensor(((along,), *t.dims), t.body))
         elif isinstance(carried[n], Items):
-            found.append(_appended(region, handed[n], value, along, carried[n]))
+            found.append(_appended(region, handed[n], value, along, carried[n], turns))
         elif steps[n] is not None:
             found.append(operand(handed[n], number(turns)))
         else:
@@ -89,14 +91,20 @@ def _fed(given: Mapping[Value, Seen], value: Value, at: Poly) -> Seen | None:
     return given.get(value)
 
 
-def _appended(region: _Turn, before: Value, after: Value, along: Axis, start: Seen) -> Items:
-    """A sequence that every turn appends one tensor to."""
+def _appended(region: _Turn, before: Value, after: Value, along: Axis, start: Seen, turns: Size) -> Items:
+    """A sequence that every turn appends one tensor to. Of a few turns each may be of another size."""
     node = after.node
     if not isinstance(start, Items) or node is None or node.op != "SequenceInsert" or len(node.args) != 2:
         raise Opaque("a sequence that the loop does more with than append")
     if node.args[0] is not before:
         raise Opaque("a sequence that the loop does more with than append")
-    return Items((*start.parts, (along, region.stretches.resolved(region.tensor(node.args[1])))))
+    try:
+        return Items((*start.parts, (along, region.stretches.resolved(region.tensor(node.args[1])))))
+    except Opaque:
+        if not isinstance(turns, int) or turns > MAX_SINGLY:
+            raise
+    each = (region.moved(number(n)) for n in range(turns))
+    return Items((*start.parts, *((None, turn.stretches.resolved(turn.tensor(node.args[1]))) for turn in each)))
 
 
 def _step(c: Call, body: Region, value: Value, start: Seen) -> int | None:
@@ -322,13 +330,13 @@ class _Turn:
     def _inside(self, node: Node, branch: str, at: Poly, n: int) -> Seen:
         """A result of a branch in a turn."""
         region = node.kwargs[branch]
-        around = self if at is self.at else self._moved(at)
+        around = self if at is self.at else self.moved(at)
         inside = _Turn(self.call, region, at, lambda v, _: None, around, self.stretches)
         return inside.of(region.outputs[n])
 
-    def _moved(self, at: Poly) -> _Turn:
+    def moved(self, at: Poly) -> _Turn:
         """The same values in another turn."""
-        around = None if self.around is None else self.around._moved(at)
+        around = None if self.around is None else self.around.moved(at)
         return _Turn(self.call, self.region, at, self.given, around, self.stretches)
 
 

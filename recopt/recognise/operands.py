@@ -10,12 +10,13 @@ import numpy as np
 from ..fused import Concat, Slice, View
 from ..hosts.base import Array, Value
 from ..ir import sizes
-from ..ir.normal import add, read, substitute
+from ..ir.normal import add, add_all, normal_mono, read, substitute, sum_over
 from ..ir.tensor import Dim, Tensor
-from ..ir.term import Atom, Axis, Poly, Read, axis, coord, single
+from ..ir.term import Atom, Axis, Guard, Mono, Poly, Read, axis, coord, single
 from ..lift.base import Lifted
 from ..match import MAX_FOLDED, No, fold, is_data, reads_fed
 from .contractions import is_contraction, sources_of, unfold
+from .finite import is_finite
 from .product import Contraction, Product, composed, ordered, product_of
 from .views import Held, arrange, held_by, regroup, sliced
 
@@ -66,8 +67,9 @@ def _gathered(lifted: Lifted, product: Poly, found: Product, sources: frozenset[
     rows, columns, dtype = set(found.rows), found.columns, product.dtype
     views: list[View] = []
     weights: list[Array | View] = []
+    places: list[Array | None] = []
     row_dims: tuple[Dim, ...] | None = None
-    for view, dims, w in _inputs(lifted, found, rows, before):
+    for view, dims, w, there in _inputs(lifted, found, rows, before):
         if row_dims is not None and dims != row_dims:
             raise No("the pieces of the product read their rows in different orders")
         row_dims = dims
@@ -75,9 +77,15 @@ def _gathered(lifted: Lifted, product: Poly, found: Product, sources: frozenset[
         if same is None:
             views.append(view)
             weights.append(w)
+            places.append(there)
         else:
             weights[same] = _array(weights[same]) + _array(w)
+            both = places[same]
+            places[same] = None if both is None or there is None else both | there
     assert row_dims is not None
+    for view, there in zip(views, places, strict=True):
+        if there is not None and not there.all() and not is_finite(lifted, view.value):
+            raise No("an infinity in {} would be NaN in outputs that do not read it", view.value.name)
     extent = sizes.size(sum((v.shape[-1] for v in views), start=0))
     x = views[0] if len(views) == 1 else Concat(tuple(views), (*views[0].shape[:-1], extent))
     w = weights[0] if len(weights) == 1 else np.concatenate([_array(w) for w in weights], axis=1)
@@ -93,7 +101,9 @@ def _gathered(lifted: Lifted, product: Poly, found: Product, sources: frozenset[
     )
 
 
-_Input = tuple[View, tuple[Dim, ...], Array | View]  # x as [rows..., K], its row dimensions, W as [N, K]
+# x as [rows..., K], its row dimensions, W as [N, K], and where in it weights are, None for everywhere: elsewhere are
+# zeros of pieces that lie beside each other, which the graph does not multiply by.
+_Input = tuple[View, tuple[Dim, ...], Array | View, Array | None]
 
 
 def _inputs(lifted: Lifted, found: Product, rows: set[Axis], before: int) -> Iterable[_Input]:
@@ -108,7 +118,24 @@ def _inputs(lifted: Lifted, found: Product, rows: set[Axis], before: int) -> Ite
     row_dims: tuple[Dim, ...] | None = None
     for part in _shared_weights(left, found.columns):
         view, row_dims, order = _held(lifted, part, rows, before, row_dims)
-        yield view, row_dims, _operand(lifted, Tensor((tuple(found.columns), order), part.weight))
+        w = _operand(lifted, Tensor((tuple(found.columns), order), part.weight))
+        yield view, row_dims, w, _places(lifted, part, found.columns, order)
+
+
+def _places(lifted: Lifted, part: Contraction, columns: Sequence[Axis], inner: Sequence[Axis]) -> Array | None:
+    """Where in the [N, K] of a weight its guards let anything be; None for everywhere."""
+    if any(not any(isinstance(a, Guard) for a in m.atoms) for m in part.weight.monos):
+        return None
+    allowed = add_all([_guards(m) for m in part.weight.monos], "int64")
+    return fold(lifted, Tensor((tuple(columns), tuple(inner)), allowed)) > 0
+
+
+def _guards(mono: Mono) -> Poly:
+    """The guards alone of a monomial, over its own axes too."""
+    inner = {a: axis(a.size) for a in mono.axes}
+    guards = normal_mono(1, [a for a in mono.atoms if isinstance(a, Guard)], "int64")
+    opened = substitute(guards, {a: coord(n) for a, n in inner.items()})
+    return sum_over(opened, [a for a in inner.values() if a in opened.axes_read])
 
 
 def _held_better(lifted: Lifted, part: Contraction, rows: set[Axis], before: int, whole: _Input) -> bool:
@@ -143,7 +170,7 @@ def _whole(
     if not 0 < flat * width <= MAX_FOLDED:
         return None
     w = np.zeros((width, flat))
-    touched = np.zeros(flat, dtype=bool)
+    there = np.zeros((width, flat), dtype=bool)
     for part in parts:
         read = part.x.atom
         assert isinstance(read, Read)
@@ -163,7 +190,12 @@ def _whole(
         if weight[~inside].any():  # only a guard, which is 0 there, may let a read leave its tensor
             return None
         np.add.at(w.T, positions[inside], weight[inside])
-        touched[positions[inside]] = True
+        own = _places(lifted, part, columns, part.inner)
+        if own is None:
+            there.T[positions[inside]] = True
+        else:
+            np.logical_or.at(there.T, positions[inside], own.T[inside])
+    touched = there.any(0)
     if not touched.all() and (len(inner) > 1 or all(p.inner for p in parts)):
         return None
     fresh = {n: axis(e) for n, e in zip(inner, extents, strict=True)}
@@ -172,9 +204,9 @@ def _whole(
     if held is None:
         return None
     if not touched.all():
-        return [_cut(held, inner[0], run, rows, w) for run in _runs(np.flatnonzero(touched))]
+        return [_cut(held, inner[0], run, rows, w, there) for run in _runs(np.flatnonzero(touched))]
     view, dims, order = arrange(held, rows, tuple(fresh.values()))
-    return [(view, dims, w)] if order == tuple(fresh.values()) else None
+    return [(view, dims, w, there)] if order == tuple(fresh.values()) else None
 
 
 def _runs(positions: Array) -> list[Array]:
@@ -185,14 +217,14 @@ def _runs(positions: Array) -> list[Array]:
     return np.split(positions, np.flatnonzero(gaps != 1) + 1)
 
 
-def _cut(held: Held, dim: int, run: Array, rows: set[Axis], w: Array) -> _Input:
+def _cut(held: Held, dim: int, run: Array, rows: set[Axis], w: Array, there: Array) -> _Input:
     """The part of an input that is read, of which nothing else may enter the product: 0 * inf is not 0."""
     first, last, step = int(run[0]), int(run[-1]), int(run[1] - run[0]) if len(run) > 1 else 1
     short: Dim = (axis(len(run)),) if len(run) > 1 else ()
     dims = (*held.dims[:dim], short, *held.dims[dim + 1 :])
     part = Held(held.value, dims, (*held.steps, Slice(dim, first, last + 1, step)))
     view, row_dims, _ = arrange(part, rows, short)
-    return view, row_dims, w[:, run]
+    return view, row_dims, w[:, run], there[:, run]
 
 
 def read_atom(atom: Read, index: dict[int, Poly]) -> Atom:

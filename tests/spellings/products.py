@@ -297,6 +297,13 @@ PRODUCTS: dict[str, Spelling] = {
     "split_k_by_chunk": S(
         lambda m, x: sum(a @ w for a, w in zip(x.chunk(3, -1), m.weight_t.chunk(3, 0), strict=True)) + m.bias
     ),
+    "split_k_at_places": S(
+        lambda m, x: (
+            sum(a @ w for a, w in zip(x.tensor_split((5, 9), -1), m.weight_t.tensor_split((5, 9)), strict=True))
+            + m.bias
+        ),
+        note="TorchScript writes a loop that fills a sequence",
+    ),
     "split_columns": S(
         lambda m, x: torch.cat([F.linear(x, m.top, m.top_bias), F.linear(x, m.bottom, m.bottom_bias)], dim=-1)
     ),

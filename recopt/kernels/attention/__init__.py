@@ -148,9 +148,10 @@ def attention_cuda(q: Tensor, k: Tensor, v: Tensor, score: str, params: Sequence
 
 
 # Measured on an H100 in float32 without TF32, batches of 256 to 2048: torch's operator takes 17 times as long for 10
-# queries and keys, 6 for 20, 1.2 (one head of 64) to 3 for 33 to 100, 1.5 to 2.5 for 200, 4 to 12 for single queries.
-# Half precision, wider heads and longer histories are not measured: torch's own.
-_LONGEST, _WIDEST = 200, 64
+# queries and keys, 6 for 20, 1.2 (one head of 64) to 3 for 33 to 100, 1.5 to 2.5 for 200, 4 to 12 for single queries;
+# on an H200 1.7 to 3.9 for 201 to 512, under masks by length 1.3 to 3.1, and 1.2 to 3.4 in 1 to 64 rows. Half
+# precision, wider heads, longer histories and few queries of more than 200 keys are not measured: torch's own.
+_LONGEST, _LONGEST_OF_FEW, _WIDEST = 512, 200, 64
 
 
 def _short(q: Tensor, k: Tensor, v: Tensor) -> bool:
@@ -159,7 +160,8 @@ def _short(q: Tensor, k: Tensor, v: Tensor) -> bool:
 
 def is_short(s: int, t: int, d: int, e: int) -> bool:
     """Whether a kernel beats torch's own operator in float32 on a GPU, of s queries and t keys, d and e wide."""
-    return max(s, t) <= _LONGEST and max(d, e) <= _WIDEST
+    longest = _LONGEST if s > _FEW_QUERIES else _LONGEST_OF_FEW
+    return max(s, t) <= longest and max(d, e) <= _WIDEST
 
 
 # Too few for the tiles of the kernel on halves. Device time on an H200 in us of Triton's and of that one, rows x heads

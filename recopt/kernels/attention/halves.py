@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..cuda_math import FUNCTIONS, HALVES, MARKS, OPERANDS, PTX, cuda_text
+from ..launching import launch
 from ..leading import two_counters
 from ..linear import _architecture
 from .source import ATTENTION
@@ -145,7 +146,7 @@ def _bind(q: Tensor, k: Tensor, v: Tensor, score: str, params: Sequence[Tensor],
         for p, at, tail in zip(params, of_marks, tails, strict=True):
             args += [p, *at, *tail]
         with torch.cuda.device(device):
-            kernel((rows, blocks, 1), (32 * block.warps, 1, 1), args)
+            launch(kernel, (rows, blocks, 1), (32 * block.warps, 1, 1), args)
         return y
 
     return run

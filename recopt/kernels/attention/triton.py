@@ -112,21 +112,17 @@ def _bind(
         kernel, grid = kernels.block_kernel, (rows, -(-s // blocks.queries), 1)
         constants = (q.dtype == torch.float32, blocks.queries, blocks.keys, dp, ep)
 
+    runner: Any = None
+
     def run(q: Tensor, k: Tensor, v: Tensor, params: Sequence[Tensor]) -> Tensor:
+        nonlocal runner
         out = torch.empty((*lead, s, e), dtype=q.dtype, device=q.device)
-        marks = tuple(map(plain, params))
-        kernel[grid](
-            q,
-            k,
-            v,
-            out,
-            marks,
-            tuple(steps[3:]),
-            *numbers,
-            *constants,
-            num_warps=blocks.warps,
-            num_stages=blocks.stages,
-        )
+        args = (q, k, v, out, tuple(map(plain, params)), tuple(steps[3:]), *numbers, *constants)
+        if runner is not None:
+            runner(*args)
+            return out
+        compiled = kernel[grid](*args, num_warps=blocks.warps, num_stages=blocks.stages)
+        runner = compiled and compiled[grid]
         return out
 
     return run

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..cuda_math import FUNCTIONS, HALVES, MARKS, OPERANDS, PTX, cuda_text
+from ..launching import launch
 from ..leading import two_counters
 from ..linear import _architecture, _processors
 from . import Network, needed, parse_network
@@ -296,7 +297,7 @@ def _bind(
         for p, (outer, inside), tail in zip(params[count:], of_marks, tails, strict=True):
             args += [p, outer, inside, tail]
         with torch.cuda.device(device):
-            kernel((blocks, 1, 1), (32 * unit.warps, 1, 1), args, shared)
+            launch(kernel, (blocks, 1, 1), (32 * unit.warps, 1, 1), args, shared)
         return y
 
     return run

@@ -163,7 +163,10 @@ def _bind(
     grid = (rows, unit.split, 1)
     scratch = rows * unit.split * (wide + 2) if unit.split > 1 else 0
 
+    runner: Any = None
+
     def run(q: Tensor, k: Tensor, v: Tensor, weights: Sequence[Tensor], params: Sequence[Tensor]) -> Tensor:
+        nonlocal runner
         out = torch.empty((*lead, e), dtype=q.dtype, device=q.device)
         flat = [w.contiguous() if w.numel() else None for w in weights]
         partial = locks = None
@@ -171,10 +174,15 @@ def _bind(
             partial = torch.empty(scratch, dtype=torch.float32, device=q.device)
             locks = _locks(q.device, rows)
         layer_params = tuple(tuple(map(plain, params[a:b])) for a, b in itertools.pairwise(bounds))
-        unit_kernel[grid](
+        args = (
             q, k, v, out, partial, locks, *flat[:3], tuple(flat[4::2]), tuple(flat[3::2]), layer_params, steps,
-            tuple(map(plain, params[bounds[-1] :])), mark_steps, *constants, num_warps=unit.warps, num_stages=1,
+            tuple(map(plain, params[bounds[-1] :])), mark_steps, *constants,
         )  # fmt: skip
+        if runner is not None:
+            runner(*args)
+            return out
+        compiled = unit_kernel[grid](*args, num_warps=unit.warps, num_stages=1)
+        runner = compiled and compiled[grid]
         return out
 
     return run
