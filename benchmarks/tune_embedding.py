@@ -148,7 +148,7 @@ def measure(
                     continue
                 count = 3 if length > 100 else copies(w.batch * len(w.tables) * dim * 8, 24)
                 requests = [make_ids(w, kind, "cuda", seed) for seed in range(count)]
-                unique = bytes_moved(text, tables, [requests[0]], unique=True)
+                unique = bytes_moved(text, tables, [requests[0]], (), True, scales)
                 times: dict[str, float] = {}
                 if peer is not None:
                     times["fbgemm"] = device_times([peer(i) for i in requests], 8).median

@@ -202,6 +202,7 @@ def test_gpu_staged_quantised_rows_agree_with_float64(widest: int, dtype: torch.
     tables = [torch.randint(low, low + 256, (1000 + n, 40 * 16), device="cuda").to(dtype) for n in range(5)]
     tables = [t[:, 16 : 16 + min(widest, 16 << n)] for n, t in enumerate(tables)]
     scales = [torch.randn(len(t), 2, device="cuda") * torch.tensor([0.01, 1.0], device="cuda") for t in tables]
+    scales = [s.half() if dtype == torch.int8 else s for s in scales]
     for rows in (1, 7, 781):
         ids = torch.randint(1000, (rows, 155), device="cuda")
         o = Operands(tables, [ids], [], [], [], scales)

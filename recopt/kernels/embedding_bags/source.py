@@ -63,8 +63,13 @@ __device__ __forceinline__ Part read_row(const Unit& unit, const char* base, u32
   asm volatile("ld.global.nc" PASS ".u32 %0, [%1];" : "=r"(x.words[0]) : "l"(at));
 #endif
 #if QUANTISED
-  asm volatile("ld.global.nc.v2.f32 {%0, %1}, [%2];"
-               : "=f"(x.scale), "=f"(x.bias) : "l"(unit.scales + (u64)row * 8));
+  const char* pair = unit.scales + (u64)row * (2 * SCALED);
+#if SCALED == 4
+  asm volatile("ld.global.nc.v2.f32 {%0, %1}, [%2];" : "=f"(x.scale), "=f"(x.bias) : "l"(pair));
+#else
+  asm volatile("{.reg .f16 a, b; ld.global.nc.v2.b16 {a, b}, [%2]; cvt.f32.f16 %0, a; cvt.f32.f16 %1, b;}"
+               : "=f"(x.scale), "=f"(x.bias) : "l"(pair));
+#endif
 #endif
   return x;
 }

@@ -107,7 +107,8 @@ def eligible(layout: Layout, o: Operands) -> bool:
         and len({o.tables[t.source].dtype for t in layout.lookups}) == 1
         and sum(widths) * dtype.itemsize % 16 == 0
         and all(n & (n - 1) == 0 and 1 <= n <= 32 for n in parts)
-        and all(s.data_ptr() % 8 == 0 for s in o.scales)
+        and len({s.dtype for s in o.scales}) <= 1
+        and all(s.data_ptr() % (2 * s.itemsize) == 0 for s in o.scales)
         and max(i.stride(0) * max(1, i.shape[0]) for i in ids) < 1 << 31
     )
 
@@ -171,6 +172,7 @@ def staged(layout: Layout, o: Operands, config: Staged) -> Launch | None:
     early = config.early if _is_hopper(table.device) else 0
     options = {
         "TYPE": _TYPES[table.dtype], "WORD": part, "PASS_BY": int(config.pass_by),
+        "SCALED": max((s.itemsize for s in o.scales), default=4),
         "OUT": _TYPES[result_dtype(layout, [t.dtype for t in o.tables], [])],
         "IDS": "int" if ids.dtype == torch.int32 else "i64",
         "CHUNKS": -(-min(longest, _HELD) // 32),
