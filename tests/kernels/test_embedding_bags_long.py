@@ -164,11 +164,12 @@ def test_gpu_staged_ids_agree_with_float64(dtype: torch.dtype, config: Staged) -
     counts = (1, 3, 32, 65, 150, 333) if config.warps > 1 else (1, 1, 3, 17, 32, 63)
     item, text = dtype.itemsize, "; ".join(f"{('sum', 'mean')[n % 2]} t{n}[i{n % 2}:{n}+{c}]" for n, c in
                                            enumerate(counts))  # fmt: skip
-    text += "; row t4[i1:9+1]"
+    single = "row t4[i1:9+1]; row t0[i0:7+1]; mean t1[i1:0+1]"
     tables = [torch.randn(1000 + n, 40 * 16, device="cuda").to(dtype) for n in range(6)]
     tables = [t[:, 16 : 16 + (32 << n) // item] for n, t in enumerate(tables)]  # 32 to 512 bytes, and one of 16
     tables[5] = tables[5][:, : 16 // item]
-    for kind, rows in itertools.product((torch.int64, torch.int32), (1, 7, 781)):
+    cases = itertools.product((torch.int64, torch.int32), (1, 7, 781), (f"{text}; row t4[i1:9+1]", single))
+    for kind, rows, text in cases:
         ids = [torch.randint(1000, (rows, 345), device="cuda", dtype=kind) for _ in range(2)]
         ids[0] = ids[0][:, 1:].remainder(7) if rows == 7 else ids[0][:, 1:]
         ids[1][:, ::2] = 3
@@ -191,7 +192,7 @@ def test_gpu_staged_ids_agree_with_float64(dtype: torch.dtype, config: Staged) -
 @needs_gpu
 @pytest.mark.parametrize("config", [Staged(), Staged(1, 1, 64, 1, True, 2, 3), Staged(8, 2, 512, 1, bags=2)])
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8])
-@pytest.mark.parametrize("widest", [64, 256])
+@pytest.mark.parametrize("widest", [32, 64, 256])
 def test_gpu_staged_quantised_rows_agree_with_float64(widest: int, dtype: torch.dtype, config: Staged) -> None:
     """Rows of 16 to 256 bytes that lie apart, with the least and the largest values of their type."""
     counts = (1, 3, 32, 65, 150) if config.warps > 1 else (1, 20, 3, 17, 32)

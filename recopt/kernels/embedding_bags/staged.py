@@ -38,7 +38,7 @@ class _Arguments(ctypes.Structure):
 
     _fields_: ClassVar = [
         ("records", ctypes.c_uint64), ("dynamic", ctypes.c_uint64), ("out", ctypes.c_uint64),
-        ("rows", ctypes.c_int), ("width", ctypes.c_int), ("units", ctypes.c_int),
+        ("rows", ctypes.c_int), ("width", ctypes.c_int), ("units", ctypes.c_int), ("all", ctypes.c_int),
     ]  # fmt: skip
 
 
@@ -77,13 +77,17 @@ class Launch(NamedTuple):
         """Fill out [R, W] from ids, or from the addresses of several tensors of ids. Raises RuntimeError where the
         driver refuses."""
         rows, width = out.shape
-        given = _Arguments(self.records.data_ptr(), dynamic.data_ptr(), out.data_ptr(), rows, width, self.units)
+        pointers = self.records.data_ptr(), dynamic.data_ptr(), out.data_ptr()
+        given = _Arguments(*pointers, rows, width, self.units, self.units + self.singles)
         stream = torch.cuda.current_stream(out.device).cuda_stream
-        programs = self.units * -(-rows // (self.warps * self.bags)) + self.singles * -(-rows // (self.warps * 32))
+        if self.units:
+            programs = self.units * -(-rows // (self.warps * self.bags)) + self.singles * -(-rows // (self.warps * 32))
+        else:
+            programs = -(-self.singles * -(-rows // 32) // self.warps)
         grid, block = (programs, 1, 1), (32 * self.warps, 1, 1)
         launch = _LaunchConfig(grid, block, 0, stream, ctypes.pointer(_BESIDE), int(self.early))
-        pointers = (ctypes.c_void_p * 1)(ctypes.addressof(given))
-        status = _driver().cuLaunchKernelEx(ctypes.byref(launch), self.kernel.func, pointers, None)
+        arguments = (ctypes.c_void_p * 1)(ctypes.addressof(given))
+        status = _driver().cuLaunchKernelEx(ctypes.byref(launch), self.kernel.func, arguments, None)
         if status:
             raise RuntimeError(f"embedding_bags: the launch failed with CUDA's error {status}")
 
@@ -191,9 +195,10 @@ def staged(layout: Layout, o: Operands, config: Staged) -> Launch | None:
 
 
 def _part(layout: Layout, o: Operands) -> int:
-    """Bytes of a row that a thread reads: half as many of short quantised rows, so that fewer sums meet at the end."""
+    """Bytes of a row that a thread reads: fewer of short quantised rows, so that fewer sums meet at the end."""
     tables = [o.tables[t.source] for t in layout.lookups]
-    return 8 if all(t.dtype.itemsize == 1 and t.shape[1] < 128 for t in tables) else 16
+    widest = max(t.shape[1] for t in tables) if all(t.dtype.itemsize == 1 for t in tables) else 128
+    return 16 if widest >= 128 else 8 if widest > 32 else 4
 
 
 def _is_hopper(device: torch.device) -> bool:
