@@ -13,7 +13,7 @@ is made of the errors of all rows of the table, of how many a bag adds up, and o
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -168,18 +168,17 @@ def _table(table: Array, bits: int, apart: bool) -> _Table:
 
 def _scales(table: Array, bits: int, halves: bool) -> Array:
     """Scales [rows, 2] of a table; of float16, if `halves` may be, where no step grows much."""
-    ends = [np.stack([block.min(axis=1), block.max(axis=1)], 1) for _, block in blocks(table)]
-    low, high = np.concatenate([np.empty((0, 2)), *ends]).T
-    scales = steps(low, high, bits, np.float32)
-    if not halves:
-        return scales
-    narrow = steps(low, high, bits, np.float16)
+    wide, narrow = (np.empty((len(table), 2), dtype) for dtype in (np.float32, np.float16))
+    for start, block in blocks(table):
+        low, high = (end(axis=1).astype(np.float64) for end in (block.min, block.max))
+        for scales in (wide, narrow):
+            scales[start : start + len(block)] = steps(low, high, bits, scales.dtype.type)
     with np.errstate(invalid="ignore"):
-        longer = narrow[:, 0].astype(np.float64) - scales[:, 0]
-    return narrow if longer.max(initial=0.0) <= LONGER * scales[:, 0].max(initial=0.0) else scales
+        longer = (narrow[:, 0] - wide[:, 0]).max(initial=0.0)
+    return narrow if halves and longer <= LONGER * wide[:, 0].max(initial=0.0) else wide
 
 
-def steps(low: Array, high: Array, bits: int, dtype: type[np.float16 | np.float32]) -> Array:
+def steps(low: Array, high: Array, bits: int, dtype: type[Any]) -> Array:
     """Scales and biases [rows, 2] of rows of finite numbers from `low` to `high`, float64, which 0 and 2 ** bits - 1
     stand for, or rather numbers just outside where these cannot be had. Infinite where `dtype` is too narrow."""
 
