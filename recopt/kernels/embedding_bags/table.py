@@ -15,6 +15,7 @@ CHOICES: dict[tuple[int, int, int, int], Config] = {
     (1, 128, 1, 2048): Config(2, 16, 16, 128, 32, "evict_first", "", 0, 0, False),
     (2, 128, 1, 2048): Config(4, 16, 16, 128, 32, "", "", 0, 0, True),
     (4, 128, 1, 256): Config(4, 16, 16, 128, 32, "evict_first", "", 0, 0, True),
+    (4, 128, 1, 1): Config(4, 16, 16, 128, 32, "evict_first", "", 0, 0, True),
     (4, 16, 1, 1): Config(4, 16, 16, 128, 32, "evict_first", "", 0, 0, True),
     (1, 128, 1, 256): Config(4, 16, 16, 128, 32, "evict_first", "", 0, 0, True),
     (2, 128, 1, 256): Config(4, 16, 16, 128, 32, "evict_first", "", 0, 0, True),
