@@ -79,19 +79,29 @@ class Launch(NamedTuple):
         rows, width = out.shape
         pointers = self.records.data_ptr(), dynamic.data_ptr(), out.data_ptr()
         given = _Arguments(*pointers, rows, width, self.units, self.units + self.singles)
-        stream = torch.cuda.current_stream(out.device).cuda_stream
         if self.units:
             programs = self.units * -(-rows // (self.warps * self.bags)) + self.singles * -(-rows // (self.warps * 32))
         else:
             programs = -(-self.singles * -(-rows // 32) // self.warps)
-        grid, block = (programs, 1, 1), (32 * self.warps, 1, 1)
-        launch = _LaunchConfig(grid, block, 0, stream, ctypes.pointer(_BESIDE), int(self.early))
+        launch = _launch_config(programs, 32 * self.warps, out.get_device(), self.early)
         arguments = (ctypes.c_void_p * 1)(ctypes.addressof(given))
         status = _driver().cuLaunchKernelEx(ctypes.byref(launch), self.kernel.func, arguments, None)
         if status:
             raise RuntimeError(f"embedding_bags: the launch failed with CUDA's error {status}")
 
 
+def _launch_config(programs: int, threads: int, device: int, early: bool) -> _LaunchConfig:
+    """The launch on a device's current stream: the one made before for the same, which nobody writes to."""
+    return _made_config(programs, threads, torch._C._cuda_getCurrentRawStream(device), early)
+
+
+@functools.lru_cache(maxsize=1024)
+def _made_config(programs: int, threads: int, stream: int, early: bool) -> _LaunchConfig:
+    grid, block = (programs, 1, 1), (threads, 1, 1)
+    return _LaunchConfig(grid, block, 0, stream, ctypes.pointer(_BESIDE), int(early))
+
+
+@functools.cache  # torch opens the library at each call, for 27 us
 def _driver() -> Any:
     return torch.cuda._utils._get_gpu_runtime_library()
 
