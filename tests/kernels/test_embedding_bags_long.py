@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +22,7 @@ from recopt.kernels.embedding_bags.layout import parse_layout
 from recopt.kernels.embedding_bags.operands import Operands
 from recopt.kernels.embedding_bags.plain import embedding_bags_torch
 from recopt.kernels.embedding_bags.split import in_parts
-from recopt.kernels.embedding_bags.staged import eligible, staged
+from recopt.kernels.embedding_bags.staged import Launch, eligible, staged
 
 gpu = pytest.mark.gpu
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -151,6 +153,23 @@ def test_records_of_staged_ids(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {"-DWAYS=24", "-DSINGLES=0", "-DTAIL=1", "-DCHUNKS=5", "-DDIRECT=1", "-DTYPE=0", "-DOUT=0"} <= set(options)
     monkeypatch.setattr(embedding_bags_staged, "_compile", lambda device, given: None)
     assert staged(layout, o, Staged()) is None
+
+
+def test_programs_of_a_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """4 warps make 8 bags or 128 single rows of one unit; where there are only such, each warp 32 of its own."""
+    programs: list[int] = []
+
+    def launched(config: Any, *_: object) -> int:
+        programs.append(config._obj.grid[0])
+        return 0
+
+    driver = SimpleNamespace(cuLaunchKernelEx=launched)
+    monkeypatch.setattr(embedding_bags_staged, "_driver", lambda: driver)
+    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda device: 0, raising=False)
+    for units, singles, rows in ((3, 0, 33), (3, 2, 33), (3, 2, 129), (0, 1000, 1), (0, 3, 65)):
+        launch = Launch(SimpleNamespace(func=0), torch.zeros(1), units, singles, warps=4, bags=2, early=False)
+        launch(torch.empty(rows, 16), torch.zeros(1))
+    assert programs == [3 * 5, 3 * 5 + 2, 3 * 17 + 2 * 2, 250, 3]
 
 
 @gpu
