@@ -188,11 +188,11 @@ def bare_kernel(tables: Sequence[Tensor], w: Workload, u: int, warps: int) -> Ca
 
 
 def quantise(table: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows of int8 and their [rows, 2] scales and biases."""
+    """Rows of int8 and their [rows, 2] scales and biases, in float16 as FBGEMM's and those of ``quantize_tables``."""
     low, high = table.float().aminmax(dim=1, keepdim=True)
-    scale = ((high - low) / 255).clamp(min=1e-12)
-    q = ((table.float() - low) / scale).round().clamp(0, 255).to(torch.uint8)
-    return q, torch.cat([scale, low], 1)
+    scales = torch.cat([(high - low) / 255, low], 1).half()
+    scale, bias = scales.float().split(1, 1)
+    return ((table.float() - bias) / scale).round().clamp(0, 255).to(torch.uint8), scales
 
 
 def operands(w: Workload, stored: str, tables: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor], str]:
@@ -343,7 +343,7 @@ def on_gpu_stored(name: str, w: Workload, stored: str, kinds: Sequence[str]) -> 
         if peer is not None:
             calls["fbgemm"] = [peer(i) for i in requests]
         times = {n: device_times(c, 8) for n, c in calls.items()}
-        gathered, unique = (bytes_moved(text, tables, [requests[0]], unique=u) for u in (False, True))
+        gathered, unique = (bytes_moved(text, tables, [requests[0]], (), u, scales) for u in (False, True))
         print(f"{name:24s} {kind:8s} {stored}  device:", "  ".join(f"{n} {t.median:.2f}" for n, t in times.items()))
         rows.append({
             "workload": name, "stored": stored, "ids": kind, "gathered_bytes": gathered, "unique_bytes": unique,

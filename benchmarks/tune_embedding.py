@@ -36,7 +36,7 @@ HINTS = {
 }  # the classes that embedding_bags.hinted calls so
 Shape = tuple[int, int, int, int]
 SHAPES = ("32x500Kx128 L150 B2048", "26x1Mx128 L1 B2048", "26x1Mx128 L1 B256", "100x100Kx32 L20 B512",
-          "8x1Mx32 L80 B256", "RecFlex A", "RecFlex D", "RecFlex E")  # fmt: skip
+          "8x1Mx32 L80 B256", "RecFlex A", "RecFlex D", "RecFlex E", "TINY T1000 B1")  # fmt: skip
 
 
 def largest(w: Workload) -> tuple[int, int]:
@@ -51,19 +51,21 @@ def candidates(w: Workload, stored: str) -> list[Config | Staged]:
 
 
 def staged_candidates(w: Workload, stored: str) -> list[Config | Staged]:
-    """Warps, quads of rows, bytes of a slice, programs a processor, and for shorter bags how many a warp makes and
-    whether launches overlap more; none for single rows."""
+    """Warps, quads of rows, bytes of a slice, programs a processor, and for shorter bags how many a warp makes, whether
+    launches overlap more and whether rows pass by the L1; few for single rows, and of batches none."""
     dim, length = largest(w)
     if length == 1:
-        return []
+        return [Staged(warps, 2, 512, 1, True, early) for warps in (1, 2, 4, 8) for early in (1, 2)] * (w.batch == 1)
     slices = (256, 512) if stored == "fp32" and dim == 128 else (256,)
     if length >= 100:
         ways = ((4, 2, 8), (4, 2, 4), (4, 3, 6), (4, 4, 1), (4, 5, 1), (1, 3, 16), (2, 3, 8), (2, 6, 1), (1, 6, 1))
         return [Staged(warps, quads, wide, blocks) for warps, quads, blocks in ways for wide in slices]
     ways = ((4, 1, 8), (4, 2, 6), (4, 2, 8), (4, 2, 12), (1, 4, 8), (4, 4, 1), (2, 5, 1), (4, 5, 1), (8, 5, 1))
     overlap = ((False, 1), (True, 1), (True, 2))
-    return [Staged(warps, quads, slices[-1], blocks, *early, bags) for warps, quads, blocks in ways
-            for early in overlap for bags in (1, 2, 3)]  # fmt: skip
+    found = [Staged(warps, quads, slices[-1], blocks, *early, bags) for warps, quads, blocks in ways
+             for early in overlap for bags in (1, 2, 3)]  # fmt: skip
+    more = [Staged(warps, quads, slices[-1], 1, True, 2) for warps, quads in ((8, 2), (8, 5), (16, 5))]
+    return [*found, *more, *(way._replace(pass_by=True) for way in more)]
 
 
 def triton_candidates(w: Workload, stored: str) -> list[Config | Staged]:
@@ -148,7 +150,7 @@ def measure(
                     continue
                 count = 3 if length > 100 else copies(w.batch * len(w.tables) * dim * 8, 24)
                 requests = [make_ids(w, kind, "cuda", seed) for seed in range(count)]
-                unique = bytes_moved(text, tables, [requests[0]], unique=True)
+                unique = bytes_moved(text, tables, [requests[0]], (), True, scales)
                 times: dict[str, float] = {}
                 if peer is not None:
                     times["fbgemm"] = device_times([peer(i) for i in requests], 8).median

@@ -1,7 +1,10 @@
 """Embedding tables in fewer bits a number (optional): float16, or int8 and int4 under a scale and a bias of each row.
 
 before:  rows of float32
-after:   codes, rows kept apart by what a cache line holds, and scales [rows, 2] of float32: q * scale + bias
+after:   codes, rows kept apart by what a cache line holds, and scales [rows, 2]: q * scale + bias
+
+Scales are of float32, or for the operator of float16, where that makes no step much longer: a scale is a line of memory
+of its own, and a line holds twice as many.
 
 A table stays as it is where a column of what is made of it could be off by more than `error`. The bound is rigorous: it
 is made of the errors of all rows of the table, of how many a bag adds up, and of what the terms of a column add.
@@ -10,7 +13,7 @@ is made of the errors of all rows of the table, of how many a bag adds up, and o
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -25,6 +28,7 @@ LINE = 128  # bytes
 EPS = float(np.finfo(np.float32).eps)
 HALF = 2.0**-11  # relative error of a number rounded to float16
 LARGEST = 60_000.0  # which float16 holds, whatever the rounding
+LONGER = 0.05  # of the longest step: what scales of float16 may cost
 
 
 @dataclass(frozen=True)
@@ -138,10 +142,11 @@ class _Table:
 
 def _table(table: Array, bits: int, apart: bool) -> _Table:
     """`table` in `bits` a number, by blocks of its rows. `apart`: for the operator, whose rows lie in lines of memory
-    and hold neighbours in a byte; else dense, and a byte holds numbers of the two halves."""
+    and hold neighbours in a byte, and whose scales may be float16; else dense, and a byte holds numbers of the two
+    halves."""
     rows, width = table.shape
     codes = _rows(rows, -(-width * bits // 8), apart) if bits < 16 else np.empty((rows, width), np.float16)
-    scales = np.empty((rows, 2), np.float32) if bits < 16 else None
+    scales = _scales(table, bits, apart) if bits < 16 else None
     errors, largest = np.zeros(width), 0.0
     for start, block in blocks(table):
         stop = start + len(block)
@@ -150,7 +155,7 @@ def _table(table: Array, bits: int, apart: bool) -> _Table:
                 codes[start:stop] = block
             numbers = codes[start:stop].astype(np.float32)
         else:
-            q, scales[start:stop] = quantise(block, bits)
+            q = quantise(block, scales[start:stop], bits)
             codes[start:stop] = _packed(q, apart) if bits == 4 else q
             numbers = q.astype(np.float32) * scales[start:stop, :1] + scales[start:stop, 1:]
         with np.errstate(invalid="ignore"):
@@ -161,15 +166,36 @@ def _table(table: Array, bits: int, apart: bool) -> _Table:
     return _Table(codes, scales, errors + 2 * EPS * largest, largest, table.nbytes, after)
 
 
-def quantise(block: Array, bits: int) -> tuple[Array, Array]:
-    """Codes [rows, width] and scales [rows, 2] of rows of finite numbers: the smallest of a row is 0, the largest
-    2 ** bits - 1."""
-    low, high = (f(axis=1, keepdims=True).astype(np.float64) for f in (block.min, block.max))
+def _scales(table: Array, bits: int, halves: bool) -> Array:
+    """Scales [rows, 2] of a table; of float16, if `halves` may be, where no step grows much."""
+    wide, narrow = (np.empty((len(table), 2), dtype) for dtype in (np.float32, np.float16))
+    for start, block in blocks(table):
+        low, high = (end(axis=1).astype(np.float64) for end in (block.min, block.max))
+        for scales in (wide, narrow):
+            scales[start : start + len(block)] = steps(low, high, bits, scales.dtype.type)
+    with np.errstate(invalid="ignore"):
+        longer = (narrow[:, 0] - wide[:, 0]).max(initial=0.0)
+    return narrow if halves and longer <= LONGER * wide[:, 0].max(initial=0.0) else wide
+
+
+def steps(low: Array, high: Array, bits: int, dtype: type[Any]) -> Array:
+    """Scales and biases [rows, 2] of rows of finite numbers from `low` to `high`, float64, which 0 and 2 ** bits - 1
+    stand for, or rather numbers just outside where these cannot be had. Infinite where `dtype` is too narrow."""
+
+    def beyond(x: Array, end: float) -> Array:
+        near = x.astype(dtype)
+        return np.where(near < x if end > 0 else near > x, np.nextafter(near, dtype(end)), near)
+
     with np.errstate(over="ignore"):
-        scales = np.concatenate([(high - low) / (2**bits - 1), low], axis=1).astype(np.float32)
-    step = np.where(scales[:, :1] > 0, scales[:, :1], np.float32(1)).astype(np.float64)
-    codes = np.clip(np.rint((block - low) / step), 0, 2**bits - 1)
-    return codes.astype(np.uint8), scales
+        bias = beyond(low, -np.inf)
+        return np.stack([beyond((high - bias) / (2**bits - 1), np.inf), bias], 1)
+
+
+def quantise(block: Array, scales: Array, bits: int) -> Array:
+    """Codes [rows, width] of rows of finite numbers under their scales [rows, 2]."""
+    scale, bias = scales[:, :1].astype(np.float64), scales[:, 1:].astype(np.float64)
+    codes = np.clip(np.rint((block - bias) / np.where(scale > 0, scale, 1.0)), 0, 2**bits - 1)
+    return codes.astype(np.uint8)
 
 
 def _packed(codes: Array, apart: bool) -> Array:

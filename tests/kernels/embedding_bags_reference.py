@@ -101,7 +101,7 @@ def operands(text: str, rows: int = 5, dim: int = 7, seed: int = 0, ids: torch.d
             columns = dim if use.bits == 8 else (use.values + 1) // 2 or dim
             table = torch.randint(0, 256, (high, columns + 9), dtype=torch.uint8)[:, :columns]
             tables.append(table.view(torch.int8) if use.bits == 8 and n % 2 else table)
-            scales.append(torch.randn(high, 2))
+            scales.append(torch.randn(high, 2, dtype=torch.float16 if n % 3 == 1 else torch.float32))
         else:
             tables.append(torch.randn(high, dim, dtype=torch.float16 if n % 3 == 2 else torch.float32))
     ids_, offsets, weights = [], [torch.zeros(0)] * counts["offsets"], [torch.zeros(0)] * counts["weights"]

@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +22,7 @@ from recopt.kernels.embedding_bags.layout import parse_layout
 from recopt.kernels.embedding_bags.operands import Operands
 from recopt.kernels.embedding_bags.plain import embedding_bags_torch
 from recopt.kernels.embedding_bags.split import in_parts
-from recopt.kernels.embedding_bags.staged import eligible, staged
+from recopt.kernels.embedding_bags.staged import Launch, eligible, staged
 
 gpu = pytest.mark.gpu
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -153,6 +155,23 @@ def test_records_of_staged_ids(monkeypatch: pytest.MonkeyPatch) -> None:
     assert staged(layout, o, Staged()) is None
 
 
+def test_programs_of_a_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """4 warps make 8 bags or 128 single rows of one unit; where there are only such, each warp 32 of its own."""
+    programs: list[int] = []
+
+    def launched(config: Any, *_: object) -> int:
+        programs.append(config._obj.grid[0])
+        return 0
+
+    driver = SimpleNamespace(cuLaunchKernelEx=launched)
+    monkeypatch.setattr(embedding_bags_staged, "_driver", lambda: driver)
+    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda device: 0, raising=False)
+    for units, singles, rows in ((3, 0, 33), (3, 2, 33), (3, 2, 129), (0, 1000, 1), (0, 3, 65)):
+        launch = Launch(SimpleNamespace(func=0), torch.zeros(1), units, singles, warps=4, bags=2, early=False)
+        launch(torch.empty(rows, 16), torch.zeros(1))
+    assert programs == [3 * 5, 3 * 5 + 2, 3 * 17 + 2 * 2, 250, 3]
+
+
 @gpu
 @needs_gpu
 @pytest.mark.parametrize("config", [Staged(), Staged(1, 1, 128, 1, True, 2, 3, True), Staged(2, 8, 512, 1, bags=2)])
@@ -164,11 +183,12 @@ def test_gpu_staged_ids_agree_with_float64(dtype: torch.dtype, config: Staged) -
     counts = (1, 3, 32, 65, 150, 333) if config.warps > 1 else (1, 1, 3, 17, 32, 63)
     item, text = dtype.itemsize, "; ".join(f"{('sum', 'mean')[n % 2]} t{n}[i{n % 2}:{n}+{c}]" for n, c in
                                            enumerate(counts))  # fmt: skip
-    text += "; row t4[i1:9+1]"
+    single = "row t4[i1:9+1]; row t0[i0:7+1]; mean t1[i1:0+1]"
     tables = [torch.randn(1000 + n, 40 * 16, device="cuda").to(dtype) for n in range(6)]
     tables = [t[:, 16 : 16 + (32 << n) // item] for n, t in enumerate(tables)]  # 32 to 512 bytes, and one of 16
     tables[5] = tables[5][:, : 16 // item]
-    for kind, rows in itertools.product((torch.int64, torch.int32), (1, 7, 781)):
+    cases = itertools.product((torch.int64, torch.int32), (1, 7, 781), (f"{text}; row t4[i1:9+1]", single))
+    for kind, rows, text in cases:
         ids = [torch.randint(1000, (rows, 345), device="cuda", dtype=kind) for _ in range(2)]
         ids[0] = ids[0][:, 1:].remainder(7) if rows == 7 else ids[0][:, 1:]
         ids[1][:, ::2] = 3
@@ -191,7 +211,7 @@ def test_gpu_staged_ids_agree_with_float64(dtype: torch.dtype, config: Staged) -
 @needs_gpu
 @pytest.mark.parametrize("config", [Staged(), Staged(1, 1, 64, 1, True, 2, 3), Staged(8, 2, 512, 1, bags=2)])
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8])
-@pytest.mark.parametrize("widest", [64, 256])
+@pytest.mark.parametrize("widest", [32, 64, 256])
 def test_gpu_staged_quantised_rows_agree_with_float64(widest: int, dtype: torch.dtype, config: Staged) -> None:
     """Rows of 16 to 256 bytes that lie apart, with the least and the largest values of their type."""
     counts = (1, 3, 32, 65, 150) if config.warps > 1 else (1, 20, 3, 17, 32)
@@ -202,6 +222,7 @@ def test_gpu_staged_quantised_rows_agree_with_float64(widest: int, dtype: torch.
     tables = [torch.randint(low, low + 256, (1000 + n, 40 * 16), device="cuda").to(dtype) for n in range(5)]
     tables = [t[:, 16 : 16 + min(widest, 16 << n)] for n, t in enumerate(tables)]
     scales = [torch.randn(len(t), 2, device="cuda") * torch.tensor([0.01, 1.0], device="cuda") for t in tables]
+    scales = [s.half() if dtype == torch.int8 else s for s in scales]
     for rows in (1, 7, 781):
         ids = torch.randint(1000, (rows, 155), device="cuda")
         o = Operands(tables, [ids], [], [], [], scales)

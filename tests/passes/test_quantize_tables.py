@@ -65,11 +65,15 @@ def test_bad_ids_stay_errors(name: str, road: str, drawn: Any) -> None:
 @given(
     rows=st.lists(st.lists(st.floats(-(2.0**99), 2.0**99, width=32), min_size=3, max_size=3), min_size=1, max_size=5),
     bits=st.sampled_from([8, 4]),
+    halves=st.booleans(),
 )
-def test_rows_are_off_by_half_a_step(rows: list[list[float]], bits: int) -> None:
+def test_rows_are_off_by_half_a_step(rows: list[list[float]], bits: int, halves: bool) -> None:
     block = np.array(rows, np.float32)
-    codes, scales = module.quantise(block, bits)
+    scales = module._scales(block, bits, halves)
+    codes = module.quantise(block, scales, bits)
     step = (block.max(1, keepdims=True).astype(np.float64) - block.min(1, keepdims=True)) / (2**bits - 1)
+    if scales.dtype == np.float16:
+        step += module.LONGER * step.max()
     numbers = codes.astype(np.float64) * scales[:, :1] + scales[:, 1:]
     slack = 1e-6 * np.abs(block).max(1, keepdims=True) * 2 + 1e-40
     assert bool((np.abs(numbers - block) <= step / 2 + slack).all())
@@ -188,6 +192,14 @@ def test_rows_lie_in_as_few_lines_as_they_can() -> None:
         assert rows.shape == (7, width) and rows.strides == (stride, 1) and rows.ctypes.data % 128 == 0
 
 
+def test_scales_are_float16_where_no_step_grows_much() -> None:
+    rows = np.random.default_rng(0).standard_normal((100, 32)).astype(np.float32)
+    assert module._scales(rows, 8, halves=True).dtype == np.float16
+    for far in (rows + 1e4, rows * 1e5, np.ones_like(rows) / 3):  # the bias, the scale, both have too few digits
+        assert module._scales(far, 8, halves=True).dtype == np.float32
+    assert module._scales(rows, 8, halves=False).dtype == np.float32
+
+
 def test_a_saved_program_keeps_its_tables(tmp_path: Path) -> None:
     result = roads.optimize(roads.module("columns"), "cpu", [QuantizeTables(4, error=1.0)])
     result.save(tmp_path / "small.pt2")
@@ -202,9 +214,8 @@ def test_a_saved_program_keeps_its_tables(tmp_path: Path) -> None:
 def test_a_wrong_scale_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     quantise = module.quantise
 
-    def wrong(block: Any, bits: int) -> Any:
-        codes, scales = quantise(block, bits)
-        return np.roll(codes, 1, axis=0), scales
+    def wrong(block: Any, scales: Any, bits: int) -> Any:
+        return np.roll(quantise(block, scales, bits), 1, axis=0)
 
     monkeypatch.setattr(module, "quantise", wrong)
     # The error is measured on the codes that are stored, so the table is refused, not only found wrong.

@@ -35,27 +35,29 @@ def flops(layout: str, tables: Sequence[Tensor], ids: Sequence[Tensor]) -> int:
 
 
 def bytes_moved(
-    layout: str, tables: Sequence[Tensor], ids: Sequence[Tensor], dense: Sequence[Tensor] = (), unique: bool = False
-) -> int:
+    layout: str, tables: Sequence[Tensor], ids: Sequence[Tensor], dense: Sequence[Tensor] = (), unique: bool = False,
+    scales: Sequence[Tensor] = (),
+) -> int:  # fmt: skip
     """Bytes of ids, rows (each read, or with ``unique`` each row of a table once), dense tensors and the result.
 
-    ``unique`` looks at the ids; without it only shapes are used. Weights, lengths and offsets are not counted.
+    ``unique`` looks at the ids; without it only shapes are used. Weights, lengths and offsets are not counted; scales
+    that are not given count as float32.
     """
     parsed = parse_layout(layout)
     read = sum(d.numel() * d.element_size() for d in dense)
+    row_bytes = [t.shape[1] * t.element_size() for t in tables]
+    for source, k in parsed.quantised.items():
+        row_bytes[source] += 2 * (scales[k].itemsize if scales else 4)
     seen: dict[int, list[Tensor]] = {}
     for t in parsed.lookups:
         table = tables[t.source]
         read += _reads(t, ids) * ids[t.ids].element_size()
-        row = table.shape[1] * table.element_size() + 8 * (t.bits > 0)
         if unique:
             seen.setdefault(t.source, []).append(read_rows(t, ids) % table.shape[0])
         else:
-            read += _reads(t, ids) * row
+            read += _reads(t, ids) * row_bytes[t.source]
     for source, rows in seen.items():
-        quantised = source in parsed.quantised
-        row = tables[source].shape[1] * tables[source].element_size() + 8 * quantised
-        read += int(torch.cat([r.long() for r in rows]).bincount().count_nonzero()) * row
+        read += int(torch.cat([r.long() for r in rows]).bincount().count_nonzero()) * row_bytes[source]
     widths = parsed.widths([t.shape[1] for t in tables], [d.shape[1] if d.dim() > 1 else 1 for d in dense])
     dtype = result_dtype(parsed, [t.dtype for t in tables], [d.dtype for d in dense])
     return read + sum(widths) * _bags(parsed, ids, dense) * dtype.itemsize
@@ -116,9 +118,9 @@ def embedding_bags(
     """The pieces of ``layout`` side by side, [R, W].
 
     tables [rows, D]; ids [R, C] or flat, int32 or int64; offsets (of flat ids, or lengths) [R] or [R + 1]; weights
-    [R, C] or flat; dense [R, C]; scales [rows, 2] of quantised tables. The result has torch's promotion of the tables'
-    and dense tensors' types. Raises EmbeddingBagsError; IndexError or RuntimeError for an id that its table does not
-    hold.
+    [R, C] or flat; dense [R, C]; scales [rows, 2], float32 or float16, of quantised tables. The result has torch's
+    promotion of the tables' and dense tensors' types. Raises EmbeddingBagsError; IndexError or RuntimeError for an id
+    that its table does not hold.
     """
     if not (tables or dense)[0].is_cuda:
         return embedding_bags_torch(tables, ids, offsets, weights, dense, scales, layout)

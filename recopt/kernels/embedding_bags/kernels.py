@@ -119,11 +119,17 @@ def _values(
 
 
 @triton.jit
-def _scales(record, i, keep):
-    """Scale and bias of rows: two float32 read as one word."""
-    pair = tl.load(tl.load(record + SCALES).to(tl.pointer_type(tl.int64)) + i, mask=keep, other=0)
-    scale = (pair & 0xFFFFFFFF).to(tl.int32).to(tl.float32, bitcast=True)
-    return scale, (pair >> 32).to(tl.int32).to(tl.float32, bitcast=True)
+def _scales(record, i, keep, DTYPE: tl.constexpr):
+    """Scale and bias of rows: both read as one word."""
+    HALVES: tl.constexpr = DTYPE == "fp16"
+    pairs = tl.load(record + SCALES).to(tl.pointer_type(tl.int32 if HALVES else tl.int64))
+    pair = tl.load(pairs + i, mask=keep, other=0)
+    if HALVES:
+        scale, bias = (pair & 0xFFFF).to(tl.int16), (pair >> 16).to(tl.int16)
+        return scale.to(tl.float16, bitcast=True).to(tl.float32), bias.to(tl.float16, bitcast=True).to(tl.float32)
+    else:
+        scale, bias = (pair & 0xFFFFFFFF).to(tl.int32), (pair >> 32).to(tl.int32)
+        return scale.to(tl.float32, bitcast=True), bias.to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -293,7 +299,7 @@ def _bag(record, r, inside, rows, dynamic, sizes, CLASS: tl.constexpr, TERM: tl.
             x = _values(table, i, stride, start, c, kept, part == 1 or HIDES or not FULL, BITS, DTYPE, _of(TERM, 14),
                         _of(CLASS, 6), _of(CLASS, 7)).to(ACC)  # fmt: skip
             if BITS:
-                scale, bias = _scales(record, i, keep)
+                scale, bias = _scales(record, i, keep, _of(TERM, 17))
             if WEIGHTED:
                 w = tl.load(weights + (weights_at[:, None] + nth * weights_step), mask=keep, other=0).to(ACC)
                 if BITS:

@@ -28,8 +28,8 @@
              least -1e9   the same of a table all of whose rows are above that: it may stand for those that do not count
     hint     hot, cold    ids of a bag repeat much, or hardly: of matter for the time alone, see embedding_bags.hinted
 
-``mean`` is ``sum`` with ``div 1 0``. A quantised table's values are q * scale + bias; scales[k] is [rows, 2], of the
-k-th quantised table in the order of their numbers.
+``mean`` is ``sum`` with ``div 1 0``. A quantised table's values are q * scale + bias; scales[k] is [rows, 2], float32
+or float16, of the k-th quantised table in the order of their numbers.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ def supports(layout: Layout, o: Operands) -> bool:
         and all(x.device == device for x in (*o.tables, *o.scales, *named))
         and all(x.dtype in _NAMES and x.numel() < 1 << 31 for x in named)
         and all(o.tables[n].shape[0] < 1 << 31 and o.tables[n].stride(0) < 1 << 27 for n in tables)
-        and all(s.stride() == (2, 1) and s.dtype == torch.float32 for s in o.scales)
+        and all(s.stride() == (2, 1) and s.dtype in (torch.float32, torch.float16) for s in o.scales)
         and all(o.ids[t.ids].dtype in (torch.int32, torch.int64) for t in layout.lookups)
         and all(o.ids[t.ids].stride(0) == 1 for t in layout.lookups if t.ragged)
         and all(o.weights[t.weights].stride(0) == 1 for t in layout.lookups if t.ragged and t.weights is not None)
@@ -237,6 +237,7 @@ class _Binder:
             t.modulus > 0, moved, t.pad is not None, divided, t.pool == "row" or t.lookup,
             align if table.data_ptr() % item == 0 else 1, t.factor != 1,
             "" if t.over is None else _NAMES[o.offsets[t.over].dtype],
+            _NAMES[o.scales[self.layout.quantised[t.source]].dtype] if t.bits else "",
         )  # fmt: skip
 
 

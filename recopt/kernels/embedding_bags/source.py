@@ -63,8 +63,13 @@ __device__ __forceinline__ Part read_row(const Unit& unit, const char* base, u32
   asm volatile("ld.global.nc" PASS ".u32 %0, [%1];" : "=r"(x.words[0]) : "l"(at));
 #endif
 #if QUANTISED
-  asm volatile("ld.global.nc.v2.f32 {%0, %1}, [%2];"
-               : "=f"(x.scale), "=f"(x.bias) : "l"(unit.scales + (u64)row * 8));
+  const char* pair = unit.scales + (u64)row * (2 * SCALED);
+#if SCALED == 4
+  asm volatile("ld.global.nc.v2.f32 {%0, %1}, [%2];" : "=f"(x.scale), "=f"(x.bias) : "l"(pair));
+#else
+  asm volatile("{.reg .f16 a, b; ld.global.nc.v2.b16 {a, b}, [%2]; cvt.f32.f16 %0, a; cvt.f32.f16 %1, b;}"
+               : "=f"(x.scale), "=f"(x.bias) : "l"(pair));
+#endif
 #endif
   return x;
 }
@@ -284,16 +289,18 @@ struct Arguments {  // as in the launcher
   const i64* records;
   const void* dynamic;
   char* out;
-  int rows, width, units;
+  int rows, width, units, all;  // units of bags, those of single rows too
 };
 
 extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) bags(const Arguments given) {
   __shared__ __align__(16) u32 held[WARPS][HELD];
-  // A program makes bags of one unit; those of single rows come last.
-  u32 block = blockIdx.x, each = WARPS * BAGS, blocks = (given.rows + each - 1) / each, first = 0;
-  bool single = false;
+  // A program makes bags of one unit; those of single rows come last. Where there is nothing else, each warp has a unit
+  // of its own, so that a batch of one fills programs too: beside bags that would cost registers.
+  u32 warp = threadIdx.x >> 5, first = 0;
+#if WAYS
+  u32 block = blockIdx.x, each = WARPS * BAGS, blocks = (given.rows + each - 1) / each;
 #if SINGLES
-  single = block >= given.units * blocks;
+  bool single = block >= given.units * blocks;
   if (single) {
     block -= given.units * blocks;
     first = given.units;
@@ -301,9 +308,16 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) bags(const Argu
     blocks = (given.rows + each - 1) / each;
   }
 #endif
-  const i64* __restrict__ record = given.records + (i64)(first + block / blocks) * FIELDS;
-  int warp = threadIdx.x >> 5, r = block % blocks * each + warp * (each / WARPS), left = given.rows - r;
-  if (left <= 0) return;
+  int r = block % blocks * each + warp * (each / WARPS);
+#else
+  bool single = true;
+  u32 block = blockIdx.x * WARPS + warp, blocks = (given.rows + 31) / 32;
+  int r = block % blocks * 32;
+#endif
+  int left = given.rows - r;
+  first += block / blocks;
+  if (left <= 0 || first >= given.all) return;
+  const i64* __restrict__ record = given.records + (i64)first * FIELDS;
   Unit unit = {(const char*)record[TABLE], (const char*)record[SCALES], (u64)record[HEIGHT], record[FIRST] >> 32,
                given.width * (i64)WRITTEN, (u32)record[PITCH], (int)record[SLICE], (int)record[COUNT],
                __int_as_float((int)record[SCALE])};

@@ -38,7 +38,7 @@ class _Arguments(ctypes.Structure):
 
     _fields_: ClassVar = [
         ("records", ctypes.c_uint64), ("dynamic", ctypes.c_uint64), ("out", ctypes.c_uint64),
-        ("rows", ctypes.c_int), ("width", ctypes.c_int), ("units", ctypes.c_int),
+        ("rows", ctypes.c_int), ("width", ctypes.c_int), ("units", ctypes.c_int), ("all", ctypes.c_int),
     ]  # fmt: skip
 
 
@@ -77,17 +77,31 @@ class Launch(NamedTuple):
         """Fill out [R, W] from ids, or from the addresses of several tensors of ids. Raises RuntimeError where the
         driver refuses."""
         rows, width = out.shape
-        given = _Arguments(self.records.data_ptr(), dynamic.data_ptr(), out.data_ptr(), rows, width, self.units)
-        stream = torch.cuda.current_stream(out.device).cuda_stream
-        programs = self.units * -(-rows // (self.warps * self.bags)) + self.singles * -(-rows // (self.warps * 32))
-        grid, block = (programs, 1, 1), (32 * self.warps, 1, 1)
-        launch = _LaunchConfig(grid, block, 0, stream, ctypes.pointer(_BESIDE), int(self.early))
-        pointers = (ctypes.c_void_p * 1)(ctypes.addressof(given))
-        status = _driver().cuLaunchKernelEx(ctypes.byref(launch), self.kernel.func, pointers, None)
+        pointers = self.records.data_ptr(), dynamic.data_ptr(), out.data_ptr()
+        given = _Arguments(*pointers, rows, width, self.units, self.units + self.singles)
+        if self.units:
+            programs = self.units * -(-rows // (self.warps * self.bags)) + self.singles * -(-rows // (self.warps * 32))
+        else:
+            programs = -(-self.singles * -(-rows // 32) // self.warps)
+        launch = _launch_config(programs, 32 * self.warps, out.get_device(), self.early)
+        arguments = (ctypes.c_void_p * 1)(ctypes.addressof(given))
+        status = _driver().cuLaunchKernelEx(ctypes.byref(launch), self.kernel.func, arguments, None)
         if status:
             raise RuntimeError(f"embedding_bags: the launch failed with CUDA's error {status}")
 
 
+def _launch_config(programs: int, threads: int, device: int, early: bool) -> _LaunchConfig:
+    """The launch on a device's current stream: the one made before for the same, which nobody writes to."""
+    return _made_config(programs, threads, torch._C._cuda_getCurrentRawStream(device), early)
+
+
+@functools.lru_cache(maxsize=1024)
+def _made_config(programs: int, threads: int, stream: int, early: bool) -> _LaunchConfig:
+    grid, block = (programs, 1, 1), (threads, 1, 1)
+    return _LaunchConfig(grid, block, 0, stream, ctypes.pointer(_BESIDE), int(early))
+
+
+@functools.cache  # torch opens the library at each call, for 27 us
 def _driver() -> Any:
     return torch.cuda._utils._get_gpu_runtime_library()
 
@@ -107,7 +121,8 @@ def eligible(layout: Layout, o: Operands) -> bool:
         and len({o.tables[t.source].dtype for t in layout.lookups}) == 1
         and sum(widths) * dtype.itemsize % 16 == 0
         and all(n & (n - 1) == 0 and 1 <= n <= 32 for n in parts)
-        and all(s.data_ptr() % 8 == 0 for s in o.scales)
+        and len({s.dtype for s in o.scales}) <= 1
+        and all(s.data_ptr() % (2 * s.itemsize) == 0 for s in o.scales)
         and max(i.stride(0) * max(1, i.shape[0]) for i in ids) < 1 << 31
     )
 
@@ -171,6 +186,7 @@ def staged(layout: Layout, o: Operands, config: Staged) -> Launch | None:
     early = config.early if _is_hopper(table.device) else 0
     options = {
         "TYPE": _TYPES[table.dtype], "WORD": part, "PASS_BY": int(config.pass_by),
+        "SCALED": max((s.itemsize for s in o.scales), default=4),
         "OUT": _TYPES[result_dtype(layout, [t.dtype for t in o.tables], [])],
         "IDS": "int" if ids.dtype == torch.int32 else "i64",
         "CHUNKS": -(-min(longest, _HELD) // 32),
@@ -189,9 +205,10 @@ def staged(layout: Layout, o: Operands, config: Staged) -> Launch | None:
 
 
 def _part(layout: Layout, o: Operands) -> int:
-    """Bytes of a row that a thread reads: half as many of short quantised rows, so that fewer sums meet at the end."""
+    """Bytes of a row that a thread reads: fewer of short quantised rows, so that fewer sums meet at the end."""
     tables = [o.tables[t.source] for t in layout.lookups]
-    return 8 if all(t.dtype.itemsize == 1 and t.shape[1] < 128 for t in tables) else 16
+    widest = max(t.shape[1] for t in tables) if all(t.dtype.itemsize == 1 for t in tables) else 128
+    return 16 if widest >= 128 else 8 if widest > 32 else 4
 
 
 def _is_hopper(device: torch.device) -> bool:

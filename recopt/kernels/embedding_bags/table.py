@@ -2,7 +2,10 @@
 
 from .config import Config, Staged
 
-MEASURED = "NVIDIA H100 80GB HBM3, torch 2.11.0+cu130; STAGED, (4, 32, 80, 256): NVIDIA H200, torch 2.11.0+cu130"
+MEASURED = (
+    "NVIDIA H100 80GB HBM3, torch 2.11.0+cu130; STAGED, (4, 32, 80, 256), (1, 32, 20, 512), (1, 32, 80, 256), "
+    "(4, 16, 1, 1): NVIDIA H200, torch 2.11.0+cu130"
+)
 # Bytes a value is stored in, columns as stored, ids a bag, bags -> the least geometric mean over classes of ids.
 CHOICES: dict[tuple[int, int, int, int], Config] = {
     (4, 128, 150, 2048): Config(1, 32, 16, 32, 16, "", "", 0, 0, True),
@@ -12,6 +15,8 @@ CHOICES: dict[tuple[int, int, int, int], Config] = {
     (1, 128, 1, 2048): Config(2, 16, 16, 128, 32, "evict_first", "", 0, 0, False),
     (2, 128, 1, 2048): Config(4, 16, 16, 128, 32, "", "", 0, 0, True),
     (4, 128, 1, 256): Config(4, 16, 16, 128, 32, "evict_first", "", 0, 0, True),
+    (4, 128, 1, 1): Config(4, 16, 16, 128, 32, "evict_first", "", 0, 0, True),
+    (4, 16, 1, 1): Config(4, 16, 16, 128, 32, "evict_first", "", 0, 0, True),
     (1, 128, 1, 256): Config(4, 16, 16, 128, 32, "evict_first", "", 0, 0, True),
     (2, 128, 1, 256): Config(4, 16, 16, 128, 32, "evict_first", "", 0, 0, True),
     (4, 32, 20, 512): Config(1, 32, 16, 32, 8, "evict_first", "", 0, 0, True),
@@ -46,12 +51,13 @@ STAGED: dict[tuple[int, int, int, int], dict[str, Staged]] = {
         "hot": Staged(8, 2, 256, 1, True, 2, 1),
         "cold": Staged(8, 2, 256, 1, True, 2, 1),
     },
-    (1, 32, 20, 512): {"": Staged(8, 2, 256, 1, True, 2, 1)},
+    (1, 32, 20, 512): {"": Staged(8, 2, 256, 1, True, 2, 1, True)},
     (1, 32, 80, 256): {
-        "": Staged(8, 2, 256, 1, True, 2, 1),
-        "hot": Staged(8, 2, 256, 1, True, 2, 1),
-        "cold": Staged(8, 5, 256, 1, True, 1, 1),
+        "": Staged(16, 5, 256, 1, True, 2, 1),
+        "hot": Staged(16, 5, 256, 1, True, 2, 1),
+        "cold": Staged(8, 5, 256, 1, True, 2, 1, True),
     },
+    (4, 16, 1, 1): {"": Staged(8, 2, 512, 1, True, 2, 1)},
     (1, 128, 150, 2048): {
         "": Staged(2, 3, 128, 1, False, 1, 1),
         "hot": Staged(2, 4, 128, 1, False, 1, 1),
