@@ -13,9 +13,10 @@ from .hosts.base import Host, Node, Value
 from .ir.sizes import Size
 from .layout.memory import REGROUPS, VIEWS, copies, takes_apart
 from .layout.moves import Cost as PlanCost
-from .layout.moves import Cut, Join, Pad, Plan, Take, by_nodes, by_time, shape_after, shortest
+from .layout.moves import Cut, Join, Pad, Plan, Take, by_nodes, by_time, shape_after
 from .layout.moves_check import agrees
 from .layout.positions import CASTS, Elements, NotLayout, itself, of_term, through, uncast
+from .layout.shortest import shortest
 from .lower.columns import unchanged
 from .report import Refusal, Rewrite
 from .rewrite import Context
