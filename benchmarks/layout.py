@@ -135,7 +135,7 @@ PEERS = {
     "cuda": ("eager", "graph", "inductor", "reduce-overhead", "max-autotune", "ours", "ours-graph"),
     "cpu": ("eager", "inductor", "ours", "ort", "ort-ours"),
 }
-LARGE = 1 << 20  # bytes from which a tensor is copied by itself: many at once are copied by few blocks
+LARGE = 1 << 17  # bytes from which a tensor is copied by itself: of many at once a block copies 65536 elements
 WORDS = {torch.int64: torch.float32, torch.float64: torch.float32}  # a copy of one type is one launch
 LAUNCHING = ("eager", "inductor", "ours")  # those whose device time a graph of ours can take
 
