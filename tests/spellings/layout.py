@@ -134,6 +134,8 @@ FORMS: dict[str, tuple[Callable[[Tensor], Tensor], int, str]] = {
     ),
     "run_time_widths": (lambda x: x[:, : x.shape[1] // 2].sin(), 2, "a slice"),
     "stacked_by_columns": (lambda x: torch.column_stack(torch.hsplit(x, 4)).sin(), 1, "the same"),
+    "chosen_never": (lambda x: torch.where(torch.zeros(24, dtype=torch.bool), x.cos(), x).sin(), 1, "the same"),
+    "copied_there_and_back": (lambda x: x.T.contiguous().T.sin(), 1, "the same"),
     "casts": (lambda x: x.double().float().sin(), 1, "the same"),
     "casts_of_layout": (lambda x: folded(x.double()).reshape(-1, 24).float().sin(), 1, "the same"),
 }
