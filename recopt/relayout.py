@@ -25,7 +25,7 @@ OPERATORS: dict[str, frozenset[str]] = {
     "onnx": frozenset(
         """Identity Reshape Flatten Squeeze Unsqueeze Transpose Expand Tile Concat Slice Split Pad Gather GatherElements
         GatherND Einsum DepthToSpace SpaceToDepth Trilu com.microsoft::ExpandDims com.microsoft::GatherND
-        com.microsoft::Trilu Cast SequenceAt ConcatFromSequence""".split()
+        com.microsoft::Trilu Cast ScatterND SequenceAt ConcatFromSequence""".split()
     ),
 }
 SOURCES = 1024  # of one value
@@ -293,7 +293,7 @@ COPIES = frozenset(
     column_stack.default repeat.default tile.default repeat_interleave.self_int roll.default flip.default fliplr.default
     flipud.default pad.default constant_pad_nd.default tril.default triu.default index_select.default gather.default
     index.Tensor pixel_shuffle.default pixel_unshuffle.default channel_shuffle.default einsum.default
-    contiguous.default clone.default""".split()
+    contiguous.default clone.default slice_scatter.default select_scatter.default rot90.default""".split()
 )
 OPERATORS["aten"] = VIEWS | REGROUPS | COPIES | (CASTS - {"Cast"})
 
