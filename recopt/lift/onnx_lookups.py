@@ -97,8 +97,12 @@ def scatter_nd(c: Call, x: Tensor, ids: Tensor, updates: Tensor, reduction: str 
     """Neighbouring rows of the first dimension written anew, as a write to a slice is exported."""
     if reduction != "none" or len(ids.dims) != 2 or ids.shape[1] != 1:
         raise Opaque("a scatter into elements, or that adds")
-    rows = tensor.select(ids, 1, 0).fresh()
-    first = add_terms(rows.body, scale(ravel(rows.dims[0]), -1)).number
+    held = c.constant(ids)
+    if held is None:
+        rows = tensor.select(ids, 1, 0).fresh()
+        first = add_terms(rows.body, scale(ravel(rows.dims[0]), -1)).number
+    else:
+        first = int(held[0, 0]) if held.size and (np.diff(held[:, 0]) == 1).all() else None
     if not isinstance(first, int):
         raise Opaque("a scatter into rows that do not follow each other")
     after = sizes.add(first, ids.shape[0])
