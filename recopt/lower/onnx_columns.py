@@ -125,24 +125,22 @@ class OnnxColumns:
         return reshape(self.host, made, shape, name)
 
     def _clip(self, node: Node, args: Sequence[object], shape: tuple[Size, ...], name: str) -> Value:
-        """A Clip's bounds are numbers; columns of their own take Max and Min. Raises LowerError where such a bound is a
-        zero: which of two zeros Max gives depends on where an element lies."""
-        out = node.outputs[0]
+        """A Clip's bounds are numbers; columns of their own take Max and Min, or a choice where one of them is a zero:
+        of two zeros Clip gives x, and Max the one or the other by where they lie."""
+        out, named = node.outputs[0], f"{name}_columns"
         value, *bounds = (a if a is None or isinstance(a, Value) else self.constant(np.array(a, out.dtype), name)
                           for a in args)  # fmt: skip
         rows = [isinstance(a, Value) for a in args[1:]]
         if not any(rows):
-            return self.host.call(
-                "Clip", [value, *bounds], name=f"{name}_columns", shape=shape, dtype=out.dtype, like=out
-            )
+            return self.host.call("Clip", [value, *bounds], name=named, shape=shape, dtype=out.dtype, like=out)
         for n, (bound, row) in enumerate(zip(bounds, rows, strict=True)):
             if bound is None:
                 continue
+            op, operands = (("Max", "Min")[n], [bound, value]) if row else ("Clip", [value, *[None] * n, bound])
             if row and "float" in str(out.dtype) and not self.host.constant(bound).all():
-                raise LowerError("a bound of zero of some columns")
-            op = ("Max", "Min")[n] if row else "Clip"
-            operands = [bound, value] if row else [value, *[None] * n, bound]
-            value = self.host.call(op, operands, name=f"{name}_columns", shape=shape, dtype=out.dtype, like=out)
+                over = self.host.call(("Less", "Greater")[n], [value, bound], name=named, shape=shape, dtype="bool")
+                op, operands = "Where", [over, bound, value]
+            value = self.host.call(op, operands, name=named, shape=shape, dtype=out.dtype, like=out)
         assert value is not None
         return value
 
