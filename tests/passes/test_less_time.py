@@ -14,6 +14,7 @@ ABOVE = "b = Greater(x, edges)  o = Cast <to = 1> (b)"
 EDGES = "float[3, 1, 1] edges = {-1, 0, 1}"
 TURNED = "t = Transpose <perm = [0, 2, 1]> (x)  y = Relu(t)"
 COLUMN = "z = Gather <axis = 2> (x, two)"
+LABELS = ", ".join(str(n % 16 - 8) for n in range(320))
 # name -> (the input's shape, the outputs, constants, operators, those that are left)
 CASES: dict[str, tuple[str, str, str, str, list[str]]] = {
     "a count": ("n, 4", "float[n, 4] y", f"{EDGES}, int64[1] axis = {{0}}",
@@ -24,6 +25,12 @@ CASES: dict[str, tuple[str, str, str, str, list[str]]] = {
                                          ["Cast", "Greater", "ReduceSum"]),
     "a sum of numbers": ("n, 4", "float[n, 4] y", f"{EDGES}, int64[1] axis = {{0}}",
                          "o = Div(x, edges)  y = ReduceSum <keepdims = 0> (o, axis)", ["Div", "ReduceSum"]),
+    "repeated numbers beside labels": (
+        "n, 20", "bool[n, 320] y",
+        f"int64[3] s = {{0, 20, 1}}, int64[3] e = {{1, 1, 16}}, int64[2] f = {{0, 320}}, int64[320] row = {{{LABELS}}}",
+        "i = Cast <to = 7> (x)  r = Reshape(i, s)  w = Expand(r, e)  q = Reshape(w, f)  y = Equal(q, row)",
+        ["Cast", "Cast", "Equal", "MatMul", "Reshape", "Reshape"],
+    ),
     "a column before its transpose": ("n, 4, 6", "float[n, 6, 4] y, float[n, 4] z", "int64 two = {2}",
                                       f"{COLUMN}  {TURNED}", ["Gather", "Relu", "Transpose"]),
     "a column after its transpose": ("n, 4, 6", "float[n, 6, 4] y, float[n, 4] z", "int64 two = {2}",
