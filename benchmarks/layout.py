@@ -135,8 +135,14 @@ PEERS = {
     "cuda": ("eager", "graph", "inductor", "reduce-overhead", "max-autotune", "ours", "ours-graph"),
     "cpu": ("eager", "inductor", "ours", "ort", "ort-ours"),
 }
-LARGE = 1 << 20  # bytes from which a tensor is copied by itself: many at once are copied by few blocks
+LARGE = 1 << 20  # bytes from which a tensor is copied by itself: of many at once a block copies 65536 elements
+WORDS = {torch.int64: torch.float32, torch.float64: torch.float32}  # a copy of one type is one launch
 LAUNCHING = ("eager", "inductor", "ours")  # those whose device time a graph of ours can take
+
+
+def _words(t: Tensor) -> Tensor:
+    """Its memory as float32 where its elements are of 8 bytes."""
+    return t.view(WORDS[t.dtype]) if t.dtype in WORDS else t
 
 
 def captured(function: Call, args: Inputs) -> Call:
@@ -151,15 +157,16 @@ def captured(function: Call, args: Inputs) -> Call:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         result = function(*held)
-    kinds = {t.dtype if t.nbytes < LARGE else n for n, t in enumerate(held)}
-    groups = [[n for n, t in enumerate(held) if (t.dtype if t.nbytes < LARGE else n) == kind] for kind in kinds]
+    together = [n for n, t in enumerate(held) if t.nbytes < LARGE]
+    together = together if len(together) > 1 else []
+    alone = [n for n in range(len(held)) if n not in together]
+    words = [_words(held[n]) for n in together]
 
     def call(*given: Tensor) -> Any:
-        for group in groups:  # a launch for all small ones of a type
-            if len(group) == 1:
-                held[group[0]].copy_(given[group[0]], non_blocking=True)
-            else:
-                torch._foreach_copy_([held[n] for n in group], [given[n] for n in group])
+        if together:  # first: it is the longest on the device, beside which the others are launched
+            torch._foreach_copy_(words, [_words(given[n]) for n in together])
+        for n in alone:
+            held[n].copy_(given[n], non_blocking=True)
         graph.replay()
         return result
 

@@ -13,13 +13,13 @@ from recopt.joins import simplify_joins
 from recopt.relayout import relayout
 from recopt.remainders import simplify_remainders
 from recopt.rewrite import Context
+from recopt.sums import simplify_sums
+from recopt.turns import read_turned
 
 name = "simplify-layout"
 
 
 def run(host: Host, context: Context) -> bool:
     """Whether anything was rewritten."""
-    changed = [
-        step(host, context, name) for step in (relayout, simplify_joins, simplify_broadcasts, simplify_remainders)
-    ]
-    return any(changed)
+    steps = (relayout, simplify_joins, simplify_broadcasts, simplify_remainders, simplify_sums, read_turned)
+    return any([step(host, context, name) for step in steps])

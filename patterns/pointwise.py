@@ -24,7 +24,8 @@ from recopt.ir.term import (
 )
 from recopt.kernels.pointwise import Line, Loop, Program
 from recopt.layout import memory
-from recopt.layout.elements import JOINS, Cut, Elements, Refine, TooLong, places
+from recopt.layout.element import Cut, Refine, TooLong, places
+from recopt.layout.elements import JOINS, Elements
 from recopt.layout.loops import Form, form_of, loop_of, pieces
 from recopt.lift.aten_elements import POINTWISE
 from recopt.lift.base import Lifted

@@ -9,6 +9,7 @@ from .hosts.base import Array, Host, Node, Value
 from .ir.sizes import Size
 from .lift.base import Lifted
 from .lower.onnx_columns import POINTWISE, same_anywhere
+from .lower.onnx_layout import reshape
 from .report import Rewrite
 from .rewrite import Context
 
@@ -24,8 +25,8 @@ def simplify_broadcasts(host: Host, context: Context, name: str) -> bool:
     after:   Where(c, x, 0);  Where(Cast(MatMul(Cast(c), ones [1, 16])), x, 0)
              or, of c = Unsqueeze(d), Where(Gather(falses and trues [2, 16], Cast(d)), x, 0)
 
-    before:  Equal(i [rows, 8, 1], 0..13) for ort-cpu
-    after:   Equal(MatMul(Cast(i), ones [1, 14]), 0..13 [8, 14])
+    before:  Equal(i [rows, 8, 1], 0..13) for ort-cpu, or of Reshape(Expand(i, [rows, 8, 14]), [rows, 112])
+    after:   Equal(MatMul(Cast(i), ones [1, 14]), 0..13 [8, 14]), reshaped before
     """
     if host.dialect != "onnx":
         return False
@@ -42,8 +43,11 @@ def simplify_broadcasts(host: Host, context: Context, name: str) -> bool:
             if columns is not None and args[0] is not None:
                 args[0] = _condition(host, args[0], columns)
             elif labels is not None:
-                x, row = labels
-                args = [_fill(host, x, row.shape[-1]), host.share_constant(row, name="labels")]  # type: ignore[attr-defined]  # an ONNX host
+                x, columns, row = labels
+                filled = _fill(host, x, columns)
+                if row.ndim == 1:
+                    filled = reshape(host, filled, out.shape or (), x.name)  # type: ignore[arg-type]  # an ONNX host
+                args = [filled, host.share_constant(row, name="labels")]  # type: ignore[attr-defined]  # an ONNX host
             new = host.call(node.op, args, node.kwargs, name=out.name, shape=out.shape, dtype=out.dtype, like=out)
         host.replace(out, new)
         gone = (node.name, *(a.node.name for a, b in zip(node.args, args, strict=True) if a is not b and a.node))
@@ -93,9 +97,9 @@ def _narrow(lifted: Lifted, node: Node) -> int | None:
     return shape[-1] if isinstance(shape[-1], int) and 1 < shape[-1] <= NARROW else None
 
 
-def _labels(host: Host, node: Node) -> tuple[Value, Array] | None:
-    """Of a comparison of whole numbers [.., n, 1] with a row of constants, those numbers and the row, as float32, as
-    often as it is compared with."""
+def _labels(host: Host, node: Node) -> tuple[Value, int, Array] | None:
+    """Of a comparison with a row of constants, whole numbers [.., n, 1] that are compared, how often each, and the row
+    as float32: [n, as often], or [n * as often] where the numbers are repeated and in one dimension."""
     if node.op != "Equal":
         return None
     row, x = sorted(node.args, key=lambda v: v is None or not host.is_constant(v))
@@ -107,14 +111,31 @@ def _labels(host: Host, node: Node) -> tuple[Value, Array] | None:
         or not host.is_constant(row)
     ):
         return None
-    labels, shape = host.constant(row), x.shape
+    labels, spread = host.constant(row), _spread(host, x)
+    narrow = x if spread is None else spread
+    shape = narrow.shape
     if not shape or len(shape) < 2 or shape[-1] != 1 or not isinstance(shape[-2], int) or labels.ndim == 0:
         return None
-    if labels.size != labels.shape[-1] or labels.ndim > len(shape) or not 1 < labels.size <= NARROW:
+    if labels.size != labels.shape[-1] or labels.ndim > len(shape):
         return None
-    if np.abs(labels.astype(np.float64)).max() >= EXACT:
+    columns = labels.size if spread is None else labels.size // shape[-2]
+    if not 1 < columns <= NARROW or np.abs(labels.astype(np.float64)).max() >= EXACT:
         return None
-    return x, np.broadcast_to(labels.reshape(-1).astype(np.float32), (shape[-2], labels.size))
+    flat = labels.reshape(-1).astype(np.float32)
+    if spread is None:
+        return x, columns, np.broadcast_to(flat, (shape[-2], columns))
+    return (spread, columns, flat) if x.shape == (*shape[:-2], labels.size) == node.outputs[0].shape else None
+
+
+def _spread(host: Host, x: Value) -> Value | None:
+    """The numbers [.., n, 1] that are repeated along a last dimension, which then is one with the dimension before."""
+    wide = x.node.args[0] if x.node is not None and x.node.op == "Reshape" else None
+    if wide is None or wide.node is None or wide.node.op != "Expand" or len(host.users(x)) != 1:
+        return None
+    narrow: Value = wide.node.args[0]
+    if len(host.users(wide)) != 1 or not narrow.shape or not wide.shape or narrow.shape[:-1] != wide.shape[:-1]:
+        return None
+    return narrow
 
 
 def _condition(host: Host, operand: Value, columns: int) -> Value:

@@ -8,45 +8,22 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from . import lower
+from .column_trees import Tree, fitted, keeps_apart, key_of, nodes_of, skeleton, slots
 from .errors import LowerError
 from .hosts.base import Array, Host, Node, Value
 from .ir import tensor
 from .ir.sizes import Size
 from .layout.buckets import Bucket, buckets, cone
-from .layout.moves import by_time, shortest
+from .layout.moves import by_time
 from .layout.positions import MOST, Elements, Form, NotLayout, form_of, itself, of_term, through
-from .lower.columns import Columns, Fixed, Number, neutral
+from .layout.shortest import shortest
+from .lower.columns import Columns, Fixed, Number
 from .relayout import Layouts, find, writes_in_place
 from .report import Rewrite
 from .rewrite import Context
 
 ROUNDS = 16  # of chains on what other chains computed
 FEWEST = 2  # columns
-HEAD = 5  # what of a key is about the operator alone
-
-
-@dataclass(frozen=True, eq=False)
-class Tree:
-    """An operator over columns: `parts` are trees, constants of a row, numbers, or elements of a row of some value."""
-
-    node: Node
-    key: Hashable
-    counts: tuple[int, ...]  # of a row
-    parts: tuple[Tree | Array | Elements | Fixed | Number | None, ...]
-    nodes: int
-    lanes: int = 0  # elements that are added up for one of these; 0: it is no sum
-    bucket: Bucket | None = None  # what counts boundaries: of one part
-    added: int | None = None  # no node of the graph: an operator that changes nothing on this part
-
-    @property
-    def out(self) -> Value:
-        """The value that it stands for."""
-        part = None if self.added is None else self.parts[self.added]
-        return part.out if isinstance(part, Tree) else self.node.outputs[0]
-
-    @property
-    def width(self) -> int:
-        return int(np.prod(self.counts, dtype=np.int64))
 
 
 @dataclass
@@ -98,12 +75,12 @@ class _Work:
         numbers that change nothing."""
         alike: dict[Hashable, list[list[Tree]]] = {}
         for group in groups:
-            alike.setdefault(_skeleton(group[0]), []).append(group)
+            alike.setdefault(skeleton(group[0]), []).append(group)
         found = []
         for some in alike.values():
             model = max(some, key=lambda g: (sum(t.width for t in g), g[0].nodes))
             for group in some:
-                fitting = [] if group is model else [_fitted(t, t.counts, model[0]) for t in group]
+                fitting = [] if group is model else [fitted(t, t.counts, model[0]) for t in group]
                 if fitting and all(isinstance(t, Tree) for t in fitting):
                     model += [t for t in fitting if isinstance(t, Tree)]
                 elif group is not model:
@@ -148,7 +125,7 @@ class _Work:
             if isinstance(arg, Value) and part is None:
                 return None
             parts.append(part)
-            keys.append(_key(part))
+            keys.append(key_of(part))
         if not any(isinstance(p, (Tree, Elements)) for p in parts):
             return None
         attributes = tuple(sorted((k, str(v)) for k, v in node.kwargs.items()))
@@ -186,7 +163,7 @@ class _Work:
         if source is None or source.where.size != int(np.prod(row[1], dtype=np.int64)):
             return None
         nodes = len(cone(self.host, out, {bucket.source}))
-        key = ("counted", bucket.right, bucket.nan_above, out.dtype, row[0], _key(source))
+        key = ("counted", bucket.right, bucket.nan_above, out.dtype, row[0], key_of(source))
         return Tree(node, key, row[1], (source,), nodes, bucket=bucket)
 
     def total(self, node: Node) -> Tree | None:
@@ -200,7 +177,7 @@ class _Work:
             return None
         if len(self.host.users(data)) != 1 or self.host.is_output(data) or below.counts[-1] < 2:
             return None
-        if not _pointwise(below, self.columns):
+        if not keeps_apart(below, self.columns):
             return None
         key = ("sum", below.counts[-1], below.key)
         return Tree(node, key, row[1], (below,), below.nodes + 1, below.counts[-1])
@@ -238,7 +215,7 @@ class _Work:
             return False
         most = max(t.nodes for t in group)
         after = most if group[0].bucket is None else self.columns.counting
-        if sum(t.nodes for t in group) <= after + _slots(group[0]) + (
+        if sum(t.nodes for t in group) <= after + slots(group[0]) + (
             len(group) > 1
         ):  # operands' slices become results'
             return False
@@ -268,14 +245,14 @@ class _Work:
             self.host.replace(value, new)
             self.elements[value] = self.elements[new] = piece
             made.append(new)
-        for dead in (n for t in group for n in _nodes(t)):
+        for dead in (n for t in group for n in nodes_of(t)):
             self.done.add(dead)
         # layouts of what was replaced are layouts of the whole now
         moved = {t.out: n for t, n in zip(group, made, strict=True)}
         for value, local in self.found.local.items():
             if any(leaf in moved for leaf, _ in local.sources):
                 self.elements[value] = through(local, self.elements)
-        names = tuple(n.name for t in group for n in _nodes(t))
+        names = tuple(n.name for t in group for n in nodes_of(t))
         detail = f"{len(group)} columns of {most} operators"
         node = whole.node.name if whole.node else whole.name
         self.context.report.rewrites.append(
@@ -332,95 +309,6 @@ class _Work:
         if self.context.target == "ort-cpu" and by_time(plan)[0] - plan.cost[0] > self.fewer:
             raise LowerError("columns that take longer to gather than what is saved")
         return self.columns.gathered(plan, name)
-
-
-def _key(part: object) -> Hashable:
-    """What must be equal for arguments to be one over all columns."""
-    if isinstance(part, Tree):
-        return part.key
-    if isinstance(part, Elements):
-        return ("elements", id(part.sources[0][0]))
-    if isinstance(part, Fixed):
-        return ("same", part.key)
-    if isinstance(part, Number):
-        return ("number", part.dtype)
-    return part if part is None else ("constant", str(np.asarray(part).dtype))
-
-
-def _slots(tree: Tree) -> int:
-    return sum(_slots(p) if isinstance(p, Tree) else isinstance(p, Elements) for p in tree.parts)
-
-
-def _pointwise(tree: Tree, columns: Columns) -> bool:
-    """Whether a chain keeps its columns apart."""
-    if tree.lanes or tree.bucket is not None or columns.spreads(tree.node):
-        return False
-    return all(_pointwise(p, columns) for p in tree.parts if isinstance(p, Tree))
-
-
-def _nodes(tree: Tree) -> list[Node]:
-    own = [tree.node] if tree.added is None else []
-    return [*(n for p in tree.parts if isinstance(p, Tree) for n in _nodes(p)), *own]
-
-
-def _numbers(tree: Tree) -> tuple[list[int], int | float]:
-    """The parts of a tree that are constants and might be ones that change nothing, and what those would be."""
-    found = None if tree.lanes or tree.bucket is not None or len(tree.parts) != 2 else neutral(tree.node)
-    if found is None or tree.added is not None:
-        return [], 0
-    return [n for n in found[0] if isinstance(tree.parts[n], (np.ndarray, Number))], found[1]
-
-
-def _skeleton(part: object) -> Hashable:
-    """The key of a part without the operators that could change nothing."""
-    if not isinstance(part, Tree):
-        return _key(part)
-    numbers, _ = _numbers(part)
-    if numbers:
-        return _skeleton(part.parts[1 - numbers[0]])
-    head = part.key[:HEAD] if isinstance(part.key, tuple) else part.key
-    return (head, *map(_skeleton, part.parts)) if _plain(part) else part.key
-
-
-def _plain(tree: Tree) -> bool:
-    return not tree.lanes and tree.bucket is None
-
-
-def _fitted(part: Tree | Elements, counts: tuple[int, ...], model: object) -> Tree | Elements | None:
-    """A part as the operators of `model`, with numbers that change nothing where it has fewer. None where it is not."""
-    if _key(part) == _key(model):
-        return part
-    if not isinstance(model, Tree) or not isinstance(model.key, tuple) or not _plain(model):
-        return None
-    numbers, number = _numbers(model)
-    for n in numbers:
-        inner = _fitted(part, counts, model.parts[1 - n])
-        dtype = model.node.outputs[0].dtype
-        if inner is None or _dtype(part) != dtype:
-            continue
-        held = model.parts[n]
-        fill: Number | Array
-        if isinstance(held, Number):
-            fill = Number(number, held.dtype)
-        else:
-            fill = np.full(counts, number, np.asarray(held).dtype)
-        parts = (fill, inner) if n == 0 else (inner, fill)
-        return Tree(model.node, model.key, counts, parts, getattr(inner, "nodes", 0), added=1 - n)
-    if not isinstance(part, Tree) or not isinstance(part.key, tuple) or not _plain(part):
-        return None
-    if part.key[:HEAD] != model.key[:HEAD] or len(part.parts) != len(model.parts):
-        return None
-    parts_ = [
-        _fitted(p, counts, q) if isinstance(p, (Tree, Elements)) else p if _key(p) == _key(q) else None
-        for p, q in zip(part.parts, model.parts, strict=True)
-    ]
-    if any(p is None and q is not None for p, q in zip(parts_, model.parts, strict=True)):
-        return None
-    return replace(part, key=model.key, parts=tuple(parts_))
-
-
-def _dtype(part: Tree | Elements) -> str | None:
-    return part.node.outputs[0].dtype if isinstance(part, Tree) else part.dtype
 
 
 def _edges_of(columns: Columns, nodes: Iterable[Node]) -> dict[Value, Bucket]:

@@ -18,7 +18,7 @@ FLOORS = (
     ("recognise", "cost", "reference"),
     ("patterns",),
     ("rewrite", "merge", "lower", "verify", "tables"),
-    ("relayout", "columns", "broadcasts", "joins", "remainders"),
+    ("relayout", "column_trees", "columns", "broadcasts", "joins", "remainders", "sums", "turns"),
     ("passes",),
     ("pipeline",),
     ("api",),

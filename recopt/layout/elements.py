@@ -7,8 +7,6 @@ so values are kept as the operators that compute them here. Indices are terms: t
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from typing import TypeAlias
 
 import numpy as np
 
@@ -19,51 +17,15 @@ from ..ir.ranges import value_range
 from ..ir.rules import WIDTH
 from ..ir.sizes import Size
 from ..ir.tensor import Tensor
-from ..ir.term import Atom, Axis, Coord, Fn, Guard, Mono, Poly, Read, axis, coord, number, walk
+from ..ir.term import Atom, Coord, Fn, Guard, Mono, Poly, Read, number, walk
 from ..lift.base import Items, Lifted, Opaque
 from ..match import No
+from .element import Cut, Element, Index, Number, Refine, TooLong, is_negative, is_plain, only_moves, within
 from .positions import EXACT
 
 PACKED = 1 << 16  # elements up to which constants share a tensor with others of their dtype
 MAX_ELEMENTS = 20_000  # operators of one element that are looked at
 JOINS = frozenset(f"aten.{n}" for n in "cat.default concat.default concatenate.default stack.default".split())
-Number: TypeAlias = int | float
-Index: TypeAlias = tuple[Poly, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class Element:
-    """A value of kernels/pointwise.py's language: `op` of `args`, or of `source` at `index`; equal ones are the same
-    object. A source that is a text is the packed constants of that dtype."""
-
-    op: str
-    dtype: str
-    args: tuple[Element | Number, ...] = ()
-    source: Value | str | None = None
-    index: Index = ()
-    checked: bool = False
-
-    @property
-    def name(self) -> str:
-        return f"e{id(self)}"
-
-
-class TooLong(No):
-    """What is to be computed of an element is more than a kernel should."""
-
-
-class Cut(Exception):
-    """A piece reads two parts of something along an axis: it is to be cut at places `at` of the axis."""
-
-    def __init__(self, axis: Axis, at: Sequence[int]) -> None:
-        self.axis, self.at = axis, tuple(at)
-
-
-class Refine(Exception):
-    """An axis is read by its quotient and its rest: it is two axes, the inner one of size `inner`."""
-
-    def __init__(self, axis: Axis, inner: int) -> None:
-        self.axis, self.inner = axis, inner
 
 
 class Elements:
@@ -146,7 +108,7 @@ class Elements:
         assert value.shape is not None and value.dtype is not None
         if self.host.is_constant(value) and isinstance(size := sizes.product(value.shape), int) and size <= PACKED:
             return self._constant(value, index)
-        inside = all(_within(i, s) for i, s in zip(index, value.shape, strict=True))
+        inside = all(within(i, s) for i, s in zip(index, value.shape, strict=True))
         return self.make("load", value.dtype, source=value, index=index, checked=not inside)
 
     def _constant(self, value: Value, index: Index) -> Element:
@@ -158,7 +120,7 @@ class Elements:
         if all(isinstance(p, int) and 0 <= p < s for p, s in zip(places, array.shape, strict=True)):
             at = tuple(int(str(p)) for p in places)
             return self.literal(array[at].item(), str(value.dtype))
-        if not all(_within(i, s) or self.inside(i, s) for i, s in zip(index, array.shape, strict=True)):
+        if not all(within(i, s) or self.inside(i, s) for i, s in zip(index, array.shape, strict=True)):
             raise No("{} is read where it may not be", value.name)
         if (
             array.ndim == 1
@@ -210,7 +172,7 @@ class Elements:
         if node not in self.layouts:
             try:
                 made = self.lifted.apply(node, self._leaf)
-                self.layouts[node] = [t if isinstance(t, Tensor) and _moves(t.body) else None for t in made]
+                self.layouts[node] = [t if isinstance(t, Tensor) and only_moves(t.body) else None for t in made]
             except (Opaque, tensor.ShapeError):
                 self.layouts[node] = [None] * len(node.outputs)
         return self.layouts[node]
@@ -256,7 +218,7 @@ class Elements:
         """A number, or a place as a value."""
         if isinstance(body.number, (int, float)):
             return self.literal(body.number, dtype)
-        if any(isinstance(m.coef, float) for m in body.monos) or not _plain(body):
+        if any(isinstance(m.coef, float) for m in body.monos) or not is_plain(body):
             raise No("a range by fractions")
         return self.cast(self.make("at", "int64", index=(body,)), dtype)
 
@@ -320,7 +282,7 @@ class Elements:
             return None
 
         found = substitute(place, {}, element)
-        if not _plain(found):
+        if not is_plain(found):
             raise No("an index that is computed in a way that is not understood")
         return found
 
@@ -334,12 +296,12 @@ class Elements:
 
     def as_value(self, place: Poly) -> Element:
         """An index as an int64 value."""
-        if _plain(place):
+        if is_plain(place):
             return self.make("at", "int64", index=(place,))
         atom = place.atom
         if isinstance(atom, Fn) and atom.name in ("where", "lt", "cast"):
             args = [self.as_value(a) for a in atom.args]
-            if atom.name == "where" and _is_negative(args[0], args[2]) and self.range(args[2])[0] is not None:
+            if atom.name == "where" and is_negative(args[0], args[2]) and self.range(args[2])[0] is not None:
                 return args[2]  # an index that is never negative does not count from the end
             if atom.name == "cast":
                 return args[0]
@@ -425,48 +387,3 @@ class Elements:
         if result is None:
             raise No("{} joins nothing", node.name)
         return result
-
-
-def _within(index: Poly, size: Size) -> bool:
-    """Whether an index lies inside by its form."""
-    if any(isinstance(a, Read) for a in walk(index)):
-        return False
-    low, high = value_range(index)
-    return (
-        low is not None and high is not None and sizes.at_least(low, 0) and sizes.at_least(size, sizes.size(high + 1))
-    )
-
-
-def _is_negative(condition: Element, x: Element) -> bool:
-    """Whether a condition is that x is negative."""
-    return condition.op == "lt" and condition.args[0] is x
-
-
-def _plain(place: Poly) -> bool:
-    """Whether an index is made of places, elements, and quotients and rests of such by numbers."""
-    for item in walk(place):
-        if isinstance(item, Mono) and (item.axes or isinstance(item.coef, float)):
-            return False
-        if isinstance(item, Read) and not isinstance(item.leaf, Element):
-            return False
-        if isinstance(item, Fn) and item.name not in ("floordiv", "mod"):
-            return False
-        if isinstance(item, Atom) and not isinstance(item, (Coord, Read, Fn)):
-            return False
-    return True
-
-
-def _moves(body: Poly) -> bool:
-    """Whether a term only chooses among elements, or is a number or a place."""
-    if not any(isinstance(a, (Read, Guard)) for m in body.monos for a in m.atoms):
-        return _plain(body) or isinstance(body.number, (int, float))
-    for m in body.monos:
-        rest = [a for a in m.atoms if not isinstance(a, Guard)]
-        if m.axes or len(rest) > 1 or not all(isinstance(a, Read) for a in rest) or (rest and m.coef != 1):
-            return False
-    return True
-
-
-def places(shape: Sequence[Size]) -> Index:
-    """Fresh axes along a shape, as an index."""
-    return tuple(coord(axis(s)) if s != 1 else number(0) for s in shape)

@@ -15,7 +15,8 @@ from ..ir.normal import add, scale, substitute
 from ..ir.term import Axis, Coord, Fn, Mono, Poly, Read, axis, coord, number, walk
 from ..kernels.pointwise import Line, Loop
 from ..match import No
-from .elements import Cut, Element, Elements, Index, Number, Refine, TooLong, places
+from .element import Cut, Element, Index, Number, Refine, TooLong, places
+from .elements import Elements
 
 MAX_PIECES = 4096
 

@@ -13,7 +13,8 @@ from ..ir.normal import add
 from ..ir.ranges import value_range
 from ..ir.rules import FLOATS, WIDTH
 from ..ir.term import number
-from ..layout.elements import Element, Elements, Index
+from ..layout.element import Element, Index
+from ..layout.elements import Elements
 from ..match import No
 from .aten_types import promoted
 

@@ -176,6 +176,14 @@ def _flip(c: Call, x: Tensor, dims: Sequence[int]) -> Tensor:
     return tensor.flip(x, [dim_of(x, d) for d in dims])
 
 
+def _rot90(c: Call, x: Tensor, k: int = 1, dims: Sequence[int] = (0, 1)) -> Tensor:
+    """Quarter turns from the first of two dimensions to the second."""
+    first, second = (dim_of(x, d) for d in dims)
+    if k % 4 == 2:
+        return tensor.flip(x, [first, second])
+    return x if k % 4 == 0 else _transpose(c, tensor.flip(x, [second if k % 4 == 1 else first]), first, second)
+
+
 def _pixel_shuffle(c: Call, x: Tensor, factor: int) -> Tensor:
     *lead, channels, height, width = x.shape
     kept, n = sizes.divide(channels, factor**2), len(lead)
@@ -310,6 +318,7 @@ TABLE: dict[str, Lift] = {
     **named("repeat_interleave.self_int", _repeat_interleave),
     **named("roll.default", _roll),
     **named("flip.default", _flip),
+    **named("rot90.default", _rot90),
     **named("pixel_shuffle.default", _pixel_shuffle),
     **named("pixel_unshuffle.default", _pixel_unshuffle),
     **named("channel_shuffle.default", _channel_shuffle),

@@ -9,6 +9,7 @@ import numpy as np
 from ..hosts.base import Array
 from ..ir import ops, sizes, tensor
 from ..ir.normal import add as add_terms
+from ..ir.normal import scale
 from ..ir.rules import FLOATS, fn
 from ..ir.sizes import Size
 from ..ir.tensor import Tensor, new_dims, ravel
@@ -92,6 +93,26 @@ def gather_nd(c: Call, x: Tensor, ids: Tensor, batch_dims: int = 0) -> Tensor:
     return Tensor((*dims, *rest), x.at(index))
 
 
+def scatter_nd(c: Call, x: Tensor, ids: Tensor, updates: Tensor, reduction: str = "none") -> Tensor:
+    """Neighbouring rows of the first dimension written anew, as a write to a slice is exported."""
+    if reduction != "none" or len(ids.dims) != 2 or ids.shape[1] != 1:
+        raise Opaque("a scatter into elements, or that adds")
+    held = c.constant(ids)
+    if held is None:
+        rows = tensor.select(ids, 1, 0).fresh()
+        first = add_terms(rows.body, scale(ravel(rows.dims[0]), -1)).number
+    else:
+        first = int(held[0, 0]) if held.size and (np.diff(held[:, 0]) == 1).all() else None
+    if not isinstance(first, int):
+        raise Opaque("a scatter into rows that do not follow each other")
+    after = sizes.add(first, ids.shape[0])
+    room = sizes.size(x.shape[0] - after)
+    if first < 0 or not sizes.at_least(room, 0):
+        raise Opaque("a scatter past the ends, or from the last row")
+    pieces = [tensor.slice_dim(x, 0, 0, first), updates, tensor.slice_dim(x, 0, after, room)]
+    return tensor.concat([p for p in pieces if p.shape[0] != 0], 0)
+
+
 def one_hot(c: Call, ids: Tensor, depth: Tensor, values: Tensor, axis: int = -1) -> Tensor:
     """`values` are [off, on]; an id outside of -depth..depth-1 leaves its row off."""
     count = c.size(depth) if isinstance(depth.dtype, str) and depth.dtype not in FLOATS else integer_value(c, depth)
@@ -163,6 +184,7 @@ LOOKUPS: dict[str, Lift] = {
     "Gather": gather,
     "GatherElements": gather_elements,
     "GatherND": gather_nd,
+    "ScatterND": scatter_nd,
     "ScatterElements": scatter_elements,
     "OneHot": one_hot,
     "ConstantOfShape": constant_of_shape,

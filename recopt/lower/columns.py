@@ -54,7 +54,10 @@ def neutral(node: Node) -> tuple[tuple[int, ...], int | float] | None:
 
 
 def unchanged(host: Host, node: Node) -> Value | None:
-    """The operand that a node gives back as it is: of x + 0 in whole numbers, x * 1, x / 1."""
+    """The operand that a node gives back as it is: of x + 0 in whole numbers, x * 1, x / 1, a choice that is always the
+    same."""
+    if (chosen := _chosen(host, node)) is not None:
+        return chosen if _alike(chosen, node) else None
     found = neutral(node) if len(node.outputs) == 1 and len(node.args) == 2 else None
     for n in found[0] if found else ():
         x, by = node.args[1 - n], node.args[n]
@@ -62,10 +65,29 @@ def unchanged(host: Host, node: Node) -> Value | None:
             by = host.constant(by)
         elif not isinstance(by, (int, float)) or isinstance(by, bool):
             continue
-        same = isinstance(x, Value) and (x.shape, x.dtype) == (node.outputs[0].shape, node.outputs[0].dtype)
-        if same and x.shape is not None and found is not None and _all(by, found[1]):
-            return x  # type: ignore[no-any-return]  # a value
+        if isinstance(x, Value) and _alike(x, node) and found is not None and _all(by, found[1]):
+            return x
     return None
+
+
+def _alike(x: Value, node: Node) -> bool:
+    """Whether a node's result has the shape and type of x."""
+    return x.shape is not None and (x.shape, x.dtype) == (node.outputs[0].shape, node.outputs[0].dtype)
+
+
+def _chosen(host: Host, node: Node) -> Value | None:
+    """What a choice by a constant takes everywhere."""
+    name = node.op.split(".")[1] if "." in node.op else node.op.lower()
+    if name not in ("where", "masked_fill") or len(node.args) != 3:
+        return None
+    x, condition, y = node.args if name == "masked_fill" else (node.args[2], node.args[0], node.args[1])
+    if not isinstance(condition, Value) or not host.is_constant(condition):
+        return None
+    held = host.constant(condition)
+    if held.dtype != bool or held.size == 0 or held.any() != held.all():
+        return None
+    taken = y if held.any() else x
+    return taken if isinstance(taken, Value) else None
 
 
 def _all(numbers: Array | int | float, number: int | float) -> bool:

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ..errors import LowerError
 from ..hosts.base import Array, Host, Node, Value
 from ..ir.sizes import Size
 from ..layout.moves import Plan
-from .columns import Argument, Number
+from .columns import Argument, Fixed, Number
+from .onnx_layout import reshape
 from .onnx_moves import moved
 from .onnx_writer import Writer
 
@@ -68,12 +70,18 @@ class OnnxColumns:
         return node.op in POINTWISE and same_anywhere(self.host, node)
 
     def spreads(self, node: Node) -> bool:
-        return False
+        last = len(node.outputs[0].shape or ()) - 1
+        if node.op != "OneHot" or node.opaque or node.kwargs.get("axis", -1) not in (-1, last):
+            return False
+        return all(self.host.is_constant(arg) for arg in node.args[1:])
 
     def counts_edges(self, node: Node) -> None:
         return None
 
     def arguments(self, node: Node) -> list[Argument]:
+        if node.op == "OneHot":
+            fixed = [Fixed(arg, (arg.dtype, self.host.constant(arg).tobytes())) for arg in node.args[1:]]
+            return [node.args[0], *fixed]
         if node.op != "Clip":
             return list(node.args)
         found: list[Argument] = [node.args[0]]
@@ -100,23 +108,39 @@ class OnnxColumns:
         out = node.outputs[0]
         if node.op == "Clip":
             return self._clip(node, args, shape, name)
+        if node.op == "OneHot":
+            return self._one_hot(node, args, shape, name)
         return self.host.call(
             node.op, args, node.kwargs, name=f"{name}_columns", shape=shape, dtype=out.dtype, like=out
         )
 
+    def _one_hot(self, node: Node, args: Sequence[object], shape: tuple[Size, ...], name: str) -> Value:
+        """[rows, columns] -> [rows, columns * depth]."""
+        (rows, width), out = shape, node.outputs[0]
+        depth = (out.shape or ())[-1]
+        if not isinstance(width, int) or not isinstance(depth, int):
+            raise LowerError("a one-hot of unknown depth")
+        wide = (rows, width // depth, depth)
+        made = self.host.call("OneHot", args, {"axis": -1}, name=f"{name}_columns", shape=wide, dtype=out.dtype)
+        return reshape(self.host, made, shape, name)
+
     def _clip(self, node: Node, args: Sequence[object], shape: tuple[Size, ...], name: str) -> Value:
-        """A Clip's bounds are numbers; columns of their own take Max and Min, with the bound first: of two zeros they
-        give the second, as Clip gives x."""
-        out = node.outputs[0]
-        held = [a if a is None or isinstance(a, Value) else self.constant(np.array(a, out.dtype), name) for a in args]
-        if any(isinstance(a, Value) for a in args[1:]):
-            steps = [(op, [bound]) for op, bound in zip(("Max", "Min"), held[1:], strict=False) if bound is not None]
-        else:
-            steps = [("Clip", [])]
-        value, rest = held[0], held[1:]
-        for op, first in steps:
-            operands = [*first, value] if first else [value, *rest]
-            value = self.host.call(op, operands, name=f"{name}_columns", shape=shape, dtype=out.dtype, like=out)
+        """A Clip's bounds are numbers; columns of their own take Max and Min, or a choice where one of them is a zero:
+        of two zeros Clip gives x, and Max the one or the other by where they lie."""
+        out, named = node.outputs[0], f"{name}_columns"
+        value, *bounds = (a if a is None or isinstance(a, Value) else self.constant(np.array(a, out.dtype), name)
+                          for a in args)  # fmt: skip
+        rows = [isinstance(a, Value) for a in args[1:]]
+        if not any(rows):
+            return self.host.call("Clip", [value, *bounds], name=named, shape=shape, dtype=out.dtype, like=out)
+        for n, (bound, row) in enumerate(zip(bounds, rows, strict=True)):
+            if bound is None:
+                continue
+            op, operands = (("Max", "Min")[n], [bound, value]) if row else ("Clip", [value, *[None] * n, bound])
+            if row and "float" in str(out.dtype) and not self.host.constant(bound).all():
+                over = self.host.call(("Less", "Greater")[n], [value, bound], name=named, shape=shape, dtype="bool")
+                op, operands = "Where", [over, bound, value]
+            value = self.host.call(op, operands, name=named, shape=shape, dtype=out.dtype, like=out)
         assert value is not None
         return value
 

@@ -301,6 +301,7 @@ CASES: list[Case] = [
     Case("GatherND", [x(7, 3), x(4, 1, dtype="int64", low=-6, high=6)]),
     Case("ScatterElements", [x(7, 5), x(7, 1, dtype="int64", low=-5, high=5), x(7, 1)], {"axis": 1}),
     Case("ScatterElements", [x(7, 5), x(7, 4, dtype="int64", low=0, high=5), x(7, 4)], {"axis": 1, "reduction": "add"}),
+    Case("ScatterND", [x(11, 5), k([2], [3], [4]), x(3, 5)]),
     Case("com.microsoft::GatherND", [x(3, 4), x(7, 2, dtype="int64", low=0, high=3)]),
     Case("OneHot", [IDS, scalar(9), k(0.0, 1.0, dtype="float32")]),
     Case("OneHot", [IDS, k(9), K(x(2))], {"axis": 1}),

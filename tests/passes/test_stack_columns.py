@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from spellings.export import BATCH, run_onnx, to_onnx, to_program
@@ -52,8 +53,16 @@ CHAINS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], int]] = {
     "scaled": (lambda x, ids: torch.stack([x[:, n] * (n + 2) + (n + 1) for n in range(COUNT)], 1), 2),
     "clipped": (lambda x, ids: torch.cat([x[:, n : n + 1].clamp(-1, 2) for n in range(COUNT)], 1), 1),
     "clipped by bounds of their own": (
-        lambda x, ids: torch.cat([x[:, n : n + 1].clamp(min=float(n - 2), max=n + 1.5) for n in range(COUNT)], 1),
+        lambda x, ids: torch.cat([x[:, n : n + 1].clamp(min=n - 2.5, max=n + 1.5) for n in range(COUNT)], 1),
         2,
+    ),
+    "clipped by bounds of which one is zero": (
+        lambda x, ids: torch.cat([x[:, n : n + 1].clamp(min=float(n - 2), max=n + 1.5) for n in range(COUNT)], 1),
+        3,
+    ),
+    "one-hots": (
+        lambda x, ids: torch.cat([F.one_hot(ids[:, n] % 5, 5).float() for n in range(COUNT)], 1),
+        5,
     ),
     "clipped remainders": (
         lambda x, ids: torch.stack([(ids[:, n] % (7 + n)).clamp(n - 2, n + 2) for n in range(COUNT)], 1),

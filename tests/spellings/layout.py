@@ -134,10 +134,16 @@ FORMS: dict[str, tuple[Callable[[Tensor], Tensor], int, str]] = {
     ),
     "run_time_widths": (lambda x: x[:, : x.shape[1] // 2].sin(), 2, "a slice"),
     "stacked_by_columns": (lambda x: torch.column_stack(torch.hsplit(x, 4)).sin(), 1, "the same"),
+    "chosen_never": (lambda x: torch.where(torch.zeros(24, dtype=torch.bool), x.cos(), x).sin(), 1, "the same"),
+    "copied_there_and_back": (lambda x: x.T.contiguous().T.sin(), 1, "the same"),
+    "written_slice": (lambda x: torch.slice_scatter(x, x[:, 0:3], 1, 2, 5).sin(), 2, "a gather"),
+    "turned_four_times": (lambda x: folded(x).rot90(1, (1, 2)).rot90(3, (1, 2)).flatten(1).sin(), 1, "the same"),
     "casts": (lambda x: x.double().float().sin(), 1, "the same"),
     "casts_of_layout": (lambda x: folded(x.double()).reshape(-1, 24).float().sin(), 1, "the same"),
 }
-NOT_SCRIPTED = frozenset({"stacked_by_columns"})  # what torch's older exporter does not write
+NOT_SCRIPTED = frozenset(
+    {"stacked_by_columns", "written_slice", "turned_four_times"}
+)  # what torch's older exporter does not write
 # What torch launches at least, the sine included: one, where views are all that is left, or the same. A second copies:
 # elements in another order, or a slice that a concat made contiguous, as it stays. The triangles have a product too.
 LAUNCHES: dict[str, int] = (
@@ -146,7 +152,7 @@ LAUNCHES: dict[str, int] = (
         """concat_of_concats_of_part concat_swapped concat_twice_the_same stack_of_selected_even stack_of_some scattered
     split_shuffled split_reversed split_on_another_axis split_some chunks_turned unbound_turned view_as same_branches
     to_columns shuffle pixels gathers gather_of_a_range index_select flip_of_slice rolled diagonal pad_and_cut pads
-    concat_with_zeros run_time_shapes""".split(),
+    concat_with_zeros run_time_shapes written_slice""".split(),
         2,
     )
     | dict.fromkeys("slice_across_concat triangle triangle_flat triangle_by_rows".split(), 3)

@@ -381,11 +381,11 @@ def _bind(inputs: Sequence[Tensor], text: str, tiling: Tiling | None) -> Callabl
     index = tl.int32 if most < 2**31 else tl.int64
     numbers = [*strides, *(symbols[s] for s in program.symbols), units, index]
 
-    device, launch = inputs[0].device, None
+    launch = None
 
     def run(inputs: Sequence[Tensor]) -> list[Tensor]:
         nonlocal launch
-        outputs = [torch.empty(shape, dtype=dtype, device=device) for shape, dtype in made]
+        outputs = [inputs[0].new_empty(shape, dtype=dtype) for shape, dtype in made]
         if launch is not None:
             launch(*[t.data_ptr() for t in (*inputs, *outputs)], *numbers)  # Triton asks the driver about tensors
         elif grid[0]:

@@ -1,0 +1,60 @@
+"""Sums of ones over the first dimension, which ONNX Runtime adds slowly on a CPU."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from . import lower
+from .broadcasts import EXACT
+from .hosts.base import Host, Node
+from .ir import sizes
+from .lower.onnx_layout import reshape
+from .report import Rewrite
+from .rewrite import Context
+
+
+def simplify_sums(host: Host, context: Context, name: str) -> bool:
+    """Rewrite counts of an ONNX graph as products with a row of ones for ort-cpu: the same number in any order of
+    addition. 15 x 256 x 13 take 11 us then and 20 before, 7 x 256 x 60 take 22 and 51. True where any is rewritten.
+
+    before:  ReduceSum(Cast(b [15, rows, 13]), axes 0)
+    after:   Reshape(MatMul(ones [1, 15], Reshape(Cast(b), [15, -1])), [rows, 13])
+    """
+    if host.dialect != "onnx" or context.target != "ort-cpu":
+        return False
+    counts = [n for n in host.nodes if n.op == "ReduceSum" and not n.opaque and _counts(host, n)]
+    counts = [n for n in counts if context.allows(name, n.outputs[0].name)]
+    for node in counts:
+        _write(host, context, name, node)
+    if counts:
+        context.lifted = None
+        host.erase_dead()
+    return bool(counts)
+
+
+def _counts(host: Host, node: Node) -> bool:
+    """Whether a sum of float32 adds up zeros and ones over a first dimension of known size."""
+    ones, out = node.args[0], node.outputs[0]
+    if lower.columns_of(host).sum_axes(node) != ([0], False) or ones.dtype != "float32":
+        return False
+    if ones.node is None or ones.node.op != "Cast" or ones.node.args[0].dtype != "bool":
+        return False
+    if not ones.shape or out.shape != ones.shape[1:] or not out.shape:
+        return False
+    return isinstance(ones.shape[0], int) and 1 < ones.shape[0] < EXACT
+
+
+def _write(host: Host, context: Context, name: str, node: Node) -> None:
+    ones, out = node.args[0], node.outputs[0]
+    assert ones.shape is not None and out.shape is not None
+    count, columns = ones.shape[0], sizes.product(out.shape)
+    with host.at(node):
+        wide = reshape(host, ones, (count, columns), out.name)  # type: ignore[arg-type]  # an ONNX host
+        row = host.share_constant(np.ones((1, count), np.float32), name="ones")  # type: ignore[attr-defined]  # an ONNX host
+        total = host.call("MatMul", [row, wide], name=out.name, shape=(1, columns), dtype="float32")
+        new = reshape(host, total, out.shape, out.name)  # type: ignore[arg-type]  # an ONNX host
+    host.replace(out, new)
+    made = tuple(v.node.name for v in (wide, total, new) if v.node)
+    context.report.rewrites.append(
+        Rewrite(name, "sum", out.name, (node.name,), made, 0.0, 0.0, 0.0, None, "a product with ones")
+    )
