@@ -86,7 +86,8 @@ def test_no_loop_is_left(mode: str, dynamo: bool, target: str) -> None:
     file = to_onnx(case.module(), case.args(BATCH), dynamo)
     assert any(n.op_type == "Loop" for n in onnx.load_from_string(file).graph.node)
     result = recopt.optimize(onnx.load_from_string(file), target=target)
-    assert [n.op for n in result.host.nodes] == ["Gather", f"Reduce{mode.capitalize()}"]
+    turned = ["Transpose"] if mode != "max" else []
+    assert [n.op for n in result.host.nodes] == [*turned, "Gather", f"Reduce{mode.capitalize()}"]
     optimized = result.to_proto().SerializeToString()
     check_numbers(case, lambda *args: run_onnx(optimized, args))
 
