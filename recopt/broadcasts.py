@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 
 from .hosts.base import Array, Host, Node, Value
-from .ir.sizes import Size
+from .ir.sizes import Size, nominal, product
 from .lift.base import Lifted
 from .lower.onnx_columns import POINTWISE, same_anywhere
 from .lower.onnx_layout import reshape
@@ -15,6 +15,7 @@ from .rewrite import Context
 
 EXPANDS = ("Expand", "ConstantOfShape")
 NARROW = 64  # columns up to which ONNX Runtime's Where and Equal are faster on an operand that is filled first
+ROWS = 512  # of the nominal batch, from which that pays: a row takes 25 ns, what fills a microsecond at batch 1
 EXACT = 1 << 24  # below it a whole number is one in float32, and no other number becomes that
 
 
@@ -92,9 +93,12 @@ def _narrow(lifted: Lifted, node: Node) -> int | None:
     if node.op != "Where" or lifted.host.is_constant(node.args[0]):
         return None
     condition, shape = _shape(lifted, node.args[0]), _shape(lifted, node.outputs[0])
-    if not condition or not shape or len(condition) != len(shape) or condition[-1] != 1:
+    known = node.args[0] is not None and node.args[0].shape is not None
+    if not known or not condition or not shape or len(condition) != len(shape) or condition[-1] != 1:
         return None
-    return shape[-1] if isinstance(shape[-1], int) and 1 < shape[-1] <= NARROW else None
+    if nominal(product(shape[:-1])) < ROWS or not isinstance(shape[-1], int):
+        return None
+    return shape[-1] if 1 < shape[-1] <= NARROW else None
 
 
 def _labels(host: Host, node: Node) -> tuple[Value, int, Array] | None:

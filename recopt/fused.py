@@ -160,6 +160,7 @@ class Bag:
     factor: float = 1.0
     otherwise: float = 0.0
     least: bool = False  # `otherwise` is below all rows
+    taken: bool = False  # it is added to rows that do not count, which are too small to change it
     of_row: bool = False
     program: str = ""
     named: View | None = None

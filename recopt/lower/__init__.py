@@ -161,7 +161,7 @@ def multiplies(host: Host, spec: Spec) -> bool:
     """Whether `spec` becomes products of matrices in a file, though it is none."""
     if host.dialect == "aten" or not isinstance(spec, EmbeddingBags):
         return False
-    from .onnx_bags import multiplied
+    from .onnx_bag import multiplied
 
     return any(map(multiplied, spec.bags))
 

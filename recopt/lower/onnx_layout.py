@@ -78,6 +78,18 @@ def reshape(host: Writer, value: Value, shape: tuple[Size, ...], name: str) -> V
     return host.call("Reshape", [value, target], kwargs, name=f"{name}_reshape", shape=shape, dtype=value.dtype)
 
 
+def expand(host: Writer, value: Value, rows: tuple[Size, ...], name: str) -> Value:
+    """`value` [.., C] again and again, [rows.., C]. Raises LowerError where a size is not known when the model runs."""
+
+    def shape() -> Value:
+        parts = [size if isinstance(size, int) else runtime_size(host, size, value, name) for size in (*rows, 1)]
+        return _vector(host, parts, name)
+
+    wide = None if value.shape is None else (*rows, value.shape[-1])
+    operands = [value, host.derive(("rows", name, rows), shape)]
+    return host.call("Expand", operands, name=f"{name}_expand", shape=wide, dtype=value.dtype)
+
+
 def flip(host: Writer, value: Value, dim: int, name: str) -> Value:
     """`value` with one dimension the other way round."""
     operands = [host.share_constant(np.array([n]), name=f"{name}_flip") for n in (-1, -END, dim, -1)]

@@ -16,7 +16,6 @@ from ..hosts.base import Value
 from ..ir.normal import add as add_terms
 from ..ir.normal import mul, normal_mono, scale, substitute, sum_over
 from ..ir.rules import FLOATS, WIDTH, fn
-from ..ir.sizes import Size
 from ..ir.tensor import Tensor
 from ..ir.term import (
     Atom,
@@ -36,8 +35,8 @@ from ..ir.term import (
     single,
 )
 from ..lift.base import Lifted
-from ..match import No, constant_leaf, fold, is_data
-from .id_programs import WHOLE, program, source
+from ..match import constant_leaf, is_data
+from .ids import defined, hashes, of_one_id
 from .largest import largest
 
 
@@ -121,13 +120,18 @@ def is_lookup(lifted: Lifted, read: Read) -> bool:
     return constant_leaf(lifted, read.leaf) and any(is_data(lifted, p) for p in read.index)
 
 
-def expand(lifted: Lifted, term: Poly, opened: bool, seen: set[Value]) -> Poly:
+# What `expand` opens besides lookups, from most to least.
+ALL, HASHES, NOTHING = 2, 1, 0
+
+
+def expand(lifted: Lifted, term: Poly, opens: int, seen: set[Value]) -> Poly:
     """`term` over tables, ids and dense values: the definitions of what joins, adds or pools lookups are put in. Where
     that is done is added to `seen`."""
+    opened = opens == ALL
 
     def inner(atom: Atom) -> Poly | None:
         if opened and isinstance(atom, Fn) and atom.name == "reciprocal":
-            return fn("reciprocal", [expand(lifted, _total(lifted, atom.args[0]), opened, seen)], atom.dtype)
+            return fn("reciprocal", [expand(lifted, _total(lifted, atom.args[0]), opens, seen)], atom.dtype)
         if not isinstance(atom, Read) or not isinstance(atom.leaf, Value):
             return None
         leaf = atom.leaf
@@ -137,29 +141,29 @@ def expand(lifted: Lifted, term: Poly, opened: bool, seen: set[Value]) -> Poly:
         if test is not None:
             seen.add(leaf)
             return test.at(list(atom.index))
-        made = looks_up(lifted, leaf) or _hashes(lifted, leaf)
+        made = looks_up(lifted, leaf) or (opens >= HASHES and hashes(lifted, leaf))
         if not made and not (opened and (masks(lifted, leaf) or _is_share(lifted, leaf) or of_one_id(lifted, leaf))):
             return None
         seen.add(leaf)
-        whole = _expanded(lifted, leaf, opened)
+        whole = _expanded(lifted, leaf, opens)
         if whole is not None:
             seen.update(whole[1])
             return whole[0].at(list(atom.index))
         t = lifted.definition[leaf]
-        return expand(lifted, t.with_body(picked(lifted, t.body)).at(list(atom.index)), opened, seen)
+        return expand(lifted, t.with_body(picked(lifted, t.body)).at(list(atom.index)), opens, seen)
 
     return substitute(term, {}, inner)
 
 
-def _expanded(lifted: Lifted, value: Value, opened: bool) -> tuple[Tensor, set[Value]] | None:
+def _expanded(lifted: Lifted, value: Value, opens: int) -> tuple[Tensor, set[Value]] | None:
     """A value's definition as `expand` makes it, once for all that read it: along a chain of residuals each way to a
     value would be walked. None where it is too large, though a part of it may not be."""
-    key = ("expanded", value, opened)
+    key = ("expanded", value, opens)
     if key not in lifted.notes:
         seen: set[Value] = set()
         t = lifted.definition[value]
         try:
-            lifted.notes[key] = (t.with_body(expand(lifted, picked(lifted, t.body), opened, seen)), seen)
+            lifted.notes[key] = (t.with_body(expand(lifted, picked(lifted, t.body), opens, seen)), seen)
         except TooLarge:
             lifted.notes[key] = None
     return lifted.notes[key]  # type: ignore[return-value]  # written here alone
@@ -356,27 +360,6 @@ def _always_inside(lifted: Lifted, term: Poly) -> Poly:
     return add_terms(*parts)
 
 
-def unwrapped(index: Poly, rows: Size) -> tuple[Poly, bool]:
-    """The ids that an index is made of, and whether negative ones count from the end."""
-    atom = index.atom
-    if not isinstance(atom, Fn) or atom.name != "where":
-        return index, False
-    condition, wrapped, ids = atom.args
-    negative = condition.atom
-    if not isinstance(negative, Fn) or negative.name != "lt" or negative.args[0] is not ids:
-        return index, False
-    whole = add_terms(wrapped, scale(ids, -1)).number == rows and negative.args[1].number == 0
-    return (ids, True) if whole else (index, False)
-
-
-def _hashes(lifted: Lifted, value: Value) -> bool:
-    """Whether ids are other ids modulo a number, shifted or both: the operator does that itself."""
-    t = lifted.definition.get(value)
-    if t is None or t.dtype in FLOATS or lifted.term[value].body is t.body:
-        return False
-    return hashed(lifted, t.body)[1] > 0
-
-
 def row_test(lifted: Lifted, value: Value) -> Tensor | None:
     """sum_d |T[ids, d]| != 0 -> ids != k, where row k of a table alone is zeros: how a mask is made of rows. None for
     other values, and where a sum of signed numbers may be zero but for its rounding."""
@@ -400,13 +383,13 @@ def _row_test(lifted: Lifted, value: Value) -> Tensor | None:
         zero, total = test.args
     else:
         return None
-    summed = _defined(lifted, total)
+    summed = defined(lifted, total)
     if zero.number != 0 or total.dtype not in FLOATS or len(summed.monos) != 1 or len(summed.monos[0].atoms) != 1:
         return None
     mono = summed.monos[0]
-    inner = _defined(lifted, single(mono.atoms[0], total.dtype)).atom
+    inner = defined(lifted, single(mono.atoms[0], total.dtype)).atom
     signed = not (isinstance(inner, Fn) and inner.name == "abs")
-    row = _defined(lifted, inner.args[0]).atom if isinstance(inner, Fn) and not signed else inner
+    row = defined(lifted, inner.args[0]).atom if isinstance(inner, Fn) and not signed else inner
     if not isinstance(row, Read) or not isinstance(row.leaf, Value) or not is_lookup(lifted, row) or mono.coef != 1:
         return None
     columns = [p.atom.axis if isinstance(p.atom, Coord) else None for p in row.index[1:]]
@@ -421,30 +404,6 @@ def _row_test(lifted: Lifted, value: Value) -> Tensor | None:
     return t.with_body(fn("eq" if equal is test else "ne", [ids, number(only, ids.dtype)], "bool"))
 
 
-def _defined(lifted: Lifted, term: Poly) -> Poly:
-    """What computes the float value that a term reads; the term itself where it is more than such a read."""
-    atom = term.atom
-    if not isinstance(atom, Read) or not isinstance(atom.leaf, Value) or constant_leaf(lifted, atom.leaf):
-        return term
-    t = lifted.definition.get(atom.leaf)
-    return term if t is None or lifted.term[atom.leaf].body is t.body else t.at(list(atom.index))
-
-
-def divided_as_float(lifted: Lifted, value: Value) -> str | None:
-    """The float type in which ids are divided and floored, as torch's exporter writes it of whole numbers."""
-    t = lifted.definition.get(value)
-    cast = t.body.atom if t is not None and t.dtype in ("int32", "int64") else None
-    floored = _defined(lifted, cast.args[0]).atom if isinstance(cast, Fn) and cast.name == "cast" else None
-    if not isinstance(floored, Fn) or floored.name != "floor":
-        return None
-    monos = _defined(lifted, floored.args[0]).monos
-    if len(monos) != 1 or len(monos[0].atoms) != 1 or monos[0].coef == 1:
-        return None
-    ids = _defined(lifted, single(monos[0].atoms[0], floored.dtype)).atom
-    whole = isinstance(ids, Fn) and ids.name == "cast" and ids.args[0].dtype in ("int32", "int64")
-    return floored.dtype if whole else None
-
-
 def _row_of_zeros(lifted: Lifted, table: Value, signed: bool) -> int | None:
     """The one row of a table that is zeros; None where there are others, or rows whose sum might be rounded to zero."""
     found, start = [], 0
@@ -456,59 +415,3 @@ def _row_of_zeros(lifted: Lifted, table: Value, signed: bool) -> int | None:
             return None
         start += len(rows)
     return found[0] if found else None
-
-
-def computes(lifted: Lifted) -> bool:
-    """Whether the operator computes ids: not in files of before opset 12, which has the operators of whole numbers."""
-    return lifted.host.opset is None or lifted.host.opset >= 12
-
-
-def of_one_id(lifted: Lifted, value: Value) -> bool:
-    """Whether ids, or a condition, are a function of one other id that the operator computes itself."""
-    return computes(lifted) and _of_one_id(lifted, value) is not None
-
-
-def _of_one_id(lifted: Lifted, value: Value) -> Tensor | None:
-    """What a value is of the id that it is a function of; None where it is of several, of none, or no function."""
-    key = ("of one id", value)
-    if key not in lifted.notes:
-        lifted.notes[key] = None
-        t = lifted.definition.get(value)
-
-        def inner(atom: Atom) -> Poly | None:
-            if not isinstance(atom, Read) or not isinstance(atom.leaf, Value) or constant_leaf(lifted, atom.leaf):
-                return None
-            below = _of_one_id(lifted, atom.leaf)
-            return None if below is None else below.at(list(atom.index))
-
-        if t is not None and t.dtype in WHOLE:
-            body = substitute(t.body, {}, inner)
-            of = source(body, lambda a: not constant_leaf(lifted, a.leaf))
-            if of is not None and of.leaf is not value and program(body, of) is not None:
-                lifted.notes[key] = t.with_body(body)
-    found = lifted.notes[key]
-    return found if isinstance(found, Tensor) else None
-
-
-def hashed(lifted: Lifted, index: Poly) -> tuple[Poly, int, Poly]:
-    """The ids, the modulus and the shift that an index is made of: ids % modulus + shift."""
-    shift = [monomial(m, index.dtype) for m in index.monos if not is_data(lifted, m)]
-    moved = add_terms(*shift) if shift else number(0, index.dtype)
-    bare = add_terms(index, scale(moved, -1))
-    factor = bare.monos[0].coef if len(bare.monos) == 1 else 1  # 3 * (x % 10) is (3 * x) % 30
-    atom = add_terms(*(monomial(m, bare.dtype, 1) for m in bare.monos)).atom if bare.monos else None
-    if isinstance(atom, Fn) and atom.name == "mod" and isinstance(factor, int) and factor > 0:
-        modulus = atom.args[1].number
-        if isinstance(modulus, int) and modulus > 0:
-            return scale(atom.args[0], factor), factor * modulus, moved
-    return bare, 0, moved
-
-
-def shifts(lifted: Lifted, moved: Poly, inner: Sequence[Axis]) -> int | tuple[int, ...]:
-    """A shift of ids as a number, or as one for each place along `inner`. Raises No where it varies elsewhere."""
-    if isinstance(moved.number, int):
-        return moved.number
-    if not moved.axes_read <= {*inner} or not inner:
-        raise No("ids that are moved by more than their column says: {}", moved.text)
-    each = fold(lifted, Tensor(tuple((a,) for a in inner), moved)).reshape(-1)
-    return tuple(int(n) for n in each)

@@ -87,6 +87,16 @@ def _one_by_one(m: Any, ids: Tensor) -> Tensor:
 
 
 LOOKUPS: dict[str, Lookup] = {
+    "filled_to_one_width": Lookup(
+        lambda m, i: torch.stack(
+            [F.pad(F.embedding(i[:, k], t), (0, 16 - t.shape[1])) for k, t in enumerate(m.mixed)], 1
+        ),
+        beside=("Concat", "Shape", "Expand"),
+    ),
+    "hashes_stacked": Lookup(
+        lambda m, i: F.embedding(torch.stack([(i * n) % ROWS for n in (7, 11, 13)], -1), m.weights[0]).sum(-2),
+        beside=("index_select", "mul", "remainder", "stack", "Mul", "Mod", "Concat"),
+    ),
     "columns": Lookup(lambda m, ids: torch.cat(_columns(m, ids), 1)),
     "columns_last_dim": Lookup(lambda m, ids: torch.cat(_columns(m, ids), dim=-1)),
     "columns_split": Lookup(
