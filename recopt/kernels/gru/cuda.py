@@ -60,6 +60,8 @@ def choose(batch: int, hidden: int, inputs: int, processors: int, clusters: bool
             return Plan(8, True)
         if hidden <= 64 and batch > 2 * processors:
             return Plan(8 if batch <= processors * 8 else 16, True)
+        if hidden > 64 and batch > processors * 8:
+            return Plan(32, True)
     return Plan(next((rows for rows in (2, 8) if -(-batch // rows) <= processors), 16))
 
 
@@ -71,7 +73,10 @@ def _compile(device: int, variant: Variant) -> Any:
         return None
     try:
         with torch.cuda.device(device):
-            kernel = torch.cuda._compile_kernel(variant.source, "recurrence", nvcc_options=["-std=c++17"])
+            capability = "90a" if variant.paired else None
+            kernel = torch.cuda._compile_kernel(
+                variant.source, "recurrence", compute_capability=capability, nvcc_options=["-std=c++17"]
+            )
             kernel.set_shared_memory_config(variant.shared)
     except (AttributeError, ImportError, OSError):  # another torch, no toolkit, no NVRTC
         return None
@@ -108,6 +113,7 @@ def gru_cuda(
         inputs = x if x.stride(-1) == 1 else x.contiguous()
         strides = inputs.stride()
         width, fetched = x.shape[2], _aligned(inputs, x.shape[2], *strides[:2])
+        fetched = min(fetched, _aligned(weights, hidden))
         args = [inputs, start, wi.contiguous(), weights, bi.contiguous()]
     else:
         by_step = x.stride(0) < x.stride(1)
