@@ -197,17 +197,16 @@ def test_what_the_kernels_take() -> None:
 
 
 @pytest.mark.parametrize(
-    ("batch", "hidden", "inputs", "clusters", "plan"),
+    ("batch", "hidden", "inputs", "architecture", "plan"),
     [
-        (132, 128, 64, True, Plan(1)), (133, 128, 64, True, Plan(8, True)), (529, 128, 64, True, Plan(8)),
-        (264, 64, 64, True, Plan(2)), (265, 64, 64, True, Plan(8, True)), (1057, 64, 64, True, Plan(16, True)),
-        (264, 128, 64, False, Plan(2)), (265, 128, 129, True, Plan(8)),
-        (1056, 128, 64, True, Plan(8)), (1057, 128, 64, True, Plan(32, True)),
-        (9999, 128, 64, False, Plan(16)),
+        (132, 128, 64, 9, Plan(1)), (133, 128, 64, 9, Plan(8, True)), (529, 128, 64, 9, Plan(8)),
+        (264, 64, 64, 9, Plan(2)), (265, 64, 64, 9, Plan(8, True)), (1057, 64, 64, 9, Plan(16, True)),
+        (264, 128, 64, 8, Plan(2)), (265, 128, 129, 9, Plan(8)), (1056, 128, 64, 9, Plan(8)),
+        (1057, 128, 64, 9, Plan(32, True)), (1057, 128, 64, 10, Plan(16)), (9999, 128, 64, 8, Plan(16)),
     ],
 )  # fmt: skip
-def test_plans(batch: int, hidden: int, inputs: int, clusters: bool, plan: Plan) -> None:
-    assert choose(batch, hidden, inputs, 132, clusters) == plan
+def test_plans(batch: int, hidden: int, inputs: int, architecture: int, plan: Plan) -> None:
+    assert choose(batch, hidden, inputs, 132, architecture) == plan
 
 
 def on_gpu(batch: int, steps: int, width: int, hidden: int) -> list[Tensor]:

@@ -62,6 +62,27 @@ __device__ __forceinline__ u64 described(const void* at, int line) {
   return (u64)(address(at) >> 4 & 0x3fff) | (u64)(line >> 4) << 16 | (u64)(128 >> 4) << 32;
 }
 
+// Weights [3 H, WIDTH] of 64 units, scaled and split: [3][high, low][columns / 8][64][8]. A warp has 16 of a gate.
+template <int BY_16, int WIDTH>
+__device__ __forceinline__ void split_weights(char* to, float* undone, const float* w, int unit) {
+  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5 & 3, g = threadIdx.x >> 7, u = unit + lane % 16;
+  float4 x[BY_16][2];
+  u32 most = 0;
+#pragma unroll
+  for (int j = 0; j < BY_16; j++)
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      x[j][i] = four(w + (g * H + u) * WIDTH, u < H ? 16 * j + lane / 16 * 8 + 4 * i : WIDTH, WIDTH);
+      most = max(most, size(x[j][i]));
+    }
+  const float scale = scale_for(warp_max(most));
+  to += 2 * g * BY_16 * 2048 + lane / 16 * 1024 + (warp * 16 + lane % 16) * 16;
+#pragma unroll
+  for (int j = 0; j < BY_16; j++)
+    split(to + j * 2048, to + (BY_16 + j) * 2048, x[j][0], x[j][1], scale);
+  if (lane == 0) undone[g * 4 + warp] = inverse(scale);
+}
+
 typedef float Sums[TILES][4];
 typedef float Wide[2 * TILES][4];  // times the high halves of all rows, then times the low ones
 
@@ -77,8 +98,8 @@ recurrence(const float* __restrict__ inputs, const float* __restrict__ start, co
   float4* const ring = (float4*)(split_inputs + 2 * INPUT);    // [2][3][TILES][128]: products of inputs
   float* const unscales = (float*)(ring + 2 * 3 * TILES * 128);  // [2][ROWS], of inputs; 0: there is an infinity
   float* const marks = unscales + 2 * ROWS;                    // [MARKS][GATES][ROWS]
-  float* const undone = marks + MARKS * GATES * ROWS;          // [3][4], of weights; and 4 more
-  u64* const exchanged = (u64*)(undone + 16);                  // [2]
+  float* const undone = marks + MARKS * GATES * ROWS;          // [state, inputs][3][4], of weights
+  u64* const exchanged = (u64*)(undone + 24);                  // [2]
   u64* const there = exchanged + 2;                            // [2]: split inputs
   u64* const gone = there + 2;                                 // [2]: they were read
   u64* const made = gone + 2;                                  // [2][4]: products of inputs
@@ -100,31 +121,14 @@ recurrence(const float* __restrict__ inputs, const float* __restrict__ start, co
     for (int i = 0; i < 17; i++) start_barrier(address(made + i), 1);
     barriers_started();
   }
-  {  // weights of the state: a warp has 16 units' of a gate
-    const int g = threadIdx.x >> 7, u = piece * 16 + lane % 16;
-    float4 w[8][2];
-    u32 most = 0;
-#pragma unroll
-    for (int j = 0; j < 8; j++)
-#pragma unroll
-      for (int i = 0; i < 2; i++) {
-        w[j][i] = four(wh + (g * H + u) * H, u < H ? 16 * j + lane / 16 * 8 + 4 * i : H, H);
-        most = max(most, size(w[j][i]));
-      }
-    const float scale = scale_for(warp_max(most));
-#pragma unroll
-    for (int j = 0; j < 8; j++) {
-      char* const to = weights + 2 * g * GATE + (2 * j + lane / 16) * 1024 + (warp * 16 + lane % 16) * 16;
-      split(to, to + GATE, w[j][0], w[j][1], scale);
-    }
-    if (lane == 0) undone[g * 4 + warp] = inverse(scale);
-    show();
-  }
+  split_weights<8, H>(weights, undone, wh, piece * 16);
+  split_weights<PIECES(K), K>(states, undone + 12, wi, piece * 16);  // where states, inputs and products will be
+  show();
   __syncthreads();
-  cluster_sync();
 
   if (threadIdx.x >= 256) {  // inputs
-    registers_fewer<80>();
+    registers_fewer<72>();
+    cluster_sync();
     if (warp < TILES) {
       const int r = warp * 8 + lane % 8, c = lane / 8 * 8, from = first + min(r, here - 1);
       const float* next = inputs + (i64)from * row_stride + c;
@@ -172,37 +176,20 @@ recurrence(const float* __restrict__ inputs, const float* __restrict__ start, co
       }
     }
   } else if (threadIdx.x >= 128) {  // products of inputs
-    registers_more<240>();
+    registers_more<(PIECES(K) > 4 ? 240 : 184)>();
     u32 high[3][PIECES(K)][4], low[3][PIECES(K)][4];
-    u32 most = 0;
+    float unscale[3];
+    const u32 own = address(states) + lane / 16 * 1024 + (warp * 16 + lane % 16) * 16;
 #pragma unroll
-    for (int g = 0; g < 3; g++)
+    for (int g = 0; g < 3; g++) {
 #pragma unroll
-      for (int k = 0; k < PIECES(K); k++)
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-          const int u = unit + 8 * (i & 1), j = k * 16 + column + 8 * (i >> 1);
-          const float* from = wi + (g * H + u) * K + j;
-          float a = 0.0f, b = 0.0f;
-          if (VECTORS && u < H && j < K) {
-            const float2 both = *(const float2*)from;
-            a = both.x, b = both.y;
-          } else if (u < H && j < K) {
-            a = from[0], b = j + 1 < K ? from[1] : 0.0f;
-          }
-          high[g][k][i] = __float_as_uint(a), low[g][k][i] = __float_as_uint(b);
-          most = max(most, max(size(a), size(b)));
-        }
-    const float scale = scale_for(warp_max(most)), unscale = inverse(scale);
-#pragma unroll
-    for (int g = 0; g < 3; g++)
-#pragma unroll
-      for (int k = 0; k < PIECES(K); k++)
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-          const uint2 x = halves(__uint_as_float(high[g][k][i]) * scale, __uint_as_float(low[g][k][i]) * scale);
-          high[g][k][i] = x.x, low[g][k][i] = x.y;
-        }
+      for (int k = 0; k < PIECES(K); k++) {
+        read(high[g][k], own + (2 * g * PIECES(K) + k) * 2048);
+        read(low[g][k], own + ((2 * g + 1) * PIECES(K) + k) * 2048);
+      }
+      unscale[g] = undone[12 + g * 4 + warp];
+    }
+    cluster_sync();
     float biases[3][2];
 #pragma unroll
     for (int g = 0; g < 3; g++)
@@ -238,8 +225,8 @@ recurrence(const float* __restrict__ inputs, const float* __restrict__ start, co
           const float2 s = *(const float2*)(scaled + n * 8);
           infinite |= s.x == 0.0f || s.y == 0.0f;
           slots[(g * TILES + n) * 128] = make_float4(
-              sum[n][0] * unscale * s.x + biases[g][0], sum[n][1] * unscale * s.y + biases[g][0],
-              sum[n][2] * unscale * s.x + biases[g][1], sum[n][3] * unscale * s.y + biases[g][1]);
+              sum[n][0] * unscale[g] * s.x + biases[g][0], sum[n][1] * unscale[g] * s.y + biases[g][0],
+              sum[n][2] * unscale[g] * s.x + biases[g][1], sum[n][3] * unscale[g] * s.y + biases[g][1]);
         }
       }
       if (infinite)  // halves would make nan of it
@@ -257,7 +244,7 @@ recurrence(const float* __restrict__ inputs, const float* __restrict__ start, co
       if (lane == 0) arrive(address(gone + slot), 0), arrive(address(made + slot * 4 + warp), 0);
     }
   } else {  // steps
-    registers_more<184>();
+    registers_more<(PIECES(K) > 4 ? 192 : 240)>();
     const u32 far = elsewhere(address(shared), rank ^ 1) - address(shared);
     const u32 mine = address(states) + piece * PIECE;
     const u32 at = mine + (lane >> 3 & 1) * LINE + ((lane >> 4) * ROWS + (lane & 7)) * 16;
@@ -349,7 +336,7 @@ recurrence(const float* __restrict__ inputs, const float* __restrict__ start, co
 
 #define THERE(i) (H == 128 || unit + 8 * ((i) >> 1) < H)
     Sums h;
-    float bias[2];
+    float bias[2], of_weights[3] = {undone[warp], undone[4 + warp], undone[8 + warp]};
 #pragma unroll
     for (int i = 0; i < 2; i++) bias[i] = unit + 8 * i < H ? bh[2 * H + unit + 8 * i] : 0.0f;
 #pragma unroll
@@ -359,33 +346,27 @@ recurrence(const float* __restrict__ inputs, const float* __restrict__ start, co
         const int r = n * 8 + column + (i & 1), u = unit + 8 * (i >> 1);
         h[n][i] = STARTED && r < here && u < H ? start[(i64)(first + r) * start_stride + u] : 0.0f;
       }
+    cluster_sync();
     publish(0, h, true);
     float* out = y + (i64)(first + column) * steps * H + unit;
-    auto store = [&]() {
-#pragma unroll
-      for (int n = 0; n < TILES; n++)
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-          const int r = n * 8 + (i & 1);
-          if (column + r < here && THERE(i)) out[(i64)r * steps * H + 8 * (i >> 1)] = h[n][i];
-        }
-      out += H;
-    };
-    int stored = 0;
-    for (int t = 0; t < steps; t++) {
+    for (int t = 0; t < steps; t++, out += H) {
       const u32 slot = t & 1, e = AFTER ? t : 2 * t;
       const float4* const from = ring + slot * 3 * TILES * 128 + thread;
       const float* const p = marks + t % MARKS * GATES * ROWS + column;
       Wide reset, update, candidate;
       Sums reset_rest, update_rest, candidate_rest;
+      float4 of_reset[TILES];
       for (;;) {
         products_begin();
         add(reset, reset_rest, 0, e, 0);
         if (AFTER) add(candidate, candidate_rest, 2, e, 0);
         add(update, update_rest, 1, e, 0);
-        if (stored < t) store(), stored = t;  // while the tensor cores work
+        wait(address(made + slot * 4 + warp), t >> 1);
+#pragma unroll
+        for (int n = 0; n < TILES; n++) of_reset[n] = from[n * 128];
         wait(address(exchanged + (e & 1)), e >> 1);
         const bool agree = __all_sync(~0u, *scale_at(e, lane % 8) == scale);
+        products_begin();
         add(reset, reset_rest, 0, e, 1);
         if (AFTER) add(candidate, candidate_rest, 2, e, 1);
         products_sent();
@@ -399,19 +380,16 @@ recurrence(const float* __restrict__ inputs, const float* __restrict__ start, co
         sync(1, 128);
         unify(e);  // and again
       }
-      const float unscale = inverse(scale), r_scale = undone[warp] * unscale, z_scale = undone[4 + warp] * unscale;
-      const float n_scale = undone[8 + warp] * unscale;
-      wait(address(made + slot * 4 + warp), t >> 1);
+      const float unscale = inverse(scale), r_scale = of_weights[0] * unscale, z_scale = of_weights[1] * unscale;
+      const float n_scale = of_weights[2] * unscale;
       Sums c;
 #pragma unroll
-      for (int n = 0; n < TILES; n++) {
-        const float4 x = from[n * 128];
+      for (int n = 0; n < TILES; n++)
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-          const float r = f_sigmoid(fmaf(total(reset, reset_rest, n, i), r_scale, part(x, i)));
+          const float r = f_sigmoid(fmaf(total(reset, reset_rest, n, i), r_scale, part(of_reset[n], i)));
           c[n][i] = r * (AFTER ? fmaf(total(candidate, candidate_rest, n, i), n_scale, bias[i >> 1]) : h[n][i]);
         }
-      }
       products_left<0>();
       ready(update), ready(update_rest);
       if (!AFTER) {
@@ -419,6 +397,7 @@ recurrence(const float* __restrict__ inputs, const float* __restrict__ start, co
         products_begin();
         add(candidate, candidate_rest, 2, e + 1, 0);
         wait(address(exchanged + 1), t);
+        products_begin();
         add(candidate, candidate_rest, 2, e + 1, 1);
         products_sent();
       }
@@ -446,13 +425,16 @@ recurrence(const float* __restrict__ inputs, const float* __restrict__ start, co
       for (int n = 0; n < TILES; n++) {
         const float4 x = from[(2 * TILES + n) * 128];
 #pragma unroll
-        for (int i = 0; i < 4; i++) h[n][i] = mixed(f_tanh(c[n][i] + part(x, i)), h[n][i], z[n][i]);
+        for (int i = 0; i < 4; i++) {
+          h[n][i] = mixed(f_tanh(c[n][i] + part(x, i)), h[n][i], z[n][i]);
+          const int r = n * 8 + (i & 1);
+          if (column + r < here && THERE(i)) out[(i64)r * steps * H + 8 * (i >> 1)] = h[n][i];
+        }
       }
       if (t + 1 < steps) publish(AFTER ? e + 1 : e + 2, h, true);
       __syncwarp();
       if (lane == 0) arrive(address(used + slot * 4 + warp), 0);
     }
-    store();
   }
   cluster_sync();
 }

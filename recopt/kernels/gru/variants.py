@@ -77,7 +77,7 @@ class Variant(NamedTuple):
         rows = self.plan.rows
         if self.paired:
             operands = 6 * (16 << 10) + 16 * (64 * rows + 16) + 128 * rows * -(-self.inputs // 16) + 1536 * rows
-            return operands + 4 * (2 * rows + 8 * self.gates * rows + 16) + 8 * (3 * 2 + 4 * 4 + 2)
+            return operands + 4 * (2 * rows + 8 * self.gates * rows + 24) + 8 * (3 * 2 + 4 * 4 + 2)
         if self.inputs:
             warps, pieces = self._warps, (self._warps * self.cluster, -(-self.inputs // 16))
             ring, split = SLOTS * 3 * rows // 8 * 32 * warps * 16, 2 * rows * sum(64 * (n + 1 + n % 2) for n in pieces)
