@@ -42,6 +42,7 @@ FUNCTIONS = (
 typedef unsigned int u32;
 typedef unsigned short u16;
 typedef long long i64;
+typedef unsigned long long u64;
 
 __device__ __forceinline__ float f_exp(float x) { return expf(x); }
 __device__ __forceinline__ float f_sigmoid(float x) {  // within a unit in the last place of 1
@@ -126,10 +127,22 @@ __device__ __forceinline__ uint2 halves(float a, float b) {
 }
 """
 
-# Operands of products on 16 rows a warp: a lane has rows lane / 4 and 8 more, and of a matrix column lane / 4 of 8.
-OPERANDS = r"""
-#define TILES(n) (((n) + 7) / 8)
+FOUR = r"""
 #define PIECES(n) (((n) + 15) / 16)
+
+// Four numbers of a row from column d on; 0 from column n on.
+__device__ __forceinline__ float4 four(const float* p, int d, int n) {
+  if (VECTORS) return d < n ? *(const float4*)(p + d) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+  return make_float4(d < n ? p[d] : 0.0f, d + 1 < n ? p[d + 1] : 0.0f, d + 2 < n ? p[d + 2] : 0.0f,
+                     d + 3 < n ? p[d + 3] : 0.0f);
+}
+"""
+
+# Operands of products on 16 rows a warp: a lane has rows lane / 4 and 8 more, and of a matrix column lane / 4 of 8.
+OPERANDS = (
+    FOUR
+    + r"""
+#define TILES(n) (((n) + 7) / 8)
 
 __device__ __forceinline__ float swapped(float x, int mask) { return __shfl_xor_sync(~0u, x, mask); }
 __device__ __forceinline__ u32 quad_max(u32 x) {
@@ -139,13 +152,6 @@ __device__ __forceinline__ u32 quad_max(u32 x) {
 __device__ __forceinline__ float quad_sum(float x) {
   x += swapped(x, 1);
   return x + swapped(x, 2);
-}
-
-// Four numbers of a row from column d on; 0 from column n on.
-__device__ __forceinline__ float4 four(const float* p, int d, int n) {
-  if (VECTORS) return d < n ? *(const float4*)(p + d) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-  return make_float4(d < n ? p[d] : 0.0f, d + 1 < n ? p[d + 1] : 0.0f, d + 2 < n ? p[d + 2] : 0.0f,
-                     d + 3 < n ? p[d + 3] : 0.0f);
 }
 
 // The power of two for COUNT numbers of each lane of four. Infinite ones, which do not count, are rare.
@@ -211,6 +217,7 @@ __device__ __forceinline__ void product(float (&whole)[COUNT][4], float (&rest)[
 // The rest of an infinite operand is nan: the whole product, which then is not finite, alone says what holds there.
 __device__ __forceinline__ float together(float whole, float rest) { return whole + fmaxf(rest, -3.4e38f); }
 """
+)
 
 # How the source sees a parameter of a score.
 MARKS = {torch.float32: "float", torch.bool: "unsigned char", torch.uint8: "unsigned char"}

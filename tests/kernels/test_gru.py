@@ -183,7 +183,7 @@ def test_gates_in_cuda() -> None:
     assert cuda_text("sin(h)") is None and cuda_text("(h > 0.0) + h") is None
 
 
-PLANS = [Plan(1), Plan(2), Plan(8), Plan(16), Plan(8, True), Plan(16, True)]
+PLANS = [Plan(1), Plan(2), Plan(8), Plan(16), Plan(8, True), Plan(16, True), Plan(32, True)]
 
 
 def test_what_the_kernels_take() -> None:
@@ -197,15 +197,16 @@ def test_what_the_kernels_take() -> None:
 
 
 @pytest.mark.parametrize(
-    ("batch", "hidden", "inputs", "clusters", "plan"),
+    ("batch", "hidden", "inputs", "architecture", "plan"),
     [
-        (132, 128, 64, True, Plan(1)), (133, 128, 64, True, Plan(8, True)), (529, 128, 64, True, Plan(8)),
-        (264, 64, 64, True, Plan(2)), (265, 64, 64, True, Plan(8, True)), (1057, 64, 64, True, Plan(16, True)),
-        (264, 128, 64, False, Plan(2)), (265, 128, 129, True, Plan(8)), (9999, 128, 64, True, Plan(16)),
+        (132, 128, 64, 9, Plan(1)), (133, 128, 64, 9, Plan(8, True)), (529, 128, 64, 9, Plan(8)),
+        (264, 64, 64, 9, Plan(2)), (265, 64, 64, 9, Plan(8, True)), (1057, 64, 64, 9, Plan(16, True)),
+        (264, 128, 64, 8, Plan(2)), (265, 128, 129, 9, Plan(8)), (1056, 128, 64, 9, Plan(8)),
+        (1057, 128, 64, 9, Plan(32, True)), (1057, 128, 64, 10, Plan(16)), (9999, 128, 64, 8, Plan(16)),
     ],
 )  # fmt: skip
-def test_plans(batch: int, hidden: int, inputs: int, clusters: bool, plan: Plan) -> None:
-    assert choose(batch, hidden, inputs, 132, clusters) == plan
+def test_plans(batch: int, hidden: int, inputs: int, architecture: int, plan: Plan) -> None:
+    assert choose(batch, hidden, inputs, 132, architecture) == plan
 
 
 def on_gpu(batch: int, steps: int, width: int, hidden: int) -> list[Tensor]:
@@ -259,7 +260,7 @@ def test_lengths_on_a_gpu(plan: Plan) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("plan", [Plan(16), Plan(16, True)])
+@pytest.mark.parametrize("plan", [Plan(16), Plan(16, True), Plan(32, True)])
 @pytest.mark.parametrize("after", [True, False])
 def test_states_that_grow_on_a_gpu(after: bool, plan: Plan) -> None:
     """A gate of 3 takes a state past what halves hold at their first scale, and a nan stays in its row. It makes of an
@@ -277,7 +278,7 @@ def test_states_that_grow_on_a_gpu(after: bool, plan: Plan) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("plan", [Plan(16), Plan(16, True)])
+@pytest.mark.parametrize("plan", [Plan(16), Plan(16, True), Plan(32, True)])
 def test_infinite_inputs_on_a_gpu(plan: Plan) -> None:
     """They open or close gates, and nothing else."""
     given = on_gpu(17, 7, 20, 100)
@@ -317,7 +318,7 @@ def test_products_of_inputs_on_a_gpu(outer: int, inner: int, inputs: int, column
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("plan", [Plan(1), Plan(8), Plan(8, True)])
+@pytest.mark.parametrize("plan", [Plan(1), Plan(8), Plan(8, True), Plan(32, True)])
 def test_weights_at_any_address(plan: Plan) -> None:
     given = on_gpu(5, 3, 7, 16)
     whole = run(given, False, KEEP, [], plan)

@@ -1,9 +1,9 @@
 """The launcher of the CUDA C++ kernels of ``recopt::gru`` and ``recopt::augru``: what fits them, how they are compiled.
 
-On Hopper one kernel of ``cluster`` does all of a batch of a few hundred rows. Else the products of the inputs of
-all steps come first, of many rows by ``inputs`` and else as a ``recopt::linear``, and the kernel of ``rows`` or
-``tiles`` does the rest. They are compiled by NVRTC through torch, once for each ``Variant``. Triton would not keep
-the weights in registers from step to step, and reading them again is what a step would cost.
+On Hopper one kernel of ``cluster`` does all of a batch of a few hundred rows, one of ``pairs`` all of thousands. Else
+the products of the inputs of all steps come first, of many rows by ``inputs`` and else as a ``recopt::linear``, and the
+kernel of ``rows`` or ``tiles`` does the rest. They are compiled by NVRTC through torch, once for each ``Variant``.
+Triton would not keep the weights where they are from step to step, and reading them again is what a step would cost.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def fits(
     )
 
 
-def choose(batch: int, hidden: int, inputs: int, processors: int, clusters: bool) -> Plan:
-    """The plan by which all blocks run side by side while the batch lets them; `clusters`: whether there are any.
+def choose(batch: int, hidden: int, inputs: int, processors: int, architecture: int) -> Plan:
+    """The plan by which all blocks run side by side while the batch lets them; `architecture`: 9 for Hopper.
 
     Measured on an H200, 50 steps, 128 units, in us with the products of the inputs as `recopt::linear`, GRU of 64 and
     AUGRU of 128 inputs:
@@ -55,11 +55,13 @@ def choose(batch: int, hidden: int, inputs: int, processors: int, clusters: bool
     """
     if batch <= processors:
         return Plan(1)
-    if clusters and inputs <= MAX_INPUTS:
+    if architecture >= 9 and inputs <= MAX_INPUTS:
         if hidden > 64 and batch <= processors // 2 * 8:
             return Plan(8, True)
         if hidden <= 64 and batch > 2 * processors:
             return Plan(8 if batch <= processors * 8 else 16, True)
+        if hidden > 64 and batch > processors * 8 and architecture == 9:
+            return Plan(32, True)
     return Plan(next((rows for rows in (2, 8) if -(-batch // rows) <= processors), 16))
 
 
@@ -71,7 +73,10 @@ def _compile(device: int, variant: Variant) -> Any:
         return None
     try:
         with torch.cuda.device(device):
-            kernel = torch.cuda._compile_kernel(variant.source, "recurrence", nvcc_options=["-std=c++17"])
+            capability = "90a" if variant.paired else None
+            kernel = torch.cuda._compile_kernel(
+                variant.source, "recurrence", compute_capability=capability, nvcc_options=["-std=c++17"]
+            )
             kernel.set_shared_memory_config(variant.shared)
     except (AttributeError, ImportError, OSError):  # another torch, no toolkit, no NVRTC
         return None
@@ -99,7 +104,7 @@ def gru_cuda(
         return None
     batch, steps, hidden = x.shape[0], x.shape[1], wh.shape[1]
     device = x.device.index
-    plan = plan or choose(batch, hidden, x.shape[2], _processors(device), _architecture(device) >= 9)
+    plan = plan or choose(batch, hidden, x.shape[2], _processors(device), _architecture(device))
     start = bh if h0 is None else h0.expand(batch, hidden)
     start = start if start.stride(-1) == 1 else start.contiguous()
     weights = wh.contiguous()
@@ -108,6 +113,7 @@ def gru_cuda(
         inputs = x if x.stride(-1) == 1 else x.contiguous()
         strides = inputs.stride()
         width, fetched = x.shape[2], _aligned(inputs, x.shape[2], *strides[:2])
+        fetched = min(fetched, _aligned(weights, hidden))
         args = [inputs, start, wi.contiguous(), weights, bi.contiguous()]
     else:
         by_step = x.stride(0) < x.stride(1)

@@ -16,44 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..cuda_hopper import WGMMA, wgmma
 from ..cuda_math import FUNCTIONS, HALVES, OPERANDS, PTX
 
 MAX_INPUTS = 128
 MAX_COLUMNS = 384
 GROUPS = 3
-
-MULTIPLY = r"""
-typedef unsigned long long u64;
-
-__device__ __forceinline__ void products_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-__device__ __forceinline__ void products_end() {
-  asm volatile("wgmma.commit_group.sync.aligned;\nwgmma.wait_group.sync.aligned 0;" ::: "memory");
-}
-// What was written to shared memory is seen by the tensor cores of all that then meet.
-__device__ __forceinline__ void show() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
-template <int T>
-__device__ __forceinline__ void keep(float (&d)[T][4]) {  // not read before this
-#pragma unroll
-  for (int j = 0; j < T; j++)
-#pragma unroll
-    for (int i = 0; i < 4; i++) asm volatile("" : "+f"(d[j][i])::"memory");
-}
-
-// d += a times 64 columns: a lane has of a row 8 columns' pairs, and those of the row 8 below.
-__device__ __forceinline__ void multiply(float (&d)[8][4], const u32 (&a)[4], u64 b, int more) {
-  asm volatile(
-      "{.reg .pred p; setp.ne.b32 p, %37, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, "
-      "%14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
-      "{%32, %33, %34, %35}, %36, p, 1, 1, 0;}"
-      : "+f"(d[0][0]), "+f"(d[0][1]), "+f"(d[0][2]), "+f"(d[0][3]), "+f"(d[1][0]), "+f"(d[1][1]), "+f"(d[1][2]),
-        "+f"(d[1][3]), "+f"(d[2][0]), "+f"(d[2][1]), "+f"(d[2][2]), "+f"(d[2][3]), "+f"(d[3][0]), "+f"(d[3][1]),
-        "+f"(d[3][2]), "+f"(d[3][3]), "+f"(d[4][0]), "+f"(d[4][1]), "+f"(d[4][2]), "+f"(d[4][3]), "+f"(d[5][0]),
-        "+f"(d[5][1]), "+f"(d[5][2]), "+f"(d[5][3]), "+f"(d[6][0]), "+f"(d[6][1]), "+f"(d[6][2]), "+f"(d[6][3]),
-        "+f"(d[7][0]), "+f"(d[7][1]), "+f"(d[7][2]), "+f"(d[7][3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(more));
-}
-"""
 
 PRODUCTS = r"""
 #define WIDTH ((N + 63) / 64 * 64)  // columns, filled up
@@ -141,8 +109,9 @@ products(const float* __restrict__ x, const float* __restrict__ w, const float* 
         multiply(rest, low[p], at + p * 4 * BLOCK / 16, p > 0);
         multiply(rest, high[p], at + (p * 4 + 2) * BLOCK / 16, 1);
       }
-      products_end();
-      keep(whole), keep(rest);
+      products_sent();
+      products_left<0>();
+      ready(whole), ready(rest);
 #pragma unroll
       for (int j = 0; j < 8; j++) {
         const int n = part + 8 * j;
@@ -173,7 +142,7 @@ def source(columns: int, inputs: int, vectors: bool) -> str:
     """The whole text for the compiler; `vectors`: rows of x and w begin at multiples of 16 bytes."""
     macros = {"N": columns, "K": inputs, "VECTORS": int(vectors), "GROUPS": GROUPS}
     text = "".join(f"#define {name} {value}\n" for name, value in macros.items())
-    return text + FUNCTIONS + PTX + HALVES + OPERANDS + MULTIPLY + PRODUCTS
+    return text + FUNCTIONS + PTX + HALVES + OPERANDS + WGMMA + wgmma(8, True) + PRODUCTS
 
 
 def shared(columns: int, inputs: int) -> int:

@@ -15,15 +15,8 @@ times as long, so a state that outgrew its scale says so in shared memory.
 
 from __future__ import annotations
 
-TILES = r"""
-#define WARPS ((H + 15) / 16)
-#define WIDE (16 * WARPS)                       // units, filled up
-#define ROWS (8 * TILES)
-#define PITCH (WIDE + 8)                        // halves a row of a state: 8 rows in different banks
-#define LINE ((3 * H + 11) / 16 * 16 + 4)       // floats a row of staged inputs, likewise
-#define STAGE (ROWS * LINE + (GATES ? GATES * ROWS : 0))
-#define STATE (4 * ROWS * PITCH)                // bytes of a state: high and low halves
-
+MATRICES = r"""
+// Four matrices of 8 x 8 halves as products have them, or two; `at`: this thread's row of them.
 __device__ __forceinline__ void read(u32 (&b)[4], u32 at) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(b[0]), "=r"(b[1]), "=r"(b[2]), "=r"(b[3]) : "r"(at) : "memory");
@@ -50,6 +43,16 @@ __device__ __forceinline__ void write(u32 at, u32 a, u32 b, u32 c, u32 d) {
   }
 #endif
 }
+"""
+
+TILES = r"""
+#define WARPS ((H + 15) / 16)
+#define WIDE (16 * WARPS)                       // units, filled up
+#define ROWS (8 * TILES)
+#define PITCH (WIDE + 8)                        // halves a row of a state: 8 rows in different banks
+#define LINE ((3 * H + 11) / 16 * 16 + 4)       // floats a row of staged inputs, likewise
+#define STAGE (ROWS * LINE + (GATES ? GATES * ROWS : 0))
+#define STATE (4 * ROWS * PITCH)                // bytes of a state: high and low halves
 
 typedef u32 Weights[3][WARPS][4];
 

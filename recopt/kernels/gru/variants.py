@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ..cuda_hopper import HOPPER
-from ..cuda_math import FUNCTIONS, HALVES, PTX, cuda_text
+from ..cuda_hopper import HOPPER, WGMMA, wgmma
+from ..cuda_math import FOUR, FUNCTIONS, HALVES, PTX, cuda_text
 from .cluster import CLUSTER
+from .pairs import PAIRS
 from .rows import ROWS
-from .tiles import TILES
+from .tiles import MATRICES, TILES
 
 KEEP = "__device__ __forceinline__ float keep(float h, const float* p) { return KEEP; }\n"
 STAGES = 3  # inputs in flight
@@ -16,8 +17,8 @@ SLOTS = 3  # products of inputs that wait for their step
 
 
 class Plan(NamedTuple):
-    """How a batch is cut: rows a block, 1 or 2 by multiply-adds, 8 or 16 on the tensor cores; or rows a cluster, 8 or
-    16, with the products of the inputs in the kernel."""
+    """How a batch is cut: rows a block, 1 or 2 by multiply-adds, 8 or 16 on the tensor cores; or rows a cluster, 8,
+    16 or 32, with the products of the inputs in the kernel."""
 
     rows: int
     cluster: bool = False
@@ -38,11 +39,18 @@ class Variant(NamedTuple):
     @property
     def cluster(self) -> int:
         """Blocks that share their rows."""
-        return 2 if self.inputs and self.hidden > 64 else 1
+        return 2 if self.paired or (self.inputs and self.hidden > 64) else 1
+
+    @property
+    def paired(self) -> bool:
+        """Whether the kernel is that of `pairs`, which Hopper's own instructions need to be asked for."""
+        return self.plan.rows == 32
 
     @property
     def threads(self) -> int:
         """How many threads a block has."""
+        if self.paired:
+            return 384
         if self.inputs:
             return 64 * self._warps
         if self.plan.rows >= 8:
@@ -67,6 +75,9 @@ class Variant(NamedTuple):
     def shared(self) -> int:
         """Bytes of shared memory that a block is given at its launch."""
         rows = self.plan.rows
+        if self.paired:
+            operands = 6 * (16 << 10) + 16 * (64 * rows + 16) + 128 * rows * -(-self.inputs // 16) + 1536 * rows
+            return operands + 4 * (2 * rows + 8 * self.gates * rows + 24) + 8 * (3 * 2 + 4 * 4 + 2)
         if self.inputs:
             warps, pieces = self._warps, (self._warps * self.cluster, -(-self.inputs // 16))
             ring, split = SLOTS * 3 * rows // 8 * 32 * warps * 16, 2 * rows * sum(64 * (n + 1 + n % 2) for n in pieces)
@@ -82,7 +93,9 @@ class Variant(NamedTuple):
         """The whole text for the compiler."""
         rows = self.plan.rows
         numbers = range(self.gates)
-        if self.inputs:
+        if self.paired:
+            size = {"K": self.inputs, "TILES": rows // 8, "VECTORS": int(self.bytes == 16)}
+        elif self.inputs:
             size = {"K": self.inputs, "CLUSTER": self.cluster, "TILES": rows // 8, "SLOTS": SLOTS}
         else:
             size = {"ROWS": rows, "UNITS": self.units} if rows < 8 else {"TILES": rows // 8}
@@ -95,6 +108,10 @@ class Variant(NamedTuple):
             "GATE_STEPS": "{" + ", ".join(f"s{n}" for n in numbers) + "}",
         }  # fmt: skip
         text = "".join(f"#define {name} {value}\n" for name, value in macros.items()) + FUNCTIONS + KEEP
+        if self.paired:
+            tiles = rows // 8
+            products = WGMMA + wgmma(2 * tiles, False) + wgmma(tiles, False) + wgmma(tiles, True)
+            return text + PTX + HALVES + FOUR + HOPPER + products + MATRICES + PAIRS
         if self.inputs:
             return text + PTX + HALVES + HOPPER + CLUSTER
-        return text + (ROWS if rows < 8 else PTX + HALVES + TILES)
+        return text + (ROWS if rows < 8 else PTX + HALVES + MATRICES + TILES)
