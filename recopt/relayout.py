@@ -24,7 +24,7 @@ OPERATORS: dict[str, frozenset[str]] = {
     "onnx": frozenset(
         """Identity Reshape Flatten Squeeze Unsqueeze Transpose Expand Tile Concat Slice Split Pad Gather GatherElements
         GatherND Einsum DepthToSpace SpaceToDepth Trilu com.microsoft::ExpandDims com.microsoft::GatherND
-        com.microsoft::Trilu Cast SequenceAt ConcatFromSequence""".split()
+        com.microsoft::Trilu Cast SequenceAt ConcatFromSequence ScatterND ScatterElements""".split()
     ),
 }
 SOURCES = 1024  # of one value
@@ -279,7 +279,8 @@ COPIES = frozenset(
     for n in """cat.default concat.default concatenate.default stack.default hstack.default vstack.default
     column_stack.default repeat.default tile.default repeat_interleave.self_int roll.default flip.default fliplr.default
     flipud.default pad.default constant_pad_nd.default tril.default triu.default index_select.default gather.default
-    index.Tensor pixel_shuffle.default pixel_unshuffle.default channel_shuffle.default einsum.default""".split()
+    index.Tensor pixel_shuffle.default pixel_unshuffle.default channel_shuffle.default einsum.default copy.default
+    slice_scatter.default select_scatter.default""".split()
 )
 OPERATORS["aten"] = VIEWS | REGROUPS | COPIES | (CASTS - {"Cast"})
 
