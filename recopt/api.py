@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from . import cost
 from .errors import OptionError
@@ -24,6 +25,8 @@ from .patterns import ALL
 from .pipeline import Options, run
 from .report import Report
 from .view import text
+
+_CAPTURING = threading.RLock()  # torch.export serves one thread at a time, and so do the tables of terms
 
 
 class Optimized:
@@ -40,12 +43,17 @@ class Optimized:
         self._report: Report | None = None
 
     def _capture(self, example_inputs: Any) -> None:
+        with _CAPTURING:
+            if self._after is None:  # else another thread called first
+                self._captured(example_inputs)
+
+    def _captured(self, example_inputs: Any) -> None:
         start = time.perf_counter()
         before = host_of(self._source, example_inputs, self._dynamic_shapes)
         seconds = time.perf_counter() - start
         examples = before.examples(example_inputs)
-        self._after, self._report = run(before, self._options, examples, seconds)
-        self._before = before
+        after, self._report = run(before, self._options, examples, seconds)
+        self._before, self._after = before, after
         self._source = None  # the hosts share its weights; nothing else of it is needed
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -97,13 +105,15 @@ class Optimized:
 
     def save(self, path: str | os.PathLike[str], force: bool = True) -> None:
         """Write the model to `path`: `.onnx` (with its external data beside it, where it has any), or `.pt2`.
-        Raises OptionError for another suffix, an existing file without `force`, and where the external data would
-        replace the file that the original's weights lie in, unless `path` is the original. Nothing half-written is
-        left."""
+        Raises OptionError for another suffix, a folder that does not exist, an existing file without `force`, and where
+        the external data would replace the file that the original's weights lie in, unless `path` is the original.
+        Nothing half-written is left."""
         target = Path(path)
         wanted = ".onnx" if self.host.dialect == "onnx" else ".pt2"
         if target.suffix != wanted:
             raise OptionError(f"{target}: this model is saved as {wanted}")
+        if not target.parent.is_dir():
+            raise OptionError(f"{target}: its folder does not exist")
         if target.exists() and not force:
             raise OptionError(f"{target}: exists already")
         self.host.save(target)
@@ -113,6 +123,9 @@ class Optimized:
         self.host  # noqa: B018 - captures the model
         assert self._before is not None
         return text.diff(self._before, self.host, self.report)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("an Optimized holds both graphs and is neither copied nor pickled: copy its .model, or save it")
 
     def __repr__(self) -> str:
         return "Optimized(not captured yet)" if self._after is None else f"Optimized({self.report.counts()})"
@@ -163,7 +176,11 @@ class Inspection:
 
 def inspect(model: Any, example_inputs: Any = None) -> Inspection:
     """What recopt recognises in a model, which is not changed. Raises LoadError, GraphError."""
-    host = host_of(model, example_inputs)
+    with _CAPTURING:
+        return _inspected(host_of(model, example_inputs))
+
+
+def _inspected(host: Host) -> Inspection:
     host.inline(table_of(host).keys() - FUSED)
     host.normalise()
     lifted = lift(host)

@@ -170,7 +170,7 @@ def diff(
     """
     for path in (before, after, *([report] if report else [])):
         _check_input(path)
-    account = Report.from_json(report.read_text(encoding="utf-8")) if report else None
+    account = Report.from_json(report.read_text(encoding="utf-8", errors="replace")) if report else None
     with _progress("comparing"):
         text = recopt.diff(recopt.load(before), recopt.load(after), account)
     print(text or "no difference")

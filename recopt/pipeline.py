@@ -15,7 +15,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 
 from .errors import OptionError, VerifyError
@@ -51,7 +50,7 @@ class Options:
             raise OptionError(f"a tolerance must be at least 0, not {self.tolerance}")
         self.modules  # noqa: B018  # raises where there is no such pass
 
-    @cached_property
+    @property
     def modules(self) -> list[Pass]:
         """The passes to run, in the pipeline's order."""
         return asked(self.passes)

@@ -25,7 +25,7 @@ OPERATORS: dict[str, frozenset[str]] = {
     "onnx": frozenset(
         """Identity Reshape Flatten Squeeze Unsqueeze Transpose Expand Tile Concat Slice Split Pad Gather GatherElements
         GatherND Einsum DepthToSpace SpaceToDepth Trilu com.microsoft::ExpandDims com.microsoft::GatherND
-        com.microsoft::Trilu Cast ScatterND SequenceAt ConcatFromSequence""".split()
+        com.microsoft::Trilu Cast SequenceAt ConcatFromSequence ScatterND ScatterElements""".split()
     ),
 }
 SOURCES = 1024  # of one value
@@ -292,7 +292,7 @@ COPIES = frozenset(
     for n in """cat.default concat.default concatenate.default stack.default hstack.default vstack.default
     column_stack.default repeat.default tile.default repeat_interleave.self_int roll.default flip.default fliplr.default
     flipud.default pad.default constant_pad_nd.default tril.default triu.default index_select.default gather.default
-    index.Tensor pixel_shuffle.default pixel_unshuffle.default channel_shuffle.default einsum.default
+    index.Tensor pixel_shuffle.default pixel_unshuffle.default channel_shuffle.default einsum.default copy.default
     contiguous.default clone.default slice_scatter.default select_scatter.default rot90.default""".split()
 )
 OPERATORS["aten"] = VIEWS | REGROUPS | COPIES | (CASTS - {"Cast"})

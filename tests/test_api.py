@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,14 @@ def test_a_module_without_inputs_is_captured_at_its_first_call() -> None:
     assert_close(fast(X), model(X))
     assert fast.report.counts() == {"linear": 2}
     assert_close(fast(X[:1]), model(X[:1]))
+
+
+def test_the_first_call_may_come_from_several_threads() -> None:
+    model = tower(2)
+    fast = recopt.optimize(model)
+    with ThreadPoolExecutor(4) as pool:  # torch.export serves one thread at a time
+        for found in pool.map(lambda n: fast(X[n:]), range(4)):
+            assert_close(found, model(X[-len(found) :]))
 
 
 def test_inputs_by_name_and_results_in_their_structure() -> None:
@@ -101,6 +110,10 @@ def test_a_file_is_saved_whole_where_it_was_asked_for_or_not_at_all(tmp_path: Pa
     with pytest.raises(OptionError, match=r"saved as \.onnx"):
         fast.save(tmp_path / "out.pt2")
     (tmp_path / "out.onnx").write_text("mine")
+    with pytest.raises(OptionError, match="folder does not exist"):
+        fast.save(tmp_path / "nowhere" / "out.onnx")
+    with pytest.raises(TypeError, match=r"copy its \.model"):
+        copy.deepcopy(fast)
     with pytest.raises(OptionError, match="exists already"):
         fast.save(tmp_path / "out.onnx", force=False)
     assert (tmp_path / "out.onnx").read_text() == "mine" and len(list(tmp_path.iterdir())) == 1

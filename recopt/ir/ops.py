@@ -266,6 +266,9 @@ def scatter_add(t: Tensor, dim: int, ids: Tensor, source: Tensor) -> Tensor:
 
 def scatter_one(t: Tensor, dim: int, ids: Tensor, source: Tensor) -> Tensor:
     """t with source in the one place of dimension `dim` that ids [.., 1, ..] name."""
+    place = ids.body.number
+    if place is not None and sizes.at_least(place, 0) and sizes.at_least(sizes.size(t.shape[dim] - place), 1):
+        return tensor.overwritten(t, source, [place if n == dim else 0 for n in range(len(t.dims))])
     t, hit, added, _ = _hits(t, dim, ids, source)
     if t.body.number == 0:
         return t.with_body(mul(fn("cast", [hit], t.dtype), added))

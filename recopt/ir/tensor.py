@@ -373,6 +373,19 @@ def concat(tensors: Sequence[Tensor], dim: int) -> Tensor:
     return Tensor((*dims[:dim], joined, *dims[dim + 1 :]), add(*bodies))
 
 
+def overwritten(t: Tensor, part: Tensor, starts: Sequence[Size]) -> Tensor:
+    """`t` with `part` in place of the box that begins at `starts`, one for each dimension, and lies within `t`."""
+    for d, start in enumerate(starts):
+        after = sizes.add(start, part.shape[d])
+        room = sizes.size(t.shape[d] - after)
+        if start != 0 or room != 0:
+            inside = slice_dim(t, d, start, part.shape[d])
+            whole = overwritten(inside, part, [*[0] * (d + 1), *starts[d + 1 :]])
+            pieces = [(0, start), None, (after, room)]
+            return concat([whole if p is None else slice_dim(t, d, *p) for p in pieces if p is None or p[1] != 0], d)
+    return part
+
+
 def stack(tensors: Sequence[Tensor], dim: int) -> Tensor:
     """Tensors along a new dimension."""
     return concat([unsqueeze(t, dim) for t in tensors], dim)

@@ -262,6 +262,11 @@ def _meshgrid(c: Call, tensors: Sequence[Tensor], indexing: str = "ij") -> list[
     return grids
 
 
+def _copy(c: Call, x: Tensor, src: Tensor, non_blocking: bool = False) -> Tensor:
+    """`src` in the shape and dtype of `x`, whose elements go."""
+    return tensor.expand(operand(src, x.dtype), x.shape)
+
+
 def _slice_scatter(
     c: Call, x: Tensor, src: Tensor, dim: int = 0, start: object = None, end: object = None, step: int = 1
 ) -> Tensor:
@@ -271,15 +276,10 @@ def _slice_scatter(
     first = 0 if start is None else c.size(start)
     if not sizes.at_least(first, 0):
         first = sizes.add(first, x.shape[dim])
-    after = sizes.add(first, src.shape[dim])
-    room = sizes.size(x.shape[dim] - after)
+    room = sizes.size(x.shape[dim] - sizes.add(first, src.shape[dim]))
     if not (sizes.at_least(first, 0) and sizes.at_least(room, 0)):
         raise Opaque("a write to a slice that may be cut off")
-    pieces = [(0, first), None, (after, room)]
-    kept = [
-        operand(src, x.dtype) if p is None else tensor.slice_dim(x, dim, *p) for p in pieces if p is None or p[1] != 0
-    ]
-    return tensor.concat(kept, dim)
+    return tensor.overwritten(x, operand(src, x.dtype), [first if n == dim else 0 for n in range(len(x.dims))])
 
 
 def _select_scatter(c: Call, x: Tensor, src: Tensor, dim: int, index: object) -> Tensor:
@@ -331,6 +331,7 @@ TABLE: dict[str, Lift] = {
     **named("diagonal.default", _diagonal),
     **named("diag_embed.default", _diag_embed),
     **named("meshgrid.default meshgrid.indexing", _meshgrid),
+    **named("copy.default", _copy),
     **named("slice_scatter.default", _slice_scatter),
     **named("select_scatter.default", _select_scatter),
     "aten.sym_size.int": lambda c, x, dim: tensor.scalar(x.shape[dim], "int64"),

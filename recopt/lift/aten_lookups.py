@@ -64,6 +64,21 @@ def _scatter(add: bool) -> Lift:
     return lift
 
 
+def _index_put(
+    c: Call, x: Tensor, indices: Sequence[Tensor | None], values: Tensor, accumulate: bool = False
+) -> Tensor:
+    """x[mask] = values, each the same wherever the mask says: where(mask, values, x)."""
+    mask = indices[0] if len(indices) == 1 else None
+    if mask is None or mask.dtype != "bool" or accumulate:
+        raise Opaque("a write to places that data names, in an order that matters")
+    rest = len(x.dims) - len(mask.dims)
+    if len(values.dims) == rest + 1 and values.shape[0] == 1:
+        values = tensor.squeeze(values, [0])
+    if len(values.dims) > rest:
+        raise Opaque("a write of one value after the other to the places of a mask")
+    return ops.where(tensor.reshape(mask, [*mask.shape, *[1] * rest]), values, x)
+
+
 def _index(c: Call, x: Tensor, indices: Sequence[Tensor | None]) -> Tensor:
     """Advanced indexing by integer tensors: their common dimensions stand where these are adjacent, else first."""
     chosen = [(n, i) for n, i in enumerate(indices) if i is not None]
@@ -107,6 +122,7 @@ TABLE: dict[str, Lift] = {
     **named("index_select.default", _index_select),
     **named("gather.default", _gather),
     **named("index.Tensor", _index),
+    **named("index_put.default", _index_put),
     **named("one_hot.default", _one_hot),
     **named("take_along_dim.default", _take_along_dim),
     **named("scatter.value scatter.src", _scatter(add=False)),

@@ -6,10 +6,12 @@ import math
 from collections.abc import Callable, Sequence
 
 from ..ir import ops, sizes, tensor
+from ..ir.rules import FLOATS
 from ..ir.tensor import Tensor
 from .aten_common import Lift, dim_of, named
 from .aten_types import operand
 from .base import Call, Opaque
+from .windows import pool
 
 Dims = int | Sequence[int] | None
 
@@ -127,6 +129,15 @@ def _sum(c: Call, x: Tensor, dim: Dims = None, keepdim: bool = False, dtype: obj
     return ops.total(operand(x, c.dtype), dims_of(x, dim), keepdim)
 
 
+def _nansum(c: Call, x: Tensor, dim: Dims = None, keepdim: bool = False, dtype: object = None) -> Tensor:
+    x = ops.where(ops.pointwise("isnan", x), operand(0, x.dtype), x) if x.dtype in FLOATS else x
+    return _sum(c, x, dim, keepdim)
+
+
+def _trace(c: Call, x: Tensor) -> Tensor:
+    return ops.total(operand(ops.diagonal(x, 0, 0, 1), c.dtype), [-1])
+
+
 def _mean(c: Call, x: Tensor, dim: Dims = None, keepdim: bool = False, dtype: object = None) -> Tensor:
     return ops.mean(operand(x, c.dtype), dims_of(x, dim), keepdim)
 
@@ -142,6 +153,10 @@ def _extreme(name: str) -> Lift:
 def _extreme_and_place(name: str) -> Lift:
     """Values and where they are; the places are no sum of products."""
     return lambda c, x, dim, keepdim=False: [ops.reduction(name, x, dims_of(x, dim), keepdim), None]
+
+
+def _extremes(c: Call, x: Tensor, dim: int | None = None, keepdim: bool = False) -> list[Tensor]:
+    return [ops.reduction(name, x, dims_of(x, dim), keepdim) for name in ("min", "max")]
 
 
 def _boolean(name: str) -> Lift:
@@ -220,6 +235,43 @@ def _cdist(c: Call, a: Tensor, b: Tensor, p: float = 2, compute_mode: object = N
     return _vector_norm(gap, p, [len(gap.dims) - 1])
 
 
+# --- pools
+
+
+def _pool(c: Call, x: Tensor, average: bool, rank: int, kernel: Sequence[int], stride: Sequence[int],
+          padding: Sequence[int], dilation: Sequence[int], ceil_mode: bool, counts_edges: bool) -> Tensor:  # fmt: skip
+    if ceil_mode or x.dtype not in FLOATS:
+        raise Opaque("pooling with ceil_mode, or of integers")
+    kernel, padding, dilation = (_each(given, rank) for given in (kernel, padding, dilation))
+    steps = _each(stride, rank) if stride else kernel
+    batched = len(x.dims) == rank + 2
+    x = x if batched else tensor.unsqueeze(x, 0)
+    y = pool(x, average, kernel, steps, dilation, padding * 2, counts_edges)
+    return y if batched else tensor.squeeze(y, [0])
+
+
+def _average_pool(rank: int) -> Lift:
+    def function(
+        c: Call, x: Tensor, kernel: Sequence[int], stride: Sequence[int] = (), padding: Sequence[int] = (0,),
+        ceil_mode: bool = False, count_include_pad: bool = True, divisor_override: int | None = None,
+    ) -> Tensor:  # fmt: skip
+        if divisor_override is not None:
+            raise Opaque("a mean over another number of elements")
+        return _pool(c, x, True, rank, kernel, stride, padding, (1,), ceil_mode, count_include_pad)
+
+    return function
+
+
+def _max_pool(rank: int) -> Lift:
+    def function(
+        c: Call, x: Tensor, kernel: Sequence[int], stride: Sequence[int] = (), padding: Sequence[int] = (0,),
+        dilation: Sequence[int] = (1,), ceil_mode: bool = False,
+    ) -> Tensor:  # fmt: skip
+        return _pool(c, x, False, rank, kernel, stride, padding, dilation, ceil_mode, False)
+
+    return function
+
+
 def _bucketize(c: Call, x: object, boundaries: Tensor, right: bool = False, **_: object) -> Tensor:
     return _searchsorted(c, boundaries, x, right=right)
 
@@ -268,12 +320,19 @@ TABLE: dict[str, Lift] = {
     **named("conv_transpose1d.default conv_transpose2d.input conv_transpose3d.input", _conv_transpose),
     **named("linalg_vecdot.default", _vecdot),
     **named("sum.default sum.dim_IntList", _sum),
+    **named("nansum.default", _nansum),
+    **named("trace.default", _trace),
     **named("mean.default mean.dim", _mean),
     **named("prod.default prod.dim_int", _prod),
     **named("amax.default max.default", _extreme("max")),
     **named("amin.default min.default", _extreme("min")),
     **named("max.dim", _extreme_and_place("max")),
     **named("min.dim", _extreme_and_place("min")),
+    **named("aminmax.default", _extremes),
+    **named("avg_pool1d.default", _average_pool(1)),
+    **named("avg_pool2d.default", _average_pool(2)),
+    **named("max_pool1d.default", _max_pool(1)),
+    **named("max_pool2d.default", _max_pool(2)),
     **named("any.default any.dim any.dims", _boolean("any")),
     **named("all.default all.dim all.dims", _boolean("all")),
     **named("cumsum.default", _cumsum),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from ..ir import ops, sizes, tensor
@@ -21,11 +20,11 @@ from .onnx_common import (
     bounded,
     cast,
     integer,
-    like,
     plain,
     vector,
 )
 from .onnx_common import number as value_of
+from .windows import padded
 
 # --- shapes ---------------------------------------------------------------------------------------------------------
 
@@ -221,18 +220,6 @@ def pad(
         return mirrored(x, dims, widths, mode)
     fill = plain(value_of(c, constant)) if constant is not None else value
     return padded(x, dims, widths, fill)
-
-
-def padded(x: Tensor, dims: Sequence[int], widths: Sequence[Size], fill: float) -> Tensor:
-    """`fill` around x: `widths` are all the numbers before, then all the numbers after."""
-    if not math.isfinite(fill):  # inf * 0 is no number: choose instead
-        inside = padded(tensor.full(x.shape, 1, "bool"), dims, widths, 0)
-        return ops.where(inside, padded(x, dims, widths, 0), like(fill, x))
-    for n, d in enumerate(dims):
-        before, after = widths[n], widths[n + len(dims)]
-        if before != 0 or after != 0:
-            x = tensor.pad(x, d, before, after, fill)
-    return x
 
 
 def mirrored(x: Tensor, dims: Sequence[int], widths: Sequence[Size], mode: str) -> Tensor:

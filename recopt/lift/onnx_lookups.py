@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
-from ..hosts.base import Array
+from ..hosts.base import Array, Value
 from ..ir import ops, sizes, tensor
 from ..ir.normal import add as add_terms
 from ..ir.normal import scale
 from ..ir.rules import FLOATS, fn
 from ..ir.sizes import Size
 from ..ir.tensor import Tensor, new_dims, ravel
-from ..ir.term import Poly, number
+from ..ir.term import Poly, Read, number
 from .base import Call, Opaque
 from .onnx_common import Lift, axis_of, cast, dtype_of, integer, known, non_negative, plain
 from .onnx_common import number as value_of
 from .onnx_layout import wanted
+
+FEW = range(2, 9)  # places that are written to one after the other
 
 # --- lookups --------------------------------------------------------------------------------------------------------
 
@@ -94,23 +97,70 @@ def gather_nd(c: Call, x: Tensor, ids: Tensor, batch_dims: int = 0) -> Tensor:
 
 
 def scatter_nd(c: Call, x: Tensor, ids: Tensor, updates: Tensor, reduction: str = "none") -> Tensor:
-    """Neighbouring rows of the first dimension written anew, as a write to a slice is exported."""
-    if reduction != "none" or len(ids.dims) != 2 or ids.shape[1] != 1:
-        raise Opaque("a scatter into elements, or that adds")
-    held = c.constant(ids)
-    if held is None:
-        rows = tensor.select(ids, 1, 0).fresh()
-        first = add_terms(rows.body, scale(ravel(rows.dims[0]), -1)).number
-    else:
-        first = int(held[0, 0]) if held.size and (np.diff(held[:, 0]) == 1).all() else None
-    if not isinstance(first, int):
-        raise Opaque("a scatter into rows that do not follow each other")
-    after = sizes.add(first, ids.shape[0])
-    room = sizes.size(x.shape[0] - after)
-    if first < 0 or not sizes.at_least(room, 0):
-        raise Opaque("a scatter past the ends, or from the last row")
-    pieces = [tensor.slice_dim(x, 0, 0, first), updates, tensor.slice_dim(x, 0, after, room)]
-    return tensor.concat([p for p in pieces if p.shape[0] != 0], 0)
+    """A write to places that do not depend on data: boxes of x, one after the other where there are several. Or of one
+    value wherever a mask says."""
+    if reduction != "none":
+        raise Opaque("a scatter that adds")
+    mask = marked(c, ids)
+    if mask is None:
+        return written(c, x, ids, updates)
+    if mask.shape != x.shape[: len(mask.dims)] or updates.body.axes_read.intersection(updates.dims[0]):
+        raise Opaque("a write of one value after the other to the places of a mask")
+    rest = len(x.dims) - len(mask.dims)
+    there = cast(tensor.reshape(mask, [*mask.shape, *[1] * rest]), "bool")
+    return ops.where(there, updates.with_dims(updates.dims[1:]), x)
+
+
+def marked(c: Call, ids: Tensor) -> Tensor | None:
+    """The mask whose places ids [n, rank] are, as NonZero lists them."""
+    seen = ids.body.atom
+    node = seen.leaf.node if isinstance(seen, Read) and isinstance(seen.leaf, Value) else None
+    if node is None or node.op != "NonZero" or len(ids.dims) != 2:
+        return None
+    mask = c.lifted.of(node.inputs[0])
+    in_order = isinstance(seen, Read) and seen.index == (ravel(ids.dims[1]), ravel(ids.dims[0]))
+    return mask if in_order and mask is not None and len(mask.dims) == ids.shape[1] else None
+
+
+def written(c: Call, x: Tensor, ids: Tensor, updates: Tensor) -> Tensor:
+    """x with `updates` at ids[..., :], whose columns are each one number or go up along a dimension of their own."""
+    depth, last = integer(ids.shape[-1]), len(ids.dims) - 1
+    places = [ravel(dim) for dim in ids.dims[:last]]
+    starts: list[Size] = []
+    along: list[int | None] = []
+    for n in range(depth):
+        column = ids.at([*places, number(n)])
+        start, d = box_start(c, column, places)
+        if start is None:
+            d = next((k for k in range(last) if ids.shape[k] in FEW and set(ids.dims[k]) & column.axes_read), None)
+            if d is None:
+                raise Opaque("a write to places that data names")
+            for row in range(integer(ids.shape[d])):
+                x = written(c, x, *(tensor.slice_dim(t, d, row, 1) for t in (ids, updates)))
+            return x
+        if sizes.at_least(-1, start):
+            start = sizes.add(start, x.shape[n])
+        end = sizes.add(start, 1 if d is None else ids.shape[d])
+        if not (sizes.at_least(start, 0) and sizes.at_least(x.shape[n], end)):
+            raise Opaque("a write to places that may lie outside")
+        starts.append(start)
+        along.append(d)
+    used = [d for d in along if d is not None]
+    if len(set(used)) != len(used) or any(ids.shape[d] != 1 for d in range(last) if d not in used):
+        raise Opaque("a write of several elements to one place, of which the last stays")
+    part = tensor.permute(updates, [*used, *(d for d in range(last) if d not in used), *range(last, len(updates.dims))])
+    part = tensor.reshape(part, [*(1 if d is None else ids.shape[d] for d in along), *x.shape[depth:]])
+    return tensor.overwritten(x, part, [*starts, *[0] * (len(x.dims) - depth)])
+
+
+def box_start(c: Call, column: Poly, places: Sequence[Poly]) -> tuple[Size | None, int | None]:
+    """The first of the indices in a column, and the dimension along which they go up one by one, None where they are
+    all one; (None, None) where they do neither."""
+    for d, place in [(None, number(0)), *enumerate(places)]:
+        start = c.lifted.known(add_terms(column, scale(place, -1)))
+        if start is not None and not isinstance(start, float):
+            return start, d
+    return None, None
 
 
 def one_hot(c: Call, ids: Tensor, depth: Tensor, values: Tensor, axis: int = -1) -> Tensor:
@@ -184,8 +234,8 @@ LOOKUPS: dict[str, Lift] = {
     "Gather": gather,
     "GatherElements": gather_elements,
     "GatherND": gather_nd,
-    "ScatterND": scatter_nd,
     "ScatterElements": scatter_elements,
+    "ScatterND": scatter_nd,
     "OneHot": one_hot,
     "ConstantOfShape": constant_of_shape,
     "Range": arange,

@@ -6,12 +6,9 @@ import math
 from collections.abc import Callable, Sequence
 
 from ..ir import ops, sizes, tensor
-from ..ir.normal import add as add_terms
-from ..ir.normal import scale, substitute
 from ..ir.rules import fn
 from ..ir.sizes import Size
-from ..ir.tensor import Tensor, new_dims, ravel, unravel
-from ..ir.term import Axis, Poly
+from ..ir.tensor import Tensor, new_dims, ravel
 from .base import Call, Opaque
 from .onnx_common import (
     Lift,
@@ -24,7 +21,7 @@ from .onnx_common import (
     like,
     spatial,
 )
-from .onnx_layout import padded
+from .windows import padded, pool
 
 # --- products -------------------------------------------------------------------------------------------------------
 
@@ -119,25 +116,6 @@ def transposed_convolution(
     return convolution(c, x, tensor.permute(w, [1, 0, *range(2, len(w.dims))]), bias)
 
 
-def windows(x: Tensor, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]) -> Tensor:
-    """Every window of the spatial dimensions: its elements lie along as many new dimensions at the end."""
-    x = x.fresh()
-    places, inner = [], []
-    mapping: dict[Axis, Poly] = {}
-    for n, (k, s, d) in enumerate(zip(kernel, strides, dilations, strict=True)):
-        room = sizes.size(x.shape[n + 2] - d * (k - 1) - 1)
-        count = room // s if isinstance(room, int) else sizes.divide(room, s)
-        if count is None:
-            raise Opaque("strided windows over a run-time size")
-        (out,), (window,) = new_dims([sizes.size(count + 1)]), new_dims([k])
-        position = add_terms(scale(ravel(out), s), scale(ravel(window), d))
-        dim = x.dims[n + 2]
-        mapping.update(zip(dim, unravel(position, [a.size for a in dim]), strict=True))
-        places.append(out)
-        inner.append(window)
-    return Tensor((*x.dims[:2], *places, *inner), substitute(x.body, mapping))
-
-
 def pooled(
     c: Call, x: Tensor, average: bool, *, kernel_shape: Sequence[int], strides: Sequence[int] | None = None,
     dilations: Sequence[int] | None = None, pads: Sequence[int] | None = None, auto_pad: str = "NOTSET",
@@ -146,20 +124,10 @@ def pooled(
     floats(x)
     if ceil_mode or len(c.node.outputs) > 1:
         raise Opaque("pooling with ceil_mode or with indices")
-    kernel, rank = list(kernel_shape), len(x.dims)
+    kernel = list(kernel_shape)
     steps, gaps = list(strides or [1] * len(kernel)), list(dilations or [1] * len(kernel))
     edges = margins(x, kernel, steps, gaps, auto_pad, pads)
-    inner = list(range(rank, rank + len(kernel)))
-
-    def seen(t: Tensor, fill: float) -> Tensor:
-        return windows(padded(t, spatial(t), edges, fill), kernel, steps, gaps)
-
-    if not average:
-        return ops.reduction("max", seen(x, -math.inf), inner)
-    if count_include_pad or not any(edges):
-        return ops.mean(seen(x, 0), inner)
-    here = ops.total(seen(tensor.full(x.shape, 1, x.dtype), 0), inner)
-    return ops.divide(ops.total(seen(x, 0), inner), here)
+    return pool(x, average, kernel, steps, gaps, edges, bool(count_include_pad))
 
 
 def global_pool(c: Call, x: Tensor) -> Tensor:

@@ -302,6 +302,10 @@ CASES: list[Case] = [
     Case("ScatterElements", [x(7, 5), x(7, 1, dtype="int64", low=-5, high=5), x(7, 1)], {"axis": 1}),
     Case("ScatterElements", [x(7, 5), x(7, 4, dtype="int64", low=0, high=5), x(7, 4)], {"axis": 1, "reduction": "add"}),
     Case("ScatterND", [x(11, 5), k([2], [3], [4]), x(3, 5)]),
+    Case("ScatterND", [x(7, 5), k([0, 1], [4, -2]), x(2)], batch=False),
+    Case("ScatterND", [x(5, 7), k([3]), x(1, 7)], batch=False),
+    Case("ScatterND", [x(5, 4, 7), k([[3, 1], [3, 2]]), x(1, 2, 7)], batch=False),
+    Case("ScatterND", [x(4, 7), k([3], [-4], [1]), x(3, 7)], batch=False),
     Case("com.microsoft::GatherND", [x(3, 4), x(7, 2, dtype="int64", low=0, high=3)]),
     Case("OneHot", [IDS, scalar(9), k(0.0, 1.0, dtype="float32")]),
     Case("OneHot", [IDS, k(9), K(x(2))], {"axis": 1}),
@@ -539,6 +543,24 @@ def test_what_cannot_be_stated_is_opaque(reason: str, case: Case) -> None:
     host = OnnxHost.load(typed(model, expected(model, feeds)))
     (why,) = lift(host).opaque.values()
     assert reason in why
+
+
+MARKED = """<ir_version: 9, opset_import: ["" : 17]>
+graph (float[N, 5] x, float[M] each) => (float[N, 5] y)
+<float zero = {0.0}, float[1] one = {-9.0}, int64[1] all = {-1}>
+{ m = Greater (x, zero)  found = NonZero (m)  places = Transpose <perm = [1, 0]> (found)
+  flat = Reshape (m, all)  counted = Cast <to = 7> (flat)  count = ReduceSum (counted)  same = Expand (one, count)
+  y = ScatterND (x, places, UPDATES) }"""
+
+
+def test_a_write_of_one_value_to_the_places_of_a_mask_is_a_choice() -> None:
+    host = OnnxHost.load(onnx.parser.parse_model(MARKED.replace("UPDATES", "same")))
+    data = x(BATCH, 5)
+    values = {"x": data, "m": data > 0}
+    found = evaluate(lift(host).definition[host.outputs[0]], lambda leaf: values[leaf.name], {"N": BATCH})
+    np.testing.assert_array_equal(found, np.where(data > 0, np.float32(-9), data))
+    host = OnnxHost.load(onnx.parser.parse_model(MARKED.replace("UPDATES", "each")))
+    assert any("one value after the other" in why for why in lift(host).opaque.values())
 
 
 def test_shape_arithmetic_resolves() -> None:

@@ -38,6 +38,20 @@ def scattered(x: Tensor) -> Tensor:
 
 
 # name -> (function, the fewest nodes, why)
+def columns_written(x: Tensor) -> Tensor:
+    y = x.clone()
+    y[:, 2:5] = x[:, 9:12]
+    y[:, -1] = x[:, 0]
+    return y.sin()
+
+
+def steps_written(x: Tensor) -> Tensor:
+    y = x.reshape(-1, 6, 4).clone()
+    y[:, 1:, 2] = y[:, :-1, 3]
+    y[:, 0] = 0.0
+    return y.sin()
+
+
 FORMS: dict[str, tuple[Callable[[Tensor], Tensor], int, str]] = {
     "concat_of_slices": (lambda x: torch.cat([x[:, :5], x[:, 5:9], x[:, 9:]], 1).sin(), 1, "the whole"),
     "concat_of_concats": (
@@ -57,6 +71,8 @@ FORMS: dict[str, tuple[Callable[[Tensor], Tensor], int, str]] = {
     "stack_of_selected_even": (lambda x: torch.stack([x[:, n] for n in range(0, 24, 2)], 1).sin(), 2, "a slice"),
     "stack_of_some": (lambda x: torch.stack([x[:, n] for n in (1, 2, 3, 4)], 1).sin(), 2, "a slice"),
     "scattered": (scattered, 2, "a gather"),
+    "columns_written": (columns_written, 2, "a gather"),
+    "steps_written": (steps_written, 4, "a gather of x and a 0"),
     "split_concat": (lambda x: torch.cat(x.split(4, 1), 1).sin(), 1, "the whole"),
     "split_shuffled": (lambda x: torch.cat([x.split(4, 1)[n] for n in (2, 0, 1, 5, 3, 4)], 1).sin(), 2, "a gather"),
     "split_reversed": (lambda x: torch.cat(x.split(1, 1)[::-1], 1).sin(), 2, "a slice that runs backwards"),
@@ -150,10 +166,11 @@ LAUNCHES: dict[str, int] = (
     dict.fromkeys(FORMS, 1)
     | dict.fromkeys(
         """concat_of_concats_of_part concat_swapped concat_twice_the_same stack_of_selected_even stack_of_some scattered
-    split_shuffled split_reversed split_on_another_axis split_some chunks_turned unbound_turned view_as same_branches
-    to_columns shuffle pixels gathers gather_of_a_range index_select flip_of_slice rolled diagonal pad_and_cut pads
+    columns_written split_shuffled split_reversed split_on_another_axis split_some chunks_turned unbound_turned view_as
+    same_branches to_columns shuffle pixels gathers gather_of_a_range index_select flip_of_slice rolled diagonal
+    pad_and_cut pads
     concat_with_zeros run_time_shapes written_slice""".split(),
         2,
     )
-    | dict.fromkeys("slice_across_concat triangle triangle_flat triangle_by_rows".split(), 3)
+    | dict.fromkeys("steps_written slice_across_concat triangle triangle_flat triangle_by_rows".split(), 3)
 )
