@@ -64,7 +64,8 @@ def staged_candidates(w: Workload, stored: str) -> list[Config | Staged]:
     overlap = ((False, 1), (True, 1), (True, 2))
     found = [Staged(warps, quads, slices[-1], blocks, *early, bags) for warps, quads, blocks in ways
              for early in overlap for bags in (1, 2, 3)]  # fmt: skip
-    more = [Staged(warps, quads, slices[-1], 1, True, 2) for warps, quads in ((8, 2), (8, 5), (16, 5))]
+    ways = ((8, 2, 1), (8, 5, 1), (16, 5, 1), (4, 2, 2))
+    more = [Staged(warps, quads, slices[-1], 1, True, 2, bags) for warps, quads, bags in ways]
     return [*found, *more, *(way._replace(pass_by=True) for way in more)]
 
 
