@@ -29,6 +29,7 @@ OPERATORS: dict[str, frozenset[str]] = {
     ),
 }
 SOURCES = 1024  # of one value
+CLONE = "aten.clone.default"
 
 
 @dataclass
@@ -230,7 +231,7 @@ class _Work:
         if not self.host.is_output(root):
             strides = not all(self.takes(n, plan) for n in self.host.users(root))
             return _Choice(root, plan, elements, "aten.contiguous.default" if strides else None)
-        return _Choice(root, plan, elements, None if self.is_new(plan, dead) else "aten.clone.default")
+        return _Choice(root, plan, elements, None if self.is_new(plan, dead) else CLONE)
 
     def takes(self, node: Node, plan: Plan) -> bool:
         """Whether a node of torch takes a plan as it lies: recopt's do, and pointwise operators what was computed or
@@ -257,7 +258,7 @@ class _Work:
         if self.host.dialect == "onnx":
             slow = sum(self.cost(c.plan)[0] - c.plan.nodes for c in choices)  # gathers like several operators
             return len(dead) - written - int(slow), len(dead) - written
-        kernels = sum(plan_copies(c.plan) + (c.finish is not None and bool(c.plan.moves)) for c in choices)
+        kernels = sum(plan_copies(c.plan) + (c.finish == CLONE or bool(c.finish and c.plan.moves)) for c in choices)
         return sum(map(copies, dead)) - kernels, len(dead) - written
 
     def write(self, choices: Sequence[_Choice], dead: Sequence[Node], saved: Cost) -> None:

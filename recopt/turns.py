@@ -33,6 +33,7 @@ def read_turned(host: Host, context: Context, name: str) -> bool:
                     name=turned.name,
                     shape=turned.shape,
                     dtype=turned.dtype,
+                    like=turned,
                 )
                 host.replace(turned, again)
                 turned = again
