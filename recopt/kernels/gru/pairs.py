@@ -17,7 +17,8 @@ the other block, which multiplies its own half of the state meanwhile. Exchanges
 that writes into one has waited for the exchange before, which all warps wrote after they read what it overwrites. There
 is one exchange a step, or two where the reset gate comes before the product.
 
-An operand of products lies in blocks of 8 columns: for each of its rows 8 halves, 16 bytes; high ones, then low ones.
+An operand of products lies as in `operands`: for each row of 8 columns high halves, then low ones for all rows. At the
+start all warps split the weights; those of the inputs pass through the place of states, inputs and products.
 """
 
 from __future__ import annotations
@@ -33,54 +34,6 @@ PAIRS = r"""
 
 __device__ __forceinline__ float part(const float4& v, int i) {
   return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w;
-}
-
-// Of each half the larger size, as bits, which are in the order of the sizes; whether one of them is infinite or nan.
-__device__ __forceinline__ u32 larger(u32 a, u32 b) {
-  asm("max.u16x2 %0, %0, %1;" : "+r"(a) : "r"(b & 0x7fff7fff));
-  return a;
-}
-__device__ __forceinline__ bool not_finite(u32 a) { return (a & 0xffff) >= 0x7c00 || a >> 16 >= 0x7c00; }
-
-// Eight numbers, scaled and split, into a row of 16 bytes each.
-__device__ __forceinline__ void split(char* high, char* low, const float4& a, const float4& b, float scale) {
-  const uint2 w = halves(a.x * scale, a.y * scale), x = halves(a.z * scale, a.w * scale);
-  const uint2 y = halves(b.x * scale, b.y * scale), z = halves(b.z * scale, b.w * scale);
-  *(uint4*)high = make_uint4(w.x, x.x, y.x, z.x);
-  *(uint4*)low = make_uint4(w.y, x.y, y.y, z.y);
-}
-
-__device__ __forceinline__ u32 size(const float4& a) {
-  return max(max(size(a.x), size(a.y)), max(size(a.z), size(a.w)));
-}
-__device__ __forceinline__ float most_of(const float4& a) {
-  return fmaxf(fmaxf(fabsf(a.x), fabsf(a.y)), fmaxf(fabsf(a.z), fabsf(a.w)));
-}
-
-// What the tensor cores are told of an operand: where it begins, bytes from 8 columns to the next 8.
-__device__ __forceinline__ u64 described(const void* at, int line) {
-  return (u64)(address(at) >> 4 & 0x3fff) | (u64)(line >> 4) << 16 | (u64)(128 >> 4) << 32;
-}
-
-// Weights [3 H, WIDTH] of 64 units, scaled and split: [3][high, low][columns / 8][64][8]. A warp has 16 of a gate.
-template <int BY_16, int WIDTH>
-__device__ __forceinline__ void split_weights(char* to, float* undone, const float* w, int unit) {
-  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5 & 3, g = threadIdx.x >> 7, u = unit + lane % 16;
-  float4 x[BY_16][2];
-  u32 most = 0;
-#pragma unroll
-  for (int j = 0; j < BY_16; j++)
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-      x[j][i] = four(w + (g * H + u) * WIDTH, u < H ? 16 * j + lane / 16 * 8 + 4 * i : WIDTH, WIDTH);
-      most = max(most, size(x[j][i]));
-    }
-  const float scale = scale_for(warp_max(most));
-  to += 2 * g * BY_16 * 2048 + lane / 16 * 1024 + (warp * 16 + lane % 16) * 16;
-#pragma unroll
-  for (int j = 0; j < BY_16; j++)
-    split(to + j * 2048, to + (BY_16 + j) * 2048, x[j][0], x[j][1], scale);
-  if (lane == 0) undone[g * 4 + warp] = inverse(scale);
 }
 
 typedef float Sums[TILES][4];

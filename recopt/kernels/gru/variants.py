@@ -7,6 +7,7 @@ from typing import NamedTuple
 from ..cuda_hopper import HOPPER, WGMMA, wgmma
 from ..cuda_math import FOUR, FUNCTIONS, HALVES, PTX, cuda_text
 from .cluster import CLUSTER
+from .operands import OPERANDS
 from .pairs import PAIRS
 from .rows import ROWS
 from .tiles import MATRICES, TILES
@@ -111,7 +112,7 @@ class Variant(NamedTuple):
         if self.paired:
             tiles = rows // 8
             products = WGMMA + wgmma(2 * tiles, False) + wgmma(tiles, False) + wgmma(tiles, True)
-            return text + PTX + HALVES + FOUR + HOPPER + products + MATRICES + PAIRS
+            return text + PTX + HALVES + FOUR + HOPPER + products + MATRICES + OPERANDS + PAIRS
         if self.inputs:
             return text + PTX + HALVES + HOPPER + CLUSTER
         return text + (ROWS if rows < 8 else PTX + HALVES + MATRICES + TILES)
