@@ -110,8 +110,11 @@ def quicker(host: Host, spec: Spec, target: str) -> bool:
     if host.dialect != "aten":
         return False
     from .torch import narrow
+    from .torch_attention import compiles
     from .torch_attention import quicker as is_quicker
 
+    if isinstance(spec, TargetAttention):
+        return target == "cpu" and compiles(spec)
     return (
         narrow(spec, target)
         if isinstance(spec, LayerNorm)

@@ -49,6 +49,7 @@ class Case:
     pieces: int = 4
     act: Callable[[], nn.Module] = nn.Sigmoid
     reason: str = ""  # of a near miss
+    target: str = "cpu"  # which has nothing to gain of some, as small as they are here
 
     def module(self) -> nn.Module:
         """The spelling as a module in eval."""
@@ -175,8 +176,8 @@ SPELLINGS: dict[str, Case] = {
     "other_values": Case(other_values),
     "joined_pieces": Case(joined_pieces),
     "flattened": Case(flattened),
-    "added": Case(added, 2),
-    "added_deep": Case(added_deep, 2),
+    "added": Case(added, 2, target="cuda"),
+    "added_deep": Case(added_deep, 2, target="cuda"),
 }
 
 
