@@ -1,4 +1,4 @@
-"""GRU and AUGRU: a state that gates carry along a sequence, unrolled into steps in any spelling.
+"""GRU and AUGRU: a state that gates carry along a sequence, unrolled into steps or in a loop, in any spelling.
 
     r = sigmoid(Wr x[b, t] + Ur h + br),  z = g(Wz x[b, t] + Uz h + bz, a[b, t])        g: any function, masks in it
     n = tanh(Wn x[b, t] + bn + r * (Un h + cn))    or    tanh(Wn x[b, t] + bn + Un (r * h))
@@ -116,7 +116,6 @@ def _looped(lifted: Lifted, found: Loop) -> Match:
             raise No("what the loop makes of all turns is more than states")
         served.append((value, turned))
     match = _match(lifted, chain, cell, served, [v for v, _ in served], end.node)
-
     last = len(match.spec.shape) == 2
 
     def reference(array: Callable[[Leaf], Array], symbols: Mapping[str, int]) -> Array:
@@ -194,9 +193,8 @@ def _start(place: Place, found: Chain, column: Axis) -> View | None:
     seen = place.lifted.term[found.start]
     if seen.body.number == 0:
         return None
-    return place.view(
-        seen.at([tensor.ravel(place.rows[0]), coord(column)]), [(column,)], "the first state", found.start
-    )
+    here = seen.at([tensor.ravel(place.rows[0]), coord(column)])
+    return place.view(here, [(column,)], "the first state", found.start)
 
 
 def _between(lifted: Lifted, spec: Gru, states: Sequence[Value]) -> frozenset[Value]:
