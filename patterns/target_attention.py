@@ -18,17 +18,19 @@ import numpy as np
 from recopt.fused import Linear, Permute, TargetAttention, View
 from recopt.hosts.base import Array, Value
 from recopt.ir import sizes
-from recopt.ir.normal import add, normal_mono, read, substitute
+from recopt.ir.normal import add, add_all, normal_mono, read, substitute
 from recopt.ir.rules import FLOATS
+from recopt.ir.sizes import Size
 from recopt.ir.tensor import Dim, Tensor
-from recopt.ir.term import Atom, Axis, Guard, Mono, Poly, Read, TooLarge, axis, coord, number, single
+from recopt.ir.term import Atom, Axis, Guard, Mono, Poly, Read, TooLarge, axis, coord, monomial, number, single
 from recopt.lift.base import Lifted
-from recopt.match import Match, No, dead_after, is_data
+from recopt.match import Match, No, dead_after, fold, is_data
 from recopt.patterns import linear
 from recopt.recognise.contractions import is_contraction
-from recopt.recognise.epilogue import H
+from recopt.recognise.epilogue import H, text_of
 from recopt.recognise.operands import stored_as
 from recopt.recognise.places import Place, ScoreText
+from recopt.recognise.preactivation import pre_activations
 from recopt.recognise.scores import by_operands
 from recopt.recognise.softmax import average
 from recopt.recognise.views import regroup
@@ -37,6 +39,7 @@ name = "target-attention"
 operator = "recopt::target_attention"
 
 MAX_LAYERS = 6
+MAX_FACTORS = 4  # products of products that are looked through
 
 
 # --- where to look ---
@@ -59,7 +62,26 @@ def roots(lifted: Lifted) -> list[Value]:
 
 def _terms(lifted: Lifted, value: Value) -> list[Tensor]:
     """A value seen through layout, as its node has it, and as the multiplication that its node sums has it."""
-    return [t for t in (lifted.definition.get(value), lifted.local(value), by_operands(lifted, value)) if t is not None]
+    known = lifted.definition.get(value)
+    opened = None if known is None else _multiplied_out(lifted, known)
+    return [t for t in (known, lifted.local(value), by_operands(lifted, value), opened) if t is not None]
+
+
+def _multiplied_out(lifted: Lifted, t: Tensor) -> Tensor | None:
+    """A sum over products with their factors put in, as of a mask times (scores times items); None where none are."""
+
+    def inner(atom: Atom) -> Poly | None:
+        own = lifted.definition.get(atom.leaf) if isinstance(atom, Read) and isinstance(atom.leaf, Value) else None
+        if own is None or not isinstance(atom, Read) or any(m.axes for m in own.body.monos):
+            return None
+        return own.at(list(atom.index)) if any(len(m.atoms) > 1 for m in own.body.monos) else None
+
+    body = t.body
+    for _ in range(MAX_FACTORS):
+        body, before = substitute(body, {}, inner), body
+        if body is before:
+            break
+    return None if body is t.body else t.with_body(body)
 
 
 def _sums_products(lifted: Lifted, t: Tensor) -> bool:
@@ -76,6 +98,7 @@ def _sums_products(lifted: Lifted, t: Tensor) -> bool:
 def match(lifted: Lifted, root: Value) -> Match | None:
     """`root` as a fused target attention. None where it is nothing like one; raises No where it nearly is."""
     near: tuple[Linear, ...] = ()
+    refused: No | None = None
     for term in _terms(lifted, root):
         for weights, values, along, softmax in _weighted(lifted, term):
             try:
@@ -85,6 +108,10 @@ def match(lifted: Lifted, root: Value) -> Match | None:
                 near = near or (() if softmax or found is None else found)
             except TooLarge:
                 continue
+            except No as why:
+                refused = refused or why
+    if refused is not None:
+        raise refused
     if near:  # a softmax of one is attention, of queries that the model learned
         x = near[0].x
         read = x.value.name if isinstance(x, View) else "a concat"
@@ -102,15 +129,15 @@ def _weighted(lifted: Lifted, term: Tensor) -> Iterator[tuple[Poly, Poly, Axis, 
         if len(softmax.along) == 1 and softmax.coef == 1 and softmax.unseen == "nan":
             yield softmax.score, normal_mono(1, softmax.rest, term.dtype), softmax.along[0], True
         return
-    if len(term.body.monos) != 1 or len(term.body.monos[0].axes) != 1:
+    monos = term.body.monos
+    if not monos or any(len(m.axes) != 1 or m.axes[0].size != monos[0].axes[0].size for m in monos):
         return
-    mono = term.body.monos[0]
-    along = axis(mono.axes[0].size)
-    atoms = [substitute(single(a, a.dtype), {mono.axes[0]: coord(along)}).atom for a in mono.atoms]
-    for values in atoms:
-        rest = [a for a in atoms if a is not values and a is not None]
-        if isinstance(values, Read) and along in values.axes_read and len(rest) == len(atoms) - 1:
-            yield normal_mono(mono.coef, rest, term.dtype), single(values, values.dtype), along, False
+    along = axis(monos[0].axes[0].size)
+    summed = [substitute(normal_mono(m.coef, m.atoms, term.dtype), {m.axes[0]: coord(along)}).monos[0] for m in monos]
+    for values in summed[0].atoms:
+        if isinstance(values, Read) and along in values.axes_read and all(m.atoms.count(values) == 1 for m in summed):
+            rest = [normal_mono(m.coef, [a for a in m.atoms if a is not values], term.dtype) for m in summed]
+            yield add_all(rest, term.dtype), single(values, values.dtype), along, False
 
 
 @dataclass(frozen=True)
@@ -172,27 +199,46 @@ def _network(lifted: Lifted, weights: Poly, along: Axis) -> _Network | tuple[Lin
         return None
     (score,) = reads
     assert isinstance(score.leaf, Value)
-    if lifted.term[score.leaf].shape[-1] != 1 or along in score.index[-1].axes_read:
+    held = lifted.term[score.leaf].shape
+    rows = score.index[:-1] if held[-1] == 1 else score.index
+    if not any(along in index.axes_read for index in rows):
         return None
     layers: list[Linear] = []
     value = score.leaf
     while len(layers) < MAX_LAYERS and value in lifted.definition:
-        try:
-            found = linear.match(lifted, value)
-        except No:
+        layer = _layer(lifted, value)
+        if layer is None and not layers:  # scores without a dimension for their one column
+            layer = _layer(lifted, value, (*held, 1))
+        if not layers and layer is not None and layer.shape[-1] != 1:
+            return None
+        if layer is None:
+            added = _added(lifted, value, rows, along)
+            if added is not None:
+                layer, (q, k, inner, parts) = added
+                return _Network(outer, (layer, *layers), q, k, inner, parts, score.leaf)
             break
-        if found is None or not isinstance(found.spec, Linear) or found.spec.steps or isinstance(found.spec.b, View):
-            break
-        layers.insert(0, found.spec)
-        x = found.spec.x
+        layers.insert(0, layer)
+        x = layer.x
         if not isinstance(x, View) or x.steps:
             break
-        first = _first(lifted, x.value, score.index[:-1], along, found.spec)
+        first = _first(lifted, x.value, rows, along, layer)
         if first is not None:
             q, k, inner, parts = first
             return _Network(outer, tuple(layers), q, k, inner, parts, score.leaf)
         value = x.value
     return tuple(layers) or None
+
+
+def _layer(lifted: Lifted, value: Value, shape: tuple[Size, ...] | None = None) -> Linear | None:
+    """The linear that a value is, with nothing moved afterwards, or of a shape that is only regrouped."""
+    try:
+        found = linear.match(lifted, value)
+    except No:
+        return None
+    spec = None if found is None else found.spec
+    if not isinstance(spec, Linear) or isinstance(spec.b, View):
+        return None
+    return spec if not spec.steps or spec.shape == shape else None
 
 
 def _outer(lifted: Lifted, term: Poly, along: Axis, reads: dict[Read, None]) -> Poly:
@@ -265,6 +311,60 @@ def _first(lifted: Lifted, x: Value, rows: Sequence[Poly], along: Axis, layer: L
         return None
     first = (parts.get((True, False)), parts.get((False, True)), parts.get((True, True)))
     return bases[False], bases[True], inner, first
+
+
+def _added(lifted: Lifted, value: Value, rows: Sequence[Poly], along: Axis) -> tuple[Linear, _First] | None:
+    """The first layer as a function of what it makes of the target plus what it makes of the items: tanh(W q + U k)."""
+    own = lifted.definition[value]
+    if len(own.dims) != len(rows) + 1 or not isinstance(own.shape[-1], int):
+        return None
+    column, dtype = axis(own.shape[-1]), own.dtype
+
+    def per_channel(term: Poly) -> Array:
+        if not term.axes_read <= {column}:
+            raise No("constants of the first layer vary along more than its columns")
+        return fold(lifted, Tensor(((column,),), term))
+
+    for candidate, outer in pre_activations(lifted, own.at([*rows, coord(column)])):
+        try:
+            constants = [monomial(m, dtype) for m in candidate.monos if not is_data(lifted, m)]
+            bias = per_channel(add_all(constants, dtype))
+            found = _summed(lifted, [m for m in candidate.monos if is_data(lifted, m)], column, along)
+            text, params = text_of(outer, per_channel)
+        except No:
+            continue
+        if found is not None:
+            x, first, more = found
+            stored = tuple(stored_as(p, dtype) for p in params)
+            return Linear(x, np.zeros(0), stored_as(bias + more, dtype), text, stored, own.shape, dtype), first
+    return None
+
+
+def _summed(lifted: Lifted, monos: Sequence[Mono], column: Axis, along: Axis) -> tuple[View, _First, Array] | None:
+    """Layers of the target and of the items, added up: what one reads, both as `_first` has them, and their bias."""
+    bases: dict[bool, Poly] = {}  # by whether it varies along the history
+    weights: dict[bool, Array] = {}
+    bias = np.zeros(int(column.size))
+    inner: Axis | None = None
+    for mono in monos:
+        atom = mono.atoms[0]
+        if mono.axes or len(mono.atoms) != 1 or not isinstance(atom, Read) or not isinstance(atom.leaf, Value):
+            return None
+        layer = _layer(lifted, atom.leaf) if atom.index and atom.index[-1] is coord(column) else None
+        w = None if layer is None or layer.epilogue != "h" else _weights(lifted, layer)
+        if layer is None or w is None or not isinstance(layer.x, View) or layer.x.steps or isinstance(layer.b, View):
+            return None
+        x, coef = layer.x, float(mono.coef)
+        inner = inner or axis(x.shape[-1])
+        base = read(x.value, [*atom.index[:-1], coord(inner)], layer.dtype)
+        varies = along in base.axes_read
+        if x.shape[-1] != inner.size or bases.setdefault(varies, base) is not base:
+            return None
+        weights[varies] = weights.get(varies, 0.0) + coef * w
+        bias = bias + (0.0 if layer.b is None else coef * layer.b)
+    if inner is None or set(bases) != {False, True}:
+        return None
+    return x, (bases[False], bases[True], inner, (weights[False], weights[True], None)), bias
 
 
 def _weights(lifted: Lifted, layer: Linear) -> Array | None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeAlias
 
 import numpy as np
 
@@ -20,6 +21,9 @@ MAX_FOLDED = 64 << 20  # elements of a constant that a pattern may compute
 
 
 LONGEST = 300  # characters of a term in a refusal: of a whole model's none reads on
+
+
+Reference: TypeAlias = Callable[[Callable[[Leaf], Array], Mapping[str, int]], Array]  # of leaves and symbolic sizes
 
 
 class No(Exception):
@@ -49,7 +53,7 @@ class Match:
     flops: float = 0.0
     inside: frozenset[Value] = frozenset()  # leaves of the meaning that the operator computes by itself
     serves: tuple[tuple[Value, tuple[Step, ...]], ...] = ()  # what is made of the operator, where it is not just root
-    reference: Callable[[Callable[[Leaf], Array]], Array] | None = None  # what the nodes compute, where no term has it
+    reference: Reference | None = None  # what the nodes compute, where no term has it
     at: Node | None = None  # before which the operator has to stand, where that is not root's
     again: frozenset[Value] = frozenset()  # what is computed inside, and by the graph for others too
 

@@ -107,7 +107,8 @@ def verify_match(lifted: Lifted, match: Match, seed: int = 0) -> Verdict:
             stated = [v for v in match.inside if v in lifted.definition]  # not all outputs of a native operator are
             for value in sorted(stated, key=lambda v: lifted.order.get(v, 0)):  # a chain would nest too deep
                 leaf(value)
-            expected = evaluate(match.meaning, leaf, symbols) if match.reference is None else match.reference(leaf)
+            known = match.reference
+            expected = evaluate(match.meaning, leaf, symbols) if known is None else known(leaf, symbols)
             actual = computed(match.spec, leaf, symbols)
         except IndexError as outside:
             return Verdict(float("inf"), float("inf"), f"symbols={batch} seed={seed}: {outside}")

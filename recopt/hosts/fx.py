@@ -162,7 +162,7 @@ class FxHost(FxGraph):
         removed = 0
         for node in reversed(list(self._graph.nodes)):
             handle, spec = self._nodes.get(node), self._specs.get(node)
-            if node.users or node.op == "output" or (handle is not None and handle.opaque):
+            if node.users or node.op == "output" or (handle is not None and self._acts(handle)):
                 continue
             if spec is not None and (spec.kind not in STORED or spec.target in self._mutated):
                 continue
@@ -170,6 +170,11 @@ class FxHost(FxGraph):
             self._forget(node)
         self._changed()
         return removed
+
+    def _acts(self, handle: Node) -> bool:
+        """Whether a call may do more than compute its results: one with bodies does what they do."""
+        inner = [n for body in self.regions(handle).values() for n in body.nodes]
+        return handle.opaque and (not inner or any(n.opaque for n in inner))
 
     def _forget(self, node: fx.Node) -> None:
         handle, spec, value = self._nodes.pop(node, None), self._specs.pop(node, None), self._values.pop(node, None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import sympy
 import torch
@@ -25,7 +25,7 @@ from ..errors import GraphError, LoadError
 from ..ir import sizes
 from ..ir.sizes import Size
 from . import fx_capture, fx_ops
-from .base import Array, Host, Node, Value, values_in
+from .base import Array, Host, Node, Region, Value, values_in
 
 # What the program stores: parameters are placeholders of the lifted graph.
 STORED = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
@@ -131,15 +131,15 @@ class FxGraph(Host):
         self._producer[handle] = node
         return None
 
-    def _read(self, tree: Any) -> Any:
-        """FX arguments as host arguments."""
+    def _read(self, tree: Any, values: Mapping[fx.Node, Any] | None = None) -> Any:
+        """FX arguments as host arguments: over the graph's values, or a body's."""
         if isinstance(tree, fx.Node):
-            return self._values.get(tree, f"@{tree.target}")
+            return (self._values if values is None else values).get(tree, f"@{tree.target}")
         if isinstance(tree, (tuple, list)):
-            items = [self._read(item) for item in tree]
+            items = [self._read(item, values) for item in tree]
             return tuple(items) if isinstance(tree, tuple) else items
         if isinstance(tree, dict):
-            return {key: self._read(item) for key, item in tree.items()}
+            return {key: self._read(item, values) for key, item in tree.items()}
         return fx_ops.name(tree) if isinstance(tree, fx_ops.NAMED) else tree
 
     def _refresh(self, node: fx.Node) -> None:
@@ -200,6 +200,36 @@ class FxGraph(Host):
     def users(self, value: Value) -> Sequence[Node]:
         node = self._source[value]
         return [] if node is None else [self._nodes[user] for user in node.users if user in self._nodes]
+
+    def regions(self, node: Node) -> Mapping[str, Region]:
+        producer = self._producer.get(node)
+        named = [str(a.target) for a in producer.args if _is_attribute(a)] if producer is not None else []
+        held = {name: operator.attrgetter(name)(self._gm) for name in named}
+        return {name: self._region(body.graph) for name, body in held.items() if isinstance(body, fx.GraphModule)}
+
+    def _region(self, graph: fx.Graph) -> Region:
+        """Handles for a body, which reads nothing around it; they live as long as the caller keeps them."""
+        seen: dict[fx.Node, Any] = {}
+        nodes = []
+        for node in graph.nodes:
+            val = node.meta.get("val")
+            if node.op == "placeholder":
+                seen[node] = self._value(node.name, val)
+            elif node.target is operator.getitem and isinstance(seen.get(node.args[0]), tuple):
+                seen[node] = seen[node.args[0]][node.args[1]]
+            elif node.op == "call_function":
+                args, kwargs = self._read(node.args, seen), self._read(node.kwargs, seen)
+                handle = Node(node.name, fx_ops.op_name(node.target), args, kwargs, opaque=fx_ops.is_opaque(node))
+                several = isinstance(val, (tuple, list))
+                handle.outputs = tuple(self._value(node.name, v, n) for n, v in enumerate(val if several else [val]))
+                for value in handle.outputs:
+                    value.node = handle
+                seen[node] = handle.outputs if several else handle.outputs[0]
+                nodes.append(handle)
+        inputs = tuple(seen[node] for node in graph.find_nodes(op="placeholder"))
+        made = graph.output_node().args[0]
+        results = self._read(made if isinstance(made, (tuple, list)) else (made,), seen)
+        return Region(inputs, tuple(nodes), tuple(results))
 
     def is_output(self, value: Value) -> bool:
         """Whether the caller, or a buffer that the program writes, gets `value`."""
@@ -287,3 +317,7 @@ class FxGraph(Host):
             return stored.device
         fed = next((n.meta["val"] for n in self._fed() if isinstance(n.meta["val"], torch.Tensor)), None)
         return torch.device("cpu") if fed is None else fed.device
+
+
+def _is_attribute(arg: object) -> TypeGuard[fx.Node]:
+    return isinstance(arg, fx.Node) and arg.op == "get_attr"

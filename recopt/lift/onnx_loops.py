@@ -42,8 +42,8 @@ def loop(c: Call, trips: Tensor | None, going: Tensor | None, *carried: Seen, **
     body = c.host.regions(c.node)["body"]
     turn, _condition, *handed = body.inputs
     _, *results = body.outputs
-    steps = [_step(c, body, value, start) for value, start in zip(handed, carried, strict=True)]
-    turns = _turns(c, body, trips, going, carried, steps)
+    steps = [growth(c, body, v, end, start) for v, end, start in zip(handed, results, carried, strict=False)]
+    turns = count_of(c, body, trips, going, carried, steps)
     along = axis(turns)
 
     def operand(value: Value, at: Poly) -> Seen | None:
@@ -58,7 +58,7 @@ def loop(c: Call, trips: Tensor | None, going: Tensor | None, *carried: Seen, **
             raise Opaque("a turn of the loop needs what an earlier one computed")
         return start.with_body(add_terms(start.body, scale(at, step)))
 
-    region = _Turn(c, body, coord(along), operand)
+    region = Turn(c, body, coord(along), operand)
     found: list[Seen | None] = []
     for n, value in enumerate(results):
         if n >= len(carried):
@@ -82,7 +82,7 @@ def sequence_map(c: Call, *given: Seen, **regions: object) -> list[Seen | None]:
     assert isinstance(columns[0], list)
     for n in range(len(columns[0])):
         fed = {v: seen[n] if isinstance(seen, list) else seen for v, seen in zip(body.inputs, columns, strict=True)}
-        region = _Turn(c, body, number(n), functools.partial(_fed, fed))
+        region = Turn(c, body, number(n), functools.partial(_fed, fed))
         turns.append([region.stretches.resolved(region.tensor(value)) for value in body.outputs])
     return [made([turn[n] for turn in turns]) for n in range(len(body.outputs))]
 
@@ -91,7 +91,7 @@ def _fed(given: Mapping[Value, Seen], value: Value, at: Poly) -> Seen | None:
     return given.get(value)
 
 
-def _appended(region: _Turn, before: Value, after: Value, along: Axis, start: Seen, turns: Size) -> Items:
+def _appended(region: Turn, before: Value, after: Value, along: Axis, start: Seen, turns: Size) -> Items:
     """A sequence that every turn appends one tensor to. Of a few turns each may be of another size."""
     node = after.node
     if not isinstance(start, Items) or node is None or node.op != "SequenceInsert" or len(node.args) != 2:
@@ -107,9 +107,8 @@ def _appended(region: _Turn, before: Value, after: Value, along: Axis, start: Se
     return Items((*start.parts, *((None, turn.stretches.resolved(turn.tensor(node.args[1]))) for turn in each)))
 
 
-def _step(c: Call, body: Region, value: Value, start: Seen) -> int | None:
+def growth(c: Call, body: Region, value: Value, after: Value, start: Seen) -> int | None:
     """What a counter grows by from turn to turn; None where a carried value is no counter."""
-    after = body.outputs[1 + body.inputs[2:].index(value)]
     if not isinstance(start, Tensor) or start.dtype in FLOATS or any(s != 1 for s in start.shape):
         return None
     before = tensor.leaf(value, start.shape, start.dtype)
@@ -118,19 +117,19 @@ def _step(c: Call, body: Region, value: Value, start: Seen) -> int | None:
         return before if v is value else None
 
     try:
-        grown = ops.sub(_Turn(c, body, number(0), operand).tensor(after), before).body.number
+        grown = ops.sub(Turn(c, body, number(0), operand).tensor(after), before).body.number
     except (Opaque, ShapeError, TooLarge):
         return None
     return grown if isinstance(grown, int) else None
 
 
-def _turns(
+def count_of(
     c: Call,
     body: Region,
     trips: Tensor | None,
     going: Tensor | None,
-    carried: tuple[Seen, ...],
-    steps: list[int | None],
+    carried: Sequence[Seen],
+    steps: Sequence[int | None],
 ) -> Size:
     """The number of turns: as told, or as long as a counter stays below a size."""
     told = None if trips is None else c.size(trips)
@@ -144,7 +143,7 @@ def _turns(
         raise Opaque("a loop that may end early")
     starts = {v: t for v, t, s in zip(handed, carried, steps, strict=True) if s == 1 and isinstance(t, Tensor)}
     counters = {v: tensor.leaf(v, t.shape, t.dtype) for v, t in starts.items()}
-    condition = _Turn(c, body, number(0), lambda v, _: counters.get(v)).tensor(goes_on).body.atom
+    condition = Turn(c, body, number(0), lambda v, _: counters.get(v)).tensor(goes_on).body.atom
     if not isinstance(condition, Fn) or condition.name != "lt":
         raise Opaque("a loop that does not end at a size")
     for value, start in starts.items():
@@ -165,7 +164,7 @@ def _always(c: Call, body: Region, kept: Value, value: Value) -> bool:
     """Whether a loop that has begun goes on: its condition is true, or passed on as it was."""
     begun = tensor.full((), 1, "bool")
     try:
-        t = _Turn(c, body, number(0), lambda v, _: begun if v is kept else None).tensor(value)
+        t = Turn(c, body, number(0), lambda v, _: begun if v is kept else None).tensor(value)
     except (Opaque, ShapeError, TooLarge):
         return False
     known = c.lifted.known(t.body)
@@ -173,14 +172,14 @@ def _always(c: Call, body: Region, kept: Value, value: Value) -> bool:
 
 
 @dataclass
-class _Turn:
+class Turn:
     """The values of a sub-graph in one turn: those asked for, each computed once."""
 
     call: Call
     region: Region
     at: Poly  # the number of the turn
     given: Callable[[Value, Poly], Seen | None]
-    around: _Turn | None = None
+    around: Turn | None = None
     stretches: Stretches = field(default_factory=Stretches)
     found: dict[Value, Seen] = field(default_factory=dict)
 
@@ -240,7 +239,7 @@ class _Turn:
         place = axis(_extent(self, body, counter))
         at = retype(coord(place), first.dtype)
         given = {counter: start.with_body(at)}
-        inside = _Turn(self.call, body, at, lambda v, _: given.get(v), self, self.stretches)
+        inside = Turn(self.call, body, at, lambda v, _: given.get(v), self, self.stretches)
         test = inside.kept(after[which], list_, counter)
         grown = inside.tensor(after[1 - which]).body
         condition, begun = (t.at([number(0)] * len(t.dims)).atom for t in (inside.tensor(goes_on), self.tensor(going)))
@@ -268,7 +267,7 @@ class _Turn:
         plain = made is not None and made.op == "Concat" and len(made.args) == 2 and made.args[0] is before
         if left is not before or not plain or made is None:
             raise Opaque("a loop inside of another that does more than choose")
-        inside = _Turn(self.call, node.kwargs["then_branch"], self.at, lambda v, _: None, self, self.stretches)
+        inside = Turn(self.call, node.kwargs["then_branch"], self.at, lambda v, _: None, self, self.stretches)
         if inside.tensor(made.args[1]).body is not self.tensor(counter).body:
             raise Opaque("a loop inside of another that keeps more than positions")
         return test.at([number(0)] * len(test.dims))
@@ -331,16 +330,16 @@ class _Turn:
         """A result of a branch in a turn."""
         region = node.kwargs[branch]
         around = self if at is self.at else self.moved(at)
-        inside = _Turn(self.call, region, at, lambda v, _: None, around, self.stretches)
+        inside = Turn(self.call, region, at, lambda v, _: None, around, self.stretches)
         return inside.of(region.outputs[n])
 
-    def moved(self, at: Poly) -> _Turn:
+    def moved(self, at: Poly) -> Turn:
         """The same values in another turn."""
         around = None if self.around is None else self.around.moved(at)
-        return _Turn(self.call, self.region, at, self.given, around, self.stretches)
+        return Turn(self.call, self.region, at, self.given, around, self.stretches)
 
 
-def _extent(turn: _Turn, body: Region, counter: Value) -> Size:
+def _extent(turn: Turn, body: Region, counter: Value) -> Size:
     """The size of the dimension that a counter is a position of."""
     for node in body.nodes:
         if node.op == "Gather" and node.args[1] is counter and node.kwargs.get("axis", 0) == 0:

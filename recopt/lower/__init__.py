@@ -81,7 +81,13 @@ def view(host: Host, item: View, name: str) -> Value:
 
 def missing(host: Host, spec: Spec) -> str | None:
     """Why `write` has no operator for `spec` in this graph; None where it has."""
-    if not isinstance(spec, LayerNorm) or host.dialect == "aten":
+    if host.dialect == "aten":
+        return None
+    if isinstance(spec, Gru) and not isinstance(spec.x.shape[1], int):
+        from .onnx_gru import is_standard
+
+        return None if is_standard(spec) else "steps are written one by one, and their number is not known"
+    if not isinstance(spec, LayerNorm):
         return None
     from .onnx import NORMALISES
 
@@ -104,8 +110,11 @@ def quicker(host: Host, spec: Spec, target: str) -> bool:
     if host.dialect != "aten":
         return False
     from .torch import narrow
+    from .torch_attention import compiles
     from .torch_attention import quicker as is_quicker
 
+    if isinstance(spec, TargetAttention):
+        return target == "cpu" and compiles(spec)
     return (
         narrow(spec, target)
         if isinstance(spec, LayerNorm)

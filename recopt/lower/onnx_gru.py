@@ -23,7 +23,7 @@ STANDARD = {"float32", "float64"}  # what ONNX Runtime's GRU takes
 
 def gru(host: Writer, spec: Gru, target: str) -> Value:
     """Append the nodes of `spec` at the host's insertion point and return its value. Raises LowerError."""
-    if spec.plain and spec.dtype in STANDARD:
+    if is_standard(spec):
         h0 = None if spec.h0 is None else _first_state(host, spec, spec.h0)
         return apply(host, _standard(host, spec, h0), spec.steps, spec.name)
     hidden = spec.shape[-1]
@@ -33,6 +33,11 @@ def gru(host: Writer, spec: Gru, target: str) -> Value:
     gates = [_real(host, spec, _constant(host, spec, g, f"g{n}")) for n, g in enumerate(spec.gates)]
     write = _function if target == "recopt" else _steps
     return apply(host, write(host, spec, x, h0, weights, gates), spec.steps, spec.name)
+
+
+def is_standard(spec: Gru) -> bool:
+    """Whether `spec` is the standard operator, which takes any number of steps."""
+    return spec.plain and spec.dtype in STANDARD
 
 
 def _weights(spec: Gru) -> list[Array]:

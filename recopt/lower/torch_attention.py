@@ -7,7 +7,10 @@ from ..fused import Attention, TargetAttention, View
 from ..hosts.base import Array, Value
 from ..hosts.fx import FxHost
 from ..hosts.fx_operators import ATTENTION, TARGET_ATTENTION
+from ..ir import sizes
+from ..ir.sizes import nominal
 from ..kernels.attention import is_short
+from ..kernels.target_attention.cpu import WORTH
 from .torch import layout
 
 
@@ -31,6 +34,13 @@ def quicker(spec: Attention, target: str) -> bool:
     sizes = (spec.q.shape[-2], spec.k.shape[-2], spec.q.shape[-1], spec.v.shape[-1])
     known = all(isinstance(size, int) for size in sizes)
     return target == "cuda" and spec.dtype == "float32" and known and is_short(*sizes)
+
+
+def compiles(spec: TargetAttention) -> bool:
+    """Whether a CPU runs the operator as one call of C, so that no layer of all items is written."""
+    matrices = (spec.weights[1], *spec.weights[4::2])
+    work = nominal(spec.k.shape[-2]) * sum(nominal(sizes.product(w.shape)) for w in matrices)
+    return spec.dtype == "float32" and work >= WORTH
 
 
 def target_attention(host: FxHost, spec: TargetAttention, target: str) -> Value:

@@ -11,7 +11,7 @@ import numpy as np
 from ..hosts.base import Array, Value
 from ..ir.normal import add, add_all, mul, normal_mono, read, scale, substitute, sum_over
 from ..ir.rules import fn
-from ..ir.tensor import Tensor, retyped
+from ..ir.tensor import Dim, Tensor, ravel, retyped
 from ..ir.term import Atom, Axis, Coef, Fn, Mono, Poly, Read, axis, coord, monomial, number, single, walk
 from ..lift.base import Lifted
 from ..match import No, fold, is_data
@@ -47,10 +47,10 @@ class Cell:
 
 def cell_of(lifted: Lifted, step: Tensor) -> Cell | None:
     """The cell that a step over PREVIOUS is; None where it is nothing like one. Raises No where it nearly is."""
-    if [len(d) for d in step.dims] != [1, 1]:
+    if len(step.dims) != 2 or len(step.dims[0]) > 1 or len(step.dims[1]) != 1:
         return None
-    row, column = step.axes
-    here = read(PREVIOUS, (coord(row), coord(column)), step.dtype)
+    (rows, (column,)) = step.dims
+    here = read(PREVIOUS, (ravel(rows), coord(column)), step.dtype)
     body, choices = _unmasked(step.body, here)
     keep, candidate = _blend(body, here)
     if candidate is None:
@@ -62,14 +62,14 @@ def cell_of(lifted: Lifted, step: Tensor) -> Cell | None:
     update, outer = _inside(keep) if PREVIOUS in keep.leaves else (number(0, keep.dtype), add(keep, _pre(keep.dtype)))
     if outer.leaves == {H} and _sigmoid(outer) == -1:
         update, outer = scale(update, -1), fn("sigmoid", [_pre(outer.dtype)], outer.dtype)
-    gate, parts = _reset(candidate.args[0], row, column)
+    gate, parts = _reset(candidate.args[0], column)
     after = parts is not None
     reset, reset_outer = _inside(gate)
     sign = _sigmoid(reset_outer) if reset_outer.leaves == {H} else 0
     if sign == 0:
         raise No("the reset gate is no sigmoid: {}", reset_outer.text)
-    weigh = _Weigher(lifted, row, column)
-    plain = parts or _without(candidate.args[0], gate, row, column)
+    weigh = _Weigher(lifted, rows, column)
+    plain = parts or _without(candidate.args[0])
     return Cell(weigh(scale(reset, sign)), weigh(update), weigh(*plain), outer, after)
 
 
@@ -168,7 +168,7 @@ def _sigmoid(outer: Poly) -> int:
 _Parts = tuple[Poly, Poly, Poly]  # over the inputs, products of the state, a bias beside these
 
 
-def _reset(term: Poly, row: Axis, column: Axis) -> tuple[Poly, _Parts | None]:
+def _reset(term: Poly, column: Axis) -> tuple[Poly, _Parts | None]:
     """The reset gate in a candidate's pre-activation, and what it leaves of that where it weighs products of the
     state."""
     inputs: list[Poly] = []
@@ -203,7 +203,7 @@ def _summed(mono: Mono, rest: Poly) -> Poly:
     return sum_over(substitute(rest, {a: coord(n) for a, n in fresh.items()}), fresh.values())
 
 
-def _without(term: Poly, gate: Poly, row: Axis, column: Axis) -> _Parts:
+def _without(term: Poly) -> _Parts:
     """A candidate's pre-activation with the state itself where the reset gate weighs it."""
     inputs, weighed = [], []
     for mono in term.monos:
@@ -224,7 +224,7 @@ class _Weigher:
     """Takes pre-activations apart."""
 
     lifted: Lifted
-    row: Axis
+    rows: Dim
     column: Axis
 
     def __call__(self, inputs: Poly, state: Poly | None = None, beside: Poly | None = None) -> Weighed:
@@ -236,7 +236,7 @@ class _Weigher:
         total = np.zeros((size, size))
         for mono in state.monos:
             x, k, weights = self._product(mono, inputs.dtype)
-            if x is not read(PREVIOUS, (coord(self.row), coord(k)), inputs.dtype) or k.size != size:
+            if x is not read(PREVIOUS, (ravel(self.rows), coord(k)), inputs.dtype) or k.size != size:
                 raise No("the state is weighed as {}", x.text)
             total = total + weights
         found: dict[tuple[Poly, Axis], Array] = {}
@@ -259,12 +259,12 @@ class _Weigher:
         data = [a for a in opened.atoms if is_data(self.lifted, a)]
         rest = [a for a in opened.atoms if a not in data]
         weight = normal_mono(opened.coef, rest, dtype)
-        if len(data) != 1 or self.column in data[0].axes_read or self.row in weight.axes_read:
+        if len(data) != 1 or self.column in data[0].axes_read or not weight.axes_read.isdisjoint(self.rows):
             raise No("{} is no product with weights", mono.text)
         return single(data[0], dtype), k, fold(self.lifted, Tensor(((self.column,), (k,)), weight))
 
     def _vector(self, term: Poly) -> Array:
-        if self.row in term.axes_read:
+        if not term.axes_read.isdisjoint(self.rows):
             raise No("a bias varies along the batch")
         return fold(self.lifted, Tensor(((self.column,),), term))
 

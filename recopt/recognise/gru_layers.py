@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -43,7 +43,7 @@ def layer_match(lifted: Lifted, node: Node) -> Match:
     spec = Gru(View(x, (batch, steps, x.shape[2]), turn), h0, wi, wh, bi, bh, True, "sigmoid(h)", (),
                (batch, steps, hidden), states.dtype, (), states.name)  # fmt: skip
 
-    def reference(array: Callable[[Leaf], Array]) -> Array:
+    def reference(array: Callable[[Leaf], Array], symbols: Mapping[str, int]) -> Array:
         """What the node computes, in the order of its own operands."""
         sequence = array(x) if batch_first else array(x).swapaxes(0, 1)
         return _reference(sequence, array(start)[0], *(array(p) for p in params), *(() if biased else (none, none)))

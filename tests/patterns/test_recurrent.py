@@ -10,14 +10,15 @@ import onnx
 import pytest
 import torch
 from spellings.export import BATCH, run_onnx, to_onnx, to_program
-from spellings.recurrent import NEAR_MISSES, SPELLINGS, Case, over_again
+from spellings.recurrent import LOOPS, NEAR_MISSES, SPELLINGS, Case, over_again
 
 import recopt
 from recopt.hosts.base import Node
 
 from .harness import check_numbers, exporters
 
-EXPORTERS = exporters(SPELLINGS)
+EXPORTERS = [*exporters(SPELLINGS), *(pytest.param("dynamo", name) for name in LOOPS)]  # of which the other knows none
+CASES = SPELLINGS | LOOPS
 
 
 def is_fused(node: Node) -> bool:
@@ -38,9 +39,9 @@ def run_file(file: bytes, args: tuple[Any, ...]) -> list[Any]:
     return run_onnx(file, tuple(args[n] for n in names))
 
 
-@pytest.mark.parametrize("name", SPELLINGS)
+@pytest.mark.parametrize("name", CASES)
 def test_torch(name: str) -> None:
-    case = SPELLINGS[name]
+    case = CASES[name]
     result = recopt.optimize(to_program(case.module(), case.args(BATCH)), target="cpu")
     check_fused(case, result)
     check_numbers(case, result)
@@ -48,7 +49,7 @@ def test_torch(name: str) -> None:
 
 @pytest.mark.parametrize(("exporter", "name"), EXPORTERS)
 def test_onnx(exporter: str, name: str) -> None:
-    case = SPELLINGS[name]
+    case = CASES[name]
     file = to_onnx(case.module(), case.args(BATCH), dynamo=exporter == "dynamo")
     result = recopt.optimize(onnx.load_from_string(file), target="recopt")
     check_fused(case, result)
@@ -73,7 +74,7 @@ def test_more_than_ten_steps(name: str, monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_many_turns() -> None:
     """What comes before a chain has no end that a step could be opened to."""
-    case = Case(partial(over_again, turns=16), fused=16)
+    case = Case(partial(over_again, turns=8), fused=8)
     result = recopt.optimize(to_program(case.module(), case.args(BATCH)), target="cpu")
     check_fused(case, result)
     check_numbers(case, result)

@@ -32,7 +32,7 @@ def check_one(result: recopt.Optimized) -> None:
 @pytest.mark.parametrize("name", SPELLINGS)
 def test_torch(name: str) -> None:
     case = SPELLINGS[name]
-    result = recopt.optimize(to_program(case.module(), case.args(BATCH)), target="cpu")
+    result = recopt.optimize(to_program(case.module(), case.args(BATCH)), target=case.target)
     check_one(result)
     check_numbers(case, result)
 

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._higher_order_ops.scan import scan
+from torch._higher_order_ops.while_loop import while_loop
 
 T, K = 6, 5  # steps, width of the inputs
 
@@ -352,9 +353,71 @@ def rectified(m: Any, x: Tensor, a: Tensor, n: Tensor) -> Tensor:
     return h
 
 
+# --- loops of the graph
+
+
 def scanned(m: Any, x: Tensor, a: Tensor, n: Tensor) -> Tensor:
-    """A loop of the graph."""
     return scan(lambda h, now: (m.cell(now, h), h.clone()), zeros(m, x), x, dim=1)[0]
+
+
+def scanned_back(m: Any, x: Tensor, a: Tensor, n: Tensor) -> Any:
+    """All states and the last, from the end on, where the items count."""
+    mask = (torch.arange(T) < n[:, None]).unsqueeze(-1)
+
+    def step(h: Tensor, now: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        h = torch.where(now[1], torch_gates(m, m.of_input(now[0]), h), h)
+        return h, h.clone()
+
+    return scan(step, zeros(m, x), (x, mask), dim=1, reverse=True)
+
+
+def scanned_dien(m: Any, x: Tensor, a: Tensor, n: Tensor) -> Tensor:
+    def step(h: Tensor, now: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        both = torch.cat([now[0], h], -1)
+        u, r = now[1] * torch.sigmoid(m.update(both)), torch.sigmoid(m.reset(both))
+        h = (1 - u) * h + u * torch.tanh(m.new(torch.cat([now[0], r * h], -1)))
+        return h, h.clone()
+
+    return scan(step, zeros(m, x), (x, a.unsqueeze(-1)), dim=1)[1]
+
+
+def counted(m: Any, x: Tensor, a: Tensor, n: Tensor) -> Tensor:
+    def step(t: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        now = torch.index_select(x, 1, t.view(1)).squeeze(1)
+        return t + 1, torch.where((t < n)[:, None], m.cell(now, h), h)
+
+    first = m.of_input(x.mean(1))[:, : m.hidden].tanh()
+    return while_loop(lambda t, h: t < T, step, (torch.zeros((), dtype=torch.int64), first))[1]
+
+
+LOOPS: dict[str, Case] = {
+    "scanned": Case(scanned),
+    "scanned_back": Case(scanned_back),
+    "scanned_dien": Case(scanned_dien),
+    "counted": Case(counted),
+}
+
+
+def scanned_before(m: Any, x: Tensor, a: Tensor, n: Tensor) -> Tensor:
+    """The states before each step."""
+    return scan(lambda h, now: (m.cell(now, h), h.clone()), zeros(m, x), x, dim=1)[1]
+
+
+def scanned_layers(m: Any, x: Tensor, a: Tensor, n: Tensor) -> Tensor:
+    def step(states: tuple[Tensor, ...], now: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+        h = m.cell(now, states[0])
+        above = m.above(h, states[1])
+        return (h, above), above.clone()
+
+    return scan(step, (zeros(m, x), zeros(m, x)), x, dim=1)[1]
+
+
+def ends_early(m: Any, x: Tensor, a: Tensor, n: Tensor) -> Tensor:
+    def step(t: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        return t + 1, m.cell(torch.index_select(x, 1, t.view(1)).squeeze(1), h)
+
+    first = (torch.zeros((), dtype=torch.int64), zeros(m, x))
+    return while_loop(lambda t, h: (t < T) & (h.sum() < 1), step, first)[1]
 
 
 NEAR_MISSES: dict[str, Case] = {
@@ -365,5 +428,7 @@ NEAR_MISSES: dict[str, Case] = {
     "feeds_back": Case(feeds_back),
     "irregular": Case(irregular),
     "rectified": Case(rectified),
-    "scanned": Case(scanned, reason="not looked into"),
+    "scanned_before": Case(scanned_before, reason="more than states"),
+    "scanned_layers": Case(scanned_layers, reason="hands on 2 states"),
+    "ends_early": Case(ends_early, reason="what an earlier one computed"),
 }

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 T, D, N1, N2 = 9, 6, 10, 7  # items, their width, the layers' widths
@@ -48,6 +49,7 @@ class Case:
     pieces: int = 4
     act: Callable[[], nn.Module] = nn.Sigmoid
     reason: str = ""  # of a near miss
+    target: str = "cpu"  # which has nothing to gain of some, as small as they are here
 
     def module(self) -> nn.Module:
         """The spelling as a module in eval."""
@@ -141,6 +143,24 @@ def joined_pieces(u: Any, q: Tensor, k: Tensor, n: Tensor) -> Tensor:
     return paper(u, q, k, n)
 
 
+def sides(u: Any, q: Tensor, k: Tensor) -> Tensor:
+    """The first layer of target and items as two, added up."""
+    w = u.first.weight
+    return F.linear(q, w[:, :D], u.first.bias)[:, None] + F.linear(k, w[:, D:])
+
+
+def added(u: Any, q: Tensor, k: Tensor, n: Tensor) -> Tensor:
+    """Additive attention: softmax of v . tanh(W q + U k)."""
+    s = (u.second.weight[0] * torch.tanh(sides(u, q, k))).sum(-1).masked_fill(~seen(n), -1e9)
+    return torch.einsum("bt,btd->bd", torch.softmax(s, -1), k)
+
+
+def added_deep(u: Any, q: Tensor, k: Tensor, n: Tensor) -> Tensor:
+    """More layers behind it, and the mask on what the scores weigh."""
+    weighed = u.last(u.two(u.second(u.one(sides(u, q, k))))) * k
+    return (weighed * seen(n).float()[..., None]).sum(1)
+
+
 SPELLINGS: dict[str, Case] = {
     "paper": Case(paper),
     "softmaxed": Case(softmaxed),
@@ -156,6 +176,8 @@ SPELLINGS: dict[str, Case] = {
     "other_values": Case(other_values),
     "joined_pieces": Case(joined_pieces),
     "flattened": Case(flattened),
+    "added": Case(added, 2, target="cuda"),
+    "added_deep": Case(added_deep, 2, target="cuda"),
 }
 
 
@@ -166,6 +188,12 @@ def scores_returned(u: Any, q: Tensor, k: Tensor, n: Tensor) -> tuple[Tensor, Te
 
 def two_targets(u: Any, q: Tensor, k: Tensor, n: Tensor) -> Tensor:
     s = u.network(torch.cat([wide(q), k, wide(q.sin()) - k, wide(q) * k], -1)).squeeze(-1)
+    return (torch.where(seen(n), s, 0.0)[..., None] * k).sum(1)
+
+
+def added_twice(u: Any, q: Tensor, k: Tensor, n: Tensor) -> Tensor:
+    """Two things beside the items."""
+    s = u.last(torch.relu(u.second(torch.sigmoid(sides(u, q, k) + sides(u, q.sin(), k))))).squeeze(-1)
     return (torch.where(seen(n), s, 0.0)[..., None] * k).sum(1)
 
 
@@ -182,6 +210,7 @@ def items_alone(u: Any, q: Tensor, k: Tensor, n: Tensor) -> Tensor:
 NEAR_MISSES: dict[str, Case] = {
     "scores_returned": Case(scores_returned, reason="another user"),
     "two_targets": Case(two_targets, reason="side by side"),
+    "added_twice": Case(added_twice, 2, reason="side by side"),
     "squares": Case(squares, reason="side by side"),
     "items_alone": Case(items_alone, reason="side by side"),
 }

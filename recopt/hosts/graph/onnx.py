@@ -129,6 +129,8 @@ class OnnxGraph(Host):
     # Constants
 
     def is_constant(self, value: Value) -> bool:
+        if _held(value) is not None:
+            return True
         work = [value]
         while work:
             top = work[-1]
@@ -148,6 +150,8 @@ class OnnxGraph(Host):
     def constant(self, value: Value) -> Array:
         if not self.is_constant(value):
             raise GraphError(f"{value.name!r} is not constant")
+        if (held := _held(value)) is not None:
+            return held
         if value not in self._computed:
             stored = self._stored(value)
             self._computed[value] = self._compute(value) if stored is None else stored.numpy()
@@ -309,6 +313,12 @@ class OnnxGraph(Host):
     def _changed(self) -> None:
         self.revision += 1
         self._order = None
+
+
+def _held(value: Value) -> Array | None:
+    """The array of a constant of a sub-graph."""
+    node = value.node
+    return np.asarray(next(iter(node.kwargs.values()))) if node is not None and node.op == "Constant" else None
 
 
 def _is_opaque(node: ir.Node, model: ir.Model) -> bool:
