@@ -24,7 +24,7 @@ OPERATORS: dict[str, frozenset[str]] = {
     "onnx": frozenset(
         """Identity Reshape Flatten Squeeze Unsqueeze Transpose Expand Tile Concat Slice Split Pad Gather GatherElements
         GatherND Einsum DepthToSpace SpaceToDepth Trilu com.microsoft::ExpandDims com.microsoft::GatherND
-        com.microsoft::Trilu Cast SequenceAt ConcatFromSequence""".split()
+        com.microsoft::Trilu Cast Dropout SequenceAt ConcatFromSequence""".split()
     ),
 }
 SOURCES = 1024  # of one value
@@ -61,7 +61,9 @@ def find(host: Host, context: Context) -> Layouts:
                 source = same or node.inputs[0]
                 with contextlib.suppress(NotLayout):
                     own = found.deep.get(source) or itself(source)
-                    found.local[value] = found.deep[value] = own if same else uncast(own, value.dtype)
+                    found.local[value] = found.deep[value] = (
+                        own if same or own.dtype == value.dtype else uncast(own, value.dtype)
+                    )
                 continue
             for t in (lifted.local(value), lifted.definition.get(value)):  # indices may be computed from sizes
                 if t is None:
