@@ -72,8 +72,8 @@ def _constants(host: Host) -> Iterator[tuple[Value, Array]]:
     for node in host.nodes:
         if node.op in QUANTISED or not kept.isdisjoint(node.inputs):
             kept.update(node.outputs)
-        for value in chain.intersection(node.outputs) - kept:
-            if _is_small(value) and _ends(host, value, chain):
+        for value in node.outputs:
+            if value in chain and value not in kept and _is_small(value) and _ends(host, value, chain):
                 with contextlib.suppress(GraphError):  # what it is computed from is too large
                     yield value, host.constant(value)
 

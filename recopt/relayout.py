@@ -61,9 +61,8 @@ def find(host: Host, context: Context) -> Layouts:
                 source = same or node.inputs[0]
                 with contextlib.suppress(NotLayout):
                     own = found.deep.get(source) or itself(source)
-                    found.local[value] = found.deep[value] = (
-                        own if same or own.dtype == value.dtype else uncast(own, value.dtype)
-                    )
+                    whole = same or (node.op == "Cast" and own.dtype == value.dtype)  # torch's may move or copy
+                    found.local[value] = found.deep[value] = own if whole else uncast(own, value.dtype)
                 continue
             for t in (lifted.local(value), lifted.definition.get(value)):  # indices may be computed from sizes
                 if t is None:

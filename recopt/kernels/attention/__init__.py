@@ -126,7 +126,7 @@ def _mask(plan: Affine, params: Sequence[Tensor], dtype: torch.dtype) -> Tensor 
 
 def _sees(mask: Tensor) -> bool:
     """Whether every query surely sees a key: looked up on a CPU, where that is less work than what follows if not."""
-    if mask.is_cuda or torch._C._get_tracing_state():
+    if mask.is_cuda or mask.numel() == 0 or torch._C._get_tracing_state():
         return False
     return bool(mask.any(-1).all()) if mask.dtype == torch.bool else float(mask.min()) > -math.inf
 
