@@ -16,6 +16,7 @@ from recopt.rewrite import Context
 
 from . import (
     clean_up,
+    fold_constants,
     fuse_attention,
     fuse_dot_interaction,
     fuse_embedding_bags,
@@ -73,6 +74,7 @@ PIPELINE: tuple[Pass, ...] = (
     stack_columns,
     fuse_pointwise,
     simplify_layout,
+    fold_constants,
     separate_residuals,
     pad_features,
 )

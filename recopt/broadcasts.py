@@ -146,7 +146,7 @@ def _condition(host: Host, operand: Value, columns: int) -> Value:
     """A condition [.., 1] with `columns` equal ones; of one that was unsqueezed two rows are looked up, which takes two
     operators less and from 0.85 to 1.2 of the time of the product."""
     name, shape = operand.name, (*(operand.shape or ())[:-1], columns)
-    before = _before(_before(operand, "Cast"), "Unsqueeze")
+    before = _before(_before(operand, "Cast"), "Unsqueeze", "Reshape")
     if before.shape == shape[:-1] and before.dtype == "bool":
         ids = host.call("Cast", [before], {"to": 6}, name=f"{name}_numbers", shape=before.shape, dtype="int32")
         rows = host.share_constant(np.repeat([[False], [True]], columns, 1), name="truths")  # type: ignore[attr-defined]  # an ONNX host
@@ -155,9 +155,9 @@ def _condition(host: Host, operand: Value, columns: int) -> Value:
     return host.call("Cast", [filled], {"to": 9}, name=f"{name}_condition", shape=shape, dtype="bool")
 
 
-def _before(value: Value, op: str) -> Value:
+def _before(value: Value, *ops: str) -> Value:
     """What an operator changes the type or the shape of; the value where no such operator made it."""
-    found = value.node.args[0] if value.node is not None and value.node.op == op else None
+    found = value.node.args[0] if value.node is not None and value.node.op in ops else None
     return value if found is None or found.dtype != "bool" else found
 
 

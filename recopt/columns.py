@@ -24,6 +24,7 @@ from .rewrite import Context
 
 ROUNDS = 16  # of chains on what other chains computed
 FEWEST = 2  # columns
+TALLEST = 200  # operators of a tree: what follows is another, of a later round
 
 
 @dataclass
@@ -142,6 +143,7 @@ class _Work:
             return np.broadcast_to(array, counts)
         below = self.trees.get(arg.node) if arg.node is not None else None
         alone = len(self.host.users(arg)) == 1 and not self.host.is_output(arg)
+        alone = alone and below is not None and below.nodes < TALLEST
         if below is not None and below.counts == counts and self.row(arg) == (size, counts) and alone:
             return below
         return self.source(arg, size, counts)

@@ -25,7 +25,7 @@ OPERATORS: dict[str, frozenset[str]] = {
     "onnx": frozenset(
         """Identity Reshape Flatten Squeeze Unsqueeze Transpose Expand Tile Concat Slice Split Pad Gather GatherElements
         GatherND Einsum DepthToSpace SpaceToDepth Trilu com.microsoft::ExpandDims com.microsoft::GatherND
-        com.microsoft::Trilu Cast SequenceAt ConcatFromSequence ScatterND ScatterElements""".split()
+        com.microsoft::Trilu Cast Dropout SequenceAt ConcatFromSequence ScatterND ScatterElements""".split()
     ),
 }
 SOURCES = 1024  # of one value
@@ -63,7 +63,8 @@ def find(host: Host, context: Context) -> Layouts:
                 source = same or node.inputs[0]
                 with contextlib.suppress(NotLayout):
                     own = found.deep.get(source) or itself(source)
-                    found.local[value] = found.deep[value] = own if same else uncast(own, value.dtype)
+                    whole = same or (node.op == "Cast" and own.dtype == value.dtype)  # torch's may move or copy
+                    found.local[value] = found.deep[value] = own if whole else uncast(own, value.dtype)
                 continue
             for t in (lifted.local(value), lifted.definition.get(value)):  # indices may be computed from sizes
                 if t is None:

@@ -309,6 +309,13 @@ def test_depth_is_no_recursion(step: Callable[[torch.Tensor], torch.Tensor]) -> 
     torch.testing.assert_close(result(x), model(x))
 
 
+def test_depth_of_columns_is_no_recursion() -> None:
+    steps = " ".join(f"x{n + 1} = {'Tanh' if n % 2 else 'Sigmoid'}(x{n})" for n in range(2000))
+    head = '<ir_version: 8, opset_import: ["": 17]>'
+    file = onnx.parser.parse_model(f"{head} g (float[B, 4] x0) => (float[B, 4] x2000) {{ {steps} }}")
+    assert recopt.optimize(file, verify="none").report.nodes_after == 2000
+
+
 def test_optimizing_twice_changes_nothing_more() -> None:
     once = recopt.optimize(onnx_tower(3), target="ort-cpu")
     again = recopt.optimize(once.to_proto(), target="ort-cpu")

@@ -161,6 +161,10 @@ class Host(abc.ABC):
         dtype in ONNX; the FX host finds them itself by running the operator's fake kernel on its arguments'
         metadata."""
 
+    def contents(self) -> Mapping[Value, Sequence[Size]]:
+        """What the small integer tensors of shape arithmetic hold, where all of it is known."""
+        return {}
+
     @abc.abstractmethod
     def add_constant(self, array: Array, *, name: str) -> Value:
         """A new parameter/initializer holding `array`, as it is (no copy); `name` is a hint made unique."""

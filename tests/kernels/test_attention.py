@@ -72,6 +72,12 @@ def test_a_query_that_sees_nothing(size: int, unseen: str, left: float) -> None:
     assert y[0].isfinite().all()
 
 
+@pytest.mark.parametrize("score", ["h + p0", "where(p0, h, -inf)"])
+def test_a_mask_of_an_empty_batch(score: str) -> None:
+    q, mask = torch.randn(0, 2, 5, 4), torch.ones(0, 1, 1, 5, dtype=torch.bool if "where" in score else torch.float32)
+    assert attention(q, q, q, score, [mask], "nan").shape == q.shape
+
+
 def test_half_precision_softmax_is_wide() -> None:
     # Products small enough that their own rounding to half precision is less than the tolerance.
     q, k, v = (torch.randn(20, 1, 3, 8).half() * size for size in (0.5, 0.5, 1.0))

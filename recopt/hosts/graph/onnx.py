@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ...errors import GraphError
+from ...ir.sizes import Size
 from ..base import Array, Host, Node, Region, Value, row_blocks
 from ..model.onnx import GRAPHS, OLDEST_OPSET, evaluate, inner_graphs, inner_nodes
 from ..onnx_sizes import Sizes
@@ -75,6 +76,11 @@ class OnnxGraph(Host):
             for value in self._values.values():
                 if value.name in self._types:
                     value.shape, value.dtype = self._types[value.name]
+
+    def contents(self) -> Mapping[Value, Sequence[Size]]:
+        rules = Sizes(self._small_constant, self._named)
+        rules.hints(self.nodes)
+        return {v: [n for n in c if n is not None] for v, c in rules.contents.items() if c and None not in c}
 
     def _small_constant(self, value: Value) -> Array | None:
         stored = self._stored(value) if value.node is None else None

@@ -67,8 +67,8 @@ def attention_torch(q: Tensor, k: Tensor, v: Tensor, score: str, params: Sequenc
     x, y, z = (_four(o, lead) for o in (q, k, v))
     bias = None if mask is None else _four(mask, lead)
     out = F.scaled_dot_product_attention(x, y, z, attn_mask=bias, scale=plan.scale)
-    if mask is not None and unseen == "nan":
-        blind = (mask == -math.inf).all(-1, keepdim=True)
+    if mask is not None and unseen == "nan" and not _sees(mask):
+        blind = ~mask.any(-1, keepdim=True) if mask.dtype == torch.bool else (mask == -math.inf).all(-1, keepdim=True)
         out = out.masked_fill(_four(blind, lead), math.nan)
     return out if rank == 4 else out.reshape(*lead, s, v.shape[-1])
 
@@ -109,27 +109,35 @@ def _in_steps(q: Tensor, k: Tensor, v: Tensor, plan: Affine, params: Sequence[Te
 
 
 def _mask(plan: Affine, params: Sequence[Tensor], dtype: torch.dtype) -> Tensor | None:
-    """What is added to the scaled scores, of the queries' dtype; None for nothing."""
+    """What is added to the scaled scores, of the queries' dtype, or which keys are seen; None for nothing."""
     total: Tensor | None = None
     for n in plan.added:
         total = params[n].to(dtype) if total is None else total + params[n]
     if plan.hidden is None:
         return total
-    hidden = params[plan.hidden] != 0
+    hidden = params[plan.hidden]
+    hidden = hidden if hidden.dtype == torch.bool else hidden != 0
+    if total is None and not hidden.is_cuda:
+        return hidden if plan.shown else ~hidden
     kept = torch.zeros((), dtype=dtype, device=hidden.device) if total is None else total
     nothing = torch.full((), -math.inf, dtype=dtype, device=hidden.device)
     return torch.where(hidden, *((kept, nothing) if plan.shown else (nothing, kept)))
 
 
-def _four(t: Tensor, lead: Sequence[int]) -> Tensor:
+def _sees(mask: Tensor) -> bool:
+    """Whether every query surely sees a key: looked up on a CPU, where that is less work than what follows if not."""
+    if mask.is_cuda or mask.numel() == 0 or torch._C._get_tracing_state():
+        return False
+    return bool(mask.any(-1).all()) if mask.dtype == torch.bool else float(mask.min()) > -math.inf
+
+
+def _four(t: Tensor, lead: torch.Size) -> Tensor:
     """[.., a, b] as [rows, heads, a, b], its leading dimensions broadcast to `lead`."""
-    a, b = t.shape[-2:]
-    if len(lead) > 2:
-        return t.expand(*lead, a, b).reshape(-1, lead[-1], a, b)
-    t = t.expand(*lead, a, b) if t.shape[:-2] != tuple(lead) else t
-    for _ in range(2 - len(lead)):
-        t = t.unsqueeze(0)
-    return t
+    if t.shape[:-2] != lead:
+        t = t.expand(*lead, *t.shape[-2:])
+    if len(lead) == 1:
+        return t.unsqueeze(0)
+    return t if len(lead) == 2 else t.reshape(-1, *lead[-1:], *t.shape[-2:]) if lead else t[None, None]
 
 
 def attention_cuda(q: Tensor, k: Tensor, v: Tensor, score: str, params: Sequence[Tensor], unseen: str) -> Tensor:
