@@ -23,6 +23,7 @@ from .cost import (
     target_cost,
 )
 from .fused import (
+    Again,
     Attention,
     Bilinear,
     DotInteraction,
@@ -201,7 +202,8 @@ def _only_wraps(host: Host, found: Match, spec: EmbeddingBags) -> bool:
     dead = found.dead
     if len(spec.bags) == 1 and spec.bags[0].program:
         dead = tuple(node for node in dead if any(v.dtype in FLOATS for v in node.outputs))
-    return nodes_cost(host, dead).launches <= 1
+    filled = len(spec.bags) == 1 and any(isinstance(piece[0], Again) for piece in spec.pieces)  # and a pad of its rows
+    return nodes_cost(host, dead).launches <= 1 + filled
 
 
 def _as_much(host: Host, spec: TargetAttention, saved: Cost) -> bool:

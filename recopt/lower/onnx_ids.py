@@ -46,43 +46,34 @@ def flatter(item: View) -> View:
 
 
 def together(spec: EmbeddingBags) -> EmbeddingBags:
-    """`spec` with single rows of one table that columns of one id matrix name side by side, or that add up, as one
-    bag: one Gather for all."""
+    """`spec` with single rows of one table that neighbouring columns of one id matrix name as one bag: one Gather for
+    all. Those that add up stay apart, whose sum takes 1.0 to 0.6 of the time of a reduction."""
     pieces: list[tuple[Bag | View | Again, ...]] = []
     for piece in spec.pieces:
-        terms: list[Bag | View | Again] = []
-        for term in piece:
-            joint = _joint(terms[-1], term, "sum") if terms else None
-            terms[-1:] = [*terms[-1:], term] if joint is None else [joint]
-        joint = _joint(pieces[-1][0], terms[0], "row") if pieces and len(pieces[-1]) == len(terms) == 1 else None
-        pieces[-1:] = [*pieces[-1:], tuple(terms)] if joint is None else [(joint,)]
+        joint = _joint(pieces[-1][0], piece[0]) if pieces and len(pieces[-1]) == len(piece) == 1 else None
+        pieces[-1:] = [*pieces[-1:], piece] if joint is None else [(joint,)]
     return replace(spec, pieces=tuple(pieces))
 
 
-def _joint(a: Bag | View | Again, b: Bag | View | Again, pool: str) -> Bag | None:
-    """Two bags of single rows as one that pools so; None where they are of two tables, or not of neighbouring
-    columns."""
+def _joint(a: Bag | View | Again, b: Bag | View | Again) -> Bag | None:
+    """Two bags of single rows as one; None where they are of two tables, or not of neighbouring columns."""
     if not isinstance(a, Bag) or not isinstance(b, Bag) or not is_cut(b) or a.parts or a.stacked:
         return None
     first, second = a.ids.steps, b.ids.steps
-    if not (is_cut(a) or a.pool == pool) or len(first) != 1 or a.ids.value is not b.ids.value:
+    if a.pool != "row" or len(first) != 1 or a.ids.value is not b.ids.value:
         return None
     if not isinstance(first[0], Slice) or not isinstance(second[0], Slice) or first[0].stop != second[0].start:
         return None
     whole = a.ids.value.shape
     last = whole is not None and first[0].dim == second[0].dim == len(whole) - 1 and first[0].step == second[0].step
-    plainly = Bag(a.table, a.ids, a.pool, modulus=a.modulus, program=a.program, wraps=a.wraps, of_row=a.of_row,
+    plainly = Bag(a.table, a.ids, "row", modulus=a.modulus, program=a.program, wraps=a.wraps, of_row=a.of_row,
                   factor=a.factor, shift=a.shift, stored=a.stored)  # fmt: skip
-    if (
-        not last
-        or replace(a, named=None) != plainly
-        or replace(b, named=None) != replace(plainly, ids=b.ids, shift=b.shift, pool="row")
-    ):
+    alike = replace(a, named=None) == plainly
+    if not last or not alike or replace(b, named=None) != replace(plainly, ids=b.ids, shift=b.shift):
         return None
     shifts = [s for bag in (a, b) for s in (bag.shift if isinstance(bag.shift, tuple) else (bag.shift,) * bag.count)]
-    step = replace(first[0], stop=second[0].stop)
-    ids = View(a.ids.value, (*a.ids.shape[:-1], len(shifts)), (step,))
-    return replace(a, ids=ids, pool=pool, shift=shifts[0] if len({*shifts}) == 1 else tuple(shifts), named=None)
+    ids = View(a.ids.value, (*a.ids.shape[:-1], len(shifts)), (replace(first[0], stop=second[0].stop),))
+    return replace(a, ids=ids, shift=shifts[0] if len({*shifts}) == 1 else tuple(shifts), named=None)
 
 
 def single(spec: EmbeddingBags) -> EmbeddingBags:

@@ -57,7 +57,8 @@ class Ragged(Nodes):
 
     def _lengthen(self) -> None:
         """Add an id, as there is a bound more than there are places for it among the ids: its row is in no bag."""
-        if self.ids.dtype == "int64" and self.bag.table.shape[0] != 0:
+        rows = self.bag.table.shape[0]
+        if self.ids.dtype == "int64" and isinstance(rows, int) and rows > 0:
             self.ids = self.call("Pad", [self.ids, self.constant([0, 1])], None, "int64")
             self.longer = True
 

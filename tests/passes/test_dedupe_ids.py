@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 
-from recopt.kernels.embedding_bags import plain
+from recopt.kernels.embedding_bags import plain_bags, plain_rows
 from recopt.passes import DedupeIds, QuantizeTables
 
 NAME = "dedupe-ids"
@@ -65,14 +65,14 @@ def test_wide_rows_that_are_dequantised_are_read_once(width: int, made: int) -> 
 
 
 def test_each_row_is_dequantised_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    numbers, read = plain._numbers, []
+    numbers, read = plain_rows._numbers, []
 
     def counted(t: Any, scale: int, o: Any, i: Any) -> Any:
         read.append(i.tolist())
         return numbers(t, scale, o, i)
 
     result = roads.optimize(roads.module("sum"), "cpu", [SMALL, DedupeIds(always=1)])
-    monkeypatch.setattr(plain, "_numbers", counted)
+    monkeypatch.setattr(plain_rows, "_numbers", counted)
     result(torch.tensor([[3, 3, 3, 7, 7], [7, 7, 3, 3, 3]]), torch.zeros(2, 5))
     assert read == [[3, 7]]
 
@@ -91,12 +91,12 @@ def test_ids_are_sorted_once_for_bags_that_share_them() -> None:
 
 
 def test_wrong_places_are_undone(monkeypatch: pytest.MonkeyPatch) -> None:
-    distinct = plain._distinct
+    distinct = plain_bags.distinct_rows
 
     def wrong(t: Any, scale: int, o: Any, i: Any) -> Any:
         rows, places = distinct(t, scale, o, i)
         return rows, places.flip(0)
 
-    monkeypatch.setattr(plain, "_distinct", wrong)
+    monkeypatch.setattr(plain_bags, "distinct_rows", wrong)
     result = roads.optimize(roads.module("sum"), "cpu", [SMALL, DedupeIds(always=1)])
     assert not result.report.counts().get(NAME) and [r.pattern for r in result.report.undone] == [NAME]

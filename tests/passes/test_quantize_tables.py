@@ -17,7 +17,7 @@ from spellings.export import run_onnx, to_onnx, to_program
 from spellings.lookups import LOOKUPS
 
 import recopt
-from recopt.kernels.embedding_bags import plain
+from recopt.kernels.embedding_bags import plain_rows
 from recopt.lower import onnx_ids
 from recopt.passes import QuantizeTables
 from recopt.passes import quantize_tables as module
@@ -225,13 +225,13 @@ def test_a_wrong_scale_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("level", ["model", "rewrites"])
 def test_a_wrong_dequantisation_is_caught_in_torch(level: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    numbers = plain._numbers
+    numbers = plain_rows._numbers
 
     def wrong(t: Any, scale: int, o: Any, i: Any) -> Any:
         found = numbers(t, scale, o, i)
         return found if not t.bits else found + 0.02  # twice what is allowed
 
-    monkeypatch.setattr(plain, "_numbers", wrong)
+    monkeypatch.setattr(plain_rows, "_numbers", wrong)
     result = roads.optimize(roads.module("columns"), "cpu", [QuantizeTables(8)], verify=level)
     assert not bounds(result)
     (undone,) = result.report.undone
