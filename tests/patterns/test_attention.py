@@ -138,7 +138,7 @@ def test_the_standard_operator(name: str) -> None:
 
 @pytest.mark.parametrize(
     "target, keys, width, masked, fused",
-    [("cuda", 50, 64, False, True), ("cuda", 50, 8, True, True), ("cuda", 300, 64, False, False),
+    [("cuda", 50, 64, False, True), ("cuda", 50, 8, True, True), ("cuda", 520, 64, False, False),
      ("cuda", 50, 128, False, False), ("cpu", 50, 64, False, False)],
 )  # fmt: skip
 def test_torchs_operator_stays_where_it_is_the_quicker(

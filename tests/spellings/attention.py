@@ -167,16 +167,14 @@ LOWER = torch.tril(torch.ones(S, T))
 
 
 class Pooled(nn.Module):
-    """Additive attention: learned queries over what a layer makes of the items, by themselves or beside a target."""
+    """Additive attention: learned queries over what a layer makes of the items."""
 
     def __init__(self, queries: int) -> None:
         super().__init__()
-        self.items, self.target, self.queries = nn.Linear(D, 6), nn.Linear(D, 6), nn.Linear(6, queries, bias=False)
+        self.items, self.queries = nn.Linear(D, 6), nn.Linear(6, queries, bias=False)
 
-    def forward(self, k: Tensor, q: Tensor | None = None) -> Tensor:
-        seen = self.items(k) if q is None else self.items(k) + self.target(q)[:, None]
-        weights = torch.softmax(self.queries(seen.tanh()), 1)
-        return (weights * k).sum(1) if q is not None else turned(weights) @ k
+    def forward(self, k: Tensor) -> Tensor:
+        return turned(torch.softmax(self.queries(self.items(k).tanh()), 1)) @ k
 
 
 GENERAL = torch.randn(D, D, generator=torch.Generator().manual_seed(5)) * 0.3
@@ -242,7 +240,6 @@ SPELLINGS: dict[str, Case] = {
     ),
     "target_by_length": Case(by_length, ((D,), (T, D), ("length",))),
     "learned_queries": Case(Pooled(3), ((T, D),), beside=("tanh",), target="cuda"),
-    "beside_a_target": Case(Pooled(1), ((T, D), (D,)), beside=("tanh", "add", "Tanh", "Add"), target="cuda"),
     "soft_cap": Case(lambda q, k, v: softmax(torch.tanh(q @ turned(k) / 20) * 20) @ v),
     "widened": Case(lambda q, k, v: softmax((q @ turned(k) / 3).double()).float() @ v),
     "dropout": Case(lambda q, k, v: F.dropout(softmax(q @ turned(k) / 3), 0.1, False) @ v),
