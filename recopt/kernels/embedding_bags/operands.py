@@ -32,7 +32,7 @@ def rows_of(layout: Layout, o: Operands) -> int:
             return o.ids[t.ids].shape[0]
     for t in layout.terms:
         if t.offsets is not None:
-            return o.offsets[t.offsets].shape[0] - t.last
+            return o.offsets[t.offsets].shape[0] - int(t.last)
     raise EmbeddingBagsError(f"nothing says how many rows there are: {layout}")
 
 
@@ -68,7 +68,7 @@ def _check_rows(t: Term, o: Operands, r: int) -> None:
     if t.pool == "dense":
         return fits("dense", o.dense[t.source], t.every or r)
     if t.offsets is not None:
-        fits("offsets", o.offsets[t.offsets], r + t.last)
+        fits("offsets", o.offsets[t.offsets], r + int(t.last))
     else:
         fits("ids", o.ids[t.ids], r, t.first + t.count)
     if t.lengths is not None:
