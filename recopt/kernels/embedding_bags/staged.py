@@ -23,6 +23,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 
+from ..launching import driver
 from .config import Staged
 from .layout import Layout, Term
 from .operands import Operands, check_operands, result_dtype
@@ -85,7 +86,7 @@ class Launch(NamedTuple):
             programs = -(-self.singles * -(-rows // 32) // self.warps)
         launch = _launch_config(programs, 32 * self.warps, out.get_device(), self.early)
         arguments = (ctypes.c_void_p * 1)(ctypes.addressof(given))
-        status = _driver().cuLaunchKernelEx(ctypes.byref(launch), self.kernel.func, arguments, None)
+        status = driver().cuLaunchKernelEx(ctypes.byref(launch), self.kernel.func, arguments, None)
         if status:
             raise RuntimeError(f"embedding_bags: the launch failed with CUDA's error {status}")
 
@@ -99,11 +100,6 @@ def _launch_config(programs: int, threads: int, device: int, early: bool) -> _La
 def _made_config(programs: int, threads: int, stream: int, early: bool) -> _LaunchConfig:
     grid, block = (programs, 1, 1), (threads, 1, 1)
     return _LaunchConfig(grid, block, 0, stream, ctypes.pointer(_BESIDE), int(early))
-
-
-@functools.cache  # torch opens the library at each call, for 27 us
-def _driver() -> Any:
-    return torch.cuda._utils._get_gpu_runtime_library()
 
 
 def eligible(layout: Layout, o: Operands) -> bool:
@@ -236,7 +232,7 @@ def _compile(device: int, options: tuple[str, ...]) -> Any:
         with torch.cuda.device(device):
             kernel = torch.cuda._compile_kernel(SOURCE, "bags", nvcc_options=["-std=c++17", *options])
             # Little shared memory leaves the most to the L1.
-            _driver().cuFuncSetAttribute(kernel.func, _CARVEOUT, 8)
+            driver().cuFuncSetAttribute(kernel.func, _CARVEOUT, 8)
     except (AttributeError, ImportError, OSError):  # another torch, no toolkit, no NVRTC
         return None
     return kernel
