@@ -3,8 +3,8 @@
 before:  rows of float32
 after:   codes, rows kept apart by what a cache line holds, and scales [rows, 2]: q * scale + bias
 
-Scales are of float32, or for the operator of float16, where that makes no step much longer: a scale is a line of memory
-of its own, and a line holds twice as many.
+Scales are of float32, or on a GPU of float16, where that makes no step much longer: a scale is a line of memory of its
+own, and a line holds twice as many. (A CPU takes 1.1 times as long to read them.)
 
 A table stays as it is where a column of what is made of it could be off by more than `error`. The bound is rigorous: it
 is made of the errors of all rows of the table, of how many a bag adds up, and of what the terms of a column add.
@@ -57,7 +57,7 @@ class QuantizeTables:
         for table, bags in bags_of(places).items():
             why = self._refuses(host, fitness, places, table, bags)
             if not why:
-                found = _table(host.constant(table), self.bits, host.dialect == "aten")
+                found = _table(host.constant(table), self.bits, host.dialect == "aten", context.target == "cuda")
                 stored[table] = found
                 why = "" if np.isfinite(found.errors).all() else "a row is too large for it"
             if why:
@@ -140,13 +140,13 @@ class _Table:
     after: int
 
 
-def _table(table: Array, bits: int, apart: bool) -> _Table:
+def _table(table: Array, bits: int, apart: bool, halves: bool) -> _Table:
     """`table` in `bits` a number, by blocks of its rows. `apart`: for the operator, whose rows lie in lines of memory
-    and hold neighbours in a byte, and whose scales may be float16; else dense, and a byte holds numbers of the two
-    halves."""
+    and hold neighbours in a byte; else dense, and a byte holds numbers of the two halves. `halves`: scales may be
+    float16."""
     rows, width = table.shape
     codes = _rows(rows, -(-width * bits // 8), apart) if bits < 16 else np.empty((rows, width), np.float16)
-    scales = _scales(table, bits, apart) if bits < 16 else None
+    scales = _scales(table, bits, halves) if bits < 16 else None
     errors, largest = np.zeros(width), 0.0
     for start, block in blocks(table):
         stop = start + len(block)

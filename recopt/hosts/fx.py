@@ -28,7 +28,7 @@ from ..errors import GraphError, LoadError, VerifyError
 from ..ir import sizes
 from ..ir.rules import FLOATS, WIDTH
 from ..ir.sizes import Size
-from . import fx_capture, fx_composites, fx_layers, fx_module, fx_operators, fx_ops
+from . import fx_capture, fx_composites, fx_layers, fx_module, fx_operators, fx_ops, fx_writes
 from .base import Array, Node, Value
 from .files import staged
 from .fx_graph import STORED, FxGraph
@@ -209,6 +209,11 @@ class FxHost(FxGraph):
                 node.target, handle.op = torch.ops.aten.reshape.default, "aten.reshape.default"
             if fx_ops.is_identity(handle, node):
                 self.replace(handle.outputs[0], handle.inputs[0])
+                continue
+            with self.at(handle):
+                plain = fx_writes.written(self, handle)
+            if plain is not None:
+                self.replace(handle.outputs[0], plain)
                 continue
             first = seen.setdefault((handle.op, fx_ops.key(node.args), fx_ops.key(node.kwargs)), handle)
             if first is not handle:

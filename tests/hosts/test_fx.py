@@ -489,6 +489,60 @@ def test_normalise_merges_and_drops() -> None:
     same_calls(host, Call(function), (torch.randn(2, 4),))
 
 
+def write_part(x: Tensor, v: Tensor) -> Tensor:
+    x = x.clone()
+    x[:, 2:4] = v
+    return x
+
+
+def write_broadcast(x: Tensor, v: Tensor) -> Tensor:
+    x = x.clone()
+    x[:, 2:4] = v[:, :1]
+    x[0] = v[0, 1]
+    return x
+
+
+def write_numbers(x: Tensor, v: Tensor) -> Tensor:
+    x = x.clone()
+    x[:, ::2] = 1.5
+    x[:, 1] = float("-inf")
+    x[:, -1] = -3
+    return x
+
+
+def write_twice(x: Tensor, v: Tensor) -> Tensor:
+    x = x.clone()
+    x[:, 2:4] = v
+    x[:, 0:3] = x[:, 3:6]
+    return x
+
+
+@pytest.mark.parametrize("function", [write_part, write_broadcast, write_numbers, write_twice])
+def test_normalise_writes_without_copies_of_what_is_overwritten(function: Callable[..., Tensor]) -> None:
+    batch = torch.export.Dim("batch", min=1, max=64)
+    args = torch.randn(3, 7), torch.randn(3, 2)
+    host = host_of(function, *args, dynamic_shapes=(({0: batch}, {0: batch}),))
+    host.normalise()
+    assert not {"aten.copy.default", "aten.fill.Tensor", "aten.fill.Scalar"} & set(ops(host))
+    same_calls(host, Call(function), args, (torch.randn(1, 7), torch.randn(1, 2)))
+
+
+def test_normalise_keeps_copies_that_others_read_or_that_convert() -> None:
+    def reads(x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        part = torch.ops.aten.copy.default(x[:, 2:4], v)
+        return torch.slice_scatter(x, part, 1, 2, 4), part
+
+    def converts(x: Tensor, v: Tensor) -> Tensor:
+        return torch.slice_scatter(x, torch.ops.aten.copy.default(x[:, 2:4], v.double()), 1, 2, 4)
+
+    args = torch.randn(3, 7), torch.randn(3, 2)
+    for function in (reads, converts):
+        host = host_of(function, *args)
+        host.normalise()
+        assert "aten.copy.default" in ops(host)
+        same_calls(host, Call(function), args)
+
+
 def test_normalise_keeps_what_changes_strides_type_or_aliasing() -> None:
     def function(x: Tensor) -> Any:
         return x.t().contiguous().view(-1), x.to(torch.float64) * 2, x.clone()

@@ -198,6 +198,9 @@ def test_scales_are_float16_where_no_step_grows_much() -> None:
     for far in (rows + 1e4, rows * 1e5, np.ones_like(rows) / 3):  # the bias, the scale, both have too few digits
         assert module._scales(far, 8, halves=True).dtype == np.float32
     assert module._scales(rows, 8, halves=False).dtype == np.float32
+    result = roads.optimize(roads.module("columns"), "cpu", [QuantizeTables(8)])
+    held = {k: v.dtype for k, v in result.model.named_buffers() if k.endswith("_scales")}
+    assert held and set(held.values()) == {torch.float32}, held
 
 
 def test_a_saved_program_keeps_its_tables(tmp_path: Path) -> None:
