@@ -100,18 +100,87 @@ def _standard(host: Writer, spec: Gru, h0: Value | None) -> Value:
         assert isinstance(item, np.ndarray)
         r, z, n = np.split(item, 3)
         biases += [z, r, n]
-    operands: list[Value | None] = [x, stored(spec.wi, "wi"), stored(spec.wh, "wh"),
+    filled = Filled(host, spec, x)
+    operands: list[Value | None] = [filled.padded(x, (0, 1)), stored(spec.wi, "wi"), stored(spec.wh, "wh"),
                                     _constant(host, spec, np.concatenate(biases)[None], "b")]  # fmt: skip
     if h0 is not None:
-        operands += [None, apply(host, h0, (Reshape((1, batch, hidden)),), spec.name)]
+        h0 = filled.padded(apply(host, h0, (Reshape((1, batch, hidden)),), spec.name), (None, 1))
+        operands += [None, h0]
     attributes = {"hidden_size": hidden, "linear_before_reset": int(spec.after)}
-    shape: tuple[Size, ...] = (steps, 1, batch, hidden)
+    shape: tuple[Size, ...] = (filled.sizes[0], 1, filled.sizes[1], hidden)
     y = host.call("GRU", operands, attributes, name=spec.name, shape=shape, dtype=spec.dtype)
     if spec.last:
         at = host.share_constant(np.asarray(-1, np.int64), name=f"{spec.name}_last")
         end = host.call("Gather", [y, at], {"axis": 0}, name=spec.name, shape=shape[1:], dtype=spec.dtype)
+        end = filled.cut(filled.unless_empty(end, h0), (None, 1))
         return apply(host, end, (Reshape(spec.shape),), spec.name)
+    y = filled.cut(y, (0, None, 1))
     return apply(host, y, (Permute((2, 0, 1, 3)), Reshape((batch, steps, hidden))), spec.name)
+
+
+class Filled:
+    """Sequences [T, B, K] that get a step, or a row, where they have none: ONNX Runtime 1.31 ends the process at a GRU
+    without. What they got is cut off again."""
+
+    def __init__(self, host: Writer, spec: Gru, x: Value) -> None:
+        self.host, self.spec = host, spec
+        self.true = (spec.x.shape[1], spec.shape[0])
+        may = [d for d, size in enumerate(self.true) if not isinstance(size, int) or size == 0]
+        self.count = {d: runtime_size(host, self.true[d], x, spec.name) for d in may}
+        self.more = {d: self._missing(n) for d, n in self.count.items()}
+        self.sizes = [sizes.symbol(f"{spec.name}:{d}") if d in may else size for d, size in enumerate(self.true)]
+
+    def _missing(self, count: Value) -> Value:
+        """1 where a count [1] is 0, else 0: 1 - min(count, 1), by an operator that is not folded, as elsewhere no
+        size is 0."""
+        one = self.host.share_constant(np.ones(1, np.int64), name=f"{self.spec.name}_one")
+        both = self._call("Concat", [count, one], (2,), axis=0)
+        kwargs, further = {"axis": 0, "largest": 0}, [((1,), "int64")]
+        least = self.host.call(
+            "TopK", [both, one], kwargs, name=self.spec.name, shape=(1,), dtype="int64", further=further
+        )
+        return self._call("Sub", [one, least])
+
+    def padded(self, value: Value, which: Sequence[int | None]) -> Value:
+        """`value` with the step and the row that are missing, where `which` says for each of its first dimensions
+        whether it is that of steps, 0, or of rows, 1."""
+        if not set(which) & self.more.keys():
+            return value
+        shape = value.shape or ()
+        dims = [*which, *[None] * (len(shape) - len(which))]
+        nothing = self.host.share_constant(np.zeros(1, np.int64), name=f"{self.spec.name}_none")
+        more = [nothing if d is None else self.more.get(d, nothing) for d in dims]
+        pads = self._call("Concat", [*[nothing] * len(shape), *more], (2 * len(shape),), axis=0)
+        wide = tuple(size if d is None else self.sizes[d] for d, size in zip(dims, shape, strict=True))
+        return self._call("Pad", [value, pads], wide, self.spec.dtype)
+
+    def unless_empty(self, last: Value, h0: Value | None) -> Value:
+        """The last state, the first one where there is no step."""
+        if 0 not in self.more:
+            return last
+        empty = self._call("Cast", [self.more[0]], dtype="bool", to=element_code("bool"))
+        zero = np.zeros(1, numpy_dtype(self.spec.dtype))
+        first = self.host.share_constant(zero, name=f"{self.spec.name}_zero") if h0 is None else h0
+        return self._call("Where", [empty, first, last], last.shape or (), self.spec.dtype)
+
+    def cut(self, value: Value, which: Sequence[int | None]) -> Value:
+        """`value` without what `padded` gave."""
+        dims = {n: d for n, d in enumerate(which) if d is not None and d in self.count}
+        if not dims:
+            return value
+        ends = [self.count[d] for d in dims.values()]
+        end = ends[0] if len(ends) == 1 else self._call("Concat", ends, (len(ends),), axis=0)
+        starts, axes = (
+            self.host.share_constant(np.array(v, np.int64), name=f"{self.spec.name}_cut")
+            for v in ([0] * len(dims), list(dims))
+        )
+        shape = tuple(self.true[dims[n]] if n in dims else size for n, size in enumerate(value.shape or ()))
+        return self._call("Slice", [value, starts, end, axes], shape, self.spec.dtype)
+
+    def _call(
+        self, op: str, args: Sequence[Value], shape: tuple[Size, ...] = (1,), dtype: str = "int64", **attributes: object
+    ) -> Value:
+        return self.host.call(op, args, attributes, name=self.spec.name, shape=shape, dtype=dtype)
 
 
 def _turned(x: View) -> tuple[Step, ...]:

@@ -35,6 +35,8 @@ def loop_of(lifted: Lifted, node: Node) -> Loop:
         if len(turns.states) != 1:
             raise No("a loop that hands on {} states", len(turns.states))
         (state,) = turns.states
+        if turns.count == 0:
+            raise No("a loop of no turns")
         position, start = axis(turns.count), lifted.term[state.start]
         before = {state.before: tensor.leaf(PREVIOUS, start.shape, start.dtype)}
         step = turns.term(state.after, coord(position), before).canonical()

@@ -107,6 +107,39 @@ def test_one_operator(body: str, x: str, ys: str) -> None:
         np.testing.assert_allclose(f, e, rtol=1.3e-6, atol=1e-5)
 
 
+LAST = f"""
+    size = Shape <start = 1, end = 2> (x)
+    count = Squeeze (size)
+    hn = Loop <body = turn (int64 t, bool go, float[rows, 3] h) => (bool goes, float[] after) {{
+        now = Gather <axis = 1> (x, t)
+        {STEP}
+        goes = Identity (go)
+    }}> (count, yes, h0)
+    ys = Identity (hn)
+"""
+
+
+@pytest.mark.parametrize(("x", "target"), [("B, T, 5", "recopt"), ("2, T, 5", "ort-cpu"), ("B, 4, 5", "recopt")])
+def test_the_last_state_of_no_steps_or_rows(x: str, target: str) -> None:
+    """That is the first one, or empty; ONNX Runtime itself ends the process at such a GRU."""
+    before = model(LAST, x, f"{x.partition(',')[0]}, 3")
+    result = recopt.optimize(before, target=target)
+    assert [n.op for n in result.host.nodes].count("GRU") == 1 and not result.report.undone
+    sessions = [
+        onnxruntime.InferenceSession(m.SerializeToString(), providers=["CPUExecutionProvider"])
+        for m in (before, result.to_proto())
+    ]
+    g = np.random.default_rng(0)
+    free = x.split(", ")
+    for rows in (0, 1, 3) if free[0] == "B" else (2,):
+        for steps in (0, 1, 5) if free[1] == "T" else (4,):
+            feeds = {"x": g.standard_normal((rows, steps, K)), "h0": g.standard_normal((rows, H))}
+            feeds = {name: value.astype(np.float32) for name, value in feeds.items()}
+            expected, found = (s.run(None, feeds)[0] for s in sessions)
+            np.testing.assert_allclose(found, expected, rtol=1.3e-6, atol=1e-5)
+            assert found.shape == (rows, H)
+
+
 def test_gates_of_their_own_over_steps_without_number() -> None:
     """What is no standard operator is written step by step."""
     split = "Split <axis = 1, num_outputs = 2> (gates)"

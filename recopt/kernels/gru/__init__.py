@@ -58,6 +58,8 @@ def gru_torch(
     [T, B, H]."""
     batch, steps, hidden = x.shape[0], x.shape[1], wh.shape[1]
     h = x.new_zeros((batch, hidden)) if h0 is None else h0.expand(batch, hidden)
+    if not steps:
+        return h.unsqueeze(1)[:, :0]
     if after and keep == KEEP and (x.is_cuda or batch <= MAX_TORCH):
         h = h.contiguous().unsqueeze(0)
         states: Tensor = torch.gru(x, h, [wi, wh, bi, bh], True, 1, 0.0, False, False, True)[0]
