@@ -77,10 +77,13 @@ def _multiplied_out(lifted: Lifted, t: Tensor) -> Tensor | None:
         return own.at(list(atom.index)) if any(len(m.atoms) > 1 for m in own.body.monos) else None
 
     body = t.body
-    for _ in range(MAX_FACTORS):
-        body, before = substitute(body, {}, inner), body
-        if body is before:
-            break
+    try:
+        for _ in range(MAX_FACTORS):
+            body, before = substitute(body, {}, inner), body
+            if body is before:
+                break
+    except TooLarge:  # products of sums, as of layers over products of pairs
+        return None
     return None if body is t.body else t.with_body(body)
 
 

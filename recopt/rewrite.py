@@ -39,6 +39,7 @@ from .fused import (
 from .hosts.base import Array, Host, Node, Value
 from .ir import sizes
 from .ir.rules import FLOATS
+from .ir.term import TooLarge
 from .lift import lift
 from .lift.base import Lifted
 from .match import Match, No, needless
@@ -143,8 +144,9 @@ def choose(lifted: Lifted, pattern: ModuleType, context: Context) -> tuple[list[
             continue
         try:
             found = pattern.match(lifted, root)
-        except (No, RecursionError) as why:
-            refused[root] = str(why) if isinstance(why, No) else f"{root.name} is nested too deep to follow"
+        except (No, TooLarge, RecursionError) as why:
+            large = f"{root.name} is {'too large a term' if isinstance(why, TooLarge) else 'nested too deep to follow'}"
+            refused[root] = str(why) if isinstance(why, No) else large
             readers = [v for node in host.users(root) for v in node.outputs]
             if not readers or any(refused.get(v) != refused[root] for v in readers):  # else said where it ends
                 report.refusals.append(Refusal(pattern.name, root.name, refused[root]))
