@@ -132,7 +132,7 @@ def test_torch_path_agrees_with_float64(text: str, ids: torch.dtype, monkeypatch
 
 
 def test_a_small_request_is_the_shortest_line_of_calls() -> None:
-    assert small("sum t0[i0@o0]") is None  # flat ids
+    assert small("max t0[i0@o0]") is None and small("sum t0[i0@o0]", 2) is None  # flat ids
     rows, ids = torch.rand(9, 16), torch.arange(-600, 600).view(-1, 2) % 9
     rows[3] = torch.inf
     function = small("row t0[i0:0+2 if logical_not(eq(i,3))]")
