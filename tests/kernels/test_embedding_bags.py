@@ -142,6 +142,8 @@ def test_a_small_request_is_the_shortest_line_of_calls() -> None:
     assert torch.equal(function([rows.double()], [ids], (), (), ()), shown.double())
     bag = small("sum t0[i0:0+2] pad 3")
     assert bag is not None and bag([rows], [ids.repeat(9, 1)], (), (), ()) is None  # which embedding_bag adds up faster
+    wide = small("row t0[i0:0+2 as mod(i*4294967299,9)]")  # a number that 32 bits do not hold stays one
+    assert wide is not None and torch.equal(wide([rows], [ids], (), (), ()), rows[ids * 4294967299 % 9].flatten(1))
     with pytest.raises(IndexError):
         embedding_bags_torch([rows], [ids + 1], [], [], [], [], "row t0[i0:0+2]")
 
