@@ -102,15 +102,15 @@ class _Source:
             self._lines.append(f"{self._names[expression]} = {expression}")
         return self._names[expression]
 
-    def number(self, x: float) -> str:
+    def number(self, x: float, dtype: torch.dtype = torch.float64) -> str:
         """A number beside a tensor of its kind, as a tensor that is kept: torch makes one of it at every call, which is
         a quarter of `i * 13` at batch 1 and half of `rows * 0.5`."""
         if abs(x) >= 2**31:  # which a tensor of 32 bits would not refuse
             return _number(x)
-        name = f"n{x!r}".translate(_NAMED)
+        name = f"n{x!r}{'' if dtype == torch.float64 else '_32'}".translate(_NAMED)
         if name not in self.constants:
             with torch.inference_mode(False):
-                self.constants[name] = torch.tensor(x, dtype=torch.int64 if isinstance(x, int) else torch.float64)
+                self.constants[name] = torch.tensor(x, dtype=torch.int64 if isinstance(x, int) else dtype)
         return name
 
     def _unless(self, condition: str) -> None:
@@ -123,7 +123,7 @@ class _Source:
     def _piece(self, piece: Sequence[Term]) -> str:
         factors = {t.factor for t in piece}
         if len(piece) > 1 and len(factors) == 1 and factors != {1.0} and all(t.pool != "dense" for t in piece):
-            return self.let(f"{self._piece([replace(t, factor=1.0) for t in piece])} * {self.number(*factors)}")
+            return self.let(f"{self._piece([replace(t, factor=1.0) for t in piece])} * {self.number(piece[0].factor)}")
         groups = sums_of(piece)
         self._take_apart([_joint(group) for group in groups])
         terms = [self._term(group) for group in groups]
@@ -271,7 +271,9 @@ class _Source:
             rows = f"pooled({table}, {x}, {t.count}, {mean})"
             t = replace(t, div=None) if mean else t
         elif t.pool == "sum" and not (single or dead or t.wraps or t.wide):
-            rows = self._bag(t, table, x, weights)
+            # of a type that holds fewer digits than the weights do the products would be rounded
+            self._guards[f"if {table}.itemsize < 4: return None"] = None
+            rows = f"weighted({table}, {x}, {weights}, {t.count})"
         elif t.pool == "sum" and not single:
             read = f"ids[{t.ids}].size(0) * {t.count}" if self.rank == 1 else f"ids[{t.ids}].numel()"
             self._guards[f"if {read} * {table}.size(1) > {_MOST}: return None"] = None
@@ -299,16 +301,6 @@ class _Source:
         starts = self.let(f"{bounds} if {bounds}.dtype == {x}.dtype else {bounds}.to({x}.dtype)")
         bag = f"embedding_bag(held(tables[{t.source}]), {x}, {starts}, False, {mean}, False, None, {t.last})"
         return self.let(f"{bag}[0]")
-
-    def _bag(self, t: Term, table: str, x: str, weights: str) -> str:
-        """Sums of weighted rows: 1.15 times as fast as reading and adding them, even for 20 values."""
-        # of a type that holds fewer digits than the weights do the products would be rounded
-        self._guards[f"if {table}.itemsize < 4: return None"] = None
-        weights = f"{weights}.reshape(-1).to({table}.dtype)"
-        flat = self.let(f"{x}.reshape(-1)")
-        starts = self.let(f"even({flat}.size(0), {t.count}, {flat}.dtype)")
-        out = f"embedding_bag(held({table}), {flat}, {starts}, False, 0, False, {weights}, False)[0]"
-        return out if self.rank == 1 else f"{out}.view(*{x}.shape[:-1], {table}.size(1))"
 
     def _shown(self, t: Term, rows: str, dead: str, weights: str) -> str:
         """Rows times their weights, and something else in the place of those that do not count."""
@@ -362,7 +354,11 @@ class _Source:
             n = f"({self.number(t.count)} - {dead}.sum(-1, True))"
         if low != -math.inf:
             n = f"{n}.clamp_min({_number(low)})"
-        return f"({rows}) / {n}" if not eps else f"({rows}) / ({n} + {_number(eps)})"
+        if not eps:
+            return f"({rows}) / {n}"
+        # a count is a whole number, beside which a number is a float32
+        small = _number(eps) if weights or t.over is not None else self.number(eps, torch.float32)
+        return f"({rows}) / ({n} + {small})"
 
 
 def _joint(run: Sequence[Term]) -> Term:

