@@ -91,14 +91,15 @@ def by_hand(model: Any) -> bytes:
     return bytes(file.SerializeToString())
 
 
-def session(file: bytes, threads: int, profile: str | None = None) -> Any:
-    """An ONNX Runtime session on the CPU, everything that it can do switched on."""
+def session(file: bytes, threads: int, spins: bool = False, profile: str | None = None) -> Any:
+    """An ONNX Runtime session on the CPU, everything that it can do switched on; `spins` as in examples/common.py."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    entry = ("session.force_spinning_stop", "1") if spins else ("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry(*entry)
     if profile is not None:
         options.enable_profiling, options.profile_file_prefix = True, profile
     return ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
@@ -109,7 +110,7 @@ def profiled(
 ) -> dict[str, tuple[float, int]]:
     """Microseconds of a call in each operator, and how many nodes it has, as the runtime counts them."""
     with tempfile.TemporaryDirectory() as folder:
-        run = session(file, threads, f"{folder}/profile")
+        run = session(file, threads, profile=f"{folder}/profile")
         for _ in range(calls):
             run.run(None, {i.name: f for i, f in zip(run.get_inputs(), feeds, strict=True)})
         events = json.loads(Path(run.end_profiling()).read_text(encoding="utf-8"))
@@ -132,6 +133,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1000, help="of each table")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--spin", action="store_true", help="idle threads wait awake within a call, not asleep")
     parser.add_argument("--profile", action="store_true", help="show the time by operator")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
@@ -165,7 +167,7 @@ def measure(
     feeds = [t.numpy() for t in tensors]
     with torch.no_grad():
         expected = model(*tensors)
-    peers = {name: session(file, args.threads) for name, file in files.items()}
+    peers = {name: session(file, args.threads, args.spin) for name, file in files.items()}
     seconds: dict[str, list[float]] = {name: [] for name in peers}
     for n in range(args.rounds + 2):
         for name, peer in peers.items():

@@ -29,7 +29,7 @@ TARGETS = ("cpu", "portable", "ort-cpu", "recopt")
 BATCHES = (1, 16, 256)
 
 
-def subjects(name: str, full: bool, exporter: str, targets: list[str]) -> dict[str, tuple[Any, Any]]:
+def subjects(name: str, full: bool, exporter: str, targets: list[str], spins: bool) -> dict[str, tuple[Any, Any]]:
     """For each target (what to call before, what to call after)."""
     example = importlib.import_module(name)
     module, inputs, shapes = example.model(small=not full), example.inputs(4), example.dynamic_shapes()
@@ -39,10 +39,10 @@ def subjects(name: str, full: bool, exporter: str, targets: list[str]) -> dict[s
     onnx_targets = [t for t in targets if t != "cpu"]
     if onnx_targets:
         file = to_onnx(module, inputs, shapes, dynamo=exporter == "dynamo")
-        original = ort_session(file)
+        original = ort_session(file, spins)
         for target in onnx_targets:
             rewritten = recopt.optimize(onnx.load_from_string(file), target=target)
-            session = ort_session(rewritten.to_proto().SerializeToString())
+            session = ort_session(rewritten.to_proto().SerializeToString(), spins)
             found[target] = (
                 lambda *args, run=original: run_ort(run, args),
                 lambda *args, run=session: run_ort(run, args),
@@ -60,6 +60,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.7, help="of timing for each row")
     parser.add_argument("--full", action="store_true", help="the papers' tables, not small ones")
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--spin", action="store_true", help="ONNX Runtime's threads wait awake within a call")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     if args.threads:
@@ -68,7 +69,8 @@ def main() -> None:
     print(f"{'model':5} {'target':9} {'batch':>5} {'before ms':>10} {'after ms':>10} {'ratio':>6}")
     with torch.no_grad():
         for name in args.model:
-            for target, (before, after) in subjects(name, args.full, args.exporter, args.target).items():
+            pairs = subjects(name, args.full, args.exporter, args.target, args.spin)
+            for target, (before, after) in pairs.items():
                 for batch in args.batch:
                     inputs = importlib.import_module(name).inputs(batch)
                     a, b, ratio = compare(before, after, inputs, args.seconds)

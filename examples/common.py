@@ -96,14 +96,16 @@ def to_onnx(
     return file.getvalue()
 
 
-def ort_session(file: bytes) -> Any:
-    """Open an ONNX file in ONNX Runtime on the CPU, with as many threads as torch uses."""
+def ort_session(file: bytes, spins: bool = False) -> Any:
+    """Open an ONNX file in ONNX Runtime on the CPU, with as many threads as torch uses; `spins`: which wait for work
+    awake within a call, as they do unless told otherwise."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     # A second session's idle threads would spin on the cores that the first is timed on.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    entry = ("session.force_spinning_stop", "1") if spins else ("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry(*entry)
     options.log_severity_level = 3  # each EmbeddingBag of the TorchScript exporter draws a warning a pass
     return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
 

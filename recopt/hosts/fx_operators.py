@@ -5,7 +5,7 @@ They stand beside the host, not in the lowering, since a saved program needs the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from ..kernels.embedding_bags import (
     result_dtype,
     rows_of,
 )  # fmt: skip
+from ..kernels.embedding_bags.small import small
 from ..kernels.epilogue import compile_epilogue
 from ..kernels.gru import KEEP, check_gru, gru
 from ..kernels.gru import gru_call as run_gru
@@ -145,10 +146,29 @@ def _embedding_bags_fake(
 torch.library.register_fake("recopt::embedding_bags", _embedding_bags_fake)
 
 
+def at_once(
+    tables: Tensors, ids: Tensors, offsets: Sequence[torch.Tensor], weights: Tensors, dense: Tensors, layout: str,
+    rank: int = 1,
+) -> torch.Tensor | None:  # fmt: skip
+    """The embedding bags of ids [*S, C], where S has `rank` dimensions, as a straight line of torch calls on a CPU: at
+    batch 1 each look of the operator's at its operands counts. None where there is none, or nothing may pass the
+    operator by."""
+    if (tables or dense)[0].is_cuda or torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
+        return None
+    function = None if torch._C._get_tracing_state() else small(layout, rank)
+    try:
+        return None if function is None else function(tables, ids, offsets, weights, dense)
+    except (IndexError, RuntimeError):
+        return None  # the operator says what is wrong
+
+
 def embedding_bags_call(
     tables: Tensors, ids: Tensors, offsets: Tensors, weights: Tensors, dense: Tensors, scales: Tensors, layout: str
 ) -> torch.Tensor:
     """`recopt::embedding_bags` without the dispatcher, as `linear_call`."""
+    found = at_once(tables, ids, offsets, weights, dense, layout)
+    if found is not None:
+        return found
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
         return torch.ops.recopt.embedding_bags.default(  # type: ignore[no-any-return]  # torch.ops is untyped
             tables, ids, offsets, weights, dense, scales, layout

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from ..kernels.embedding_bags.layout import parse_layout
-from ..kernels.embedding_bags.small import small
-from .fx_operators import embedding_bags_call
+from .fx_operators import at_once, embedding_bags_call
 
 
 def embedding_bags_spread(
@@ -27,13 +26,9 @@ def embedding_bags_spread(
     `rank` is that of S, `fixed` are the dense tensors whose rows come again and again, which are as the operator takes
     them. Raises what `recopt::embedding_bags` does.
     """
-    if not (tables[0].is_cuda or torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack()):
-        function = None if torch._C._get_tracing_state() else small(layout, rank)
-        try:
-            if function is not None and (found := function(tables, ids, (), weights, dense)) is not None:
-                return found
-        except (IndexError, RuntimeError):
-            pass  # the operator says what is wrong
+    found = at_once(tables, ids, (), weights, dense, layout, rank)
+    if found is not None:
+        return found
 
     def rows(x: Tensor) -> Tensor:
         return x.reshape(-1, x.shape[-1] if x.dim() > rank else 1)

@@ -10,6 +10,7 @@ from ..ir.tensor import Tensor
 from .base import Call, Opaque, kept
 from .onnx_common import EXACT, Lift, arithmetic, cast, dtype_of, floats, known, like
 from .onnx_common import number as value_of
+from .onnx_shifts import UNSIGNED, signed_shift
 
 SELU_ALPHA, SELU_GAMMA = 1.6732632423543772, 1.0507009873554805
 
@@ -145,7 +146,8 @@ def is_inf(c: Call, x: Tensor, detect_negative: int = 1, detect_positive: int = 
 
 
 def where(c: Call, condition: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    return ops.where(condition, a, b)
+    shift = signed_shift(c) if a.dtype in UNSIGNED else None
+    return ops.where(condition, a, b) if shift is None else shift
 
 
 # --- activations ----------------------------------------------------------------------------------------------------

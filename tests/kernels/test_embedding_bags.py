@@ -132,7 +132,7 @@ def test_torch_path_agrees_with_float64(text: str, ids: torch.dtype, monkeypatch
 
 
 def test_a_small_request_is_the_shortest_line_of_calls() -> None:
-    assert small("sum t0[i0@o0]") is None  # flat ids
+    assert small("max t0[i0@o0]") is None and small("sum t0[i0@o0]", 2) is None  # flat ids
     rows, ids = torch.rand(9, 16), torch.arange(-600, 600).view(-1, 2) % 9
     rows[3] = torch.inf
     function = small("row t0[i0:0+2 if logical_not(eq(i,3))]")
@@ -142,6 +142,8 @@ def test_a_small_request_is_the_shortest_line_of_calls() -> None:
     assert torch.equal(function([rows.double()], [ids], (), (), ()), shown.double())
     bag = small("sum t0[i0:0+2] pad 3")
     assert bag is not None and bag([rows], [ids.repeat(9, 1)], (), (), ()) is None  # which embedding_bag adds up faster
+    wide = small("row t0[i0:0+2 as mod(i*4294967299,9)]")  # a number that 32 bits do not hold stays one
+    assert wide is not None and torch.equal(wide([rows], [ids], (), (), ()), rows[ids * 4294967299 % 9].flatten(1))
     with pytest.raises(IndexError):
         embedding_bags_torch([rows], [ids + 1], [], [], [], [], "row t0[i0:0+2]")
 

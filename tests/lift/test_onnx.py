@@ -19,6 +19,7 @@ from onnx.reference import ReferenceEvaluator
 from recopt.hosts.onnx import OnnxHost
 from recopt.ir.evaluate import evaluate
 from recopt.ir.functions import FUNCTIONS
+from recopt.ir.tensor import Tensor
 from recopt.lift import lift
 from recopt.lift.onnx import TABLE
 from recopt.lift.onnx_loops import LOOPS
@@ -561,6 +562,36 @@ def test_a_write_of_one_value_to_the_places_of_a_mask_is_a_choice() -> None:
     np.testing.assert_array_equal(found, np.where(data > 0, np.float32(-9), data))
     host = OnnxHost.load(onnx.parser.parse_model(MARKED.replace("UPDATES", "each")))
     assert any("one value after the other" in why for why in lift(host).opaque.values())
+
+
+SHIFTED = """<ir_version: 10, opset_import: ["" : 18]>
+graph (INT[N, 5] x, INT[N, 5] other) => (INT[N, 5] y)
+<INT zero = {0}, UINT k = {3}, UINT ones = {ONES}>
+{ negative = Less (COMPARED, zero)  bits = Cast <to = TO> (x)  moved = BitShift <direction = "RIGHT"> (bits, k)
+  filled = BitwiseOr (moved, ones)  below = Cast <to = BACK> (filled)  above = Cast <to = BACK> (moved)
+  y = Where (negative, below, above) }"""
+WHOLE = {
+    "int64": {"UINT": "uint64", "INT": "int64", "TO": "13", "BACK": "7", "ONES": str(7 << 61), "COMPARED": "x"},
+    "int32": {"UINT": "uint32", "INT": "int32", "TO": "12", "BACK": "6", "ONES": str(7 << 29), "COMPARED": "x"},
+}
+
+
+@pytest.mark.parametrize("dtype", WHOLE)
+def test_signed_shifts_as_torchs_exporter_writes_them(dtype: str) -> None:
+    def shifted(**words: str) -> Tensor | None:
+        text = SHIFTED
+        for word, by in {**WHOLE[dtype], **words}.items():
+            text = text.replace(word, by)
+        host = OnnxHost.load(onnx.parser.parse_model(text))
+        found = lift(host).definition.get(host.outputs[0])
+        return found if found is not None and {v.name for v in found.body.leaves} == {"x"} else None  # type: ignore[union-attr]  # leaves of a graph are values
+
+    found = shifted()
+    data = np.array([[0, 1, -1, -8, -9], [2**31 - 1, -(2**31), 7, 8, -7]], dtype)
+    assert found is not None
+    np.testing.assert_array_equal(evaluate(found, lambda _: data, {"N": 2}), data >> 3)
+    for wrong in ({"COMPARED": "other"}, {"ONES": "8"}, {"zero = {0}": "zero = {1}"}, {"RIGHT": "LEFT"}):
+        assert shifted(**wrong) is None
 
 
 def test_shape_arithmetic_resolves() -> None:

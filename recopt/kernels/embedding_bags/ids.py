@@ -69,37 +69,51 @@ def _parsed(text: str) -> ast.expr:
     return tree.body
 
 
-def remainder(by: int) -> str:
+def remainder(by: int, number: Callable[[int], str] = repr) -> str:
     """Python's remainder, behind what is divided; by a power of two a quarter of the time as its lowest bits."""
-    return f".bitwise_and({by - 1})" if by & (by - 1) == 0 and by > 0 else f".remainder({by})"
+    return f".bitwise_and({number(by - 1)})" if by & (by - 1) == 0 and by > 0 else f".remainder({number(by)})"
 
 
-def written(text: str, ids: str, negated: bool = False, let: Callable[[str], str] = str) -> str:
+@dataclass(frozen=True)
+class _Words:
+    """What an expression says for the ids, for what it computes and for a number beside a tensor."""
+
+    ids: str
+    let: Callable[[str], str]
+    number: Callable[[int], str]
+
+
+def written(
+    text: str, ids: str, negated: bool = False, let: Callable[[str], str] = str, number: Callable[[int], str] = repr
+) -> str:
     """A program as an expression over torch tensors and FUNCTIONS, where `ids` are the ids; of a condition what it is
-    not, where `negated`. `let` names what an expression computes. Raises EmbeddingBagsError."""
-    return _written(_parsed(text), ids, negated, let)
+    not, where `negated`. `let` names what an expression computes, `number` a number. Raises EmbeddingBagsError."""
+    return _written(_parsed(text), negated, _Words(ids, let, number))
 
 
-def _written(node: ast.expr, ids: str, negated: bool, let: Callable[[str], str]) -> str:
+def _written(node: ast.expr, negated: bool, words: _Words) -> str:
     """A number on one side is torch's own scalar operator, which makes no tensor of it."""
+    let = words.let
     if isinstance(node, ast.BinOp):
-        left, right = (_written(side, ids, False, let) for side in (node.left, node.right))
+        left, right = (_written(side, False, words) for side in (node.left, node.right))
         return f"({left} {'+' if isinstance(node.op, ast.Add) else '*'} {right})"
+    if isinstance(node, ast.Name):
+        return words.ids
     if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
-        return ids if isinstance(node, ast.Name) else ast.unparse(node)
+        return words.number(ast.literal_eval(node))
     name = node.func.id
     if name == "logical_not":
-        return _written(node.args[0], ids, not negated, let)
+        return _written(node.args[0], not negated, words)
     if negated and name in ("logical_and", "logical_or"):
-        inner = ", ".join(_written(a, ids, True, let) for a in node.args)
+        inner = ", ".join(_written(a, True, words) for a in node.args)
         return let(f"{'logical_or' if name == 'logical_and' else 'logical_and'}({inner})")
-    args = [_written(a, ids, False, let) for a in node.args]
+    args = [_written(a, False, words) for a in node.args]
     fixed = [not any(isinstance(n, ast.Name) and n.id == "i" for n in ast.walk(a)) for a in node.args]
     if name in _TESTS and fixed != [True, True]:
         test = _TESTS[name][fixed[0]]
         return let(f"{args[fixed[0]]}.{_OPPOSITE[test] if negated else test}({args[not fixed[0]]})")
     if name == "mod" and isinstance(by := node.args[1], ast.Constant) and isinstance(by.value, int) and not fixed[0]:
-        text = f"{args[0]}{remainder(by.value)}"
+        text = f"{args[0]}{remainder(by.value, words.number)}"
     elif name in _METHODS and sum(fixed) == 1 and (fixed[1] or name in ("max", "min")):
         text = f"{args[fixed[0]]}.{_METHODS[name]}({args[not fixed[0]]})"
     else:

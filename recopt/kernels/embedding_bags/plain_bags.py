@@ -10,7 +10,7 @@ from torch import Tensor
 from .layout import Term
 from .operands import Operands
 from .plain_rows import Part, distinct_rows, flat_ids, flat_weights, is_traced, live_ids, rows_of_ids
-from .small import even, held
+from .small_calls import even, held
 
 _MODES = {"sum": 0, "max": 2}
 

@@ -14,18 +14,18 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from .ids import FUNCTIONS, remainder, written
 from .layout import Layout, Term, extends, parse_layout, sums_of
+from .small_calls import CALLS
 
 Small: TypeAlias = Callable[..., Tensor | None]
 # Values of rows, some of which do not count, from which embedding_bag is faster than reading, clearing and adding them.
 _MOST = 1 << 14
-_FILLED = 1 << 12  # values up to which masked_fill_ is the fastest way to clear some rows
 _CHAIN = 3  # terms that are added one by one; more are stacked, which is two operators instead of as many
 
 
@@ -41,7 +41,7 @@ def small(text: str, rank: int = 1) -> Small | None:
         lines = source.lines()
     except _NoSource:
         return None
-    names = {**FUNCTIONS, **_HELPERS, **source.constants}
+    names = {**FUNCTIONS, **CALLS, **source.constants}
     body = "\n    ".join(("def function(tables, ids, offsets, weights, dense):", *lines))
     exec(compile(body, f"<embedding bags {text}>", "exec"), names)  # of a parsed layout: numbers and known functions
     found: Small = names["function"]
@@ -53,7 +53,10 @@ class _NoSource(Exception):
 
 
 def _fits(t: Term) -> bool:
-    return t.pool == "dense" or not (t.ragged or t.bits or t.once or t.inside)
+    if t.ragged:
+        plain = replace(t, div=None).bare and not t.wraps
+        return plain and t.pool == "sum" and t.div in (None, (1.0, 0.0)) and t.over is None
+    return t.pool == "dense" or not (t.bits or t.once or t.inside)
 
 
 class _Source:
@@ -99,6 +102,17 @@ class _Source:
             self._lines.append(f"{self._names[expression]} = {expression}")
         return self._names[expression]
 
+    def number(self, x: float, dtype: torch.dtype = torch.float64) -> str:
+        """A number beside a tensor of its kind, as a tensor that is kept: torch makes one of it at every call, which is
+        a quarter of `i * 13` at batch 1 and half of `rows * 0.5`."""
+        if abs(x) >= 2**31:  # which a tensor of 32 bits would not refuse
+            return _number(x)
+        name = f"n{x!r}{'' if dtype == torch.float64 else '_32'}".translate(_NAMED)
+        if name not in self.constants:
+            with torch.inference_mode(False):
+                self.constants[name] = torch.tensor(x, dtype=torch.int64 if isinstance(x, int) else dtype)
+        return name
+
     def _unless(self, condition: str) -> None:
         line = f"if {condition}: return None"
         if line not in self._lines:
@@ -109,7 +123,7 @@ class _Source:
     def _piece(self, piece: Sequence[Term]) -> str:
         factors = {t.factor for t in piece}
         if len(piece) > 1 and len(factors) == 1 and factors != {1.0} and all(t.pool != "dense" for t in piece):
-            return self.let(f"{self._piece([replace(t, factor=1.0) for t in piece])} * {_number(*factors)}")
+            return self.let(f"{self._piece([replace(t, factor=1.0) for t in piece])} * {self.number(piece[0].factor)}")
         groups = sums_of(piece)
         self._take_apart([_joint(group) for group in groups])
         terms = [self._term(group) for group in groups]
@@ -117,8 +131,10 @@ class _Source:
         moving = [t for t in terms if t not in fixed]
         if not moving:
             return terms[0] if len(terms) == 1 else self._none()
-        for term in moving[1:]:
-            self._unless(f"{term}.shape != {moving[0]}.shape")  # add would stretch one row over all
+        first = next(group[0] for group in groups if not group[0].every)
+        for term, group in zip(terms, groups, strict=True):
+            if not (group[0].every or _alike(group[0], first)):  # add would stretch one row over all
+                self._unless(f"{term}.shape != {moving[0]}.shape")
         if len(moving) > _CHAIN:
             total = self.let(f"stack(({', '.join(moving)})).sum(0)")
         else:
@@ -176,7 +192,7 @@ class _Source:
             return f"ids[{ids}]", 0
         low, high = self._spans[ids, program]
         given = self._cut(f"ids[{ids}]", low, high - low)
-        return self.let(written(program, given, negated, self.let)), low
+        return self.let(written(program, given, negated, self.let, self.number)), low
 
     def _single(self, matrix: str, first: int, program: str) -> str:
         column = f"{matrix}.select(-1, {first})"
@@ -193,7 +209,7 @@ class _Source:
         """The columns of a term, or a program of them: [*S, count], or [*S] for one."""
         matrix, base = self._matrix(t.ids, program, negated)
         if not program:
-            return self._cut(matrix, t.first, t.count)
+            return matrix if t.ragged else self._cut(matrix, t.first, t.count)
         low, high = self._spans[t.ids, program]
         if high - low == t.count:
             return matrix
@@ -205,15 +221,15 @@ class _Source:
         t = run[0]
         joint = _joint(run)
         x = self._given(joint, t.program)
-        moduli, shifts = {u.modulus for u in run}, [u.shift for u in run for _ in range(u.count)]
+        moduli, shifts = {u.modulus for u in run}, [u.shift for u in run for _ in range(max(u.count, 1))]
         if len(moduli) > 1 or max(t.modulus, *map(abs, shifts)) > 2**31 - 1:
             self._none()
         if t.modulus:
-            x = self.let(f"{x}{remainder(t.modulus)}")
+            x = self.let(f"{x}{remainder(t.modulus, self.number)}")
         if len(set(shifts)) > 1:
             x = self.let(f"{x} + {self._constant(tuple(shifts))}")
         elif shifts[0]:
-            x = self.let(f"{x} + {shifts[0]}")
+            x = self.let(f"{x} + {self.number(shifts[0])}")
         # torch counts from the end where a tensor is indexed; a pad is told by the row that is meant
         return self.let(f"wrapped({x}, tables[{t.source}])") if t.wraps and t.pad is not None else x
 
@@ -245,11 +261,19 @@ class _Source:
         t = _joint(run)
         if t.pool == "dense":
             return self._dense(t)
+        if t.ragged:
+            return self._ragged(t) if self.rank == 1 else self._none()
         x, table = self._rows(run), f"tables[{t.source}]"
         single, dead, weights = t.count == 1, self._dead(t, self._rows(run)), self._weights(t)
         rows = self._read(t, x)
-        if t.pool == "sum" and not (single or dead or t.wraps or t.wide):
-            rows = self._bag(t, table, x, weights)
+        mean = t.over is None and t.div is not None and max(t.count, t.div[0]) + t.div[1] == t.count
+        if t.pool == "sum" and not (single or dead or weights or t.wraps or t.wide):
+            rows = f"pooled({table}, {x}, {t.count}, {mean})"
+            t = replace(t, div=None) if mean else t
+        elif t.pool == "sum" and not (single or dead or t.wraps or t.wide):
+            # of a type that holds fewer digits than the weights do the products would be rounded
+            self._guards[f"if {table}.itemsize < 4: return None"] = None
+            rows = f"weighted({table}, {x}, {weights}, {t.count})"
         elif t.pool == "sum" and not single:
             read = f"ids[{t.ids}].size(0) * {t.count}" if self.rank == 1 else f"ids[{t.ids}].numel()"
             self._guards[f"if {read} * {table}.size(1) > {_MOST}: return None"] = None
@@ -265,21 +289,18 @@ class _Source:
         if t.div is not None:
             rows = self._divided(t, rows, dead, weights)
         if t.factor != 1:
-            rows = f"({rows}).neg()" if t.factor == -1 else f"({rows}) * {_number(t.factor)}"
+            rows = f"({rows}).neg()" if t.factor == -1 else f"({rows}) * {self.number(t.factor)}"
         out = self.let(rows)
         kind = "float32" if t.wide else f"{table}.dtype"
         exact = not weights and (t.div is None or (not dead and t.over is None))
         return out if exact else self.let(f"{out} if {out}.dtype == {kind} else {out}.to({kind})")
 
-    def _bag(self, t: Term, table: str, x: str, weights: str) -> str:
-        """Sums of rows: 1.15 times as fast as reading and adding them, even for 20 values."""
-        if weights:  # of a type that holds fewer digits than the weights do the products would be rounded
-            self._guards[f"if {table}.itemsize < 4: return None"] = None
-            weights = f"{weights}.reshape(-1).to({table}.dtype)"
-        flat = self.let(f"{x}.reshape(-1)")
-        starts = self.let(f"even({flat}.size(0), {t.count}, {flat}.dtype)")
-        out = f"embedding_bag(held({table}), {flat}, {starts}, False, 0, False, {weights or None}, False)[0]"
-        return out if self.rank == 1 else f"{out}.view(*{x}.shape[:-1], {table}.size(1))"
+    def _ragged(self, t: Term) -> str:
+        """Sums or means of bags that lie one after the other."""
+        x, bounds, mean = self._rows([t]), f"offsets[{t.offsets}]", int(t.div is not None)
+        starts = self.let(f"{bounds} if {bounds}.dtype == {x}.dtype else {bounds}.to({x}.dtype)")
+        bag = f"embedding_bag(held(tables[{t.source}]), {x}, {starts}, False, {mean}, False, None, {t.last})"
+        return self.let(f"{bag}[0]")
 
     def _shown(self, t: Term, rows: str, dead: str, weights: str) -> str:
         """Rows times their weights, and something else in the place of those that do not count."""
@@ -300,7 +321,7 @@ class _Source:
 
     def _dead(self, t: Term, x: str) -> str:
         """Which ids do not count; "" where all do."""
-        tests = [] if t.pad is None else [f"{x}.eq({t.pad})"]
+        tests = [] if t.pad is None else [f"{x}.eq({self.number(t.pad)})"]
         if t.live:
             tests.append(self._given(t, t.live, negated=True))
         if t.mask is not None:
@@ -309,7 +330,7 @@ class _Source:
         if t.lengths is not None:
             lengths = f"offsets[{t.lengths}]"
             places = "" if t.count == 1 else self._constant(tuple(range(t.count)))
-            tests.append(f"{places}.ge({lengths}.unsqueeze(-1))" if places else f"{lengths}.le(0)")
+            tests.append(f"{places}.ge({lengths}.unsqueeze(-1))" if places else f"{lengths}.le({self.number(0)})")
         names = [self.let(test) for test in tests]
         return self.let(" | ".join(names)) if len(names) > 1 else "".join(names)
 
@@ -321,7 +342,7 @@ class _Source:
         low, eps = t.div
         if t.over is None and not (dead or weights):
             by = max(float(t.count), low) + eps
-            return f"({rows}).div_({_number(by)})" if by != 1 else rows
+            return f"({rows}).div_({self.number(by)})" if by != 1 else rows
         if t.over is not None:
             n = f"wide(offsets[{t.over}]).unsqueeze(-1)"
         elif weights:
@@ -330,10 +351,14 @@ class _Source:
         elif t.count == 1:
             n = f"{dead}.logical_not().unsqueeze(-1)"
         else:
-            n = f"({t.count} - {dead}.sum(-1, True))"
+            n = f"({self.number(t.count)} - {dead}.sum(-1, True))"
         if low != -math.inf:
             n = f"{n}.clamp_min({_number(low)})"
-        return f"({rows}) / {n}" if not eps else f"({rows}) / ({n} + {_number(eps)})"
+        if not eps:
+            return f"({rows}) / {n}"
+        # a count is a whole number, beside which a number is a float32
+        small = _number(eps) if weights or t.over is not None else self.number(eps, torch.float32)
+        return f"({rows}) / ({n} + {small})"
 
 
 def _joint(run: Sequence[Term]) -> Term:
@@ -341,59 +366,13 @@ def _joint(run: Sequence[Term]) -> Term:
     return run[0] if len(run) == 1 else replace(run[0], count=sum(t.count for t in run), shift=0)
 
 
+def _alike(a: Term, b: Term) -> bool:
+    """Whether two terms have the same shape, whatever their operands are."""
+    return a.pool == b.pool != "dense" and (a.source, a.ids, a.count) == (b.source, b.ids, b.count)
+
+
+_NAMED = str.maketrans({"-": "m", ".": "p", "+": ""})
+
+
 def _number(x: float) -> str:
     return f"float('{x}')" if math.isinf(x) else repr(x)
-
-
-# --- what the lines call ---
-
-
-def _columns(x: Tensor, firsts: tuple[int, ...], rank: int) -> Sequence[Tensor]:
-    if x.dim() == rank:
-        return [x] * len(firsts)
-    if x.size(-1) > 2 * len(firsts):
-        return [x.select(-1, n) for n in firsts]
-    whole = x.unbind(-1)
-    return whole if firsts == tuple(range(len(whole))) else [whole[n] for n in firsts]
-
-
-def _wrapped(x: Tensor, table: Tensor) -> Tensor:
-    return torch.where(x < 0, x + table.size(0), x)
-
-
-def held(table: Tensor) -> Tensor:
-    """A table as embedding_bag reads it: of a parameter it keeps what gradients take, asked for or not, 5.3 us for
-    2.5."""
-    return table if torch.is_grad_enabled() else table.detach()
-
-
-@functools.lru_cache(maxsize=256)
-def even(ids: int, count: int, dtype: torch.dtype) -> Tensor:
-    """Bounds of bags of ``count`` ids: to make them anew is a tenth of a small bag's time."""
-    with torch.inference_mode(False):
-        return torch.arange(0, ids, count, dtype=dtype)
-
-
-def _cleared(rows: Tensor, dead: Tensor) -> Tensor:
-    """Rows [*S, D], zeros where `dead` [*S]."""
-    # masked_fill_ takes each value by itself under a mask that is broadcast: 3 times as long for 2048 x 5 rows of 64
-    if (
-        rows.numel() <= (_FILLED if rows.size(-1) > 8 else 4 * _FILLED)
-        or rows.requires_grad
-        or rows.dtype != torch.float32
-    ):
-        return rows.masked_fill_(dead.unsqueeze(-1), 0)
-    rows.view(torch.int32).bitwise_and_(dead.to(torch.int32).sub_(1).unsqueeze(-1))  # times 0 would leave inf and nan
-    return rows
-
-
-def _wide(x: Tensor) -> Tensor:
-    """Numbers to divide by: at least float32."""
-    return x if x.dtype == torch.float32 or x.dtype == torch.float64 else x.float()
-
-
-_HELPERS: dict[str, Any] = {
-    "cat": torch.cat, "cleared": _cleared, "columns": _columns, "embedding": torch.embedding,
-    "embedding_bag": torch.embedding_bag, "even": even, "float32": torch.float32, "held": held, "stack": torch.stack,
-    "wide": _wide, "wrapped": _wrapped,
-}  # fmt: skip
