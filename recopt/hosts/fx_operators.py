@@ -172,7 +172,7 @@ ATTENTION_OPERATOR = torch.ops.recopt.attention.default
 def _attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, score: str, params: Tensors | None, unseen: str
 ) -> torch.Tensor:
-    return attention(q, k, v, score, params or (), unseen)
+    return attention(q, k, v, score, params or (), unseen).contiguous()  # as the fake kernel says
 
 
 torch.library.impl("recopt::attention", ("cpu", "cuda"), _attention)
