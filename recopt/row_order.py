@@ -22,26 +22,27 @@ def keep_row_order(host: Host, context: Context, name: str) -> bool:
     """
     if host.dialect != "aten":
         return False
-    changed = False
-    for node in [n for n in host.nodes if n.op == lower.LINEAR]:
-        lifted = context.terms_of(host)
-        found = _turned(host, lifted, node)
-        if found is None or not context.allows(name, node.outputs[0].name):
+    lifted = context.terms_of(host)
+    found = [(n, turned) for n in host.nodes if n.op == lower.LINEAR and (turned := _turned(host, lifted, n))]
+    gone: set[Value] = set()
+    for node, (x, back) in found:
+        (y,) = node.outputs
+        if x.value in gone or not context.allows(name, y.name):
             continue
-        x, back = found
         with host.at(node):
-            made = lower.view(host, x, x.value.name)
-            y = host.call(node.op, (made, *node.args[1:]), name=node.outputs[0].name, like=node.outputs[0])
-            new = lower.view(host, View(y, back.shape or (), (Reshape(back.shape or ()),)), back.name)
+            held = lower.view(host, x, x.value.name)
+            made = host.call(node.op, (held, *node.args[1:]), name=y.name, like=y)
+            new = lower.view(host, View(made, back.shape or (), (Reshape(back.shape or ()),)), back.name)
         host.replace(back, new)
-        host.erase_dead()
-        context.lifted = None
-        after = (y.node.name,) if y.node else ()
+        gone.add(y)
+        after = (made.node.name,) if made.node else ()
         context.report.rewrites.append(
             Rewrite(name, "turn", back.name, (node.name,), after, 0.0, 0.0, 0.0, None, "rows as they lie")
         )
-        changed = True
-    return changed
+    if gone:
+        context.lifted = None
+        host.erase_dead()
+    return bool(gone)
 
 
 def _turned(host: Host, lifted: Lifted, node: Node) -> tuple[View, Value] | None:
