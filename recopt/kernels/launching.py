@@ -19,11 +19,14 @@ MAX_PLANS = 8192
 
 def planned(plans: dict[Hashable, Plan], key: Hashable, bind: Callable[[], Plan]) -> Plan:
     """The plan of a key, made when it is first asked for; where they would be too many, all are forgotten."""
-    if key not in plans:
-        if len(plans) >= MAX_PLANS:
-            plans.clear()
-        plans[key] = bind()
-    return plans[key]
+    try:
+        return plans[key]
+    except KeyError:
+        pass  # not bound in here: what that raises would come with this
+    if len(plans) >= MAX_PLANS:
+        plans.clear()
+    plan = plans[key] = bind()
+    return plan
 
 
 class TritonLaunch:
