@@ -55,7 +55,8 @@ def _turned(host: Host, lifted: Lifted, node: Node) -> tuple[View, Value] | None
     rows, inner = held.dims
     named = {coord(a): a for a in (*rows, *inner)}
     axes = [named.get(p) for p in read.index]
-    if [a and a.size for a in axes] != list(read.leaf.shape or ()) or len(axes) != len(named):
+    whole = [a and a.size for a in axes] == list(read.leaf.shape or ())
+    if not whole or len(axes) != len(named) or set(axes) != set(named.values()):
         return None
     order = tuple(a for a in axes if a in rows and a is not None)
     if order == rows or host.is_output(x) or len(host.users(x)) != 1:
