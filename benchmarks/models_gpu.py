@@ -37,7 +37,7 @@ MODELS = (*EXAMPLES, *ENCODERS, *RANKERS)
 BATCHES = (1, 256, 2048)
 MODES = ("default", "reduce-overhead")
 SETS = 4  # inputs that take turns
-SMALL = 1 << 16  # bytes
+SMALL = 1 << 20  # bytes
 Inputs = tuple[Tensor, ...]
 Model = Callable[..., Any]
 

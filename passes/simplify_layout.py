@@ -13,6 +13,7 @@ from recopt.joins import simplify_joins
 from recopt.relayout import relayout
 from recopt.remainders import simplify_remainders
 from recopt.rewrite import Context
+from recopt.row_order import keep_row_order
 from recopt.sums import simplify_sums
 from recopt.turned_columns import read_turned
 
@@ -21,5 +22,7 @@ name = "simplify-layout"
 
 def run(host: Host, context: Context) -> bool:
     """Whether anything was rewritten."""
-    steps = (relayout, simplify_joins, simplify_broadcasts, simplify_remainders, simplify_sums, read_turned)
+    steps = (
+        keep_row_order, relayout, simplify_joins, simplify_broadcasts, simplify_remainders, simplify_sums, read_turned
+    )  # fmt: skip
     return any([step(host, context, name) for step in steps])

@@ -18,7 +18,7 @@ FLOORS = (
     ("recognise", "cost", "reference"),
     ("patterns",),
     ("rewrite", "merge", "lower", "verify", "tables"),
-    ("relayout", "column_trees", "columns", "broadcasts", "joins", "remainders", "sums", "turned_columns"),
+    ("relayout", "column_trees", "columns", "broadcasts", "joins", "remainders", "sums", "turned_columns", "row_order"),
     ("passes",),
     ("pipeline",),
     ("api",),

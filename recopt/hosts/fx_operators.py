@@ -192,7 +192,7 @@ ATTENTION_OPERATOR = torch.ops.recopt.attention.default
 def _attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, score: str, params: Tensors | None, unseen: str
 ) -> torch.Tensor:
-    return attention(q, k, v, score, params or (), unseen)
+    return attention(q, k, v, score, params or (), unseen).contiguous()  # as the fake kernel says
 
 
 torch.library.impl("recopt::attention", ("cpu", "cuda"), _attention)
@@ -215,8 +215,9 @@ def attention_call(
     """`recopt::attention` without the dispatcher, as `linear_call`; its operands were checked with the node."""
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
         return torch.ops.recopt.attention.default(q, k, v, score, params, unseen)  # type: ignore[no-any-return]  # torch.ops is untyped
-    run = attention_cuda if q.is_cuda else attention_torch
-    return run(q, k, v, score, params, unseen)
+    if q.is_cuda:
+        return attention_cuda(q, k, v, score, params, unseen, as_queries=True)
+    return attention_torch(q, k, v, score, params, unseen)
 
 
 TARGET_ATTENTION = "recopt.target_attention.default"

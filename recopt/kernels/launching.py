@@ -1,17 +1,61 @@
-"""Launches of CUDA C++ kernels that torch compiled, with fewer steps of Python than torch's own call takes: that one
-casts every argument by itself, which for 30 of them takes the host longer than most kernels take the GPU."""
+"""Launches with few steps of Python: of CUDA C++ that torch compiled, whose own call casts every argument by itself,
+which for 30 of them takes the host longer than most kernels take the GPU; of Triton's kernels, whose own call looks at
+every argument; and what is remembered of operands that came before."""
 
 from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 Grid = tuple[int, int, int]
+Plan = TypeVar("Plan")
+MAX_PLANS = 8192
+
+
+def planned(plans: dict[Hashable, Plan], key: Hashable, bind: Callable[[], Plan]) -> Plan:
+    """The plan of a key, made when it is first asked for; where they would be too many, all are forgotten."""
+    try:
+        return plans[key]
+    except KeyError:
+        pass  # not bound in here: what that raises would come with this
+    if len(plans) >= MAX_PLANS:
+        plans.clear()
+    plan = plans[key] = bind()
+    return plan
+
+
+class TritonLaunch:
+    """A kernel of Triton at one grid: the first call compiles it, later ones, whose arguments are alike, only launch
+    it."""
+
+    def __init__(self, kernel: Any, grid: Grid, **options: Any) -> None:
+        self.kernel, self.grid, self.options, self.compiled = kernel, grid, options, None
+
+    def __call__(self, *args: Any) -> None:
+        if self.compiled is not None:
+            self.compiled(*args)
+            return
+        compiled = self.kernel[self.grid](*args, **self.options)
+        self.compiled = compiled and compiled[self.grid]  # the interpreter compiles nothing
+
+
+@functools.cache
+def cuda_kernel(device: int, source: str, name: str, shared: int = 0) -> Any:
+    """A kernel of CUDA C++ for a device, with so much shared memory a block at most; None where torch cannot compile
+    it."""
+    try:
+        with torch.cuda.device(device):
+            kernel = torch.cuda._compile_kernel(source, name, nvcc_options=["-std=c++17"])
+            if shared:
+                kernel.set_shared_memory_config(shared)
+    except (AttributeError, ImportError, OSError):  # another torch, no toolkit, no NVRTC
+        return None
+    return kernel
 
 
 def launch(kernel: Any, grid: Grid, block: Grid, args: Sequence[Tensor | int], shared: int = 0) -> None:

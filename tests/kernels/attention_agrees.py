@@ -52,11 +52,19 @@ def check(lead: tuple[int, ...], s: int, t: int, d: int, e: int, score: str, blo
         there = (*(x.to(device) for x in (q, k, v)), score, [p.to(device) for p in params], unseen)
         out = attention_halves(*there) if halves else attention_triton(*there, blocks)
         assert out is not None
+        assert out.is_contiguous()
         expected = exact if unseen == "nan" else exact.nan_to_num(0.0)
         tolerance = {"rtol": 1.3e-6, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 3e-2, "atol": 2e-2}
         torch.testing.assert_close(
             out.cpu().double(), expected, equal_nan=True, msg=lambda m: f"{lead} {s} {t} {score}\n{m}", **tolerance
         )
+        if halves:
+            poison = torch.full_like(out, torch.nan)
+            del poison  # the allocator hands the same memory out next
+            as_queries = attention_halves(*there, as_queries=True)
+            assert as_queries is not None
+            assert as_queries.movedim(-2, 1).is_contiguous() or len(lead) < 2
+            torch.testing.assert_close(as_queries, out, rtol=0.0, atol=0.0, equal_nan=True)
 
 
 def check_clean(device: str) -> None:

@@ -86,6 +86,15 @@ def test_half_precision_softmax_is_wide() -> None:
     torch.testing.assert_close(y, reference(q, k, v, "20.0 * tanh(0.05 * h)", []).half(), rtol=2e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize(("rows", "s"), [(2, 5), (2, 50), (300, 5)])
+def test_the_operator_lies_as_its_fake_kernel_says(rows: int, s: int) -> None:
+    """What Inductor relies on; torch's own attention lies as the queries do."""
+    operator = torch.ops.recopt.attention.default
+    q, k, v = (torch.randn(rows, s, 4, 8).transpose(1, 2) for _ in range(3))
+    torch.library.opcheck(operator, (q, k, v, "0.3 * h", [], "nan"), test_utils=("test_faketensor",))
+    assert operator(q, k, v, "0.3 * h", [], "nan").is_contiguous()
+
+
 def test_operands_that_do_not_fit() -> None:
     q, k, v = torch.randn(2, 3, 4), torch.randn(2, 5, 4), torch.randn(2, 5, 6)
     for operands in ((q, k[..., :3], v), (q, k, v[:, :4]), (q[0], k, v), (q, k.double(), v)):

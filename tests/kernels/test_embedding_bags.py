@@ -382,6 +382,12 @@ def _to(o: Operands, device: str) -> Operands:
     return Operands(*([t.to(device) for t in ts] for ts in o))
 
 
+def _again(t: torch.Tensor, device: str) -> torch.Tensor:
+    """A view on another device that lies there as `t` does here, at the same place of its storage."""
+    storage = t.as_strided((t.untyped_storage().nbytes() // t.itemsize,), (1,), 0).to(device)
+    return storage.as_strided(t.shape, t.stride(), t.storage_offset())
+
+
 GPU_CONFIGS = [None, Config(1, 8, 4, 8, 4), Config(4, 16, 16, 128, 32, stages=2)]
 
 
@@ -422,6 +428,22 @@ def test_gpu_many_tensors_of_ids() -> None:
     out.fill_(float("nan"))
     graph.replay()
     torch.testing.assert_close(out.cpu(), reference(o, text))
+
+
+@gpu
+@needs_gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.int8])
+def test_gpu_dense_columns_wherever_they_lie(dtype: torch.dtype) -> None:
+    """Read as many at once as their address, their rows and the first column allow: one plan for each address."""
+    text = "row t0[i0:0+1] + x0 + x1 % 3; x0; sum t0[i0:0+2] + x1 % 3 + x0 + x0 + x0; " + " + ".join(["x0"] * 6)
+    o = operands("row t0[i0:0+1]; sum t0[i0:0+2]", 300, 16)
+    held = torch.randn(700, 40).mul(20).to(dtype)
+    turned = held.t().contiguous().t()
+    for dense in (held[:300, :16], held[1:301, 3:19], held[:300, 4:20], held[:600:2, 2:18], turned[:300, :16]):
+        given = o._replace(dense=[dense, held[5:8, :16]])
+        # `to` a device would lay out anew what lies between other columns
+        there = _to(o, "cuda")._replace(dense=[_again(d, "cuda") for d in given.dense])
+        _close(embedding_bags(*there, text).cpu(), reference(given, text), given)
 
 
 @gpu

@@ -140,15 +140,18 @@ def _four(t: Tensor, lead: torch.Size) -> Tensor:
     return t if len(lead) == 2 else t.reshape(-1, *lead[-1:], *t.shape[-2:]) if lead else t[None, None]
 
 
-def attention_cuda(q: Tensor, k: Tensor, v: Tensor, score: str, params: Sequence[Tensor], unseen: str) -> Tensor:
+def attention_cuda(
+    q: Tensor, k: Tensor, v: Tensor, score: str, params: Sequence[Tensor], unseen: str, as_queries: bool = False
+) -> Tensor:
     """The same on a GPU: one kernel where it fits (`fits` of `halves` and of `triton`) and torch
-    has none or a slower one."""
+    has none or a slower one. ``as_queries``: heads may lie beside each other in the result where they do in q, so that
+    the layer after it need not copy them there."""
     wanted = affine(score) is None or _short(q, k, v)
     if wanted and not (torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v, *params))):
         from .halves import attention_halves
         from .triton import attention_triton
 
-        y = attention_halves(q, k, v, score, params, unseen) if q.shape[-2] > _FEW_QUERIES else None
+        y = attention_halves(q, k, v, score, params, unseen, as_queries) if q.shape[-2] > _FEW_QUERIES else None
         y = attention_triton(q, k, v, score, params, unseen) if y is None else y
         if y is not None:
             return y

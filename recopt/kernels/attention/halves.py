@@ -6,25 +6,23 @@ every product and moves it between layouts; what a block has split here, all its
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Hashable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..cuda_math import FUNCTIONS, HALVES, MARKS, OPERANDS, PTX, cuda_text
-from ..launching import launch
+from ..devices import architecture, device_of
+from ..launching import cuda_kernel, launch, planned
 from ..leading import two_counters
-from ..linear import _architecture
 from .source import ATTENTION
 
 MAX_WIDTH = 64  # of heads and values
 MAX_WARPS = 8  # a block
 KEY_TILES = 8  # of 8 keys, at a time
 RESIDENT_WARPS = 16  # of a processor, where heads are so wide that the compiler would take more than 128 registers
-_MAX_PLANS = 4096
 
 
 class Block(NamedTuple):
@@ -77,7 +75,7 @@ def fits(q: Tensor, k: Tensor, v: Tensor, score: str, params: Sequence[Tensor]) 
     return (
         q.is_cuda
         and not torch.version.hip
-        and _architecture(q.device.index) >= 8
+        and architecture(q.device.index) >= 8
         and all(t.dtype == torch.float32 and t.stride(-1) == 1 for t in (q, k, v))
         and max(q.shape[-1], v.shape[-1]) <= MAX_WIDTH
         and min(*q.shape, *k.shape, *v.shape) > 0
@@ -86,46 +84,42 @@ def fits(q: Tensor, k: Tensor, v: Tensor, score: str, params: Sequence[Tensor]) 
     )
 
 
-@functools.cache
-def _compile(device: int, block: Block) -> Any:
-    """The kernel for a device; None where torch cannot compile CUDA C++."""
-    try:
-        with torch.cuda.device(device):
-            return torch.cuda._compile_kernel(block.source, "attention", nvcc_options=["-std=c++17"])
-    except (AttributeError, ImportError, OSError):  # another torch, no toolkit, no NVRTC
-        return None
-
-
 _Plan = Callable[..., Tensor] | None
-_plans: dict[tuple[Any, ...], _Plan] = {}
+_plans: dict[Hashable, _Plan] = {}
 
 
 def attention_halves(
-    q: Tensor, k: Tensor, v: Tensor, score: str, params: Sequence[Tensor], unseen: str
+    q: Tensor, k: Tensor, v: Tensor, score: str, params: Sequence[Tensor], unseen: str, as_queries: bool = False
 ) -> Tensor | None:
     """`recopt::attention` in one launch; operands as there. None where they do not fit the kernel (`fits`), where their
-    leading dimensions take more than two counters, or where it cannot be compiled."""
+    leading dimensions take more than two counters, or where it cannot be compiled. ``as_queries``: where heads lie
+    beside each other in q, so they do in the result, which else is contiguous."""
+    turned = as_queries and q.dim() > 2 and 0 < q.stride(-3) < q.stride(-2)
     key = (
-        score, unseen, q.device.index,
+        score, unseen, turned, q.device.index,
         tuple((t.shape, t.stride(), t.dtype, t.data_ptr() % 16) for t in (q, k, v, *params)),
     )  # fmt: skip
-    if key not in _plans:
-        if len(_plans) >= _MAX_PLANS:
-            _plans.clear()
-        _plans[key] = _bind(q, k, v, score, params, unseen)
-    plan = _plans[key]
+    plan = planned(_plans, key, lambda: _bind(q, k, v, score, params, unseen, turned))
     return None if plan is None else plan(q, k, v, params)
 
 
-def _bind(q: Tensor, k: Tensor, v: Tensor, score: str, params: Sequence[Tensor], unseen: str) -> _Plan:
+def _empty(lead: Sequence[int], s: int, e: int, turned: bool, like: Tensor) -> Tensor:
+    """[lead.., s, e] where the last of `lead` lies inside of s, if `turned`."""
+    if not turned:
+        return like.new_empty((*lead, s, e))
+    return like.new_empty((*lead[:-1], s, lead[-1], e)).transpose(-3, -2)
+
+
+def _bind(q: Tensor, k: Tensor, v: Tensor, score: str, params: Sequence[Tensor], unseen: str, turned: bool) -> _Plan:
     if not fits(q, k, v, score, params):
         return None
     lead = torch.broadcast_shapes(*(t.shape[:-2] for t in (q, k, v)))  # type: ignore[no-untyped-call]  # torch gives it no types
-    counters = two_counters(lead, [(t, 2) for t in (q, k, v, *params)])
-    if counters is None:
-        return None
-    (_, inner), (q_steps, k_steps, v_steps, *of_marks) = counters
     (s, d), (t, e) = q.shape[-2:], v.shape[-2:]
+    y = _empty(lead, s, e, turned, q)
+    counters = two_counters(lead, [(x, 2) for x in (q, k, v, y, *params)])
+    if counters is None:
+        return None if not turned else _bind(q, k, v, score, params, unseen, False)
+    (_, inner), (q_steps, k_steps, v_steps, y_steps, *of_marks) = counters
     steps = [*q_steps, q.stride(-2), *k_steps, k.stride(-2)]
     aligned = d % 4 == 0 and not any(n % 4 for n in steps) and not any(x.data_ptr() % 16 for x in (q, k))
     tiles = -(-s // 16)
@@ -134,18 +128,18 @@ def _bind(q: Tensor, k: Tensor, v: Tensor, score: str, params: Sequence[Tensor],
     key_tiles = min(KEY_TILES, -(-t // 8))
     block = Block(warps, key_tiles, t <= 8 * key_tiles, d, e, score, unseen, types, aligned)
     device, rows = q.device.index, math.prod(lead)
-    kernel = _compile(device, block)
+    kernel = cuda_kernel(device, block.source, "attention")
     if kernel is None:
         return None
-    numbers = [inner, s, t, *steps, *v_steps, v.stride(-2)]
+    numbers = [inner, s, t, *steps, *v_steps, v.stride(-2), *y_steps, y.stride(-2)]
     tails = [[0 if p.shape[at] == 1 else p.stride(at) for at in (-2, -1)] for p in params]
 
     def run(q: Tensor, k: Tensor, v: Tensor, params: Sequence[Tensor]) -> Tensor:
-        y = torch.empty((*lead, s, e), dtype=q.dtype, device=q.device)
+        y = _empty(lead, s, e, turned, q)
         args: list[Tensor | int] = [q, k, v, y, *numbers]
         for p, at, tail in zip(params, of_marks, tails, strict=True):
             args += [p, *at, *tail]
-        with torch.cuda.device(device):
+        with device_of(q):
             launch(kernel, (rows, blocks, 1), (32 * block.warps, 1, 1), args)
         return y
 

@@ -27,7 +27,7 @@ __device__ __forceinline__ float quad_max(float x) {
 extern "C" __global__ void __launch_bounds__(BOUNDS)
 attention(const float* __restrict__ q, const float* __restrict__ k, const float* __restrict__ v, float* __restrict__ y,
           int inner_rows, int queries, int keys, int q_outer, int q_inner, int q_item, int k_outer, int k_inner,
-          int k_item, int v_outer, int v_inner, int v_item ARGUMENTS) {
+          int k_item, int v_outer, int v_inner, int v_item, int y_outer, int y_inner, int y_item ARGUMENTS) {
   __shared__ uint4 split_keys[PIECES(D) * KEY_TILES * 32], split_values[PIECES(KEYS) * TILES(E) * 32];
   __shared__ float undo_keys[KEYS], undo_values[8 * TILES(E)];
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, column = lane % 4 * 2;
@@ -144,7 +144,7 @@ attention(const float* __restrict__ q, const float* __restrict__ k, const float*
     }
   }
 
-  float* const to = y + ((i64)blockIdx.x * queries + s0) * E + column;
+  float* const to = y + outer * y_outer + inner * y_inner + (i64)s0 * y_item + column;
 #pragma unroll
   for (int r = 0; r < 2; r++) {
     const bool unknown = weight[r] != weight[r];
@@ -156,7 +156,7 @@ attention(const float* __restrict__ q, const float* __restrict__ k, const float*
 #pragma unroll
         for (int i = 0; i < 2; i++)
           if (8 * j + column + i < E)
-            to[(i64)r * 8 * E + 8 * j + i] = blind ? UNSEEN : total[j][2 * r + i] * share;
+            to[(i64)r * 8 * y_item + 8 * j + i] = blind ? UNSEEN : total[j][2 * r + i] * share;
   }
 }
 """

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..devices import architecture, device_of
 from ..epilogue import compile_epilogue
+from ..launching import Grid, TritonLaunch, planned
 from ..leading import two_counters
-from ..linear import HALF, _architecture
+from ..linear import HALF
 from ..target_attention.triton import plain
 
 MAX_WIDTH = 128
 MAX_SINGLE = 1 << 14  # keys times width that one query's program holds
-_MAX_PLANS = 4096
 
 
 class Blocks(NamedTuple):
@@ -45,7 +46,7 @@ def choose(s: int, t: int, width: int) -> Blocks:
 def fits(q: Tensor, k: Tensor, v: Tensor, params: Sequence[Tensor]) -> bool:
     """Whether the kernels take these operands: on Ampere or newer, float32 or half precision, D and E of at
     most 128, nothing empty."""
-    if q.is_cuda and _architecture(q.device.index) < 8:  # no TF32
+    if q.is_cuda and architecture(q.device.index) < 8:  # no TF32
         return False
     if q.dtype not in (torch.float32, *HALF) or not q.dtype == k.dtype == v.dtype:
         return False
@@ -55,7 +56,7 @@ def fits(q: Tensor, k: Tensor, v: Tensor, params: Sequence[Tensor]) -> bool:
 
 
 _Plan = Callable[..., Tensor] | None
-_plans: dict[tuple[Any, ...], _Plan] = {}
+_plans: dict[Hashable, _Plan] = {}
 
 
 def attention_triton(
@@ -70,17 +71,11 @@ def attention_triton(
         score, unseen, blocks, q.device.index,
         tuple((t.shape, t.stride(), t.dtype, t.data_ptr() % 16) for t in (q, k, v, *params)),
     )  # fmt: skip
-    if key not in _plans:
-        if len(_plans) >= _MAX_PLANS:
-            _plans.clear()
-        _plans[key] = _bind(q, k, v, score, params, unseen, blocks)
-    plan = _plans[key]
+    plan = planned(_plans, key, lambda: _bind(q, k, v, score, params, unseen, blocks))
     if plan is None:
         return None
-    if q.is_cuda and q.device.index != torch.cuda.current_device():
-        with torch.cuda.device(q.device):
-            return plan(q, k, v, params)
-    return plan(q, k, v, params)
+    with device_of(q):
+        return plan(q, k, v, params)
 
 
 def _bind(
@@ -104,7 +99,7 @@ def _bind(
     single = s == 1 and (blocks.queries < 16 if blocks else _power(t) * max(dp, ep) <= MAX_SINGLE)
     blocks = blocks or choose(s, t, max(dp, ep))
     numbers = (*steps[:3], inner, rows if single else s, t, d, e, function, unseen)
-    grid: tuple[int, int, int]
+    grid: Grid
     if single:
         kernel, grid = kernels.single_kernel, (-(-rows // blocks.queries), 1, 1)
         constants: tuple[Any, ...] = (blocks.queries, blocks.keys, dp, ep)
@@ -112,17 +107,11 @@ def _bind(
         kernel, grid = kernels.block_kernel, (rows, -(-s // blocks.queries), 1)
         constants = (q.dtype == torch.float32, blocks.queries, blocks.keys, dp, ep)
 
-    runner: Any = None
+    launch = TritonLaunch(kernel, grid, num_warps=blocks.warps, num_stages=blocks.stages)
 
     def run(q: Tensor, k: Tensor, v: Tensor, params: Sequence[Tensor]) -> Tensor:
-        nonlocal runner
         out = torch.empty((*lead, s, e), dtype=q.dtype, device=q.device)
-        args = (q, k, v, out, tuple(map(plain, params)), tuple(steps[3:]), *numbers, *constants)
-        if runner is not None:
-            runner(*args)
-            return out
-        compiled = kernel[grid](*args, num_warps=blocks.warps, num_stages=blocks.stages)
-        runner = compiled and compiled[grid]
+        launch(q, k, v, out, tuple(map(plain, params)), tuple(steps[3:]), *numbers, *constants)
         return out
 
     return run

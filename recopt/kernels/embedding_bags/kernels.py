@@ -134,16 +134,20 @@ def _scales(record, i, keep, DTYPE: tl.constexpr):
 
 @triton.jit
 def _dense(record, r, alive, inside, dynamic, CLASS: tl.constexpr, TERM: tl.constexpr, HOW: tl.constexpr):
-    """Columns that are copied."""
+    """Columns that are copied, or added up with others."""
+    ALIGN: tl.constexpr = _of(TERM, 14)
     c = tl.arange(0, _of(CLASS, 2))
     x = _slot(tl.load(record + IDS), dynamic, HOW).to(_pointer(_of(TERM, 1)))
-    row = r.to(tl.int64)
     if _of(TERM, 9):
-        row = row % tl.load(record + MODULUS)
-    at = row[:, None] * tl.load(record + IDS_ROW) + tl.load(record + IDS_FIRST)
-    at += c[None, :] * tl.load(record + IDS_STEP)
+        r = r % tl.load(record + MODULUS).to(tl.int32)
+    row = r.to(tl.int64)[:, None] * tl.load(record + IDS_ROW) + tl.load(record + IDS_FIRST)
+    if ALIGN:
+        at = x + row + c[None, :]
+        at = tl.max_contiguous(tl.multiple_of(at, [1, _bytes(_of(TERM, 1), ALIGN)]), [1, c.shape[0]])
+    else:
+        at = x + row + c[None, :] * tl.load(record + IDS_STEP)
     _begin(_of(HOW, 2))
-    return tl.load(x + at, mask=alive[:, None] & inside[None, :], other=0)
+    return tl.load(at, mask=alive[:, None] & inside[None, :], other=0)
 
 
 @triton.jit
@@ -360,8 +364,14 @@ def _task(out, width, records, task, block, rows, dynamic, sizes, CLASS: tl.cons
     c = tl.arange(0, COLUMNS)
     inside = c < _aligned(tl.load(record + WIDTH).to(tl.int32), _of(CLASS, 4))
     column = _aligned(tl.load(record + COLUMN), _of(CLASS, 4))
-    if not _of(CLASS, 12):  # several terms may be of one kind
+    SUM: tl.constexpr = _of(CLASS, 12)
+    if SUM is None:
         total = _term(record, r, inside, rows, dynamic, sizes, CLASS, _of(KINDS, 0), HOW, ACC)
+    elif len(SUM) > 0:  # one after the other, so that all of their loads are under way at once
+        total = tl.zeros([BAGS, COLUMNS], ACC)
+        other = record + tl.load(record + MORE) * FIELDS
+        for n in tl.static_range(len(SUM)):
+            total += _term(other + n * FIELDS, r, inside, rows, dynamic, sizes, CLASS, _of(KINDS, SUM[n]), HOW, ACC)
     else:
         total = tl.zeros([BAGS, COLUMNS], ACC)
         other = record + tl.load(record + MORE) * FIELDS + tl.load(record + TERMS) * FIELDS

@@ -60,7 +60,7 @@ def embedding_bags_triton(o: Operands, text: str, config: Config | Staged | None
     # none is another's.
     dynamic = _dynamic(layout, o)
     assumed, addresses = described(dynamic, _lengths(layout, o, rows))
-    key = text, config, rows.bit_length(), assumed
+    key = text, config, rows.bit_length(), assumed, tuple(d.data_ptr() % 16 for d in o.dense)
     tables = (*o.tables, *o.scales) if o.scales else o.tables
     run = next((run for known, run in _plans.get(key, ()) if known.same(tables)), None)
     if run is None:

@@ -20,6 +20,7 @@ _NAMES = {
     torch.uint8: "uint8", torch.int16: "int16", torch.int32: "int32", torch.int64: "int64", torch.bool: "int8",
 }  # fmt: skip
 _FIELDS = 28
+_FEW = 4  # terms of a sum that are written one after the other in the code
 Record = dict[str, int]
 _ORDER = (
     "table", "height", "stride", "start", "width", "column", "ids", "ids_row", "ids_step", "ids_first", "count",
@@ -103,6 +104,7 @@ class _Binder:
         store = _alignment(16 // self.dtype.itemsize, total, column, end - begin)
         kinds: list[tuple[Any, ...]] = []
         more: list[Record] = []
+        straight: tuple[int, ...] | None = None  # few terms: which kind each is of; none where they are many
         if len(piece) == 1:
             record = self._record(piece[0], begin) | place
             kinds = [self._kind(piece[0], record)]
@@ -124,12 +126,13 @@ class _Binder:
                     kinds.append(kind)
                 more.append(record | {"kind": kinds.index(kind)})
             record = place | {"terms": len(wide), "kind": len(others)}
+            straight = () if wide or len(others) > _FEW else tuple(r["kind"] for r in more)
         bags, at_once = self._tile(piece, columns, kinds)
         hints = (self.config.evict, self.config.modifier, self.config.stages)
         steps = self._steps(piece, at_once)
         key = (
             bags, at_once, columns, columns == end - begin, store, tuple(kinds), *hints, *steps, self._length(piece),
-            len(piece) > 1,
+            straight,
         )  # fmt: skip
         self.tasks.setdefault(key, []).append((record, more))
 
@@ -220,8 +223,12 @@ class _Binder:
         o = self.o
         if t.pool == "dense":
             repeats = t.every > 0
-            name = _NAMES[o.dense[t.source].dtype]
-            return ("dense", name, 0, "", *(False,) * 3, "", "", repeats, *(False,) * 3, True, 1)
+            x = o.dense[t.source]
+            item = x.dtype.itemsize
+            align = 0
+            if record["ids_step"] == 1 and x.data_ptr() % item == 0:
+                align = _alignment(16 // item, x.data_ptr() // item, x.stride(0), record["ids_first"])
+            return ("dense", _NAMES[x.dtype], 0, "", *(False,) * 3, "", "", repeats, *(False,) * 3, True, align)
         table = o.tables[t.source]
         item = table.dtype.itemsize
         align = _alignment(16 // item, table.data_ptr() // item, table.stride(0), record["start"])

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from ..cuda_math import cuda_text
-from ..linear import _architecture, _processors, linear
+from ..devices import architecture, processors
+from ..linear import linear
 from .inputs import input_products
 from .variants import Plan, Variant
 
@@ -38,7 +39,7 @@ def fits(
         and all(g.is_cuda and not g.is_complex() for g in gates)
         and len(gates) <= MAX_GATES
         and not torch.version.hip
-        and _architecture(x.device.index) >= 8
+        and architecture(x.device.index) >= 8
         and cuda_text(keep) is not None
     )
 
@@ -104,7 +105,7 @@ def gru_cuda(
         return None
     batch, steps, hidden = x.shape[0], x.shape[1], wh.shape[1]
     device = x.device.index
-    plan = plan or choose(batch, hidden, x.shape[2], _processors(device), _architecture(device))
+    plan = plan or choose(batch, hidden, x.shape[2], processors(device), architecture(device))
     start = bh if h0 is None else h0.expand(batch, hidden)
     start = start if start.stride(-1) == 1 else start.contiguous()
     weights = wh.contiguous()
@@ -120,7 +121,7 @@ def gru_cuda(
         ordered = x.transpose(0, 1) if by_step else x
         # What is added to the products of the state, but for what the reset gate multiplies, is added here.
         more = bh[: 0 if plan.rows < 8 else (2 if after else 3) * hidden]
-        products = input_products(ordered, wi, bi, more, _processors(device)) if _architecture(device) == 9 else None
+        products = input_products(ordered, wi, bi, more, processors(device)) if architecture(device) == 9 else None
         inputs = linear(ordered, wi, _added(bi, more)) if products is None else products
         strides = inputs.transpose(0, 1).stride() if by_step else inputs.stride()
         width, fetched = 0, _aligned(inputs, hidden)

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..counters import counters
+from ..devices import architecture, device_of, processors
 from ..epilogue import Epilogue, compile_epilogue
+from ..launching import Grid, TritonLaunch, planned
 from . import table
 from .config import Config, Group, Hopper, Panel, Reduce, Tile
 
@@ -128,7 +131,7 @@ def _choose(x: Tensor, w: Tensor, epilogue: str) -> Config | None:
     if x.dtype not in (torch.float32, *HALF) or (torch.is_grad_enabled() and (x.requires_grad or w.requires_grad)):
         return None
     n, k = w.shape
-    if k == 0 or x.numel() == 0 or n == 0 or x.shape[-1] != k or _architecture(x.device.index) != 9:
+    if k == 0 or x.numel() == 0 or n == 0 or x.shape[-1] != k or architecture(x.device.index) != 9:
         return None
     bare = epilogue in _BARE
     return choose_config(x.numel() // k, n, k, x.dtype in HALF, _is_wide(x, w), bare)
@@ -145,9 +148,11 @@ def _is_wide(x: Tensor, w: Tensor) -> bool:
     return all(v % 4 == 0 for v in x.stride()[:-1])
 
 
-@functools.lru_cache
-def _architecture(device: int) -> int:
-    return torch.cuda.get_device_capability(device)[0]
+# More rows than the table knows, whose reading and writing takes longest. On an H200 in us, by the choice for 16384
+# rows and by this one: 104448 x 64 x 256 67.5 and 46.5, x 64 x 128 32.2 and 28.4, x 64 x 64 20.6 and 19.4, x 192 x 64
+# 50.4 and 46.6, x 128 x 64 34.4 and 30.4, x 128 x 128 49.6 and 44.5, x 256 x 64 50.5 both; 32768 x 64 x 256 25.7 and
+# 15.4.
+TALL = 23_000
 
 
 @functools.lru_cache(maxsize=65536)
@@ -160,6 +165,8 @@ def choose_config(m: int, n: int, k: int, half: bool = False, wide: bool = True,
     """
     if half:
         return None
+    if wide and m > TALL and 48 <= n <= 256 and 48 <= k <= 256:
+        return Hopper(128 if -n % 128 < 64 else 64, early=True)
     rows = table.ROWS if wide else table.NARROW
     row = rows[_nearest(table.N, n), _nearest(table.K, k)]
     best = table.CONFIGS[row[_nearest(table.M, m)]]
@@ -180,8 +187,7 @@ def default_config(m: int, n: int, k: int) -> Config:
 
 # A launch bound to its shapes: called with x, w, b, params.
 _Plan = Callable[..., Tensor]
-_plans: dict[tuple[Any, ...], _Plan] = {}
-_MAX_PLANS = 8192
+_plans: dict[Hashable, _Plan] = {}
 
 
 def linear_triton(
@@ -200,22 +206,14 @@ def linear_triton(
         None if b is None else (b.data_ptr() % 16, b.stride()), x.device.index,
         tuple((p.shape, p.stride(), p.dtype, p.data_ptr() % 16) for p in params),
     )  # fmt: skip
-    plan = _plans.get(key)
-    if plan is None:
-        if len(_plans) >= _MAX_PLANS:
-            _plans.clear()
-        plan = _plans[key] = _bind(x, w, b, epilogue, params, config)
-    if x.is_cuda and x.device.index != torch.cuda.current_device():
-        with torch.cuda.device(x.device):
-            return plan(x, w, b, params)
-    return plan(x, w, b, params)
+    plan = planned(_plans, key, lambda: _bind(x, w, b, epilogue, params, config))
+    with device_of(x):
+        return plan(x, w, b, params)
 
 
 def _bind(
     x: Tensor, w: Tensor, b: Tensor | None, epilogue: str, params: Sequence[Tensor], config: Config | None
 ) -> _Plan:
-    from . import kernels
-
     check_linear(x, w, b)
     e = compile_epilogue(epilogue)
     e.check(params, w.shape[0])
@@ -230,81 +228,61 @@ def _bind(
     flat = x.dim() == 2
     sxm, sxk = x.stride() if flat else x.reshape(m, k).stride()
     strides = tuple(0 if p.numel() == 1 else p.stride(0) for p in params)
-    function = e.triton_function()
-    numbers = (m, n, k, sxm, sxk, w.stride(0), w.stride(1))
     if isinstance(config, Panel | Group | Hopper) and not _fits_hopper(x, w, sxm, sxk):
         config = Tile(128, 64, 32) if m >= 128 and n >= 64 else default_config(m, n, k)
-    early = config.early and x.is_cuda and _architecture(x.device.index) >= 9
-    options: dict[str, Any] = {"launch_pdl": True} if early else {}
-    runner: Any = None
-
+    early = config.early and x.is_cuda and architecture(x.device.index) >= 9
+    numbers: tuple[int, ...] = (m, n, k, sxm, sxk, w.stride(0), w.stride(1))
+    more: _More = _nothing
     if isinstance(config, Reduce):
-        grid = (-(-m // config.bm) * -(-n // config.bn), 1, 1)
-        fetch = early and w.stride(1) == 1 and config.fetches(m, n, k)
-        shape_constants = (function, b is not None, config.bm, config.bn, config.bk, k % config.bk == 0, early, fetch)
+        kernel, grid, constants, options = _on_threads(config, m, n, k, early, w.stride(1) == 1)
+    elif isinstance(config, Tile):
+        kernel, grid, constants, options = _on_tiles(config, m, n, k, early, x.dtype in HALF)
+        more = _meeting(x.device, config.split, m * n, grid[0])
+    else:
+        kernel, grid, constants, options = _on_hopper(config, m, n, k, early, x.device.index)
+        more = _more_operands(config, x.reshape(m, k), w, m * n, grid[0])
+        numbers = (m, n, k, sxm, w.stride(0))  # the others are 1
+    tail = (strides, *numbers, e.triton_function(), b is not None, *constants)
+    launch = TritonLaunch(kernel, grid, **options, **({"launch_pdl": True} if early else {}))
 
-        def reduce(x: Tensor, w: Tensor, b: Tensor | None, params: Sequence[Tensor]) -> Tensor:
-            nonlocal runner
-            out = torch.empty(shape, dtype=x.dtype, device=x.device)
-            x2 = x if flat else x.reshape(m, k)
-            args = (x2, w, b, out, tuple(params), strides, *numbers, *shape_constants)
-            if runner is not None:
-                runner(*args)
-                return out
-            compiled = kernels.reduce_kernel[grid](*args, num_warps=config.warps, **options)
-            runner = compiled and compiled[grid]
-            return out
-
-        return reduce
-
-    if isinstance(config, Panel | Group | Hopper):
-        kernel, hopper_grid, hopper_constants, hopper_options = _on_hopper(config, m, n, k, x.device.index)
-        options |= hopper_options
-        hopper_constants = (function, b is not None, *hopper_constants, early)
-        more = _more_operands(config, x.reshape(m, k), w, m * n, hopper_grid[0])
-
-        def hopper(x: Tensor, w: Tensor, b: Tensor | None, params: Sequence[Tensor]) -> Tensor:
-            nonlocal runner
-            out = torch.empty(shape, dtype=x.dtype, device=x.device)
-            x2 = x if flat else x.reshape(m, k)
-            args = (x2, w, b, out, *more(x2, w), tuple(params), strides, m, n, k, sxm, w.stride(0), *hopper_constants)
-            if runner is not None:
-                runner(*args)
-                return out
-            compiled = kernel[hopper_grid](*args, **options)
-            runner = compiled[hopper_grid]
-            return out
-
-        return hopper
-
-    tiles = -(-m // config.bm) * -(-n // config.bn)
-    grid = (tiles, config.split, 1)
-    precision = "native" if x.dtype in HALF else config.precision
-    constants = (
-        function, b is not None, precision, config.bm, config.bn, config.bk, config.split, 8, config.swap,
-        k % config.bk == 0, early,
-    )  # fmt: skip
-    split = config.split
-
-    def tile(x: Tensor, w: Tensor, b: Tensor | None, params: Sequence[Tensor]) -> Tensor:
-        nonlocal runner
+    def run(x: Tensor, w: Tensor, b: Tensor | None, params: Sequence[Tensor]) -> Tensor:
         out = torch.empty(shape, dtype=x.dtype, device=x.device)
         x2 = x if flat else x.reshape(m, k)
-        args = (x2, w, b, out, *_meeting(x.device, split, m * n, tiles), tuple(params), strides, *numbers, *constants)
-        if runner is not None:
-            runner(*args)
-            return out
-        compiled = kernels.tile_kernel[grid](*args, num_warps=config.warps, num_stages=config.stages, **options)
-        runner = compiled and compiled[grid]
+        launch(x2, w, b, out, *more(x2, w), tuple(params), *tail)
         return out
 
-    return tile
+    return run
 
 
-def _on_hopper(
-    config: Panel | Group | Hopper, m: int, n: int, k: int, device: int
-) -> tuple[Any, tuple[int, int, int], tuple[Any, ...], dict[str, Any]]:
-    """The Gluon kernel of a configuration, its grid, its constants between BIAS and EARLY, its launch options."""
+# A kernel, its grid, its constants after BIAS, the options of its launch.
+_Kernel = tuple[Any, Grid, tuple[Any, ...], dict[str, Any]]
+# What a kernel takes between its output and its parameters, of operands x [M, K] and w.
+_More = Callable[[Tensor, Tensor], tuple[Any, ...]]
+
+
+def _on_threads(config: Reduce, m: int, n: int, k: int, early: bool, plain: bool) -> _Kernel:
+    """`plain`: rows of w lie in order."""
+    from .kernels import reduce_kernel
+
+    grid = (-(-m // config.bm) * -(-n // config.bn), 1, 1)
+    fetch = early and plain and config.fetches(m, n, k)
+    constants = (config.bm, config.bn, config.bk, k % config.bk == 0, early, fetch)
+    return reduce_kernel, grid, constants, {"num_warps": config.warps}
+
+
+def _on_tiles(config: Tile, m: int, n: int, k: int, early: bool, half: bool) -> _Kernel:
+    from .kernels import tile_kernel
+
+    precision = "native" if half else config.precision
+    grid = (-(-m // config.bm) * -(-n // config.bn), config.split, 1)
+    constants = (
+        precision, config.bm, config.bn, config.bk, config.split, 8, config.swap, k % config.bk == 0, early,
+    )  # fmt: skip
+    return tile_kernel, grid, constants, {"num_warps": config.warps, "num_stages": config.stages}
+
+
+def _on_hopper(config: Panel | Group | Hopper, m: int, n: int, k: int, early: bool, device: int) -> _Kernel:
+    """In Gluon, for Hopper alone."""
     constants: tuple[Any, ...]
     split = 1
     if isinstance(config, Panel):
@@ -323,88 +301,41 @@ def _on_hopper(
     else:
         from .hopper import hopper_kernel as kernel
 
-        programs = min(-(-m // 128) * -(-n // config.bn), _processors(device))
+        programs = min(-(-m // 128) * -(-n // config.bn), processors(device))
         constants = (128, config.bn, config.bk, config.stages)
         options = {"num_warps": 4}
-    return kernel, (programs, split, 1), constants, options
+    return kernel, (programs, split, 1), (*constants, early), options
 
 
-def _more_operands(
-    config: Panel | Group | Hopper, x: Tensor, w: Tensor, outputs: int, programs: int
-) -> Callable[[Tensor, Tensor], tuple[Any, ...]]:
-    """What a Gluon kernel takes between its output and its parameters, of operands with the strides of x and w."""
-    if isinstance(config, Group):
-        device, split = x.device, config.split
-        # Both groups of a program count for their half of the tile.
-        return lambda x, w: _meeting(device, split, outputs, 2 * programs)
+def _more_operands(config: Panel | Group | Hopper, x: Tensor, w: Tensor, outputs: int, programs: int) -> _More:
+    """For operands with the strides of x and w."""
+    if isinstance(config, Group):  # both groups of a program count for their half of the tile
+        return _meeting(x.device, config.split, outputs, 2 * programs)
     if isinstance(config, Hopper):
         from .hopper import blocks_of
 
         x_blocks, w_blocks = blocks_of(x, 128, config.bk), blocks_of(w, config.bn, config.bk)
         return lambda x, w: (x_blocks(x), w_blocks(w))
-    return lambda x, w: ()
+    return _nothing
 
 
-@functools.lru_cache
-def _processors(device: int) -> int:
-    count: int = torch.cuda.get_device_properties(device).multi_processor_count
-    return count
+def _nothing(x: Tensor, w: Tensor) -> tuple[()]:
+    return ()
 
 
 def _fits_hopper(x: Tensor, w: Tensor, sxm: int, sxk: int) -> bool:
     """Whether the copies into shared memory can be 16 bytes wide, on the one architecture with these instructions."""
-    if not x.is_cuda or _architecture(x.device.index) != 9 or x.dtype != torch.float32:
+    if not x.is_cuda or architecture(x.device.index) != 9 or x.dtype != torch.float32:
         return False
     # Tensor descriptors are not said to allow rows that overlap.
     apart = sxk == 1 and w.stride(1) == 1 and min(sxm, w.stride(0)) >= w.shape[1]
     return apart and all(v % 4 == 0 for v in (sxm, w.stride(0))) and (x.data_ptr() | w.data_ptr()) % 16 == 0
 
 
-def _meeting(device: torch.device, split: int, outputs: int, counters: int) -> tuple[Tensor | None, Tensor | None]:
+def _meeting(device: torch.device, split: int, outputs: int, programs: int) -> _More:
     """Where the programs of a split product hand in their parts, and the counters that tell the last to come."""
     if split == 1:
-        return None, None
-    return torch.empty(split * outputs, dtype=torch.float32, device=device), _locks(device, counters)
-
-
-class _Slab:
-    """Counters that a split product's programs meet on, all zero between launches."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.counters = torch.zeros(1 << 20, dtype=torch.int32, device=device)
-        self.used = 0
-
-    def take(self, count: int) -> Tensor | None:
-        count = -(-count // 4) * 4  # keeps every slice aligned to 16 bytes, as the compiled kernel assumes
-        if self.used + count > self.counters.numel():
-            return None
-        self.used += count
-        return self.counters[self.used - count : self.used]
-
-
-_slabs: dict[torch.device, _Slab] = {}
-_stream_locks: dict[tuple[torch.device, int], Tensor] = {}
-_MAX_TILES = 4096
-
-
-def _locks(device: torch.device, tiles: int) -> Tensor:
-    """Zeroed counters that no other launch in flight uses: one set a stream, and one a captured launch."""
-    if device.type != "cuda":
-        return torch.zeros(tiles, dtype=torch.int32, device=device)
-    capturing = torch.cuda.is_current_stream_capturing()
-    if not capturing:
-        key = (device, torch.cuda.current_stream(device).cuda_stream)
-        found = _stream_locks.get(key)
-        if found is not None and tiles <= _MAX_TILES:
-            return found
-        slab = _slabs.get(device) or _slabs.setdefault(device, _Slab(device))
-        fresh = slab.take(_MAX_TILES) if tiles <= _MAX_TILES else None
-        if fresh is not None:
-            _stream_locks[key] = fresh
-            return fresh
-    elif device in _slabs:
-        # Graphs captured on one stream may be replayed side by side, so each captured launch owns its counters.
-        fresh = _slabs[device].take(tiles)
-        if fresh is not None:
-            return fresh
-    return torch.zeros(tiles, dtype=torch.int32, device=device)
+        return lambda x, w: (None, None)
+    return lambda x, w: (
+        torch.empty(split * outputs, dtype=torch.float32, device=device), counters(device, programs)
+    )  # fmt: skip

@@ -6,19 +6,18 @@ layer neither split nor in the order in which the tensor cores read it, and its 
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..cuda_math import FUNCTIONS, HALVES, MARKS, OPERANDS, PTX, cuda_text
-from ..launching import launch
+from ..devices import architecture, device_of, processors, shared_bytes
+from ..launching import cuda_kernel, launch, planned
 from ..leading import two_counters
-from ..linear import _architecture, _processors
 from . import Network, needed, parse_network
 from .source import UNIT
 
@@ -26,7 +25,6 @@ MAX_WIDTH = 64  # of items and values
 MAX_COLUMNS = 96  # of hidden layers: sums of both kinds stay in registers
 MAX_HIDDEN = 3
 TEAMS = {12: 1, 6: 2, 4: 4, 2: 6}  # warps a row: rows that a block takes side by side
-_MAX_PLANS = 4096
 
 
 class Unit(NamedTuple):
@@ -191,7 +189,7 @@ def fits(
     return (
         q.is_cuda
         and not torch.version.hip
-        and _architecture(q.device.index) >= 8
+        and architecture(q.device.index) >= 8
         and all(t.dtype == torch.float32 for t in (q, k, v, *weights, *params[: bounds[-1]]))
         and 1 <= len(hidden) <= MAX_HIDDEN
         and max(hidden) <= MAX_COLUMNS
@@ -204,26 +202,8 @@ def fits(
     )
 
 
-@functools.cache
-def _shared_bytes(device: int) -> int:
-    """What a block can have."""
-    return int(getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", 48 << 10))
-
-
-@functools.cache
-def _compile(device: int, unit: Unit) -> Any:
-    """The kernel for a device; None where torch cannot compile CUDA C++."""
-    try:
-        with torch.cuda.device(device):
-            kernel = torch.cuda._compile_kernel(unit.source, "unit", nvcc_options=["-std=c++17"])
-            kernel.set_shared_memory_config(_shared_bytes(device))
-    except (AttributeError, ImportError, OSError):  # another torch, no toolkit, no NVRTC
-        return None
-    return kernel
-
-
 _Plan = Callable[..., Tensor] | None
-_plans: dict[tuple[Any, ...], _Plan] = {}
+_plans: dict[Hashable, _Plan] = {}
 
 
 def target_attention_halves(
@@ -237,11 +217,7 @@ def target_attention_halves(
         text, softmax, team, q.device.index,
         tuple((t.shape, t.stride(), t.dtype, t.data_ptr() % 16) for t in (q, k, v, *weights, *params)),
     )  # fmt: skip
-    if key not in _plans:
-        if len(_plans) >= _MAX_PLANS:
-            _plans.clear()
-        _plans[key] = _bind(q, k, v, weights, params, text, softmax, team)
-    plan = _plans[key]
+    plan = planned(_plans, key, lambda: _bind(q, k, v, weights, params, text, softmax, team))
     return None if plan is None else plan(q, k, v, weights, params)
 
 
@@ -260,10 +236,8 @@ def _bind(
         return None
     (_, inner), (q_steps, k_steps, v_steps, *of_marks) = counters
     rows, device = math.prod(lead), q.device.index
-    if not team and rows < _processors(
-        device
-    ):  # whose histories Triton's kernel divides: 9 us against 13 for one of 100
-        return None
+    if not team and rows < processors(device):
+        return None  # Triton's kernel divides their histories: 9 us against 13 for one of 100
     steps = [*k_steps, k.stride(-2), *v_steps, v.stride(-2)]
     aligned = d % 4 == 0 and e % 2 == 0 and not any(n % 4 for n in steps)
     aligned = aligned and not any(t.data_ptr() % 16 for t in (k, v, *weights[:3]) if t.numel())
@@ -272,18 +246,18 @@ def _bind(
         (bool(weights[0].numel()), bool(weights[1].numel()), bool(weights[2].numel())), text, softmax,
         tuple(MARKS[p.dtype] for p in marks), aligned, common,
     ) for common in ((False, True) if not any(k_steps) else (False,)) for t in TEAMS]  # fmt: skip
-    there = _shared_bytes(device)
+    there = shared_bytes(device)
     # A history that is common to all rows and fits comes last, and stays.
     units = {u.team: u for u in candidates if u.shared(items) <= there and team in (0, u.team)}
     if not units:
         return None
     # Histories of their own have lengths of their own: half of what there is room for, if they are drawn evenly.
     ragged = any(any(steps) for steps in of_marks) and needed(network.score.text) is not None
-    unit = units[choose(rows, -(-items // 2) if ragged else items, _processors(device), units)]
-    kernel = _compile(device, unit)
+    unit = units[choose(rows, -(-items // 2) if ragged else items, processors(device), units)]
+    kernel = cuda_kernel(device, unit.source, "unit", shared_bytes(device))
     if kernel is None:
         return None
-    blocks, shared = min(_processors(device), -(-rows // unit.teams)), unit.shared(items)
+    blocks, shared = min(processors(device), -(-rows // unit.teams)), unit.shared(items)
     numbers = [rows, inner, items, *q_steps, q.stride(-1), *steps]
     of_params = [0 if p.numel() == 1 else p.stride(0) for p in params[:count]]
     tails = [p.stride(-1) if p.shape[-1] != 1 else 0 for p in marks]
@@ -296,7 +270,7 @@ def _bind(
             args += [p, step]
         for p, (outer, inside), tail in zip(params[count:], of_marks, tails, strict=True):
             args += [p, outer, inside, tail]
-        with torch.cuda.device(device):
+        with device_of(q):
             launch(kernel, (blocks, 1, 1), (32 * unit.warps, 1, 1), args, shared)
         return y
 

@@ -5,22 +5,24 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Hashable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..counters import counters
+from ..devices import architecture, device_of, processors, shared_bytes
 from ..epilogue import compile_epilogue
+from ..launching import TritonLaunch, planned
 from ..leading import two_counters
-from ..linear import HALF, _architecture, _locks, _processors
+from ..linear import HALF
 from . import Network, needed, parse_network
 
 MAX_WIDTH = 256
 MAX_HIDDEN = 3
 HOPPER_BYTES = 227 << 10  # of a processor's shared memory
 OTHER_BYTES = 27 << 10  # of it that the layers' matrices leave for the history and for moves between layouts
-_MAX_PLANS = 4096
 
 
 class Unit(NamedTuple):
@@ -63,7 +65,7 @@ def fits(
     hidden layers, widths, D and E of at most 256, matrices that a processor's shared memory holds (both halves in
     float32: 64-80-40 is 70 KiB, 128-128-64 192), something to read of each item, the layers' parameters by channel."""
     hidden = len(network.layers) - 1
-    if q.is_cuda and _architecture(q.device.index) < 8:  # no TF32
+    if q.is_cuda and architecture(q.device.index) < 8:  # no TF32
         return False
     if q.dtype not in (torch.float32, *HALF) or any(t.dtype != q.dtype for t in (k, v, *weights)):
         return False
@@ -82,19 +84,12 @@ def fits(
         return False
     padded = [sum(pieces(n)[-1]) for n in (q.shape[-1], *(b.shape[0] for b in biases[:-1]))]
     held = sum(a * b for a, b in itertools.pairwise(padded)) * (8 if q.dtype == torch.float32 else 2)
-    there = _shared_bytes(q.device.index) if q.is_cuda else HOPPER_BYTES
+    there = shared_bytes(q.device.index) if q.is_cuda else HOPPER_BYTES
     return held + OTHER_BYTES <= there
 
 
-@functools.lru_cache
-def _shared_bytes(device: int) -> int:
-    properties = torch.cuda.get_device_properties(device)
-    # Some builds name only what a program gets without asking, which is less.
-    return int(getattr(properties, "shared_memory_per_block_optin", properties.shared_memory_per_block))
-
-
 _Plan = Callable[..., Tensor] | None
-_plans: dict[tuple[Any, ...], _Plan] = {}
+_plans: dict[Hashable, _Plan] = {}
 
 
 def target_attention_triton(
@@ -111,17 +106,11 @@ def target_attention_triton(
         text, softmax, unit, q.device.index,
         tuple((t.shape, t.stride(), t.dtype, t.data_ptr() % 16) for t in (q, k, v, *weights, *params)),
     )  # fmt: skip
-    if key not in _plans:
-        if len(_plans) >= _MAX_PLANS:
-            _plans.clear()
-        _plans[key] = _bind(q, k, v, weights, params, text, softmax, unit)
-    plan = _plans[key]
+    plan = planned(_plans, key, lambda: _bind(q, k, v, weights, params, text, softmax, unit))
     if plan is None:
         return None
-    if q.is_cuda and q.device.index != torch.cuda.current_device():
-        with torch.cuda.device(q.device):
-            return plan(q, k, v, weights, params)
-    return plan(q, k, v, weights, params)
+    with device_of(q):
+        return plan(q, k, v, weights, params)
 
 
 def _bind(
@@ -135,16 +124,14 @@ def _bind(
         return None
     lead, (items, d), e = q.shape[:-1], k.shape[-2:], v.shape[-1]
     layers = len(network.layers)
-    bounds = [0]
-    for f in network.layers:
-        bounds.append(bounds[-1] + f.params)
+    bounds = [0, *itertools.accumulate(f.params for f in network.layers)]
     marks = [p.reshape(1) if p.dim() == 0 else p for p in params[bounds[-1] :]]
-    counters = two_counters(lead, [(q, 1), (k, 2), (v, 2), *((p, 1) for p in marks)])
-    if counters is None:
+    found = two_counters(lead, [(q, 1), (k, 2), (v, 2), *((p, 1) for p in marks)])
+    if found is None:
         return None
-    (_, inner), (q_steps, k_steps, v_steps, *of_marks) = counters
+    (_, inner), (q_steps, k_steps, v_steps, *of_marks) = found
     rows = math.prod(lead)
-    unit = unit or choose(rows, items, _processors(q.device.index) if q.is_cuda else 1)
+    unit = unit or choose(rows, items, processors(q.device.index) if q.is_cuda else 1)
     layer_params = [params[a:b] for a, b in itertools.pairwise(bounds)]
     steps = tuple(tuple(0 if p.numel() == 1 else p.stride(0) for p in layer) for layer in layer_params)
     mark_steps = tuple((*s, p.stride(-1) if p.shape[-1] != 1 else 0) for s, p in zip(of_marks, marks, strict=True))
@@ -160,29 +147,21 @@ def _bind(
         network.score.triton_function(), mask and compile_epilogue(mask).triton_function(), softmax, whole,
         unit.items, wide, unit.split,
     )  # fmt: skip
-    grid = (rows, unit.split, 1)
+    launch = TritonLaunch(unit_kernel, (rows, unit.split, 1), num_warps=unit.warps, num_stages=1)
     scratch = rows * unit.split * (wide + 2) if unit.split > 1 else 0
 
-    runner: Any = None
-
     def run(q: Tensor, k: Tensor, v: Tensor, weights: Sequence[Tensor], params: Sequence[Tensor]) -> Tensor:
-        nonlocal runner
         out = torch.empty((*lead, e), dtype=q.dtype, device=q.device)
         flat = [w.contiguous() if w.numel() else None for w in weights]
         partial = locks = None
         if scratch:
             partial = torch.empty(scratch, dtype=torch.float32, device=q.device)
-            locks = _locks(q.device, rows)
+            locks = counters(q.device, rows)
         layer_params = tuple(tuple(map(plain, params[a:b])) for a, b in itertools.pairwise(bounds))
-        args = (
+        launch(
             q, k, v, out, partial, locks, *flat[:3], tuple(flat[4::2]), tuple(flat[3::2]), layer_params, steps,
             tuple(map(plain, params[bounds[-1] :])), mark_steps, *constants,
         )  # fmt: skip
-        if runner is not None:
-            runner(*args)
-            return out
-        compiled = unit_kernel[grid](*args, num_warps=unit.warps, num_stages=1)
-        runner = compiled and compiled[grid]
         return out
 
     return run
