@@ -100,6 +100,11 @@ __device__ __forceinline__ u32 warp_max(u32 x) { return __reduce_max_sync(~0u, x
 __device__ __forceinline__ void sync(int barrier, int threads) {
   asm volatile("bar.sync %0, %1;" :: "r"(barrier), "r"(threads) : "memory");
 }
+
+// Arrives there, but does not wait.
+__device__ __forceinline__ void signal(int barrier, int threads) {
+  asm volatile("bar.arrive %0, %1;" :: "r"(barrier), "r"(threads) : "memory");
+}
 """
 
 # A half reaches from 2^-24 to 2^15, so operands are scaled by powers of two, their largest into [2^14, 2^15).

@@ -52,7 +52,7 @@ def choose(batch: int, hidden: int, inputs: int, processors: int, architecture: 
     256 rows by 2 take 75 and 93, in clusters of 8 65 and 88; 512 by 8 95 and 121, in clusters 66 and 89; 1024 by 8 119
     and 155, in clusters of 16 123 and 176; 2048 by 16 201 and 257, in clusters 243 and 348. Of 64 units with 32 and 64
     inputs, 256 by 2 take 33 and 42, in clusters of 8 48 and 61; 2048 by 16 118 and 129, in clusters of 16 87 and 97.
-    Since then 1024 by 8 take 97 and 114, by pairs of 16 98 and 118; 2048 by 16 175 and 198, by pairs of 32 124 and 162.
+    Since then 1024 by 8 take 97 and 114, by pairs of 16 98 and 118; 2048 by 16 175 and 198, by pairs of 32 117 and 146.
     """
     if batch <= processors:
         return Plan(1)

@@ -3,9 +3,10 @@
 Two blocks, a cluster, own 16 or 32 rows of the batch and all their steps; each makes 64 units of the state. A block has
 three groups of four warps. One makes the steps: its weights stay in shared memory, from where Hopper's tensor cores
 multiply them by themselves (`wgmma`), so that its registers are free for many gates at once. One makes the products of
-the inputs a step or two ahead, with its weights in registers, while the tensor cores would wait for gates. One fetches
-the inputs and splits them. All operands are sums of two halves of 11 bits each; three products of halves make one of
-float32 (that of both low ones is below its rounding).
+the inputs a step ahead, with its weights in registers (of many inputs but for the low halves of one gate), and begins
+when a step has the products of its reset gate: while gates are made, the tensor cores have little else to do. One
+fetches the inputs and splits them. All operands are sums of two halves of 11 bits each; three products of halves make
+one of float32 (that of both low ones is below its rounding).
 
 Halves reach from 2^-24 to 2^15, so operands are scaled by powers of two: weights by the largest of a warp, inputs by
 the largest of a row, both into [2^14, 2^15), and the state by 2^14 as long as it is below 2 everywhere, which a state
@@ -29,7 +30,9 @@ PAIRS = r"""
 #define PIECE (2 * LINE + 16)           // of states: of 16 units, and their scale
 #define STATE (8 * PIECE)
 #define INPUT (2 * PIECES(K) * LINE)
-#define GATE (16 * 1024)                // bytes of high or low halves of a gate's weights for 64 units
+#define MANY (PIECES(K) > 4)            // inputs: the low halves of a gate's weights do not fit into registers
+#define INPUTS (MANY ? 1 : 2)           // steps whose inputs are split
+#define GATE (16 * BLOCK)               // bytes of high or low halves of a gate's weights for 64 units
 #define MARKS 8                         // steps whose gates' numbers wait: those of five can be in use
 
 __device__ __forceinline__ float part(const float4& v, int i) {
@@ -47,10 +50,11 @@ recurrence(const float* __restrict__ inputs, const float* __restrict__ start, co
   extern __shared__ __align__(128) char shared[];
   char* const weights = shared;                                // [3][high, low] of GATE
   char* const states = weights + 6 * GATE;                     // [2] of STATE
-  char* const split_inputs = states + 2 * STATE;               // [2] of INPUT
-  float4* const ring = (float4*)(split_inputs + 2 * INPUT);    // [2][3][TILES][128]: products of inputs
-  float* const unscales = (float*)(ring + 2 * 3 * TILES * 128);  // [2][ROWS], of inputs; 0: there is an infinity
-  float* const marks = unscales + 2 * ROWS;                    // [MARKS][GATES][ROWS]
+  char* const split_inputs = states + 2 * STATE;               // [INPUTS] of INPUT
+  float4* const ring = (float4*)(split_inputs + INPUTS * INPUT);  // [2][3][TILES][128]: products of inputs
+  char* const kept = (char*)(ring + 2 * 3 * TILES * 128);      // if MANY: low halves of the inputs' last gate
+  float* const unscales = (float*)(kept + MANY * 2 * PIECES(K) * BLOCK);  // [4][ROWS], of inputs; 0: an infinity
+  float* const marks = unscales + 4 * ROWS;                    // [MARKS][GATES][ROWS]
   float* const undone = marks + MARKS * GATES * ROWS;          // [state, inputs][3][4], of weights
   u64* const exchanged = (u64*)(undone + 24);                  // [2]
   u64* const there = exchanged + 2;                            // [2]: split inputs
@@ -74,14 +78,19 @@ recurrence(const float* __restrict__ inputs, const float* __restrict__ start, co
     for (int i = 0; i < 17; i++) start_barrier(address(made + i), 1);
     barriers_started();
   }
-  split_weights<8, H>(weights, undone, wh, piece * 16);
-  split_weights<PIECES(K), K>(states, undone + 12, wi, piece * 16);  // where states, inputs and products will be
+  char* const passing = MANY ? kept - 10 * PIECES(K) * BLOCK : states;  // where states, inputs and products will be
+  {
+    float4 of_state[4][4], of_inputs[4][(PIECES(K) + 1) / 2];
+    fetch_weights<8, H>(of_state, wh, piece * 16);
+    fetch_weights<PIECES(K), K>(of_inputs, wi, piece * 16);
+    split_weights<8>(weights, undone, of_state);
+    split_weights<PIECES(K)>(passing, undone + 12, of_inputs);
+  }
   show();
   __syncthreads();
 
   if (threadIdx.x >= 256) {  // inputs
     registers_fewer<72>();
-    cluster_sync();
     if (warp < TILES) {
       const int r = warp * 8 + lane % 8, c = lane / 8 * 8, from = first + min(r, here - 1);
       const float* next = inputs + (i64)from * row_stride + c;
@@ -98,6 +107,7 @@ recurrence(const float* __restrict__ inputs, const float* __restrict__ start, co
       const int rows[] = GATE_ROWS, times[] = GATE_STEPS;
 #endif
       fetch();
+      cluster_sync();
       for (int t = 0; t < steps; t++) {
 #if GATES
         if (lane < 8)
@@ -115,30 +125,30 @@ recurrence(const float* __restrict__ inputs, const float* __restrict__ start, co
         const u32 most = __float_as_uint(top);
         const bool infinite = most == 0x7f800000;
         const float scale = infinite ? 1.0f : scale_for(most);
-        wait(address(gone + (t & 1)), (t >> 1) + 1);
-        char* const to = split_inputs + (t & 1) * INPUT + lane / 8 * LINE + r * 16;
+        wait(address(gone + t % INPUTS), t / INPUTS + 1);
+        char* const to = split_inputs + t % INPUTS * INPUT + lane / 8 * LINE + r * 16;
 #pragma unroll
         for (int j = 0; j < (K + 31) / 32; j++)
           if (32 * j + 32 <= 16 * PIECES(K) || 32 * j + c < 16 * PIECES(K))
             split(to + 4 * j * LINE, to + 4 * j * LINE + 16 * ROWS, x[j][0], x[j][1], scale);
-        if (lane < 8) unscales[(t & 1) * ROWS + r] = infinite ? 0.0f : inverse(scale);
+        if (lane < 8) unscales[(t & 3) * ROWS + r] = infinite ? 0.0f : inverse(scale);
         show();
         __syncwarp();
-        if (lane == 0) arrive(address(there + (t & 1)), 0);
+        if (lane == 0) arrive(address(there + t % INPUTS), 0);
         if (t + 1 < steps) fetch();
       }
     }
   } else if (threadIdx.x >= 128) {  // products of inputs
-    registers_more<(PIECES(K) > 4 ? 240 : 184)>();
+    registers_more<(MANY ? 240 : 184)>();
     u32 high[3][PIECES(K)][4], low[3][PIECES(K)][4];
     float unscale[3];
-    const u32 own = address(states) + lane / 16 * 1024 + (warp * 16 + lane % 16) * 16;
+    const u32 own = address(passing) + lane / 16 * BLOCK + (warp * 16 + lane % 16) * 16;
 #pragma unroll
     for (int g = 0; g < 3; g++) {
 #pragma unroll
       for (int k = 0; k < PIECES(K); k++) {
-        read(high[g][k], own + (2 * g * PIECES(K) + k) * 2048);
-        read(low[g][k], own + ((2 * g + 1) * PIECES(K) + k) * 2048);
+        read(high[g][k], own + (2 * g * PIECES(K) + k) * 2 * BLOCK);
+        if (!MANY || g < 2) read(low[g][k], own + ((2 * g + 1) * PIECES(K) + k) * 2 * BLOCK);
       }
       unscale[g] = undone[12 + g * 4 + warp];
     }
@@ -151,36 +161,44 @@ recurrence(const float* __restrict__ inputs, const float* __restrict__ start, co
         const int u = unit + 8 * i;
         biases[g][i] = u < H ? bi[g * H + u] + (g < 2 || !AFTER ? bh[g * H + u] : 0.0f) : 0.0f;
       }
-    const u64 operand = described(split_inputs, LINE);
+    const u64 operand = described(split_inputs, LINE), factor = described(kept, BLOCK);
     for (int t = 0; t < steps; t++) {
-      const int slot = t & 1;
+      const int slot = t & 1, buffer = t % INPUTS;
       float4* const slots = ring + slot * 3 * TILES * 128 + thread;
-      const float* const scaled = unscales + slot * ROWS + column;
-      const u64 at = operand + slot * (INPUT >> 4);
-      wait(address(there + slot), t >> 1);
+      const float* const scaled = unscales + (t & 3) * ROWS + column;
+      const u64 at = operand + buffer * (INPUT >> 4);
+      wait(address(there + buffer), t / INPUTS);
+      if (t) sync(2, 256);  // a step makes gates: the tensor cores are free
+      float sum[3][TILES][4];
+      // The tensor cores round every sum towards zero: the small products are added up first.
+      products_begin();
+#pragma unroll
+      for (int c = 2; c >= 0; c--)
+#pragma unroll
+        for (int k = 0; k < PIECES(K); k++) {
+          const u64 b = at + k * 2 * (LINE >> 4) + (c == 1 ? ROWS : 0);
+#pragma unroll
+          for (int g = 0; g < 3; g++)
+            if (MANY && c == 2 && g == 2)
+              multiply(sum[g], factor + k * 2 * (BLOCK >> 4), b, k);
+            else
+              multiply(sum[g], c == 2 ? low[g][k] : high[g][k], b, c < 2 || k);
+        }
+      products_sent();
+      products_left<0>();
+      ready(sum[0]), ready(sum[1]), ready(sum[2]);
+      if (lane == 0) arrive(address(gone + buffer), 0);
+      wait(address(used + slot * 4 + warp), (t >> 1) + 1);
       bool infinite = false;
 #pragma unroll
-      for (int g = 0; g < 3; g++) {
-        // The tensor cores round every sum towards zero: the small products are added up first.
-        Sums sum;
-        products_begin();
+      for (int n = 0; n < TILES; n++) {
+        const float2 s = *(const float2*)(scaled + n * 8);
+        infinite |= s.x == 0.0f || s.y == 0.0f;
 #pragma unroll
-        for (int c = 2; c >= 0; c--)
-#pragma unroll
-          for (int k = 0; k < PIECES(K); k++)
-            multiply(sum, c == 2 ? low[g][k] : high[g][k], at + k * 2 * (LINE >> 4) + (c == 1 ? ROWS : 0), c < 2 || k);
-        products_sent();
-        products_left<0>();
-        ready(sum);
-        if (g == 0) wait(address(used + slot * 4 + warp), (t >> 1) + 1);
-#pragma unroll
-        for (int n = 0; n < TILES; n++) {
-          const float2 s = *(const float2*)(scaled + n * 8);
-          infinite |= s.x == 0.0f || s.y == 0.0f;
+        for (int g = 0; g < 3; g++)
           slots[(g * TILES + n) * 128] = make_float4(
-              sum[n][0] * unscale[g] * s.x + biases[g][0], sum[n][1] * unscale[g] * s.y + biases[g][0],
-              sum[n][2] * unscale[g] * s.x + biases[g][1], sum[n][3] * unscale[g] * s.y + biases[g][1]);
-        }
+              sum[g][n][0] * unscale[g] * s.x + biases[g][0], sum[g][n][1] * unscale[g] * s.y + biases[g][0],
+              sum[g][n][2] * unscale[g] * s.x + biases[g][1], sum[g][n][3] * unscale[g] * s.y + biases[g][1]);
       }
       if (infinite)  // halves would make nan of it
 #pragma unroll 1
@@ -194,14 +212,14 @@ recurrence(const float* __restrict__ inputs, const float* __restrict__ start, co
           ((float*)(slots + (g * TILES + n) * 128))[i % 4] = s;
         }
       __syncwarp();
-      if (lane == 0) arrive(address(gone + slot), 0), arrive(address(made + slot * 4 + warp), 0);
+      if (lane == 0) arrive(address(made + slot * 4 + warp), 0);
     }
   } else {  // steps
-    registers_more<(PIECES(K) > 4 ? 192 : 240)>();
+    registers_more<(MANY ? 192 : 240)>();
     const u32 far = elsewhere(address(shared), rank ^ 1) - address(shared);
     const u32 mine = address(states) + piece * PIECE;
     const u32 at = mine + (lane >> 3 & 1) * LINE + ((lane >> 4) * ROWS + (lane & 7)) * 16;
-    const u64 operand = described(states, LINE), factor = described(weights, 1024);
+    const u64 operand = described(states, LINE), factor = described(weights, BLOCK);
     auto scale_at = [&](u32 e, int k) { return (float*)(states + (e & 1) * STATE + k * PIECE + 2 * LINE); };
 
     // The scale or, if halves of this warp's states would not hold it, a smaller one. Infinite states do not count.
@@ -245,15 +263,12 @@ recurrence(const float* __restrict__ inputs, const float* __restrict__ start, co
       sync(1, 128);
     };
 
-    // Adds to the sums of a gate its weights times half of the state: that of this block, or the other's.
-    auto add = [&](Wide& whole, Sums& rest, int g, u32 e, int half) {
-      const u64 b = operand + (e & 1) * (STATE >> 4) + (rank ^ half) * 4 * (PIECE >> 4);
-      const u64 a = factor + 2 * g * (GATE >> 4) + (rank ^ half) * 8 * (1024 >> 4);
-#pragma unroll
-      for (int k = 0; k < 4; k++) {
-        multiply(whole, a + k * 2 * (1024 >> 4), b + k * (PIECE >> 4), half || k);
-        multiply(rest, a + (GATE >> 4) + k * 2 * (1024 >> 4), b + k * (PIECE >> 4), half || k);
-      }
+    // Adds to the sums of a gate its weights times a quarter of half of the state: of this block's, or the other's.
+    auto add = [&](Wide& whole, Sums& rest, int g, u32 e, int half, int k) {
+      const u64 b = operand + (e & 1) * (STATE >> 4) + ((rank ^ half) * 4 + k) * (PIECE >> 4);
+      const u64 a = factor + 2 * g * (GATE >> 4) + ((rank ^ half) * 8 + k * 2) * (BLOCK >> 4);
+      multiply(whole, a, b, half || k);
+      multiply(rest, a + (GATE >> 4), b, half || k);
     };
     auto total = [&](const Wide& whole, const Sums& rest, int n, int i) {
       return whole[n][i] + (whole[n + TILES][i] + rest[n][i]);
@@ -311,19 +326,26 @@ recurrence(const float* __restrict__ inputs, const float* __restrict__ start, co
       float4 of_reset[TILES];
       for (;;) {
         products_begin();
-        add(reset, reset_rest, 0, e, 0);
-        if (AFTER) add(candidate, candidate_rest, 2, e, 0);
-        add(update, update_rest, 1, e, 0);
+#pragma unroll
+        for (int k = 0; k < 4; k++) {
+          add(reset, reset_rest, 0, e, 0, k);
+          if (AFTER) add(candidate, candidate_rest, 2, e, 0, k);
+          add(update, update_rest, 1, e, 0, k);
+        }
         wait(address(made + slot * 4 + warp), t >> 1);
 #pragma unroll
         for (int n = 0; n < TILES; n++) of_reset[n] = from[n * 128];
         wait(address(exchanged + (e & 1)), e >> 1);
         const bool agree = __all_sync(~0u, *scale_at(e, lane % 8) == scale);
         products_begin();
-        add(reset, reset_rest, 0, e, 1);
-        if (AFTER) add(candidate, candidate_rest, 2, e, 1);
+#pragma unroll
+        for (int k = 0; k < 4; k++) {
+          add(reset, reset_rest, 0, e, 1, k);
+          if (AFTER) add(candidate, candidate_rest, 2, e, 1, k);
+        }
         products_sent();
-        add(update, update_rest, 1, e, 1);
+#pragma unroll
+        for (int k = 0; k < 4; k++) add(update, update_rest, 1, e, 1, k);
         products_sent();
         products_left<1>();
         ready(reset), ready(reset_rest);
@@ -333,6 +355,7 @@ recurrence(const float* __restrict__ inputs, const float* __restrict__ start, co
         sync(1, 128);
         unify(e);  // and again
       }
+      if (t + 1 < steps) signal(2, 256);
       const float unscale = inverse(scale), r_scale = of_weights[0] * unscale, z_scale = of_weights[1] * unscale;
       const float n_scale = of_weights[2] * unscale;
       Sums c;
@@ -348,11 +371,8 @@ recurrence(const float* __restrict__ inputs, const float* __restrict__ start, co
       if (!AFTER) {
         publish(e + 1, c, false);
         products_begin();
-        add(candidate, candidate_rest, 2, e + 1, 0);
-        wait(address(exchanged + 1), t);
-        products_begin();
-        add(candidate, candidate_rest, 2, e + 1, 1);
-        products_sent();
+#pragma unroll
+        for (int k = 0; k < 4; k++) add(candidate, candidate_rest, 2, e + 1, 0, k);
       }
       Sums z;
 #pragma unroll
@@ -367,6 +387,11 @@ recurrence(const float* __restrict__ inputs, const float* __restrict__ start, co
         }
       }
       if (!AFTER) {
+        wait(address(exchanged + 1), t);
+        products_begin();
+#pragma unroll
+        for (int k = 0; k < 4; k++) add(candidate, candidate_rest, 2, e + 1, 1, k);
+        products_sent();
         products_left<0>();
         ready(candidate), ready(candidate_rest);
 #pragma unroll

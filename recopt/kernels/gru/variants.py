@@ -7,7 +7,7 @@ from typing import NamedTuple
 from ..cuda_hopper import HOPPER, WGMMA, wgmma
 from ..cuda_math import FOUR, FUNCTIONS, HALVES, PTX, cuda_text
 from .cluster import CLUSTER
-from .operands import OPERANDS
+from .operands import BLOCK, OPERANDS
 from .pairs import PAIRS
 from .rows import ROWS
 from .tiles import MATRICES, TILES
@@ -77,8 +77,10 @@ class Variant(NamedTuple):
         """Bytes of shared memory that a block is given at its launch."""
         rows = self.plan.rows
         if self.paired:
-            operands = 6 * (16 << 10) + 16 * (64 * rows + 16) + 128 * rows * -(-self.inputs // 16) + 1536 * rows
-            return operands + 4 * (2 * rows + 8 * self.gates * rows + 24) + 8 * (3 * 2 + 4 * 4 + 2)
+            sixteens = -(-self.inputs // 16)
+            inputs = (128 * rows if sixteens <= 4 else 64 * rows + 2 * BLOCK) * sixteens
+            operands = 6 * 16 * BLOCK + 16 * (64 * rows + 16) + inputs + 1536 * rows
+            return operands + 4 * (4 * rows + 8 * self.gates * rows + 24) + 8 * (3 * 2 + 4 * 4 + 2)
         if self.inputs:
             warps, pieces = self._warps, (self._warps * self.cluster, -(-self.inputs // 16))
             ring, split = SLOTS * 3 * rows // 8 * 32 * warps * 16, 2 * rows * sum(64 * (n + 1 + n % 2) for n in pieces)
@@ -95,7 +97,7 @@ class Variant(NamedTuple):
         rows = self.plan.rows
         numbers = range(self.gates)
         if self.paired:
-            size = {"K": self.inputs, "TILES": rows // 8, "VECTORS": int(self.bytes == 16)}
+            size = {"K": self.inputs, "TILES": rows // 8, "VECTORS": int(self.bytes == 16), "BLOCK": BLOCK}
         elif self.inputs:
             size = {"K": self.inputs, "CLUSTER": self.cluster, "TILES": rows // 8, "SLOTS": SLOTS}
         else:
