@@ -1,9 +1,10 @@
 """The launcher of the CUDA C++ kernels of ``recopt::gru`` and ``recopt::augru``: what fits them, how they are compiled.
 
 On Hopper one kernel of ``cluster`` does all of a batch of a few hundred rows, one of ``pairs`` all of thousands. Else
-the products of the inputs of all steps come first, of many rows by ``inputs`` and else as a ``recopt::linear``, and the
-kernel of ``rows`` or ``tiles`` does the rest. They are compiled by NVRTC through torch, once for each ``Variant``.
-Triton would not keep the weights where they are from step to step, and reading them again is what a step would cost.
+the products of the inputs of all steps come first, and the kernel of ``rows`` or ``tiles`` does the rest: of many rows
+by ``inputs``, of very few by a kernel of ``rows`` beside which the other one starts, and else as a ``recopt::linear``.
+They are compiled by NVRTC through torch, once for each ``Variant``. Triton would not keep the weights where they are
+from step to step, and reading them again is what a step would cost.
 """
 
 from __future__ import annotations
