@@ -61,22 +61,30 @@ def regions(lifted: Lifted, without: Collection[Node] = ()) -> list[tuple[list[N
     """What may become one operator each: nodes that are understood, and those of their values that others read.
 
     A node's level is how many operators that are not understood lie, one after the other, before it: nodes of a level
-    can be computed together, whatever reads them. Those of `without` count as not understood."""
+    can be computed together, whatever reads them. What only a later level reads belongs to that one, which launches
+    anyway. Those of `without` count as not understood."""
     host = lifted.host
     every = Elements(lifted, host.nodes)
     level: dict[Value, int] = {}
-    levels: dict[int, list[Node]] = {}
+    placed: dict[Node, int] = {}
     for node in host.nodes:
         below = max((level.get(v, 0) for v in node.inputs), default=0)
         key = name, node  # asked once, however often regions are looked for
         if key not in lifted.notes:
             lifted.notes[key] = _eligible(every, node)
         if node not in without and lifted.notes[key]:
-            levels.setdefault(below, []).append(node)
+            placed[node] = below
         elif not all(v.scalar or host.is_constant(v) for v in node.outputs):
             below += 1
         for value in node.outputs:
             level[value] = below
+    levels: dict[int, list[Node]] = {}
+    for node in reversed(placed):
+        readers = [placed.get(u, 0) for v in node.outputs for u in host.users(v)]
+        if readers and not any(map(host.is_output, node.outputs)):
+            placed[node] = max(placed[node], min(readers))
+    for node, at in placed.items():
+        levels.setdefault(at, []).append(node)
     found = []
     for _, nodes in sorted(levels.items()):
         for group in _placed(lifted, nodes):

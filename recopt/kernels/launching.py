@@ -7,7 +7,7 @@ from __future__ import annotations
 import ctypes
 import functools
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -58,12 +58,39 @@ def cuda_kernel(device: int, source: str, name: str, shared: int = 0) -> Any:
     return kernel
 
 
-def launch(kernel: Any, grid: Grid, block: Grid, args: Sequence[Tensor | int], shared: int = 0) -> None:
+class Attribute(ctypes.Structure):
+    """CUlaunchAttribute, of whose value of 64 bytes one number is set."""
+
+    _fields_: ClassVar = [
+        ("id", ctypes.c_int), ("pad", ctypes.c_int), ("value", ctypes.c_int), ("rest", ctypes.c_int * 15)
+    ]  # fmt: skip
+
+
+class LaunchConfig(ctypes.Structure):
+    """CUlaunchConfig."""
+
+    _fields_: ClassVar = [
+        ("grid", ctypes.c_uint * 3), ("block", ctypes.c_uint * 3), ("shared", ctypes.c_uint),
+        ("stream", ctypes.c_void_p), ("attributes", ctypes.POINTER(Attribute)), ("count", ctypes.c_uint),
+    ]  # fmt: skip
+
+
+BESIDE = Attribute(6, 0, 1)  # programmatic stream serialization: start while the kernel before drains
+
+
+def launch(
+    kernel: Any, grid: Grid, block: Grid, args: Sequence[Tensor | int], shared: int = 0, early: bool = False
+) -> None:
     """Start a kernel of `torch.cuda._compile_kernel` on the current stream of the current device. A tensor is passed as
-    its address, a number as an `int`. Raises RuntimeError where CUDA does."""
+    its address, a number as an `int`. `early`: once the kernel before lets it. Raises RuntimeError where CUDA does."""
     slots = packed(args)
     stream = torch.cuda.current_stream().cuda_stream
-    if driver().cuLaunchKernel(kernel.func, *grid, *block, shared, stream, slots[1], None):
+    if early:
+        config = LaunchConfig(grid, block, shared, stream, ctypes.pointer(BESIDE), 1)
+        status = driver().cuLaunchKernelEx(ctypes.byref(config), kernel.func, slots[1], None)
+        if status:
+            raise RuntimeError(f"the launch of a kernel failed with CUDA's error {status}")
+    elif driver().cuLaunchKernel(kernel.func, *grid, *block, shared, stream, slots[1], None):
         kernel(grid, block, list(args), shared)  # fails again, and says why
 
 

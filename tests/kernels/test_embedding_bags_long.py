@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import os
 import subprocess
@@ -172,6 +173,20 @@ def test_programs_of_a_launch(monkeypatch: pytest.MonkeyPatch) -> None:
     assert programs == [3 * 5, 3 * 5 + 2, 3 * 17 + 2 * 2, 250, 3]
 
 
+def test_addresses_of_a_few_tensors_are_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[bytes] = []
+
+    def launched(config: object, func: object, arguments: Any, _: object) -> int:
+        given.append(ctypes.string_at(arguments[0], 56))
+        return 0
+
+    monkeypatch.setattr(embedding_bags_staged, "driver", lambda: SimpleNamespace(cuLaunchKernelEx=launched))
+    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda device: 0, raising=False)
+    launch = Launch(SimpleNamespace(func=0), torch.zeros(1), 3, 0, warps=4, bags=2, early=False)
+    launch(torch.empty(33, 16), b"16 bytes for two")
+    assert given[0].startswith(launch.records.data_ptr().to_bytes(8, "little")) and given[0][40:] == b"16 bytes for two"
+
+
 @gpu
 @needs_gpu
 @pytest.mark.parametrize("config", [Staged(), Staged(1, 1, 128, 1, True, 2, 3, True), Staged(2, 8, 512, 1, bags=2)])
@@ -262,10 +277,11 @@ def test_gpu_a_staged_id_that_its_table_does_not_hold_stops_the_device(text: str
 
 @gpu
 @needs_gpu
-def test_gpu_staged_ids_in_many_tensors_under_a_graph() -> None:
-    text = "; ".join(f"sum t0[i{n}:0+70]" for n in range(3))
+@pytest.mark.parametrize("count", [3, 9])
+def test_gpu_staged_ids_in_many_tensors_under_a_graph(count: int) -> None:
+    text = "; ".join(f"sum t0[i{n}:0+70]" for n in range(count))
     table = torch.randn(500, 128, device="cuda")
-    ids = [torch.randint(500, (33, 70), device="cuda") for _ in range(3)]
+    ids = [torch.randint(500, (33, 70), device="cuda") for _ in range(count)]
     o = Operands([table], ids, [], [], [], [])
     for _ in range(2):
         embedding_bags_triton(o, text, Staged())

@@ -319,11 +319,12 @@ def test_products_of_inputs_on_a_gpu(outer: int, inner: int, inputs: int, column
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("plan", [Plan(1), Plan(8), Plan(8, True), Plan(32, True)])
-def test_weights_at_any_address(plan: Plan) -> None:
-    given = on_gpu(5, 3, 7, 16)
+@pytest.mark.parametrize("moved", [2, 3])
+def test_weights_at_any_address(plan: Plan, moved: int) -> None:
+    given = on_gpu(5, 3, 8, 16)
     whole = run(given, False, KEEP, [], plan)
-    given[3] = torch.cat([given[3].new_zeros(1), given[3].flatten()])[1:].view_as(given[3])
-    assert given[3].data_ptr() % 16 and torch.equal(run(given, False, KEEP, [], plan), whole)
+    given[moved] = torch.cat([given[moved].new_zeros(1), given[moved].flatten()])[1:].view_as(given[moved])
+    assert given[moved].data_ptr() % 16 and torch.equal(run(given, False, KEEP, [], plan), whole)
 
 
 @pytest.mark.gpu

@@ -110,6 +110,23 @@ def test_a_region_ends_at_a_contraction() -> None:
     torch.testing.assert_close(results(found, args), results(module, args), equal_nan=True)
 
 
+def test_what_only_a_later_region_reads_belongs_to_it() -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(6, 6)
+
+        def forward(self, x: Tensor, ids: Tensor) -> Tensor:
+            hidden = ~(ids % 3 > 0)
+            return self.layer(x).masked_fill(hidden, -1e9)
+
+    module = Masked()
+    found = optimized(module)
+    assert operators(found) == ["recopt.linear.default", OPERATOR]
+    args = inputs(5)
+    torch.testing.assert_close(results(found, args), results(module, args), equal_nan=True)
+
+
 def alone(x: Tensor, ids: Tensor) -> object:
     return torch.log1p(x)
 

@@ -20,7 +20,7 @@ from .operands import Operands, check_operands, result_dtype, rows_of
 from .plain import embedding_bags_torch
 from .plan import make_plan, supports
 from .split import MOST_ROWS, in_parts
-from .staged import Launch, staged
+from .staged import Launch, few, staged
 
 
 class _Call(NamedTuple):
@@ -146,12 +146,14 @@ def _bind_staged(layout: Layout, o: Operands, launch: Launch) -> _Run:
     device = o.tables[0].device
     width = sum(layout.widths([t.shape[1] for t in o.tables], []))
     dtype = result_dtype(layout, [t.dtype for t in o.tables], [])
-    addresses = _Addresses(device) if len(layout.slots) > 1 else None
+    addresses = _Addresses(device) if len(layout.slots) > 1 and not few(layout) else None
 
     def run(call: _Call) -> Tensor:
         out = torch.empty((call.rows, width), dtype=dtype, device=device)
-        if call.rows:
-            launch(out, call.dynamic[0] if addresses is None else addresses.of(call.addresses))
+        if call.rows and addresses is not None:
+            launch(out, addresses.of(call.addresses))
+        elif call.rows:
+            launch(out, call.addresses if few(layout) else call.dynamic[0])
         return out
 
     return run

@@ -290,9 +290,12 @@ struct Arguments {  // as in the launcher
   const void* dynamic;
   char* out;
   int rows, width, units, all;  // units of bags, those of single rows too
+#if OWN
+  const IDS* own[OWN];  // where ids lie in a few tensors
+#endif
 };
 
-extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) bags(const Arguments given) {
+extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) bags(const __grid_constant__ Arguments given) {
   __shared__ __align__(16) u32 held[WARPS][HELD];
   // A program makes bags of one unit; those of single rows come last. Where there is nothing else, each warp has a unit
   // of its own, so that a batch of one fills programs too: beside bags that would cost registers.
@@ -343,6 +346,8 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) bags(const Argu
 #endif
 #if DIRECT
   const IDS* ids = (const IDS*)given.dynamic + at;
+#elif OWN
+  const IDS* ids = given.own[slot] + at;
 #else
   const IDS* ids = ((const IDS* const*)given.dynamic)[slot] + at;
 #endif

@@ -23,7 +23,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 
-from ..launching import driver
+from ..launching import BESIDE, LaunchConfig, driver
 from .config import Staged
 from .layout import Layout, Term
 from .operands import Operands, check_operands, result_dtype
@@ -31,6 +31,7 @@ from .source import SOURCE
 
 _TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.uint8: 3, torch.int8: 4}
 _HELD = 160  # ids of a bag that are held at once
+_FEW = 8  # addresses that are arguments of the kernel; more go through memory
 _CARVEOUT = 9  # CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT
 
 
@@ -41,26 +42,6 @@ class _Arguments(ctypes.Structure):
         ("records", ctypes.c_uint64), ("dynamic", ctypes.c_uint64), ("out", ctypes.c_uint64),
         ("rows", ctypes.c_int), ("width", ctypes.c_int), ("units", ctypes.c_int), ("all", ctypes.c_int),
     ]  # fmt: skip
-
-
-class _Attribute(ctypes.Structure):
-    """CUlaunchAttribute, of whose value of 64 bytes one number is set."""
-
-    _fields_: ClassVar = [
-        ("id", ctypes.c_int), ("pad", ctypes.c_int), ("value", ctypes.c_int), ("rest", ctypes.c_int * 15)
-    ]  # fmt: skip
-
-
-class _LaunchConfig(ctypes.Structure):
-    """CUlaunchConfig."""
-
-    _fields_: ClassVar = [
-        ("grid", ctypes.c_uint * 3), ("block", ctypes.c_uint * 3), ("shared", ctypes.c_uint),
-        ("stream", ctypes.c_void_p), ("attributes", ctypes.POINTER(_Attribute)), ("count", ctypes.c_uint),
-    ]  # fmt: skip
-
-
-_BESIDE = _Attribute(6, 0, 1)  # programmatic stream serialization: start while the kernel before drains
 
 
 class Launch(NamedTuple):
@@ -74,12 +55,14 @@ class Launch(NamedTuple):
     bags: int
     early: bool
 
-    def __call__(self, out: torch.Tensor, dynamic: torch.Tensor) -> None:
-        """Fill out [R, W] from ids, or from the addresses of several tensors of ids. Raises RuntimeError where the
-        driver refuses."""
+    def __call__(self, out: torch.Tensor, dynamic: torch.Tensor | bytes) -> None:
+        """Fill out [R, W] from ids, or from the addresses of several tensors of ids: those of a few as they are. Raises
+        RuntimeError where the driver refuses."""
         rows, width = out.shape
-        pointers = self.records.data_ptr(), dynamic.data_ptr(), out.data_ptr()
-        given = _Arguments(*pointers, rows, width, self.units, self.units + self.singles)
+        own = dynamic if isinstance(dynamic, bytes) else b""
+        pointers = self.records.data_ptr(), 0 if isinstance(dynamic, bytes) else dynamic.data_ptr(), out.data_ptr()
+        head = _Arguments(*pointers, rows, width, self.units, self.units + self.singles)
+        given = ctypes.create_string_buffer(bytes(head) + own)
         if self.units:
             programs = self.units * -(-rows // (self.warps * self.bags)) + self.singles * -(-rows // (self.warps * 32))
         else:
@@ -91,15 +74,21 @@ class Launch(NamedTuple):
             raise RuntimeError(f"embedding_bags: the launch failed with CUDA's error {status}")
 
 
-def _launch_config(programs: int, threads: int, device: int, early: bool) -> _LaunchConfig:
+def _launch_config(programs: int, threads: int, device: int, early: bool) -> LaunchConfig:
     """The launch on a device's current stream: the one made before for the same, which nobody writes to."""
     return _made_config(programs, threads, torch._C._cuda_getCurrentRawStream(device), early)
 
 
 @functools.lru_cache(maxsize=1024)
-def _made_config(programs: int, threads: int, stream: int, early: bool) -> _LaunchConfig:
+def _made_config(programs: int, threads: int, stream: int, early: bool) -> LaunchConfig:
     grid, block = (programs, 1, 1), (threads, 1, 1)
-    return _LaunchConfig(grid, block, 0, stream, ctypes.pointer(_BESIDE), int(early))
+    return LaunchConfig(grid, block, 0, stream, ctypes.pointer(BESIDE), int(early))
+
+
+def few(layout: Layout) -> bool:
+    """Whether ids lie in several tensors, but so few that their addresses are arguments: in memory they would have to
+    be copied there, which a captured graph does at every replay."""
+    return 1 < len(layout.slots) <= _FEW
 
 
 def eligible(layout: Layout, o: Operands) -> bool:
@@ -188,7 +177,7 @@ def staged(layout: Layout, o: Operands, config: Staged) -> Launch | None:
         "CHUNKS": -(-min(longest, _HELD) // 32),
         "AHEAD": int(config.ahead), "WARPS": config.warps, "QUADS": config.quads, "BLOCKS": config.blocks,
         "BAGS": config.bags, "MOST": min(longest, _HELD + 1),
-        "DIRECT": int(len(layout.slots) == 1), "EARLY": int(early),
+        "DIRECT": int(len(layout.slots) == 1), "OWN": len(layout.slots) if few(layout) else 0, "EARLY": int(early),
         "CHECK": int(os.environ.get("RECOPT_UNCHECKED_IDS") != "1"), "WAYS": ways, "SINGLES": singles,
         # What is left of a short bag is read at once: a long one has less left than it costs.
         "TAIL": config.quads if longest < 64 else 1,

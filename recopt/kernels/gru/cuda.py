@@ -1,9 +1,10 @@
 """The launcher of the CUDA C++ kernels of ``recopt::gru`` and ``recopt::augru``: what fits them, how they are compiled.
 
 On Hopper one kernel of ``cluster`` does all of a batch of a few hundred rows, one of ``pairs`` all of thousands. Else
-the products of the inputs of all steps come first, of many rows by ``inputs`` and else as a ``recopt::linear``, and the
-kernel of ``rows`` or ``tiles`` does the rest. They are compiled by NVRTC through torch, once for each ``Variant``.
-Triton would not keep the weights where they are from step to step, and reading them again is what a step would cost.
+the products of the inputs of all steps come first, and the kernel of ``rows`` or ``tiles`` does the rest: of many rows
+by ``inputs``, of very few by a kernel of ``rows`` beside which the other one starts, and else as a ``recopt::linear``.
+They are compiled by NVRTC through torch, once for each ``Variant``. Triton would not keep the weights where they are
+from step to step, and reading them again is what a step would cost.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ from torch import Tensor
 
 from ..cuda_math import cuda_text
 from ..devices import architecture, processors
+from ..launching import launch
 from ..linear import linear
 from .inputs import input_products
+from .rows import AHEAD
 from .variants import Plan, Variant
 
 MAX_HIDDEN = 128  # wider weights do not fit into the registers of one processor, or of two
@@ -67,8 +70,8 @@ def choose(batch: int, hidden: int, inputs: int, processors: int, architecture: 
 
 
 @functools.cache
-def _compile(device: int, variant: Variant) -> Any:
-    """The kernel for a device; None where torch cannot compile CUDA C++, or a block has too little shared memory."""
+def _compile(device: int, variant: Variant, name: str = "recurrence") -> Any:
+    """A kernel for a device; None where torch cannot compile CUDA C++, or a block has too little shared memory."""
     properties = torch.cuda.get_device_properties(device)
     if variant.shared > getattr(properties, "shared_memory_per_block_optin", 48 << 10):
         return None
@@ -76,7 +79,7 @@ def _compile(device: int, variant: Variant) -> Any:
         with torch.cuda.device(device):
             capability = "90a" if variant.paired else None
             kernel = torch.cuda._compile_kernel(
-                variant.source, "recurrence", compute_capability=capability, nvcc_options=["-std=c++17"]
+                variant.source, name, compute_capability=capability, nvcc_options=["-std=c++17"]
             )
             kernel.set_shared_memory_config(variant.shared)
     except (AttributeError, ImportError, OSError):  # another torch, no toolkit, no NVRTC
@@ -94,6 +97,25 @@ def _added(a: Tensor, b: Tensor) -> Tensor:
     return torch.cat([a[: len(b)] + b, a[len(b) :]]) if len(b) else a
 
 
+def _product_blocks(rows: int) -> int:
+    """Blocks of the kernel that multiplies inputs of so many rows: one for each gate and AHEAD of them."""
+    return 3 * -(-rows // AHEAD)
+
+
+def _products_beside(x: Tensor, w: Tensor, b: Tensor, variant: Variant, room: int) -> Tensor:
+    """x [B, T, K] times w [3H, K] plus b, in a kernel that lets the next one start at once. What that one reads before
+    it waits must have been launched before this one, which for its part starts when all of that has ended. `room`: of
+    the processors, so that the next one finds the others free."""
+    (batch, steps, _), columns = x.shape, len(w)
+    y = torch.empty((batch, steps, columns), dtype=x.dtype, device=x.device)
+    kernel, blocks = _compile(x.device.index, variant, "products"), _product_blocks(batch * steps)
+    warps = -(-variant.threads // 32 // (room // blocks))
+    grid, block = (blocks, -(-variant.threads // (32 * warps)), 1), (32 * warps, 1, 1)
+    with torch.cuda.device(x.device):
+        launch(kernel, grid, block, [x, w, b, y, batch * steps, steps, x.stride(0), x.stride(1)])
+    return y
+
+
 def gru_cuda(
     x: Tensor, h0: Tensor | None, wi: Tensor, wh: Tensor, bi: Tensor, bh: Tensor, after: bool,
     keep: str, gates: Sequence[Tensor], plan: Plan | None = None,
@@ -108,20 +130,23 @@ def gru_cuda(
     plan = plan or choose(batch, hidden, x.shape[2], processors(device), architecture(device))
     start = bh if h0 is None else h0.expand(batch, hidden)
     start = start if start.stride(-1) == 1 else start.contiguous()
-    weights = wh.contiguous()
+    # Before any product is launched: a kernel that starts early reads these at once.
+    weights, of_state, of_inputs, bias = wh.contiguous(), bh.contiguous(), wi.contiguous(), bi.contiguous()
+    hopper = architecture(device) == 9
+    room = processors(device) - batch  # what is left of them beside the recurrence
+    early = plan.rows == 1 and hopper and x.shape[2] <= MAX_INPUTS and _product_blocks(batch * steps) <= room
     args: list[Tensor | int]
-    if plan.cluster:
+    if plan.cluster or early:
         inputs = x if x.stride(-1) == 1 else x.contiguous()
-        strides = inputs.stride()
-        width, fetched = x.shape[2], _aligned(inputs, x.shape[2], *strides[:2])
-        fetched = min(fetched, _aligned(weights, hidden))
-        args = [inputs, start, wi.contiguous(), weights, bi.contiguous()]
+        width, strides = x.shape[2], inputs.stride()
+        fetched = min(_aligned(inputs, width, *strides[:2]), _aligned(of_inputs, width), _aligned(weights, hidden))
+        args = [inputs, start, of_inputs, weights, bias]
     else:
         by_step = x.stride(0) < x.stride(1)
         ordered = x.transpose(0, 1) if by_step else x
         # What is added to the products of the state, but for what the reset gate multiplies, is added here.
         more = bh[: 0 if plan.rows < 8 else (2 if after else 3) * hidden]
-        products = input_products(ordered, wi, bi, more, processors(device)) if architecture(device) == 9 else None
+        products = input_products(ordered, wi, bi, more, processors(device)) if hopper else None
         inputs = linear(ordered, wi, _added(bi, more)) if products is None else products
         strides = inputs.transpose(0, 1).stride() if by_step else inputs.stride()
         width, fetched = 0, _aligned(inputs, hidden)
@@ -131,12 +156,15 @@ def gru_cuda(
     kernel = _compile(device, variant)
     if kernel is None:
         return None
+    if early:
+        inputs = _products_beside(inputs, of_inputs, bias, variant, room)
+        strides, args = inputs.stride(), [inputs, start, weights]
     floats = [g.expand(batch, steps).float() for g in gates]
     y = torch.empty((batch, steps, hidden), dtype=x.dtype, device=x.device)
-    args += [bh.contiguous(), y, batch, steps, *strides[:2], 0 if h0 is None else start.stride(0)]
+    args += [of_state, y, batch, steps, *strides[:2], 0 if h0 is None else start.stride(0)]
     for g in floats:
         args += [g, *g.stride()]
     blocks = -(-batch // plan.rows) * variant.cluster
     with torch.cuda.device(device):
-        kernel((blocks, 1, 1), (variant.threads, 1, 1), args, variant.shared)
+        launch(kernel, (blocks, 1, 1), (variant.threads, 1, 1), args, variant.shared, early)
     return y

@@ -9,7 +9,7 @@ from ..cuda_math import FOUR, FUNCTIONS, HALVES, PTX, cuda_text
 from .cluster import CLUSTER
 from .operands import BLOCK, OPERANDS
 from .pairs import PAIRS
-from .rows import ROWS
+from .rows import AHEAD, ROWS
 from .tiles import MATRICES, TILES
 
 KEEP = "__device__ __forceinline__ float keep(float h, const float* p) { return KEEP; }\n"
@@ -40,7 +40,7 @@ class Variant(NamedTuple):
     @property
     def cluster(self) -> int:
         """Blocks that share their rows."""
-        return 2 if self.paired or (self.inputs and self.hidden > 64) else 1
+        return 2 if self.paired or (self.plan.cluster and self.hidden > 64) else 1
 
     @property
     def paired(self) -> bool:
@@ -52,11 +52,9 @@ class Variant(NamedTuple):
         """How many threads a block has."""
         if self.paired:
             return 384
-        if self.inputs:
-            return 64 * self._warps
-        if self.plan.rows >= 8:
-            return 32 * -(-self.hidden // 16)
-        return 32 * -(-(-(-self.hidden // self.units) * 4 * self.units) // 32)
+        if self.plan.rows < 8:
+            return 32 * -(-(-(-self.hidden // self.units) * self.parts) // 32)
+        return 64 * self._warps if self.inputs else 32 * -(-self.hidden // 16)
 
     @property
     def _warps(self) -> int:
@@ -65,12 +63,17 @@ class Variant(NamedTuple):
 
     @property
     def units(self) -> int:
-        """How many units of a state 4 times as many threads make together: more read less, and exchange more sums.
+        """How many units of a state `parts` threads make together: more read less, and exchange more sums.
 
-        Measured on an H100 at 128 units and 50 steps, 1, 2 and 4 of them in us: GRU 34, 36, 38 and AUGRU 49, 42, 43 at
-        a row a block, 55, 56, 64 and 83, 69, 74 at two.
+        Measured on an H200, a row of 128 units, 50 steps, without the products of the inputs, 1, 2 and 4 of them in us:
+        GRU 27.4, 26.9 and 26.3, AUGRU 39.5, 33.1 and 30.0; by twice as many threads, 2 of them, 30.2 and 34.5.
         """
-        return 2 if self.hidden > 32 else 1
+        return 4 if self.plan.rows == 1 else 2 if self.hidden > 32 else 1
+
+    @property
+    def parts(self) -> int:
+        """How many threads share the units of a group, each with a part of the state."""
+        return (2 if self.plan.rows == 1 else 4) * self.units
 
     @property
     def shared(self) -> int:
@@ -81,13 +84,13 @@ class Variant(NamedTuple):
             inputs = (128 * rows if sixteens <= 4 else 64 * rows + 2 * BLOCK) * sixteens
             operands = 6 * 16 * BLOCK + 16 * (64 * rows + 16) + inputs + 1536 * rows
             return operands + 4 * (4 * rows + 8 * self.gates * rows + 24) + 8 * (3 * 2 + 4 * 4 + 2)
+        if rows < 8:
+            return 0
         if self.inputs:
             warps, pieces = self._warps, (self._warps * self.cluster, -(-self.inputs // 16))
             ring, split = SLOTS * 3 * rows // 8 * 32 * warps * 16, 2 * rows * sum(64 * (n + 1 + n % 2) for n in pieces)
             floats = STAGES * rows * (-(-self.inputs // 4) * 4) + 64 * warps + 2 * rows + 2 * 8
             return ring + split + 4 * (floats + SLOTS * warps * self.gates * rows) + 8 * (2 + 2 * SLOTS * warps)
-        if rows < 8:
-            return 0
         wide, line = -(-self.hidden // 16) * 16, (3 * self.hidden + 11) // 16 * 16 + 4
         return 4 * (STAGES * rows * (line + self.gates) + wide + 2) + 2 * 2 * 2 * rows * (wide + 8)
 
@@ -96,12 +99,15 @@ class Variant(NamedTuple):
         """The whole text for the compiler."""
         rows = self.plan.rows
         numbers = range(self.gates)
-        if self.paired:
+        if rows < 8:
+            size = {"ROWS": rows, "UNITS": self.units, "PARTS": self.parts, "K": self.inputs}
+            size |= {"AHEAD": AHEAD, "VECTORS": int(self.bytes == 16)}
+        elif self.paired:
             size = {"K": self.inputs, "TILES": rows // 8, "VECTORS": int(self.bytes == 16), "BLOCK": BLOCK}
         elif self.inputs:
             size = {"K": self.inputs, "CLUSTER": self.cluster, "TILES": rows // 8, "SLOTS": SLOTS}
         else:
-            size = {"ROWS": rows, "UNITS": self.units} if rows < 8 else {"TILES": rows // 8}
+            size = {"TILES": rows // 8}
         macros = size | {
             "H": self.hidden, "AFTER": int(self.after), "GATES": self.gates, "KEEP": cuda_text(self.keep),
             "STARTED": int(self.started), "BYTES": self.bytes, "STAGES": STAGES,
@@ -111,10 +117,12 @@ class Variant(NamedTuple):
             "GATE_STEPS": "{" + ", ".join(f"s{n}" for n in numbers) + "}",
         }  # fmt: skip
         text = "".join(f"#define {name} {value}\n" for name, value in macros.items()) + FUNCTIONS + KEEP
+        if rows < 8:
+            return text + PTX + FOUR + ROWS
         if self.paired:
             tiles = rows // 8
             products = WGMMA + wgmma(2 * tiles, False) + wgmma(tiles, False) + wgmma(tiles, True)
             return text + PTX + HALVES + FOUR + HOPPER + products + MATRICES + OPERANDS + PAIRS
         if self.inputs:
             return text + PTX + HALVES + HOPPER + CLUSTER
-        return text + (ROWS if rows < 8 else PTX + HALVES + MATRICES + TILES)
+        return text + PTX + HALVES + MATRICES + TILES
