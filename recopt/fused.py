@@ -324,7 +324,7 @@ class Gru:
 @dataclass(frozen=True)
 class LayerNorm:
     """The target's own layer normalisation of x [rows.., D]: (x - mean) / sqrt(variance + eps) * g [D] + b [D], then
-    `steps`."""
+    `steps`. Where not `centred` x / sqrt(mean of x^2 + eps) * g + b, an RMS normalisation."""
 
     x: View
     g: Array
@@ -334,6 +334,7 @@ class LayerNorm:
     dtype: str
     steps: tuple[Step, ...] = ()
     name: str = "layer_norm"
+    centred: bool = True
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,8 @@ def computed(spec: Spec, leaf: Callable[[Leaf], Array], symbols: Mapping[str, in
         return apply_steps(_attention(spec, value), spec.steps, symbols)
     if isinstance(spec, LayerNorm):
         x = value(spec.x)
-        x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + spec.eps)
+        x = x - x.mean(-1, keepdims=True) if spec.centred else x
+        x = x / np.sqrt(np.square(x).mean(-1, keepdims=True) + spec.eps)
         return apply_steps(x * spec.g + spec.b, spec.steps, symbols)
     if isinstance(spec, DotInteraction):
         x = value(spec.x)

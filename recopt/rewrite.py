@@ -245,6 +245,10 @@ def declines(host: Host, found: Match, saved: Cost, target: str) -> str | None:
         return "target and items are weighed apart already, which takes a CPU no longer"
     if isinstance(found.spec, (TargetAttention, Bilinear)):
         return None  # it is there for the work that it saves, not for its length
+    if target != "recopt" and lower.is_written(host, found.spec, found.root, found.dead):
+        return "is what ONNX Runtime makes one kernel of already"
+    if isinstance(found.spec, LayerNorm) and not found.spec.centred and found.spec.eps:
+        return None  # what is written is as long, but one kernel
     if host.dialect == "onnx" and target != "recopt":  # there the operator is the point, whatever it replaces
         replaced = sum(not all(host.is_constant(v) for v in n.outputs) for n in found.dead)
         loops = any(host.regions(n) for n in found.dead)  # which run their nodes again and again
