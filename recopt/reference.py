@@ -95,7 +95,9 @@ def _attention(spec: Attention, value: Callable[[View], Array]) -> Array:
         top = scores.max(axis=-1, keepdims=True)
         weights = np.exp(scores - np.where(np.isfinite(top), top, 0.0))
         weights /= weights.sum(axis=-1, keepdims=True)
-    if spec.unseen != "nan":
+    if spec.unseen == "scores":
+        weights = scores
+    elif spec.unseen != "nan":
         weights = np.where(np.isnan(weights) if spec.unseen == "clean" else top == -np.inf, 0.0, weights)
     return np.asarray(weights @ v)
 

@@ -225,6 +225,8 @@ def declines(host: Host, found: Match, saved: Cost, target: str) -> str | None:
     if isinstance(found.spec, (Attention, LayerNorm)) and launches <= 1:
         # without any, only views of the operator would go
         return None if launches and lower.quicker(host, found.spec, target) else "is one operator already"
+    if isinstance(found.spec, Attention) and found.spec.unseen == "scores" and target == "cuda":
+        return "no kernel weighs by scores without a softmax"
     if isinstance(found.spec, Attention) and target == "cpu" and host.is_constant(found.spec.q.value):
         # 10 us more at batch 1, 0.9 to 1.3 of the time at 256 rows of 50 keys of 64, one to four queries.
         return "the model learned its queries, which a product with weights serves as well on a CPU"

@@ -88,7 +88,7 @@ def onnx_translations() -> dict[Callable[..., Any], Callable[..., Any]]:
         exporter = _Exporter(opset18)
         operands = [exporter.value(p, dtype if p.dtype is None else p.dtype.numpy().name) for p in params or ()]
         scores = exporter.made[emit(exporter, score, exporter.value(h, dtype), operands, "y")]  # type: ignore[arg-type]  # the part of a host that emit calls
-        weights = opset18.Softmax(scores, axis=-1)
+        weights = scores if unseen == "scores" else opset18.Softmax(scores, axis=-1)
         if unseen == "clean":
             weights = opset18.Where(opset18.IsNaN(weights), 0.0, weights)
         elif unseen == "zero":
