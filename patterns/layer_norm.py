@@ -76,7 +76,7 @@ def match(lifted: Lifted, root: Value) -> Match | None:
 
 
 def _candidates(lifted: Lifted, root: Value) -> Iterator[Value]:
-    """What the first reductions before `root` read, and what that is made of: squares above all. Nearest first."""
+    """What the first reductions before `root` read, and what that is a square of; nearest first."""
     found: dict[Value, None] = {}
     pending, seen = [(root, 0)], {root}
     while pending:
@@ -89,13 +89,21 @@ def _candidates(lifted: Lifted, root: Value) -> Iterator[Value]:
             if not isinstance(leaf, Value) or lifted.host.is_constant(leaf):
                 continue
             if leaf in summed:
-                made = lifted.local(leaf)
-                data = [] if made is None else [v for v in made.body.leaves if isinstance(v, Value)]
-                found |= dict.fromkeys([leaf, *(v for v in data if not lifted.host.is_constant(v))])
+                found |= dict.fromkeys([leaf, *_squared(lifted, leaf)])
             if leaf not in seen:
                 seen.add(leaf)
                 pending.append((leaf, depth + 1))
     yield from sorted(found, key=lambda v: -lifted.order.get(v, 0))
+
+
+def _squared(lifted: Lifted, value: Value) -> list[Value]:
+    """The one value that `value` is a square of, if any."""
+    own = lifted.local(value)
+    mono = own.body.monos[0] if own is not None and len(own.body.monos) == 1 else None
+    if mono is None or mono.axes or len(mono.atoms) != 2 or mono.atoms[0] is not mono.atoms[1]:
+        return []
+    leaf = mono.atoms[0].leaf if isinstance(mono.atoms[0], Read) else None
+    return [leaf] if isinstance(leaf, Value) else []
 
 
 class _Found:
