@@ -18,8 +18,8 @@ from .onnx_writer import Writer
 NORMALISES = 17  # the first opset with LayerNormalization
 RMS_NORMALISES = 23  # the first with RMSNormalization
 # Before that an RMS normalisation is these, one after the other: ONNX Runtime 1.31 makes one kernel of them, as it does
-# of what the TorchScript exporter writes, but of few other spellings, and of none without an epsilon. Of the time of what
-# the dynamo exporter writes it takes 0.4 to 0.5 on a CPU, 50 to 12800 rows of 64.
+# of what the TorchScript exporter writes, but of few other spellings, and of none without an epsilon. Of the time of
+# what the dynamo exporter writes it takes 0.4 to 0.5 on a CPU, 50 to 12800 rows of 64.
 RMS = ("Pow", "ReduceMean", "Add", "Sqrt", "Div", "Mul")
 
 
