@@ -38,11 +38,12 @@ def target_attention_cpu(
     """What `target_attention_torch` computes; None where that is to be called."""
     counts, total = _counts(text)
     of_units = params[:total]
+    stored = *weights, *of_units
     (*lead, width), items, values = q.shape, k.shape[-2], v.shape[-1]
     units, work, before = [*map(_numel, weights[3::2])], 0, width
     for n in units:
         work, before = work + items * before * n, n
-    if work < WORTH or not _plain(q, (k, v, *weights, *of_units), params) or (module := _compiled(text)) is None:
+    if work < WORTH or not _plain(q, (k, v, *stored), params) or (module := _compiled(text)) is None:
         return None
     marks = [p if p.dtype in BYTES else p.float() for p in params[total:]]
     if len(lead) != 1:
@@ -51,7 +52,7 @@ def target_attention_cpu(
         v = k if same else v.reshape(-1, items, values)
     if not q.stride(-1) == k.stride(-1) == v.stride(-1) == 1:
         q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
-    if not all(map(_is_contiguous, (*weights, *of_units))):
+    if not all(map(_is_contiguous, stored)):
         weights, of_units = [w.contiguous() for w in weights], [p.contiguous() for p in of_units]
     y, rows, at = q.new_empty((*lead, values)), q.size(0), [*map(_address, weights)]
     words = [q.data_ptr(), k.data_ptr(), v.data_ptr(), y.data_ptr(), rows, items, width, values]
@@ -65,8 +66,8 @@ def target_attention_cpu(
         words += (place, size > 1)
     words += (0, 0)
     for p in marks:
-        sizes, strides = (1, 1, *p.shape)[-2:], (0, 0, *p.stride())[-2:]
-        words += (p.data_ptr(), *(step if n > 1 else 0 for n, step in zip(sizes, strides, strict=True)), BYTES[p.dtype])
+        (several, many), (row, item) = (1, 1, *p.shape)[-2:], (0, 0, *p.stride())[-2:]
+        words += (p.data_ptr(), row if several > 1 else 0, item if many > 1 else 0, BYTES[p.dtype])
     run_rows(module, words, rows, -(-THREAD // work))
     return y
 
