@@ -98,6 +98,8 @@ def _match(lifted: Lifted, root: Value, term: Tensor, found: Average) -> Match |
     spec = Attention(q, k, v, text, tuple(printer.operands), found.unseen, shape, term.dtype,
                      regroup(dims, term.dims), root.name, heads)  # fmt: skip
     dead = dead_after(lifted, root, [view.value for view in spec.views])
+    if found.unseen == "scores" and any(value.node not in dead for value in scores.products):
+        raise No("the scores have another user")
     shared = [value.name for value in found.opened if value.node not in dead]
     if shared and any(averages(lifted, value) and value.node not in dead for value in found.opened):
         return None  # part of an average that others read whole

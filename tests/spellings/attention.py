@@ -259,6 +259,12 @@ SPELLINGS: dict[str, Case] = {
     ),
 }
 
+
+def sigmoid_and_weights(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    weights = torch.sigmoid(q @ turned(k))
+    return weights @ v, weights
+
+
 MODELS: dict[str, Case] = {
     "self_attention": Case(SelfAttention(), ((S, 32),)),
     "averaged_weights_unused": Case(SelfAttention(weights=True), ((S, 32),)),
@@ -291,6 +297,7 @@ NEAR_MISSES: dict[str, Case] = {
     ),
     "weighted_exponentials": Case(lambda q, k, v, w: normal(torch.exp(q @ turned(k)) * w) @ v, (*PLAIN, (1, 1, T))),
     "gate_of_experts": Case(lambda q, k: (softmax(q @ GENERAL)[..., None] * k).sum(1), ((D,), (D, D))),
+    "sigmoid_returned": Case(sigmoid_and_weights, reason="another user"),
     "product_of_three": Case(lambda q, k, v: q @ turned(k) @ v),
     "of_weights": Case(lambda q, k, v: torch.sigmoid(q @ turned(k)) @ GENERAL.repeat(2, 1)[:T]),
     "other_scores_below": Case(

@@ -48,16 +48,17 @@ def layer_norm_torch(x: Tensor, g: Tensor, b: Tensor, eps: float) -> Tensor:
 
 def rms_norm_torch(x: Tensor, g: Tensor, eps: float) -> Tensor:
     """x / sqrt(mean of x^2 + eps) * g in torch's operators."""
-    if x.dtype not in (torch.float32, torch.float64) or _needs_gradient(x, g):
+    if x.is_cuda or x.dtype not in (torch.float32, torch.float64) or _needs_gradient(x, g):
         return F.rms_norm(x, g.shape, g, eps)
     norm = torch.linalg.vector_norm(x, 2, -1, True)
-    scale = torch.addcmul(_number(eps, x.dtype, x.device), norm, norm, value=1 / x.shape[-1]).rsqrt_()
+    scale = torch.addcmul(_number(eps, x.dtype), norm, norm, value=1 / x.shape[-1]).rsqrt_()
     return torch.mul(x, scale).mul_(g)
 
 
 @functools.lru_cache(maxsize=256)
-def _number(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.tensor(value, dtype=dtype, device=device)
+def _number(value: float, dtype: torch.dtype) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.tensor(value, dtype=dtype)
 
 
 def _needs_gradient(*operands: Tensor) -> bool:
