@@ -66,9 +66,9 @@ PIPELINE: tuple[Pass, ...] = (
     DedupeIds(),
     merge_tables,
     hint_repeats,
+    fuse_layer_norm,  # before its sum of squares is a dot product of two
     fuse_dot_interaction,
     fuse_gru,
-    fuse_layer_norm,
     project_queries,
     fuse_linear,
     stack_columns,

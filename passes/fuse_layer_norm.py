@@ -1,4 +1,4 @@
-"""Layer normalisation, in every spelling, becomes the target's own operator."""
+"""Layer and RMS normalisation, in every spelling, become the target's own operator."""
 
 from __future__ import annotations
 

@@ -2,7 +2,8 @@
 
     y[r.., s, e] = sum_t softmax_t( f( sum_d q[r.., s, d] * k[r.., t, d] ) ) * v[r.., t, e]
 
-with any batch axes r.. and any pointwise score f: scales, masks, biases, soft caps. What decides is the term: however
+with any batch axes r.. and any pointwise score f: scales, masks, biases, soft caps; or with f itself as the weight, and
+no softmax, as HSTU has it. What decides is the term: however
 the softmax is spelled and wherever heads, scales and transposes stand, this is what is left. One query a row, as target
 attention has, is S = 1; grouped heads are keys that do not vary along an axis of the queries.
 """
@@ -25,6 +26,7 @@ from recopt.recognise.places import Place, ScoreText, together
 from recopt.recognise.scores import Scores, scores_of
 from recopt.recognise.softmax import Average, average, averages, softmax, weighs
 from recopt.recognise.views import regroup
+from recopt.recognise.weights import weighs_by_scores, weighted
 
 name = "attention"
 operator = "recopt::attention"
@@ -41,7 +43,7 @@ def roots(lifted: Lifted) -> list[Value]:
         if node in lifted.opaque and not node.op.startswith("recopt"):  # a dropout in training, say
             found += node.outputs[:1] if any(weighs(lifted, v) for v in node.inputs) else []
         else:
-            found += [v for v in node.outputs if averages(lifted, v)]
+            found += [v for v in node.outputs if averages(lifted, v) or weighs_by_scores(lifted, v)]
     return found[::-1]
 
 
@@ -55,7 +57,7 @@ def match(lifted: Lifted, root: Value) -> Match | None:
     refused: No | None = None
     for term in (lifted.definition[root], lifted.local(root)):  # seen through layout, then as the graph has it
         try:
-            found = None if term is None else average(lifted, term.body)
+            found = None if term is None else average(lifted, term.body) or weighted(lifted, term.body)
             if term is not None and found is not None:
                 return _match(lifted, root, term, found)
         except TooLarge:
@@ -76,6 +78,8 @@ def _match(lifted: Lifted, root: Value, term: Tensor, found: Average) -> Match |
     if found.coef != 1:
         raise No("the average is scaled by {}", found.coef)
     axes = _Axes.of(lifted, root, term, found, scores)
+    if found.unseen == "scores" and not axes.queries:
+        return None  # a sum of the rows of one query, which two products serve
     place = axes.place
     # in torch layout is a view, which costs nothing: there they are read as they are
     head, heads = axes.heads(scores, term) if lifted.host.dialect == "onnx" else ((), None)
@@ -94,6 +98,8 @@ def _match(lifted: Lifted, root: Value, term: Tensor, found: Average) -> Match |
     spec = Attention(q, k, v, text, tuple(printer.operands), found.unseen, shape, term.dtype,
                      regroup(dims, term.dims), root.name, heads)  # fmt: skip
     dead = dead_after(lifted, root, [view.value for view in spec.views])
+    if found.unseen == "scores" and any(value.node not in dead for value in scores.products):
+        raise No("the scores have another user")
     shared = [value.name for value in found.opened if value.node not in dead]
     if shared and any(averages(lifted, value) and value.node not in dead for value in found.opened):
         return None  # part of an average that others read whole

@@ -1,6 +1,7 @@
-"""Layer normalisation, in every spelling.
+"""Layer normalisation and RMS normalisation, in every spelling.
 
     y[r.., d] = (x[r.., d] - mean_d x) / sqrt(var_d x + eps) * g[d] + b[d]
+    y[r.., d] = x[r.., d] / sqrt(mean_d x^2 + eps) * g[d] + b[d]
 
 The mean of squares less the square of the mean, the mean of squared differences, a variance over n - 1, a reciprocal
 square root, a power: all are one term once what lies between x and y is put in, and that term is compared with the one
@@ -18,7 +19,7 @@ from recopt.ir import ops, sizes
 from recopt.ir.normal import add, mul, normal_mono, scale, substitute
 from recopt.ir.rules import FLOATS
 from recopt.ir.tensor import Tensor
-from recopt.ir.term import Atom, Axis, Fn, Poly, Read, TooLarge, number, single, walk
+from recopt.ir.term import Atom, Axis, Fn, Mono, Poly, Read, TooLarge, number, single, walk
 from recopt.lift.base import Lifted
 from recopt.match import Match, No, constant_leaf, dead_after, fold, is_data
 from recopt.recognise.operands import stored_as
@@ -54,23 +55,28 @@ def roots(lifted: Lifted) -> list[Value]:
 
 
 def match(lifted: Lifted, root: Value) -> Match | None:
-    """`root` as a layer normalisation; None where it is none."""
+    """`root` as a normalisation; None where it is none."""
     term = lifted.local(root)
     if term is None:
         return None
+    best: tuple[_Found, list[Value]] | None = None
     for x in _candidates(lifted, root):
         between = _between(lifted, x, root)
         try:
             found = None if between is None else _normalised(lifted, term, _over(lifted, between), x)
         except TooLarge:
             continue
-        if found is not None and between is not None:
-            return _match(lifted, root, term, found, frozenset(between[:-1]))
-    return None
+        if found is None or between is None:
+            continue
+        if best is None or found.centred:
+            best = found, between
+        if found.centred:  # else x may be what a mean was taken off
+            break
+    return None if best is None else _match(lifted, root, term, best[0], frozenset(best[1][:-1]))
 
 
 def _candidates(lifted: Lifted, root: Value) -> Iterator[Value]:
-    """What the first reductions before `root` read, nearest first."""
+    """What the first reductions before `root` read, and what that is a square of; nearest first."""
     found: dict[Value, None] = {}
     pending, seen = [(root, 0)], {root}
     while pending:
@@ -78,22 +84,33 @@ def _candidates(lifted: Lifted, root: Value) -> Iterator[Value]:
         own = lifted.local(value)
         if own is None or depth > 2 * STEPS:
             continue
+        summed = {leaf for m in walk(own.body) if isinstance(m, Mono) and m.axes for leaf in m.leaves}
         for leaf in own.body.leaves:
             if not isinstance(leaf, Value) or lifted.host.is_constant(leaf):
                 continue
-            if any(m.axes and leaf in m.leaves for m in own.body.monos):
-                found[leaf] = None
+            if leaf in summed:
+                found |= dict.fromkeys([leaf, *_squared(lifted, leaf)])
             if leaf not in seen:
                 seen.add(leaf)
                 pending.append((leaf, depth + 1))
     yield from sorted(found, key=lambda v: -lifted.order.get(v, 0))
 
 
-class _Found:
-    """x [.., along], its scale and offset, and what is added to the variance."""
+def _squared(lifted: Lifted, value: Value) -> list[Value]:
+    """The one value that `value` is a square of, if any."""
+    own = lifted.local(value)
+    mono = own.body.monos[0] if own is not None and len(own.body.monos) == 1 else None
+    if mono is None or mono.axes or len(mono.atoms) != 2 or mono.atoms[0] is not mono.atoms[1]:
+        return []
+    leaf = mono.atoms[0].leaf if isinstance(mono.atoms[0], Read) else None
+    return [leaf] if isinstance(leaf, Value) else []
 
-    def __init__(self, x: Read, along: tuple[Axis, ...], g: Poly, b: Poly, eps: float) -> None:
-        self.x, self.along, self.g, self.b, self.eps = x, along, g, b, eps
+
+class _Found:
+    """x [.., along], its scale and offset, what is added to the variance, and whether its mean is taken off."""
+
+    def __init__(self, x: Read, along: tuple[Axis, ...], g: Poly, b: Poly, eps: float, centred: bool) -> None:
+        self.x, self.along, self.g, self.b, self.eps, self.centred = x, along, g, b, eps, centred
 
 
 def _normalised(lifted: Lifted, term: Tensor, body: Poly, x: Value) -> _Found | None:
@@ -107,16 +124,19 @@ def _normalised(lifted: Lifted, term: Tensor, body: Poly, x: Value) -> _Found | 
     if not along or not all(isinstance(a.size, int) for a in along):
         return None
     plain = Tensor(((), *((a,) for a in along)), single(read, read.dtype))
-    mean, variance = ops.moments(plain, list(range(1, len(along) + 1)))
     assert isinstance(root, Fn)
     inner = root.args[0].atom
     assert isinstance(inner, Fn)
-    spread = _shape_of(inner.args[0], variance.body)
+    dims = list(range(1, len(along) + 1))
+    mean, variance = ops.moments(plain, dims)
+    spread, centred = _shape_of(inner.args[0], variance.body), True
+    if spread is None:
+        spread, centred = _shape_of(inner.args[0], ops.mean(ops.multiply(plain, plain), dims).body), False
     if spread is None:
         return None
     factor, eps = spread
-    centred = add(plain.body, scale(mean.body, -1))
-    unit = mul(centred, single(root, body.dtype))
+    numerator = add(plain.body, scale(mean.body, -1)) if centred else plain.body
+    unit = mul(numerator, single(root, body.dtype))
     mine = [m for m in body.monos if read in m.atoms and root in m.atoms and not m.axes]
     if len(mine) != 1:
         return None
@@ -124,7 +144,7 @@ def _normalised(lifted: Lifted, term: Tensor, body: Poly, x: Value) -> _Found | 
     rest = add(body, scale(mul(g, unit), -1))
     if is_data(lifted, rest) or is_data(lifted, g):
         return None
-    return _Found(read, along, scale(g, 1 / math.sqrt(factor)), rest, eps / factor)
+    return _Found(read, along, scale(g, 1 / math.sqrt(factor)), rest, eps / factor, centred)
 
 
 def _is_root(atom: Atom) -> bool:
@@ -209,5 +229,6 @@ def _match(lifted: Lifted, root: Value, term: Tensor, found: _Found, inside: fro
         raise No("its scale varies along a batch axis")
     g, b = (stored_as(fold(lifted, Tensor((found.along,), t)), term.dtype) for t in (found.g, found.b))
     shape = (*(sizes.product(a.size for a in d) for d in dims), sizes.product(a.size for a in found.along))
-    spec = LayerNorm(view, g, b, found.eps, shape, term.dtype, regroup((*dims, found.along), term.dims), root.name)
+    steps = regroup((*dims, found.along), term.dims)
+    spec = LayerNorm(view, g, b, found.eps, shape, term.dtype, steps, root.name, found.centred)
     return Match(name, root, spec, lambda: term, dead_after(lifted, root, [view.value]), frozenset(), inside=inside)

@@ -236,7 +236,8 @@ class Attention:
     q is [rows.., S, D], k [rows.., T, D], v [rows.., T, E], size 1 along the rows that they do not vary with. `score`
     is an expression over `h` and `p0..`, the `params`, which broadcast to [rows.., S, T] (grammar:
     kernels/epilogue.py). `unseen` is what becomes of a query whose scores are all -inf: "nan", as a softmax gives,
-    "zero", or "clean" where every weight that is NaN, for whatever reason, counts 0.
+    "zero", or "clean" where every weight that is NaN, for whatever reason, counts 0; "scores" where there is no softmax
+    and the scores are the weights.
     """
 
     q: View
@@ -324,7 +325,7 @@ class Gru:
 @dataclass(frozen=True)
 class LayerNorm:
     """The target's own layer normalisation of x [rows.., D]: (x - mean) / sqrt(variance + eps) * g [D] + b [D], then
-    `steps`."""
+    `steps`. Where not `centred` x / sqrt(mean of x^2 + eps) * g + b, an RMS normalisation."""
 
     x: View
     g: Array
@@ -334,6 +335,7 @@ class LayerNorm:
     dtype: str
     steps: tuple[Step, ...] = ()
     name: str = "layer_norm"
+    centred: bool = True
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,8 @@ def computed(spec: Spec, leaf: Callable[[Leaf], Array], symbols: Mapping[str, in
         return apply_steps(_attention(spec, value), spec.steps, symbols)
     if isinstance(spec, LayerNorm):
         x = value(spec.x)
-        x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + spec.eps)
+        x = x - x.mean(-1, keepdims=True) if spec.centred else x
+        x = x / np.sqrt(np.square(x).mean(-1, keepdims=True) + spec.eps)
         return apply_steps(x * spec.g + spec.b, spec.steps, symbols)
     if isinstance(spec, DotInteraction):
         x = value(spec.x)
@@ -94,7 +95,9 @@ def _attention(spec: Attention, value: Callable[[View], Array]) -> Array:
         top = scores.max(axis=-1, keepdims=True)
         weights = np.exp(scores - np.where(np.isfinite(top), top, 0.0))
         weights /= weights.sum(axis=-1, keepdims=True)
-    if spec.unseen != "nan":
+    if spec.unseen == "scores":
+        weights = scores
+    elif spec.unseen != "nan":
         weights = np.where(np.isnan(weights) if spec.unseen == "clean" else top == -np.inf, 0.0, weights)
     return np.asarray(weights @ v)
 

@@ -225,6 +225,8 @@ def declines(host: Host, found: Match, saved: Cost, target: str) -> str | None:
     if isinstance(found.spec, (Attention, LayerNorm)) and launches <= 1:
         # without any, only views of the operator would go
         return None if launches and lower.quicker(host, found.spec, target) else "is one operator already"
+    if isinstance(found.spec, Attention) and found.spec.unseen == "scores" and target == "cuda":
+        return "no kernel weighs by scores without a softmax"
     if isinstance(found.spec, Attention) and target == "cpu" and host.is_constant(found.spec.q.value):
         # 10 us more at batch 1, 0.9 to 1.3 of the time at 256 rows of 50 keys of 64, one to four queries.
         return "the model learned its queries, which a product with weights serves as well on a CPU"
@@ -245,6 +247,10 @@ def declines(host: Host, found: Match, saved: Cost, target: str) -> str | None:
         return "target and items are weighed apart already, which takes a CPU no longer"
     if isinstance(found.spec, (TargetAttention, Bilinear)):
         return None  # it is there for the work that it saves, not for its length
+    if target != "recopt" and lower.is_written(host, found.spec, found.root, found.dead):
+        return "is what ONNX Runtime makes one kernel of already"
+    if isinstance(found.spec, LayerNorm) and not found.spec.centred and found.spec.eps:
+        return None  # what is written is as long, but one kernel
     if host.dialect == "onnx" and target != "recopt":  # there the operator is the point, whatever it replaces
         replaced = sum(not all(host.is_constant(v) for v in n.outputs) for n in found.dead)
         loops = any(host.regions(n) for n in found.dead)  # which run their nodes again and again

@@ -27,7 +27,7 @@ from ..kernels.embedding_bags.small import small
 from ..kernels.epilogue import compile_epilogue
 from ..kernels.gru import KEEP, check_gru, gru
 from ..kernels.gru import gru_call as run_gru
-from ..kernels.layer_norm import check_layer_norm, layer_norm
+from ..kernels.layer_norm import check_layer_norm, layer_norm, rms_norm
 from ..kernels.linear import linear as linear_kernel
 from ..kernels.linear import over_space
 from ..kernels.pointwise import pointwise, pointwise_fake, pointwise_torch
@@ -297,6 +297,38 @@ def layer_norm_call(x: torch.Tensor, g: torch.Tensor, b: torch.Tensor, eps: floa
     return layer_norm(x, g, b, eps)
 
 
+RMS_NORM = "recopt.rms_norm.default"
+
+torch.library.define(
+    "recopt::rms_norm", "(Tensor x, Tensor g, float eps) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,)
+)
+
+RMS_NORM_OPERATOR = torch.ops.recopt.rms_norm.default
+
+
+def _rms_norm(x: torch.Tensor, g: torch.Tensor, eps: float) -> torch.Tensor:
+    return rms_norm(x, g, eps)
+
+
+torch.library.impl("recopt::rms_norm", ("cpu", "cuda"), _rms_norm)
+
+
+def _rms_norm_fake(x: torch.Tensor, g: torch.Tensor, eps: float) -> torch.Tensor:
+    """As `_layer_norm_fake`."""
+    check_layer_norm(x, g, g)
+    return x.new_empty(x.shape)
+
+
+torch.library.register_fake("recopt::rms_norm", _rms_norm_fake)
+
+
+def rms_norm_call(x: torch.Tensor, g: torch.Tensor, eps: float) -> torch.Tensor:
+    """`recopt::rms_norm` without the dispatcher, as `attention_call`."""
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
+        return torch.ops.recopt.rms_norm.default(x, g, eps)  # type: ignore[no-any-return]  # torch.ops is untyped
+    return rms_norm(x, g, eps)
+
+
 GRU = "recopt.gru.default"
 AUGRU = "recopt.augru.default"
 _RECURRENT = "Tensor x, Tensor? h0, Tensor wi, Tensor wh, Tensor bi, Tensor bh, bool after"
@@ -394,6 +426,7 @@ CALLS: dict[str, Callable[..., Any]] = {
     ATTENTION: attention_call,
     TARGET_ATTENTION: target_attention_call,
     LAYER_NORM: layer_norm_call,
+    RMS_NORM: rms_norm_call,
     GRU: gru_call,
     AUGRU: gru_call,
     POINTWISE: pointwise_call,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 import subprocess
-from array import array
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -80,15 +79,16 @@ INLINE float f_tanh(float x) {
 
 # The end of a source that has a `Call` and `rows_of` it, which says whether memory for them could be had.
 MODULE = r"""
-// run(a Call as bytes, first, end): its rows from `first` to before `end`.
+// run(the words of a Call, first, end): its rows from `first` to before `end`.
 static PyObject* run(PyObject* module, PyObject* const* args, Py_ssize_t count) {
-  Py_buffer given;
-  Call call = {0};
-  if (count != 3) return PyErr_SetString(PyExc_TypeError, "run(call, first, end)"), NULL;
+  Call call;
+  i64 words[sizeof(Call) / 8] = {0};
+  if (count != 3 || !PyList_Check(args[0])) return PyErr_SetString(PyExc_TypeError, "run(words, first, end)"), NULL;
   const i64 first = PyLong_AsLongLong(args[1]), end = PyLong_AsLongLong(args[2]);
-  if (PyErr_Occurred() || PyObject_GetBuffer(args[0], &given, PyBUF_SIMPLE) < 0) return NULL;
-  memcpy(&call, given.buf, given.len < (i64)sizeof(call) ? given.len : (i64)sizeof(call));
-  PyBuffer_Release(&given);
+  for (i64 n = 0; n < PyList_GET_SIZE(args[0]) && n < (i64)sizeof(Call) / 8; n++)
+    words[n] = PyLong_AsLongLong(PyList_GET_ITEM(args[0], n));
+  if (PyErr_Occurred()) return NULL;
+  memcpy(&call, words, sizeof(call));
   int done;
   Py_BEGIN_ALLOW_THREADS
   done = rows_of(&call, first, end);
@@ -124,8 +124,8 @@ def compiled(name: str, source: str, texts: Mapping[str, object]) -> Any:
         return None
 
 
-def run_rows(module: Any, call: array[int], rows: int, block: int) -> None:
-    """Run a call's rows, `block` or more of them a thread of torch's."""
+def run_rows(module: Any, call: list[int], rows: int, block: int) -> None:
+    """Run the rows of a call, which is its words, `block` or more of them a thread of torch's."""
     threads = min(torch.get_num_threads(), rows // block)
     if threads < 2:
         module.run(call, 0, rows)

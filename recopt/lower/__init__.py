@@ -17,7 +17,7 @@ from ..fused import (
     TargetAttention,
     View,
 )
-from ..hosts.base import Array, Host, Value
+from ..hosts.base import Array, Host, Node, Value
 from ..layout.moves import Plan
 from .columns import Columns
 
@@ -50,7 +50,7 @@ def _write(host: Host, spec: Spec, target: str) -> Value:
         if isinstance(spec, DotInteraction):
             return torch.dot_interaction(host, spec)  # type: ignore[arg-type]  # the dialect says which host it is
         return torch_bags.embedding_bags(host, spec, target)  # type: ignore[arg-type]  # the dialect says which host it is
-    from . import onnx, onnx_attention, onnx_bags, onnx_gru, onnx_target
+    from . import onnx, onnx_attention, onnx_bags, onnx_gru, onnx_norm, onnx_target
 
     if isinstance(spec, Linear):
         return onnx.linear(host, spec, target)  # type: ignore[arg-type]  # the dialect says which host it is
@@ -61,7 +61,7 @@ def _write(host: Host, spec: Spec, target: str) -> Value:
     if isinstance(spec, Gru):
         return onnx_gru.gru(host, spec, target)  # type: ignore[arg-type]  # the dialect says which host it is
     if isinstance(spec, LayerNorm):
-        return onnx.layer_norm(host, spec)  # type: ignore[arg-type]  # the dialect says which host it is
+        return onnx_norm.layer_norm(host, spec, target)  # type: ignore[arg-type]  # the dialect says which host it is
     if isinstance(spec, Bilinear):
         return onnx.bilinear(host, spec)  # type: ignore[arg-type]  # the dialect says which host it is
     assert not isinstance(spec, DotInteraction)  # which no ONNX target is given
@@ -87,13 +87,22 @@ def missing(host: Host, spec: Spec) -> str | None:
         from .onnx_gru import is_standard
 
         return None if is_standard(spec) else "steps are written one by one, and their number is not known"
-    if not isinstance(spec, LayerNorm):
+    if not isinstance(spec, LayerNorm) or not spec.centred:
         return None
-    from .onnx import NORMALISES
+    from .onnx_norm import NORMALISES
 
     if (host.opset or 0) >= NORMALISES:
         return None
     return f"LayerNormalization needs opset {NORMALISES}, this is {host.opset}"
+
+
+def is_written(host: Host, spec: Spec, root: Value, nodes: Sequence[Node]) -> bool:
+    """Whether nodes are already what `write` makes of `spec` for `root`, though they are more than one."""
+    if host.dialect == "aten" or not isinstance(spec, LayerNorm):
+        return False
+    from .onnx_norm import is_written as norm_is_written
+
+    return norm_is_written(host, spec, root, nodes)  # type: ignore[arg-type]  # the dialect says which host it is
 
 
 def hint_repeats(host: Host, example: Sequence[Array]) -> bool:

@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 
 from ..errors import LowerError
-from ..fused import Bilinear, Concat, Flip, LayerNorm, Linear, Permute, Reshape, Slice, Step, View
+from ..fused import Bilinear, Concat, Flip, Linear, Permute, Reshape, Slice, Step, View
 from ..hosts.base import Array, Value
 from ..hosts.onnx import OnnxHost
 from ..hosts.types.onnx import numpy_dtype
@@ -26,7 +26,6 @@ from .onnx_writer import Writer
 
 TARGETS = ("portable", "ort-cpu", "ort-cuda", "recopt")
 FLOATS = {"float32", "float16", "bfloat16", "float64"}
-NORMALISES = 17  # the first opset with LayerNormalization
 SHARED_LIMIT = 64 << 20  # bytes of the weights that are compared by content, so that steps of one cell share them
 
 # What com.microsoft::FusedGemm knows: epilogue -> (activation, its alpha, beta and gamma: they have no defaults there).
@@ -194,18 +193,6 @@ def _function(host: Writer, spec: Linear, x: Value, bias: Value | None, params: 
 
     op = host.define(name, [spec.dtype] * len(operands), body, ["epilogue"])
     return _call(host, spec, op, operands, epilogue=spec.epilogue or "h")
-
-
-def layer_norm(host: Writer, spec: LayerNorm) -> Value:
-    """The standard LayerNormalization and the layout steps around it."""
-    g, b = (
-        host.share_constant(np.asarray(w, numpy_dtype(spec.dtype)), name=f"{spec.name}_{part}")
-        for w, part in ((spec.g, "weight"), (spec.b, "bias"))
-    )
-    x = view(host, spec.x, spec.name)
-    attributes = {"axis": -1, "epsilon": spec.eps}
-    y = host.call("LayerNormalization", [x, g, b], attributes, name=spec.name, shape=spec.shape, dtype=spec.dtype)
-    return apply(host, y, spec.steps, spec.name)
 
 
 # Constants

@@ -108,6 +108,8 @@ def _plain(host: Writer | OnnxHost, spec: Attention, operands: Sequence[Value], 
     shape = (*spec.shape[:-1], spec.k.shape[-2])
     h = host.call("MatMul", [q, kt], name=f"{spec.name}_scores", shape=shape, dtype=spec.dtype)
     scores = emit(host, spec.score, h, params, f"{spec.name}_scores")
+    if spec.unseen == "scores":
+        return host.call("MatMul", [scores, v], name=spec.name, shape=spec.shape, dtype=spec.dtype)
     weights = host.call("Softmax", [scores], {"axis": -1}, name=f"{spec.name}_weights", shape=shape, dtype=spec.dtype)
     if spec.unseen != "nan":  # weights that are 0 anyway may be set to 0 again
         nought = host.share_constant(np.asarray(0, numpy_dtype(spec.dtype)), name=f"{spec.name}_nought")

@@ -10,7 +10,7 @@ from ..errors import GraphError, LowerError
 from ..fused import Bilinear, Concat, DotInteraction, Flip, LayerNorm, Linear, Permute, Reshape, Slice, Step, View
 from ..hosts.base import Array, Value
 from ..hosts.fx import FxHost
-from ..hosts.fx_operators import DOT_INTERACTION, LAYER_NORM, LINEAR
+from ..hosts.fx_operators import DOT_INTERACTION, LAYER_NORM, LINEAR, RMS_NORM
 from ..ir.sizes import Size, product
 from ..kernels.dot_interaction import Pairs
 from ..kernels.layer_norm import NARROW
@@ -42,8 +42,11 @@ def linear(host: FxHost, spec: Linear, target: str) -> Value:
 
 
 def narrow(spec: LayerNorm, target: str) -> bool:
-    """Whether `recopt::layer_norm` is quicker than torch's own: its kernel is for narrow float32 rows on a GPU."""
-    return target == "cuda" and spec.dtype == "float32" and len(spec.g) <= NARROW
+    """Whether `recopt::layer_norm` or `recopt::rms_norm` is quicker than torch's own: its kernel is for narrow float32
+    rows on a GPU, and torch has none for an RMS normalisation on a CPU."""
+    if target == "cuda":
+        return spec.dtype == "float32" and len(spec.g) <= NARROW
+    return not spec.centred and spec.dtype in ("float32", "float64")
 
 
 def layer_norm(host: FxHost, spec: LayerNorm, target: str) -> Value:
@@ -52,9 +55,12 @@ def layer_norm(host: FxHost, spec: LayerNorm, target: str) -> Value:
     try:
         x = layout(host, spec.x.value, spec.x.steps, f"{spec.name}_x")
         g, b = (host.add_constant(w, name=f"{spec.name}_{n}") for w, n in ((spec.g, "weight"), (spec.b, "bias")))
-        own = narrow(spec, target)
-        operands = (x, g, b, spec.eps) if own else (x, [len(spec.g)], g, b, spec.eps)
-        y = host.call(LAYER_NORM if own else "aten.layer_norm.default", operands, name=spec.name, like=spec.x.value)
+        own, weights = narrow(spec, target), (g, b) if spec.centred else (g,)
+        operands = (x, *weights, spec.eps) if own else (x, [len(spec.g)], *weights, spec.eps)
+        ours, theirs = (LAYER_NORM, "aten.layer_norm.default") if spec.centred else (RMS_NORM, "aten.rms_norm.default")
+        y = host.call(ours if own else theirs, operands, name=spec.name, like=spec.x.value)
+        if not spec.centred and spec.b.any():
+            y = host.call("aten.add.Tensor", (y, b), name=spec.name, like=spec.x.value)
         return layout(host, y, spec.steps, spec.name)
     except GraphError as error:
         raise LowerError(f"layer_norm {spec.name}: {error}") from error

@@ -14,6 +14,7 @@ from ..hosts.fx_operators import (
     GRU_OPERATOR,
     LAYER_NORM_OPERATOR,
     LINEAR_OPERATOR,
+    RMS_NORM_OPERATOR,
     TARGET_ATTENTION_OPERATOR,
 )
 from .onnx_epilogue import emit
@@ -61,8 +62,8 @@ def onnx_translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     """What `torch.onnx.export(module, args, dynamo=True, custom_translation_table=...)` needs to export an optimized
     module: `recopt::linear` as MatMul, Add (or Conv) and the operators of its epilogue, `recopt::embedding_bags` as
     Gathers and reductions, `recopt::attention` as MatMul, Softmax, MatMul, `recopt::target_attention` as products with
-    a row's own weights, `recopt::layer_norm` as LayerNormalization, `recopt::gru` as GRU, `recopt::augru` step by step.
-    Needs onnxscript."""
+    a row's own weights, `recopt::layer_norm` as LayerNormalization, `recopt::rms_norm` as what ONNX Runtime makes one
+    kernel of, `recopt::gru` as GRU, `recopt::augru` step by step. Needs onnxscript."""
     from onnxscript import opset18
 
     def linear(x: Any, w: Any, b: Any, epilogue: str, params: Sequence[Any]) -> Any:
@@ -87,7 +88,7 @@ def onnx_translations() -> dict[Callable[..., Any], Callable[..., Any]]:
         exporter = _Exporter(opset18)
         operands = [exporter.value(p, dtype if p.dtype is None else p.dtype.numpy().name) for p in params or ()]
         scores = exporter.made[emit(exporter, score, exporter.value(h, dtype), operands, "y")]  # type: ignore[arg-type]  # the part of a host that emit calls
-        weights = opset18.Softmax(scores, axis=-1)
+        weights = scores if unseen == "scores" else opset18.Softmax(scores, axis=-1)
         if unseen == "clean":
             weights = opset18.Where(opset18.IsNaN(weights), 0.0, weights)
         elif unseen == "zero":
@@ -106,6 +107,9 @@ def onnx_translations() -> dict[Callable[..., Any], Callable[..., Any]]:
 
     def layer_norm(x: Any, g: Any, b: Any, eps: float) -> Any:
         return opset18.LayerNormalization(x, g, b, axis=-1, epsilon=eps)
+
+    def rms_norm(x: Any, g: Any, eps: float) -> Any:
+        return _rms_norm(opset18, x, g, eps)
 
     def plain(x: Any, h0: Any, wi: Any, wh: Any, bi: Any, bh: Any, after: bool) -> Any:
         return gru(opset18, x, h0, (wi, wh, bi, bh), after)
@@ -129,9 +133,15 @@ def onnx_translations() -> dict[Callable[..., Any], Callable[..., Any]]:
         ATTENTION_OPERATOR: attention,
         TARGET_ATTENTION_OPERATOR: target,
         LAYER_NORM_OPERATOR: layer_norm,
+        RMS_NORM_OPERATOR: rms_norm,
         GRU_OPERATOR: plain,
         AUGRU_OPERATOR: gated,
     }
+
+
+def _rms_norm(op: Any, x: Any, g: Any, eps: float) -> Any:
+    spread = op.Add(op.ReduceMean(op.Pow(x, 2.0), op.Constant(value_ints=[-1])), eps)
+    return op.Mul(op.Div(x, op.Sqrt(spread)), g)
 
 
 __all__ = ["onnx_translations"]

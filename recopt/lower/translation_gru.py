@@ -7,13 +7,38 @@ from typing import Any
 
 
 def gru(op: Any, x: Any, h0: Any, weights: Sequence[Any], after: bool) -> Any:
-    """`GRU`, whose gates are in the order z, r, n, of weights wi, wh, bi, bh; `op` is an opset."""
+    """`GRU`, whose gates are in the order z, r, n, of weights wi, wh, bi, bh; `op` is an opset. As `onnx_gru.Filled`
+    does, it gives a batch without rows, or rows without steps, one, and cuts it off again."""
     wi, wh, bi, bh = (_turned(op, w) for w in weights)
-    first = None if h0 is None else _front(op, _wide(op, x, h0))
+    counts = {d: op.Shape(x, start=d, end=d + 1) for d in (0, 1) if not isinstance(x.shape[d], int) or x.shape[d] == 0}
+    more = {d: _missing(op, n) for d, n in counts.items()}
+    if h0 is not None:
+        h0 = _wide(op, x, h0) if h0.shape[0] == 1 else h0
+        h0 = _front(op, _padded(op, h0, [more.get(0), None]))
     biases = _front(op, op.Concat(bi, bh, axis=0))
-    operands = (op.Transpose(x, perm=[1, 0, 2]), _front(op, wi), _front(op, wh), biases, None, first)
+    turned = op.Transpose(_padded(op, x, [more.get(0), more.get(1), None]), perm=[1, 0, 2])
+    operands = (turned, _front(op, wi), _front(op, wh), biases, None, h0)
     y, _ = op.GRU(*operands, hidden_size=weights[1].shape[-1], linear_before_reset=int(after))
-    return op.Transpose(op.Squeeze(y, op.Constant(value_ints=[1])), perm=[1, 0, 2])
+    y = op.Transpose(op.Squeeze(y, op.Constant(value_ints=[1])), perm=[1, 0, 2])
+    for d, n in counts.items():
+        y = op.Slice(y, op.Constant(value_ints=[0]), n, op.Constant(value_ints=[d]))
+    return y
+
+
+def _missing(op: Any, count: Any) -> Any:
+    """1 where a count [1] is 0, else 0; by TopK, which nobody folds who takes every size for at least 1."""
+    one = op.Constant(value_ints=[1])
+    least, _ = op.TopK(op.Concat(count, one, axis=0), one, axis=0, largest=0)
+    return op.Sub(one, least)
+
+
+def _padded(op: Any, value: Any, more: Sequence[Any]) -> Any:
+    """`value` with as many zeros behind each dimension as `more` says; None is 0."""
+    if all(m is None for m in more):
+        return value
+    nothing = op.Constant(value_ints=[0])
+    pads = [nothing] * len(more) + [nothing if m is None else m for m in more]
+    return op.Pad(value, op.Concat(*pads, axis=0))
 
 
 def augru(

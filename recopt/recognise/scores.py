@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ..hosts.base import Value
@@ -61,11 +61,14 @@ class _Products:
         return add_all(parts, term.dtype)
 
     def factors(self, mono: Mono, dtype: str) -> Poly:
+        return scale(self.times(mono.atoms, dtype), mono.coef)
+
+    def times(self, atoms: Sequence[Atom], dtype: str) -> Poly:
         parts = [
             fn(a.name, [self.over(x) for x in a.args], a.dtype, a.attrs) if isinstance(a, Fn) else single(a, a.dtype)
-            for a in mono.atoms
+            for a in atoms
         ]
-        return scale(mul(number(1, dtype), *(retyped(p, dtype) for p in parts)), mono.coef)
+        return mul(number(1, dtype), *(retyped(p, dtype) for p in parts))
 
     def product(self, mono: Mono, dtype: str) -> Poly:
         """coef * outside * sum_d(q * k) as coef * outside * H."""
@@ -87,7 +90,7 @@ class _Products:
         if self.found is None:
             self.found, self.key = (q, k, inner), key
         h = read(H, (), dtype)
-        return scale(mul(h, normal_mono(1, outside, dtype)), mono.coef)
+        return scale(mul(h, self.times(outside, dtype)), mono.coef)
 
 
 # --- opening
@@ -164,6 +167,11 @@ def _spelled_once(lifted: Lifted, term: Poly, wanted: Callable[[Mono], bool]) ->
 def _is_scaled(mono: Mono) -> bool:
     """Whether a monomial is one read times a number."""
     return not mono.axes and len(mono.atoms) == 1 and isinstance(mono.atoms[0], Read) and mono.coef != 1
+
+
+def carries(lifted: Lifted, value: Value, itself: bool = False) -> bool:
+    """Whether a value is a pointwise function of a product of data; or, where asked, the product `itself`."""
+    return _carries(lifted, value, _multiplies) or (itself and _product(lifted, value, _multiplies) is not None)
 
 
 def _carries(lifted: Lifted, value: Value, multiplies: Multiplies) -> bool:

@@ -100,7 +100,7 @@ def _moved_by_data(lifted: Lifted, read: Read) -> bool:
 @dataclass(frozen=True)
 class Average:
     """sum over `along` of softmax(score) * coef * rest; `unseen` is what a softmax over nothing but -inf gives: "nan",
-    "zero", or "clean" where every weight that is NaN counts 0;
+    "zero", or "clean" where every weight that is NaN counts 0; "scores" where there is none and scores are the weights;
     `opened` are the values between that were seen through."""
 
     score: Poly
@@ -289,7 +289,9 @@ def _only(term: Poly) -> Atom:
 
 
 def softmax(score: Poly, along: Sequence[Axis], unseen: str) -> Poly:
-    """The weights of scores, with what `unseen` says of those that are all -inf."""
+    """The weights of scores, with what `unseen` says of those that are all -inf; the scores where it says so."""
+    if unseen == "scores":
+        return score
     exponential = fn("exp", [score], score.dtype)
     weights = mul(exponential, fn("reciprocal", [sum_over(exponential, along)], score.dtype))
     if unseen == "nan":

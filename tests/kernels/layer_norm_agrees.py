@@ -1,4 +1,4 @@
-"""Runs the kernel of recopt::layer_norm against float64: in Triton's interpreter, or on a GPU ("cuda")."""
+"""Runs the kernel of recopt::layer_norm and rms_norm against float64: in Triton's interpreter, or on a GPU ("cuda")."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 
 import torch
 
-from recopt.kernels.layer_norm import layer_norm_torch, layer_norm_triton
+from recopt.kernels.layer_norm import layer_norm_torch, layer_norm_triton, rms_norm_torch
 
 # shape of x, of which its last two dimensions are turned round in storage
 CASES = [
@@ -28,6 +28,8 @@ def main(device: str) -> None:
         exact, theirs = layer_norm_torch(x.double(), g.double(), b.double(), 1e-5), layer_norm_torch(x, g, b, 1e-5)
         # float32 holds numbers near 100 to 4e-6, and the mean no better
         assert (y - exact).abs().max() <= 2 * max(float((theirs - exact).abs().max()), 1e-6), (shape, turned)
+        y = layer_norm_triton(there, g.to(device), None, 1e-5).cpu()
+        torch.testing.assert_close(y, rms_norm_torch(x.double(), g.double(), 1e-5).float())
     print(len(CASES), "cases agree")
 
 

@@ -56,6 +56,19 @@ def test_agrees_with_float64(score: str, shape: tuple[tuple[int, ...], int, int,
     torch.testing.assert_close(attention(q, k, v, score, params, "nan"), reference(q, k, v, score, params).float())
 
 
+@pytest.mark.parametrize("wide", [False, True])
+def test_scores_as_weights(wide: bool) -> None:
+    """A parameter of more rows than the products, products that gradients need."""
+    q, k, v = torch.randn(2, 1, 5, 4), torch.randn(2, 1, 7, 4), torch.randn(2, 3, 7, 6)
+    p = torch.rand(2, 3, 5, 7) if wide else torch.rand(7).expand(1, 1, 1, 7)
+    exact = (torch.sigmoid(q.double() @ k.double().mT) * p.double()) @ v.double()
+    for q.requires_grad in (False, True):
+        y = attention(q, k, v, "sigmoid(h) * p0", [p], "scores")
+        torch.testing.assert_close(y, exact.float())
+    y.sum().backward()
+    assert q.grad is not None
+
+
 def test_keys_that_rows_share() -> None:
     q, k, v = torch.randn(4, 3, 50, 8), torch.randn(1, 3, 40, 8), torch.randn(4, 1, 40, 8)
     torch.testing.assert_close(attention(q, k, v, "0.3 * h", [], "nan"), reference(q, k, v, "0.3 * h", []).float())

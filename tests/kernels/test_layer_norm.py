@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from test_target_attention import needs_gpu, run
 
-from recopt.kernels.layer_norm import LayerNormError, fits, layer_norm, layer_norm_torch
+from recopt.kernels.layer_norm import LayerNormError, fits, layer_norm, layer_norm_torch, rms_norm
 
 
 def test_operands_that_do_not_fit() -> None:
@@ -15,6 +16,19 @@ def test_operands_that_do_not_fit() -> None:
         with pytest.raises(LayerNormError):
             layer_norm(*operands, 1e-5)
     torch.testing.assert_close(layer_norm(x, g, g, 1e-5), layer_norm_torch(x, g, g, 1e-5))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
+@pytest.mark.parametrize("eps", [0.0, 1e-5])
+def test_rms_norm_is_that_of_torch(dtype: torch.dtype, eps: float) -> None:
+    x, g = 9 * torch.randn(7, 3, 33, dtype=dtype) + 2, torch.rand(33, dtype=dtype)
+    x[0, 0, 5], x[1], x[2] = torch.inf, 0.0, 1e-4
+    torch.testing.assert_close(rms_norm(x, g, eps), F.rms_norm(x, (33,), g, eps), equal_nan=True)
+    small, gain = x[2:4].clone().requires_grad_(), g.clone().requires_grad_()
+    rms_norm(small, gain, eps).sum().backward()
+    assert small.grad is not None and gain.grad is not None
+    with pytest.raises(LayerNormError):
+        rms_norm(x, g[:3], eps)
 
 
 def test_what_the_kernel_takes() -> None:

@@ -168,7 +168,7 @@ FLAT = "sigmoid(h); where(p1 < p0, h * 3.0, -inf)"
 @pytest.mark.parametrize("machine", MACHINES)
 def test_one_call_of_c(machine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks whole and in part, sizes that no vector divides, rows of which all or no item counts, two threads; one
-    layer alone, rows of several dimensions, marks of other types, values of their own."""
+    layer alone, rows of several dimensions, marks of other types, values of their own; one row, with and without Wk."""
     has = torch.backends.cpu.get_cpu_capability()
     if has not in MACHINES or (machine, has) == ("AVX512", "AVX2"):
         pytest.skip(f"the processor is {has}")
@@ -188,7 +188,9 @@ def test_one_call_of_c(machine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     flat_weights = [torch.zeros(0), torch.randn(1, 37), torch.randn(1, 37), torch.randn(1)]
     marks = [counts[1:].view(2, 6, 1), torch.arange(61.0)]
     flat = (q[:12].view(2, 6, 37), flat_k, v[:12].view(2, 6, 61, 9), flat_weights, marks, FLAT, True)
-    for operands in (deep, flat):
+    one = (q[3:4], k[3:4], k[3:4], weights, [*units, deep[4][-1][3:4]], DEEP, False)
+    without = (*one[:3], [*weights[:1], torch.zeros(0), *weights[2:]], *one[4:])
+    for operands in (deep, flat, one, without):
         monkeypatch.setattr(cpu, "WORTH", 0)
         y = cpu.target_attention_cpu(*operands)
         assert y is not None

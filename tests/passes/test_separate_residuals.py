@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import onnx
-import onnxruntime
 import pytest
 import torch
-from spellings.export import BATCH, run_onnx, to_onnx
+from spellings.export import BATCH, run_onnx, runs_as, to_onnx
 from torch import Tensor, nn
 
 import recopt
@@ -25,14 +24,6 @@ class Residual(nn.Module):
         inner = x + torch.tanh(x)
         outer = inner + self.linear(self.first(inner))
         return (self.second(outer), outer) if self.shown else (self.second(outer),)
-
-
-def runs_as(model: onnx.ModelProto, folder: Path) -> list[str]:
-    """The operators that ONNX Runtime makes of a model."""
-    options = onnxruntime.SessionOptions()
-    options.optimized_model_filepath = str(folder / "optimized.onnx")
-    onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return [n.op_type for n in onnx.load(options.optimized_model_filepath).graph.node]
 
 
 @pytest.mark.parametrize(("target", "sums"), [("portable", 2), ("ort-cpu", 2), ("ort-cuda", 0)])

@@ -84,6 +84,14 @@ def test_near_misses(name: str) -> None:
     assert not case.reason or any(case.reason in reason for reason in reasons), reasons
 
 
+def test_on_cuda_no_kernel_weighs_by_scores() -> None:
+    case = SPELLINGS["silu_over_a_number"]
+    result = recopt.optimize(to_program(case.module(), case.args(BATCH)), target="cuda")
+    assert not any(map(is_fused, result.host.nodes))
+    assert any("no kernel weighs by scores" in r.reason for r in result.report.refusals)
+    check_numbers(case, result)
+
+
 def softmaxes(host: Host) -> int:
     return sum("softmax" in n.op.lower() for n in host.nodes)
 
@@ -194,7 +202,7 @@ def test_what_the_exporters_make_of_a_masked_operator(dynamo: bool) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["masked_fill", "bias", "soft_cap", "mask_of_rows"])
+@pytest.mark.parametrize("name", ["masked_fill", "bias", "soft_cap", "mask_of_rows", "silu_over_a_number"])
 def test_an_optimized_module_exports(name: str) -> None:
     case = SPELLINGS[name]
     result = recopt.optimize(to_program(case.module(), case.args(BATCH)), target="cpu")

@@ -1,14 +1,15 @@
-"""Every spelling of layer normalisation, by torch.export and by both exporters: the target's own operator."""
+"""Every spelling of layer and RMS normalisation, by torch.export and by both exporters: the target's own operator."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import onnx
 import pytest
 import torch
-from spellings.export import BATCH, run_onnx, to_onnx, to_program
+from spellings.export import BATCH, run_onnx, runs_as, to_onnx, to_program
 from torch import Tensor, nn
 
 import recopt
@@ -59,10 +60,32 @@ SPELLINGS: dict[str, Callable[[Tensor], Tensor]] = {
     "residual": residual,
     "over_channels": over_channels,
 }
+
+
+def rms_over_channels(x: Tensor) -> Tensor:
+    x = x.transpose(1, 2)
+    return (x / torch.sqrt((x * x).mean(1, keepdim=True) + 1e-5) * G[:, None]).transpose(1, 2)
+
+
+RMS_SPELLINGS: dict[str, Callable[[Tensor], Tensor]] = {
+    "plain": lambda x: x / torch.sqrt(mean(x * x) + 1e-5) * G,
+    "reciprocal_root": lambda x: G * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)),
+    "cast": lambda x: G * (x.float() * torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + 1e-5)).type_as(x),
+    "one_more_than_the_gain": lambda x: (1 + B) * (x * (mean(x**2) + 1e-5) ** -0.5),
+    "norm": lambda x: x / (torch.linalg.vector_norm(x, dim=-1, keepdim=True) * D**-0.5) * G,
+    "unit_length": lambda x: x / x.square().sum(-1, keepdim=True).sqrt() * G,
+    "einsum": lambda x: x * (torch.einsum("btd,btd->bt", x, x) / D + 1e-5).rsqrt()[..., None] * G,
+    "offset": lambda x: x * G / (mean(x * x) + 1e-5) ** 0.5 + B,
+    "over_channels": rms_over_channels,
+}
+MODULE = nn.RMSNorm(D, eps=1e-5).requires_grad_(False)
+MODULE.weight.copy_(G)
 NEAR_MISSES: dict[str, Callable[[Tensor], Tensor]] = {
     "added_to_the_deviation": lambda x: G * (x - mean(x)) / (x.std(-1, keepdim=True) + 1e-6) + B,
-    "no_mean": lambda x: x * torch.rsqrt(mean(x * x) + 1e-5) * G,
-    "another_axis": lambda x: (x - mean(x)) / torch.sqrt(((x - mean(x)) ** 2).mean(1, keepdim=True) + 1e-5),
+    "added_to_the_root": lambda x: x / (torch.sqrt(mean(x * x)) + 1e-5) * G,
+    "least_length": lambda x: nn.functional.normalize(x, dim=-1) * G,
+    "mean_of_another_square": lambda x: x * torch.rsqrt(mean(x * x.sin()) + 1e-5) * G,
+    "another_axis": lambda x: (x - mean(x)) / torch.sqrt(mean((x - x.mean(1, keepdim=True)) ** 2) + 1e-5),
     "another_input": lambda x: (x - mean(x)) / torch.sqrt(spread(x.sin())),
 }
 
@@ -105,6 +128,45 @@ def test_onnx(name: str, dynamo: bool) -> None:
     check_numbers(SPELLINGS[name], lambda x: run_onnx(optimized.SerializeToString(), (x,))[0])
 
 
+@pytest.mark.parametrize("target", ["cpu", "cuda"])
+@pytest.mark.parametrize("name", [*RMS_SPELLINGS, "module"])
+def test_rms_torch(name: str, target: str) -> None:
+    spell = RMS_SPELLINGS.get(name, MODULE)
+    result = recopt.optimize(to_program(Spelled(spell), (torch.randn(BATCH, T, D),)), target=target)
+    assert result.report.counts()["layer-norm"] == 1 and not result.report.undone
+    ops = {n.op for n in result.host.nodes}
+    assert ops - {"aten._assert_tensor_metadata.default"} <= {"recopt.rms_norm.default", "aten.add.Tensor"}
+    check_numbers(spell, result)
+
+
+@pytest.mark.parametrize("dynamo", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", RMS_SPELLINGS)
+def test_rms_onnx(name: str, dynamo: bool, tmp_path: Path) -> None:
+    """What ONNX Runtime makes one kernel of, or one node in the domain recopt; the second time nothing is done."""
+    file = onnx.load_from_string(to_onnx(Spelled(RMS_SPELLINGS[name]), (torch.randn(BATCH, T, D),), dynamo))
+    for target in ("portable", "recopt"):
+        result = recopt.optimize(file, target=target)
+        if target == "portable" and name in ("norm", "unit_length"):  # without an epsilon that makes no kernel
+            assert any("is as short as portable allows" in r.reason for r in result.report.refusals)
+            continue
+        assert result.report.counts()["layer-norm"] == 1 and not result.report.undone
+        optimized = result.to_proto()
+        onnx.checker.check_model(optimized, full_check=True)
+        ran = runs_as(optimized, tmp_path)
+        if name not in ("norm", "unit_length"):
+            assert ran.count("SimplifiedLayerNormalization") == 1 and not {"Sqrt", "ReduceMean"} & {*ran}
+        check_numbers(RMS_SPELLINGS[name], lambda x, file=optimized: run_onnx(file.SerializeToString(), (x,))[0])
+        assert "layer-norm" not in recopt.optimize(optimized, target=target).report.counts()
+
+
+def test_rms_has_an_operator_since_opset_23(tmp_path: Path) -> None:
+    file = onnx.load_from_string(to_onnx(Spelled(RMS_SPELLINGS["einsum"]), (torch.randn(BATCH, T, D),), False))
+    file.opset_import[0].version = 23
+    result = recopt.optimize(file, target="ort-cpu")
+    assert [n.op for n in result.host.nodes] == ["RMSNormalization"]
+    check_numbers(RMS_SPELLINGS["einsum"], lambda x: run_onnx(result.to_proto().SerializeToString(), (x,))[0])
+
+
 @pytest.mark.parametrize("name", NEAR_MISSES)
 def test_near_misses(name: str) -> None:
     result = recopt.optimize(to_program(Spelled(NEAR_MISSES[name]), (torch.randn(BATCH, T, D),)))
@@ -124,10 +186,11 @@ def test_an_old_opset_has_no_such_operator() -> None:
 @pytest.mark.parametrize(
     "width, dtype, own", [(24, torch.float32, True), (600, torch.float32, False), (24, torch.float64, False)]
 )
-def test_narrow_rows_have_a_kernel_on_cuda(width: int, dtype: torch.dtype, own: bool) -> None:
-    x, model = torch.randn(BATCH, T, width, dtype=dtype), nn.LayerNorm(width, dtype=dtype).requires_grad_(False)
+@pytest.mark.parametrize("kind", [nn.LayerNorm, nn.RMSNorm])
+def test_narrow_rows_have_a_kernel_on_cuda(kind: type[nn.Module], width: int, dtype: torch.dtype, own: bool) -> None:
+    x, model = torch.randn(BATCH, T, width, dtype=dtype), kind(width, dtype=dtype).requires_grad_(False)
     result = recopt.optimize(to_program(Spelled(model), (x,)), target="cuda")
-    assert sum(n.op == "recopt.layer_norm.default" for n in result.host.nodes) == own
+    assert sum(n.op.startswith("recopt.") for n in result.host.nodes) == own
     torch.testing.assert_close(result(x[:1]), model(x[:1]))
     if not own:
         return

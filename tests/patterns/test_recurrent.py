@@ -178,3 +178,9 @@ def test_exported_again(name: str) -> None:
     assert exported is not None
     file = exported.model_proto.SerializeToString()
     check_numbers(case, lambda *args: run_file(file, args))
+    nothing = tuple(x[:0] for x in args)  # at which ONNX Runtime's own GRU ends the process
+    expected = case.module()(*nothing)
+    for found, wanted in zip(
+        run_file(file, nothing), expected if isinstance(expected, tuple) else (expected,), strict=True
+    ):
+        assert found.shape == wanted.shape

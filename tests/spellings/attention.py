@@ -244,7 +244,26 @@ SPELLINGS: dict[str, Case] = {
     "widened": Case(lambda q, k, v: softmax((q @ turned(k) / 3).double()).float() @ v),
     "dropout": Case(lambda q, k, v: F.dropout(softmax(q @ turned(k) / 3), 0.1, False) @ v),
     "interacting": Case(interacting, ((S, H * D),)),
+    # the function of a score is the weight, without a softmax
+    "sigmoid": Case(lambda q, k, v: torch.sigmoid(q @ turned(k)) @ v),
+    "silu_over_a_number": Case(lambda q, k, v, m: F.silu(q @ turned(k)) / T * m @ v, (*PLAIN, ("kept", 1, 1, T))),
+    "silu_by_hand": Case(
+        lambda q, k, v: ((q @ turned(k) + 1) / (1 + torch.exp(-1 - q @ turned(k)))).tril() / T @ v,
+    ),
+    "squares_einsum": Case(
+        lambda q, k, v: torch.einsum("bhst,bthe->bshe", F.relu(torch.einsum("bshd,bthd->bhst", q, k) / 3) ** 2, v),
+        ((S, H, D), (T, H, D), (T, H, D)),
+    ),
+    "where_sigmoid": Case(
+        lambda q, k, v, m: torch.where(m, torch.sigmoid(q @ turned(k) / 3), 0.0) @ v, (*PLAIN, ("mask", 1, 1, T))
+    ),
 }
+
+
+def sigmoid_and_weights(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    weights = torch.sigmoid(q @ turned(k))
+    return weights @ v, weights
+
 
 MODELS: dict[str, Case] = {
     "self_attention": Case(SelfAttention(), ((S, 32),)),
@@ -278,7 +297,9 @@ NEAR_MISSES: dict[str, Case] = {
     ),
     "weighted_exponentials": Case(lambda q, k, v, w: normal(torch.exp(q @ turned(k)) * w) @ v, (*PLAIN, (1, 1, T))),
     "gate_of_experts": Case(lambda q, k: (softmax(q @ GENERAL)[..., None] * k).sum(1), ((D,), (D, D))),
-    "sigmoid": Case(lambda q, k, v: torch.sigmoid(q @ turned(k)) @ v),
+    "sigmoid_returned": Case(sigmoid_and_weights, reason="another user"),
+    "product_of_three": Case(lambda q, k, v: q @ turned(k) @ v),
+    "of_weights": Case(lambda q, k, v: torch.sigmoid(q @ turned(k)) @ GENERAL.repeat(2, 1)[:T]),
     "other_scores_below": Case(
         lambda q, k, v: torch.exp(q @ turned(k)) / torch.exp(q @ turned(k) / 2).sum(-1, keepdim=True) @ v,
         reason="other scores",

@@ -5,10 +5,12 @@ from __future__ import annotations
 import functools
 import io
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import numpy as np
+import onnx
 import onnxruntime
 import torch
 from torch import Tensor, nn
@@ -63,3 +65,11 @@ def run_onnx(file: bytes, args: tuple[Any, ...]) -> list[np.ndarray[Any, Any]]:
     session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     feeds = {spec.name: np.asarray(arg) for spec, arg in zip(session.get_inputs(), args, strict=True)}
     return list(session.run(None, feeds))
+
+
+def runs_as(model: onnx.ModelProto, folder: Path) -> list[str]:
+    """The operators that ONNX Runtime makes of a model."""
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(folder / "optimized.onnx")
+    onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return [n.op_type for n in onnx.load(options.optimized_model_filepath).graph.node]

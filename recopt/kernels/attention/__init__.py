@@ -52,7 +52,10 @@ def _shape(t: Tensor) -> tuple[int, ...]:
 
 def attention_torch(q: Tensor, k: Tensor, v: Tensor, score: str, params: Sequence[Tensor], unseen: str) -> Tensor:
     """`recopt::attention` in torch's operators: shapes as in the module's text. `unseen` says what becomes of a query
-    whose scores are all -inf: "nan", as a softmax gives, "zero", or "clean": every weight that is NaN counts 0."""
+    whose scores are all -inf: "nan", as a softmax gives, "zero", or "clean": every weight that is NaN counts 0; or that
+    there is no softmax: "scores" are the weights."""
+    if unseen == "scores":
+        return _by_scores(q, k, v, score, params)
     plan = affine(score)
     lead, (s, t) = _lead(q, k, v), (q.shape[-2], k.shape[-2])
     other = any(p.dtype not in (q.dtype, torch.bool) for p in params)  # wider masks hold what q's dtype cannot
@@ -93,6 +96,15 @@ def _as_written(q: Tensor, k: Tensor, v: Tensor, score: str, params: Sequence[Te
         weights = weights.masked_fill((scores == -math.inf).all(-1, keepdim=True), 0.0)
     elif unseen == "clean":
         weights = weights.masked_fill(weights.isnan(), 0.0)
+    return weights.to(v.dtype) @ v
+
+
+def _by_scores(q: Tensor, k: Tensor, v: Tensor, score: str, params: Sequence[Tensor]) -> Tensor:
+    """Scores as weights, in the place of the products where nothing else needs those."""
+    compiled, h = compile_epilogue(score), q @ k.transpose(-1, -2)
+    wider = any(have < want for p in params for have, want in zip(h.shape, p.shape, strict=True))
+    grad = torch.is_grad_enabled() and any(t.requires_grad for t in (h, *params))
+    weights = compiled.apply(h, params) if wider or grad else compiled.apply_(h, params)
     return weights.to(v.dtype) @ v
 
 
@@ -146,7 +158,7 @@ def attention_cuda(
     """The same on a GPU: one kernel where it fits (`fits` of `halves` and of `triton`) and torch
     has none or a slower one. ``as_queries``: heads may lie beside each other in the result where they do in q, so that
     the layer after it need not copy them there."""
-    wanted = affine(score) is None or _short(q, k, v)
+    wanted = unseen != "scores" and (affine(score) is None or _short(q, k, v))
     if wanted and not (torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v, *params))):
         from .halves import attention_halves
         from .triton import attention_triton

@@ -11,7 +11,6 @@ steps of 128 units, GRU of 64 and AUGRU of 128 inputs: 0.25 and 0.21 at batch 1,
 from __future__ import annotations
 
 import functools
-from array import array
 from collections.abc import Sequence
 from typing import Any
 
@@ -75,5 +74,5 @@ def gru_native(
     words += [batch, steps, width, hidden, *x.stride()[:2], start.stride(0), int(after), len(floats)]
     for g in floats:
         words += [g.data_ptr(), *g.stride()]
-    run_rows(module, array("q", words), batch, block)
+    run_rows(module, words, batch, block)
     return y.transpose(0, 1)

@@ -99,11 +99,12 @@ static void tiles(float* to, const float* from, i64 n, i64 count) {
   }
 }
 
-static void pack(const Call* a, const Layout* at) {
+// One row alone needs Wk + diag(q) Wp as tiles, but neither of the two, and Wq once.
+static void pack(const Call* a, const Layout* at, int alone) {
   const i64 D = a->width, N = a->layer[0].units;
-  if (a->of_q) tiles(at->of_q, a->of_q, N, D);
-  if (a->of_k) tiles(at->of_k, a->of_k, N, D);
-  if (a->of_both) tiles(at->of_both, a->of_both, N, D);
+  if (a->of_q && !alone) tiles(at->of_q, a->of_q, N, D);
+  if (a->of_k && !(alone && a->of_both)) tiles(at->of_k, a->of_k, N, D);
+  if (a->of_both && !alone) tiles(at->of_both, a->of_both, N, D);
   for (int n = 0, p = 0; n < LAYERS; n++) {
     const i64 units = a->layer[n].units, wide = PADDED(units);
     float* const b = at->layer[n].b;
@@ -202,7 +203,18 @@ static void softmax(float* restrict s, i64 n) {
   for (i64 t = 0; t < n; t++) s[t] /= sum;
 }
 
-static void row_of(const Call* a, const Layout* at, i64 row, float* memory) {
+// The sum of the products of two rows of numbers.
+INLINE float dot(const float* x, const float* y, i64 n) {
+  Vector sums = {0};
+  i64 i = 0;
+  for (; i + VECTOR <= n; i += VECTOR) sums += *(const Vector*)(x + i) * *(const Vector*)(y + i);
+  float sum = 0.0f;
+  for (; i < n; i++) sum += x[i] * y[i];
+  for (int v = 0; v < VECTOR; v++) sum += sums[v];
+  return sum;
+}
+
+static void row_of(const Call* a, const Layout* at, i64 row, float* memory, int alone) {
   const i64 D = a->width, T = a->items, N = a->layer[0].units, P = PADDED(N);
   float* const x = memory;                            // [widest, BLOCK]
   float* const h = x + ALIGNED(at->widest * BLOCK);   // [BLOCK, widest]
@@ -212,7 +224,13 @@ static void row_of(const Call* a, const Layout* at, i64 row, float* memory) {
   i64* const seen = (i64*)(s + ALIGNED(T));
   const float *const q = a->q + row * a->q_row, *const k = a->k + row * a->k_row, *const v = a->v + row * a->v_row;
   const float* matrix = at->of_k;
-  if (a->of_both) {
+  if (a->of_both && alone) {
+    float* const mine = at->of_both;  // where nothing is packed
+    for (i64 n = 0, i = 0; n < N; n++)
+      for (i64 d = 0; d < D; d++, i++) mine[i] = (a->of_k ? a->of_k[i] : 0.0f) + a->of_both[i] * q[d];
+    tiles(own, mine, N, D);
+    matrix = own;
+  } else if (a->of_both) {
     const float zero[VECTOR] = {0};
     for (i64 c = 0, i = 0; c < P; c += VECTOR)
       for (i64 d = 0; d < D; d++, i += VECTOR) {
@@ -222,7 +240,8 @@ static void row_of(const Call* a, const Layout* at, i64 row, float* memory) {
     matrix = own;
   }
   memcpy(base, at->layer[0].b, 4 * P * (1 + a->layer[0].params));
-  for (i64 c = 0, i = 0; a->of_q && c < P; c += VECTOR)
+  for (i64 c = 0; a->of_q && alone && c < N; c++) base[c] += dot(a->of_q + c * D, q, D);
+  for (i64 c = 0, i = 0; a->of_q && !alone && c < P; c += VECTOR)
     for (i64 d = 0; d < D; d++, i += VECTOR) *(Vector*)(base + c) += *(const Vector*)(at->of_q + i) * q[d];
   i64 count = 0;
   for (i64 t = 0; t < T; t++) {
@@ -261,8 +280,9 @@ static int rows_of(const Call* a, i64 first, i64 end) {
   float* memory = aligned_alloc(64, 4 * ALIGNED(size + numbers));
   if (!memory) return 0;
   at = places(a, memory);
-  pack(a, &at);
-  for (; first < end; first++) row_of(a, &at, first, memory + size);
+  const int alone = end - first == 1;
+  pack(a, &at, alone);
+  for (; first < end; first++) row_of(a, &at, first, memory + size, alone);
   free(memory);
   return 1;
 }
