@@ -235,7 +235,7 @@ def _network(lifted: Lifted, weights: Poly, along: Axis) -> _Network | tuple[Lin
 def _layer(lifted: Lifted, value: Value, shape: tuple[Size, ...] | None = None) -> Linear | None:
     """The linear that a value is, with nothing moved afterwards, or of a shape that is only regrouped."""
     try:
-        found = linear.match(lifted, value)
+        found = linear.match(lifted, value) if value in lifted.definition else None  # a table has none
     except No:
         return None
     spec = None if found is None else found.spec
