@@ -138,6 +138,24 @@ def test_a_score_over_rows_of_a_table_is_no_target_attention() -> None:
     torch.testing.assert_close(optimized(history), pooled(history))
 
 
+class Shared(torch.nn.Module):
+    """A mean over the batch, one row at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(5, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.linear(x) / x.shape[0])
+
+
+def test_a_factor_that_the_batch_gives_is_no_constant() -> None:
+    optimized = recopt.optimize(Shared().eval(), (torch.randn(4, 5),))
+    assert optimized.report.counts() == {"linear": 1}  # the division stays
+    assert any("depends on the size" in refusal.reason for refusal in optimized.report.refusals)
+    assert "aten.div.Tensor" in [node.op for node in optimized.host.nodes]
+
+
 class Padded(torch.nn.Module):
     """Columns that are joined, turned around and padded to a width."""
 
