@@ -383,14 +383,11 @@ def verify_model(
 
 
 def _opened(before: Host, after: Host) -> Verdict:
-    try:
-        before.open()
-    except VerifyError:
-        return Verdict(0.0, 0.0)
-    try:
-        after.open()
-    except VerifyError as why:
-        return Verdict(float("inf"), float("inf"), f"the rewritten model does not open: {why}")
+    for host, excess in ((before, 0.0), (after, float("inf"))):
+        try:
+            host.open()
+        except VerifyError as why:
+            return Verdict(excess, excess, f"it does not open: {why}")
     return Verdict(0.0, 0.0)
 
 
