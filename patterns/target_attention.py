@@ -235,7 +235,7 @@ def _network(lifted: Lifted, weights: Poly, along: Axis) -> _Network | tuple[Lin
 def _layer(lifted: Lifted, value: Value, shape: tuple[Size, ...] | None = None) -> Linear | None:
     """The linear that a value is, with nothing moved afterwards, or of a shape that is only regrouped."""
     try:
-        found = linear.match(lifted, value)
+        found = linear.match(lifted, value) if value in lifted.definition else None  # a table has none
     except No:
         return None
     spec = None if found is None else found.spec
@@ -419,8 +419,8 @@ def _grounded(lifted: Lifted, term: Poly, along: Axis) -> Poly:
         own = lifted.local(atom.leaf)
         if own is None or any(m.axes or len(m.atoms) > 2 for m in own.body.monos) or len(own.body.monos) > 2:
             return None
-        if not all(isinstance(a, Read) for m in own.body.monos for a in m.atoms):
-            return None
+        if not all(isinstance(a, Read) and not any(p.leaves for p in a.index) for m in own.body.monos for a in m.atoms):
+            return None  # nor a lookup, whose rows no value need hold
         opened = _grounded(lifted, own.at(list(atom.index)), along)
         varies = {along in a.axes_read for m in opened.monos for a in m.atoms}
         layout = len(own.body.monos) == 1 and len(own.body.monos[0].atoms) == 1 and own.body.monos[0].coef == 1

@@ -83,6 +83,13 @@ def reads_fed(lifted: Lifted, term: Interned) -> bool:
     return not term.leaves.isdisjoint(lifted.fed)
 
 
+class _KnownAtRunTime(dict[str, int]):
+    """Symbolic sizes, none of which a constant may depend on."""
+
+    def __missing__(self, key: str) -> int:
+        raise No("a constant depends on the size {}", key)
+
+
 def fold(lifted: Lifted, t: Tensor) -> Array:
     """The float64 array of a term of constants.
     Raises No where it has a symbolic size, would be huge, or reads a weight that is fed at run time."""
@@ -98,7 +105,7 @@ def fold(lifted: Lifted, t: Tensor) -> Array:
         return lifted.host.constant(leaf)
 
     try:
-        return evaluate(t, array)
+        return evaluate(t, array, _KnownAtRunTime())
     except IndexError as outside:  # a guard that stands elsewhere in the match hid these elements
         raise No("a constant is read where only a guard allows it: {}", outside) from outside
 

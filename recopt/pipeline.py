@@ -157,12 +157,12 @@ def run(
         _ban_slow(state, inputs)
     lossy = any(map(is_lossy, options.modules))
     after, report = state.passes(limit=state.limit, quiet=lossy)
-    if options.proves("model") and inputs:
+    if options.proves("model"):
         verdict = state.agree(after, inputs)
         while not verdict.ok and state.undo_wrong(report, verdict, inputs):
             after, report = state.passes(limit=state.limit, quiet=lossy)
             verdict = state.agree(after, inputs)
-        report.model_error = verdict.excess if len(verdict.random) < len(host.outputs) else None
+        report.model_error = verdict.excess if inputs and len(verdict.random) < len(host.outputs) else None
         if verdict.random:
             unverified = f"the original gives other values of {', '.join(verdict.random)} each time it runs"
         if not verdict.ok:

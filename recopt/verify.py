@@ -355,7 +355,10 @@ def shapes_of(feed: Sequence[Any]) -> str:
 def verify_model(
     before: Host, after: Host, inputs: Sequence[Sequence[Array]], tolerance: float | None = None
 ) -> Verdict:
-    """`after` against `before` on each of `inputs`, on which `before` must run."""
+    """`after` against `before` on each of `inputs`, on which `before` must run. Where there are none, whether the
+    runtime opens `after` as it opens `before`."""
+    if not inputs:
+        return _opened(before, after)
     worst = Verdict(0.0, 0.0)
     random: dict[str, None] = {}
     for feed in inputs:
@@ -377,6 +380,15 @@ def verify_model(
                 where = f"output {n} ({value.name}) on inputs {shapes_of(feed)}: relative error {verdict.error:.1e}"
                 worst = Verdict(verdict.error, verdict.excess, where)
     return replace(worst, random=tuple(random))
+
+
+def _opened(before: Host, after: Host) -> Verdict:
+    for host, excess in ((before, 0.0), (after, float("inf"))):
+        try:
+            host.open()
+        except VerifyError as why:
+            return Verdict(excess, excess, f"it does not open: {why}")
+    return Verdict(0.0, 0.0)
 
 
 def _same(a: Any, b: Any) -> bool:

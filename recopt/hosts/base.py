@@ -200,6 +200,11 @@ class Host(abc.ABC):
     def check(self) -> None:
         """Raise GraphError, in one line, when the graph is not valid in its host (lint, onnx.checker, shapes)."""
 
+    def open(self) -> None:
+        """What the runtime does before it sees inputs, where that cannot end this process. Raises VerifyError, in one
+        line, when it refuses the graph."""
+        return None
+
     @abc.abstractmethod
     def run(self, feeds: Sequence[Array]) -> list[Array]:
         """The outputs for the inputs `feeds` (in the order of `inputs`), in the host's own runtime on the CPU.

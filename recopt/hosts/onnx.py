@@ -118,15 +118,26 @@ class OnnxHost(OnnxSurgery):
             raise GraphError("a node reads a value that is computed after it")
         validate(self.model, strict=self.strict)
 
+    def open(self) -> None:
+        if not ends_processes(self.model):
+            self._opened()
+
+    def _opened(self) -> Any:
+        if self._session is None or self._session[0] != self.revision:
+            try:
+                self._session = (self.revision, open_session(self.model))
+            except Exception as error:  # ONNX Runtime raises errors of many unrelated classes
+                raise VerifyError(f"ONNX Runtime refuses the model: {line(error)}") from error
+        return self._session[1]
+
     def run(self, feeds: Sequence[Array]) -> list[Array]:
         if len(feeds) != len(self.inputs):
             raise VerifyError(f"the model has {len(self.inputs)} inputs, {len(feeds)} were given")
+        session = self._opened()
         try:
-            if self._session is None or self._session[0] != self.revision:
-                self._session = (self.revision, open_session(self.model))
             outputs = [value.name for value in self.outputs]
             named = {value.name: feed for value, feed in zip(self.inputs, feeds, strict=True)}
-            return cast("list[Array]", self._session[1].run(outputs, named))  # a sequence is a list of arrays
+            return cast("list[Array]", session.run(outputs, named))  # a sequence is a list of arrays
         except Exception as error:  # ONNX Runtime raises errors of many unrelated classes
             raise VerifyError(f"ONNX Runtime refuses the model: {line(error)}") from error
 

@@ -8,6 +8,7 @@ from typing import Protocol, TypeAlias
 
 import numpy as np
 
+from ..errors import GraphError
 from ..hosts.base import Array, Host, Node, Value
 from ..ir.sizes import Size
 from ..layout.moves import Plan
@@ -62,7 +63,10 @@ def unchanged(host: Host, node: Node) -> Value | None:
     for n in found[0] if found else ():
         x, by = node.args[1 - n], node.args[n]
         if isinstance(by, Value) and host.is_constant(by):
-            by = host.constant(by)
+            try:
+                by = host.constant(by)
+            except GraphError:  # of a type that nothing here computes, or too large
+                continue
         elif not isinstance(by, (int, float)) or isinstance(by, bool):
             continue
         if isinstance(x, Value) and _alike(x, node) and found is not None and _all(by, found[1]):

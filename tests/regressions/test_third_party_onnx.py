@@ -250,6 +250,47 @@ def test_inputs_on_which_the_runtime_ends_the_process_do_not_end_this_one(monkey
     assert "does not end within 0.01 s" in recopt.optimize(model).report.unverified
 
 
+def test_what_runs_on_no_drawn_inputs_still_opens() -> None:
+    """Under a condition that is a constant, ONNX Runtime puts the branch in its place, whose sizes it then refuses."""
+    branches = [
+        helper.make_graph([node], name, [], [helper.make_tensor_value_info(f"n_{name}", TensorProto.INT64, shape)])
+        for name, shape, node in (
+            ("then", [1], helper.make_node("Identity", ["one_1"], ["n_then"])),
+            ("else", [], helper.make_node("ReduceSum", ["size"], ["n_else"], keepdims=0)),
+        )
+    ]
+    nodes = [
+        helper.make_node("Add", ["size", "one_1"], ["sizes"]),
+        helper.make_node("Reshape", ["x", "sizes"], ["y"]),  # no drawn size fits
+        helper.make_node("Size", ["size"], ["length"]),
+        helper.make_node("Constant", [], ["two"], value_int=2),
+        helper.make_node("Equal", ["length", "two"], ["is_two"]),
+        helper.make_node("If", ["is_two"], ["n"], then_branch=branches[0], else_branch=branches[1]),
+        helper.make_node("Range", ["zero", "n", "one"], ["r"]),
+        helper.make_node("Cast", ["r"], ["z"], to=TensorProto.FLOAT),
+    ]
+    model = model_of(nodes, {"x": [2, 10], "size": [2]}, {"y": ["A", "B"], "z": ["C"]}, opset=20)
+    model.graph.input[1].type.tensor_type.elem_type = TensorProto.INT64
+    constants = {"zero": 0, "one": 1, "one_1": [1]}
+    model.graph.initializer.extend(numpy_helper.from_array(np.array(c), n) for n, c in constants.items())
+    optimized = recopt.optimize(model)
+    assert optimized.report.unverified and "does not open" in optimized.report.undone[0].reason
+    y, z = optimized(np.ones((2, 10), np.float32), np.array([9, 1]))
+    assert y.shape == (10, 2) and z.tolist() == [0]
+
+
+def test_constants_of_an_opset_that_the_runtime_does_not_know() -> None:
+    """An operator that is the same in an older opset is computed there; ONNX Runtime 1.31 knows those up to 26."""
+    opset = onnx.defs.onnx_opset_version()
+    nodes = [helper.make_node("Add", ["a", "a"], ["b"]), helper.make_node("Mul", ["x", "b"], ["y"])]
+    model = model_of(nodes, {"x": ["N", 3]}, {"y": ["N", 3]}, opset=opset)
+    model.graph.initializer.append(numpy_helper.from_array(np.full(3, 2, np.float32), "a"))
+    proto = recopt.optimize(model).to_proto()
+    (node,) = proto.graph.node
+    constants = {i.name: numpy_helper.to_array(i).tolist() for i in proto.graph.initializer}
+    assert node.op_type == "Mul" and constants[node.input[1]] == [4, 4, 4] and proto.opset_import[0].version == opset
+
+
 def test_half_precision_on_which_the_runtime_ends_the_process() -> None:
     """ONNX Runtime 1.31 does as it opens this file; one that does not verifies it."""
     file = io.BytesIO()

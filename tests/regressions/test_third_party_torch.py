@@ -117,6 +117,45 @@ def test_a_projection_reads_joined_heads_as_the_graph_joins_them() -> None:
     assert ops == joined
 
 
+class Pooled(torch.nn.Module):
+    """Self-attentive pooling: the score's first layer reads rows of a table and nothing else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.items = torch.nn.Embedding(30, 16)
+        self.first, self.last = torch.nn.Linear(16, 8, bias=False), torch.nn.Linear(8, 1, bias=False)
+
+    def forward(self, history: torch.Tensor) -> torch.Tensor:
+        k = self.items(history)
+        weights = torch.softmax(self.last(torch.tanh(self.first(k))), 1)
+        return (weights * k).sum(1)
+
+
+def test_a_score_over_rows_of_a_table_is_no_target_attention() -> None:
+    history, pooled = torch.randint(0, 30, (4, 7)), Pooled().eval()
+    optimized = recopt.optimize(pooled, (history,))
+    assert optimized.report.counts()["linear"] == 2
+    torch.testing.assert_close(optimized(history), pooled(history))
+
+
+class Shared(torch.nn.Module):
+    """A mean over the batch, one row at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(5, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.linear(x) / x.shape[0])
+
+
+def test_a_factor_that_the_batch_gives_is_no_constant() -> None:
+    optimized = recopt.optimize(Shared().eval(), (torch.randn(4, 5),))
+    assert optimized.report.counts() == {"linear": 1}  # the division stays
+    assert any("depends on the size" in refusal.reason for refusal in optimized.report.refusals)
+    assert "aten.div.Tensor" in [node.op for node in optimized.host.nodes]
+
+
 class Padded(torch.nn.Module):
     """Columns that are joined, turned around and padded to a width."""
 

@@ -27,6 +27,7 @@ class Unit(nn.Module):
             self.norm.running_mean = torch.randn(N1) * 0.3
             self.norm.running_var = torch.rand(N1) + 0.5
             self.alpha = nn.Parameter(torch.randn(N1) * 0.3)
+            self.table = nn.Parameter(torch.randn(D + 1, D))
         self.spell = spell
 
     def network(self, x: Tensor) -> Tensor:
@@ -143,6 +144,12 @@ def joined_pieces(u: Any, q: Tensor, k: Tensor, n: Tensor) -> Tensor:
     return paper(u, q, k, n)
 
 
+def looked_up(u: Any, q: Tensor, k: Tensor, n: Tensor) -> Tensor:
+    """Target and items are rows of one table, as they are."""
+    target, items = (q > 0).long().sum(-1), (k > 0).long().sum(-1)
+    return paper(u, F.embedding(target, u.table), F.embedding(items, u.table), n)
+
+
 def sides(u: Any, q: Tensor, k: Tensor) -> Tensor:
     """The first layer of target and items as two, added up."""
     w = u.first.weight
@@ -175,6 +182,7 @@ SPELLINGS: dict[str, Case] = {
     "averaged": Case(averaged),
     "other_values": Case(other_values),
     "joined_pieces": Case(joined_pieces),
+    "looked_up": Case(looked_up),
     "flattened": Case(flattened),
     "added": Case(added, 2, target="cuda"),
     "added_deep": Case(added_deep, 2, target="cuda"),

@@ -101,13 +101,22 @@ def modernise(model: ir.Model) -> ir.Model:
         converted = ir.from_proto(onnx.version_converter.convert_version(ir.to_proto(model), OLDEST_OPSET))
     except Exception as error:  # onnx raises errors of many unrelated classes
         raise LoadError(f"{refusal}: {line(error)}") from error
-    if _interface(converted) != _interface(model):
+    interfaces = [(*m.graph.inputs, *m.graph.outputs) for m in (model, converted)]
+    if len(interfaces[0]) != len(interfaces[1]) or not all(map(_alike, *interfaces)):
         raise LoadError(f"{refusal}: the types of its inputs and outputs would change")
+    for old, new in zip(*interfaces, strict=True):
+        new.shape = old.shape
     return converted
 
 
-def _interface(model: ir.Model) -> list[str]:
-    return [str((v.name, v.type, v.shape)) for v in (*model.graph.inputs, *model.graph.outputs)]
+def _alike(old: ir.Value, new: ir.Value) -> bool:
+    """Whether `new` is what `old` is said to be. The converter infers sizes that were open, and names some itself."""
+    if (old.name, old.type) != (new.name, new.type):
+        return False
+    if old.shape is None or new.shape is None:
+        return old.shape is None
+    sizes = zip(old.shape, new.shape, strict=False)
+    return len(old.shape) == len(new.shape) and all(a == b for a, b in sizes if isinstance(a, int))
 
 
 @contextlib.contextmanager
@@ -242,17 +251,27 @@ def evaluate(model: ir.Model, nodes: Sequence[ir.Node], feeds: Mapping[str, Arra
     graph = onnx.GraphProto(name="constant", node=[ir.to_proto(node) for node in nodes], input=infos)
     graph.output.append(onnx.ValueInfoProto(name=output))
     proto = onnx.ModelProto(
-        ir_version=model.ir_version,
-        graph=graph,
-        opset_import=[onnx.OperatorSetIdProto(domain=d, version=v) for d, v in model.opset_imports.items()],
-        functions=[ir.to_proto(f) for f in model.functions.values()],
+        ir_version=model.ir_version, graph=graph, functions=[ir.to_proto(f) for f in model.functions.values()]
     )
     try:
+        opsets = _as_old_as_can_be(model, nodes)
+        proto.opset_import.extend(onnx.OperatorSetIdProto(domain=d, version=v) for d, v in opsets.items())
         if any(element_type(a) == onnx.TensorProto.BFLOAT16 for a in feeds.values()):  # ORT takes none from numpy
             return cast(Array, ReferenceEvaluator(proto).run(None, dict(feeds))[0])  # type: ignore[index]  # one output was asked for
         return np.asarray(session(proto, optimise=False).run([output], dict(feeds))[0])
     except Exception as error:  # onnx and ONNX Runtime raise errors of many unrelated classes
         raise GraphError(f"the constant {output!r} cannot be computed: {line(error)}") from error
+
+
+def _as_old_as_can_be(model: ir.Model, nodes: Sequence[ir.Node]) -> dict[str, int]:
+    """The operator sets of `model`, the standard one as old as its operators in `nodes` are: ONNX Runtime computes what
+    has not changed though the model's own opset is newer than it knows."""
+    opsets = dict(model.opset_imports)
+    inner = [n for node in nodes for n in inner_nodes(node)]
+    if all(n.domain in ("", "ai.onnx") for n in inner) and "" in opsets:
+        schemas = [onnx.defs.get_schema(n.op_type, opsets[""], "") for n in inner]
+        opsets[""] = max(OLDEST_OPSET, *(schema.since_version for schema in schemas))
+    return opsets
 
 
 def save(model: ir.Model, path: Path, external: bool = False) -> None:
