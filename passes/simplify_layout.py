@@ -10,16 +10,29 @@ from __future__ import annotations
 from recopt.broadcasts import simplify_broadcasts
 from recopt.hosts.base import Host
 from recopt.joins import simplify_joins
+from recopt.late_choices import postpone_choices
 from recopt.relayout import relayout
 from recopt.remainders import simplify_remainders
 from recopt.rewrite import Context
+from recopt.small_tables import look_up_small
 from recopt.sums import simplify_sums
 from recopt.turned_columns import read_turned
+from recopt.turned_rows import turn_at_once
 
 name = "simplify-layout"
 
 
 def run(host: Host, context: Context) -> bool:
     """Whether anything was rewritten."""
-    steps = (relayout, simplify_joins, simplify_broadcasts, simplify_remainders, simplify_sums, read_turned)
+    steps = (
+        relayout,
+        simplify_joins,
+        turn_at_once,
+        read_turned,
+        postpone_choices,
+        look_up_small,
+        simplify_broadcasts,
+        simplify_remainders,
+        simplify_sums,
+    )
     return any([step(host, context, name) for step in steps])

@@ -41,7 +41,25 @@ CASES: dict[str, tuple[str, str, str, str, list[str]]] = {
         "int64[1] two = {2}, int64[1] back = {-1}, int64[1] every = {-2}, int64[2] f = {0, 24}",
         "r = Reshape(x, s)  t = Transpose <perm = [0, 3, 1, 2]> (r)  p = Slice(t, a, e, one, every)  "
         "q = Slice(p, one, e, two, back)  y = Reshape(q, f)",
-        ["Gather", "Reshape", "Reshape", "Transpose"]),
+        ["Gather", "Reshape", "Reshape", "Slice", "Transpose", "Transpose"]),
+    "parts of a choice": (
+        "n, 16, 16", "float[n, 3, 16] y, float[n, 16] z, float[n, 16] w",
+        "int64 k = {2}, int64 e = {-1}, int64[1] last = {-1}, int64[3] some = {5, 0, 3}, float o = {0}",
+        "g = Gather <axis = 2> (x, k)  b = Less(g, o)  c = Unsqueeze(b, last)  t = Where(c, x, o)  "
+        "u = Transpose <perm = [0, 2, 1]> (t)  y = Gather <axis = 1> (u, some)  p = Gather <axis = 1> (t, e)  "
+        "q = Gather <axis = 1> (t, k)  z = Sub(p, q)  w = Gather <axis = 2> (t, k)",
+        ["Cast", *["Gather"] * 8, "Less", "Slice", "Sub", "Transpose", "Transpose", "Where", "Where"]),
+    "a choice that is read whole": (
+        "n, 16, 16", "float[n, 16, 16] y, float[n, 16] z", "int64 k = {2}, int64[1] last = {-1}, float o = {0}",
+        "g = Gather <axis = 2> (x, k)  b = Less(g, o)  c = Unsqueeze(b, last)  t = Where(c, x, o)  y = Relu(t)  "
+        "z = Gather <axis = 1> (t, k)",
+        ["Cast", "Gather", "Gather", "Gather", "Less", "Relu", "Where"]),
+    "one-hots of remainders": (
+        "n, 3", "float[n, 3, 5] y, bool[n, 3, 4] z, int64[n, 3, 5] w",
+        "int64 m = {7}, int64 d = {5}, int64[2] v = {0, 1}, int64[1] last = {-1}, int64[4] r = {3, 1, 6, 9}",
+        "i = Cast <to = 7> (x)  j = Mod(i, m)  h = OneHot(j, d, v)  y = Cast <to = 1> (h)  u = Unsqueeze(j, last)  "
+        "e = Equal(u, r)  z = Not(e)  w = OneHot(i, d, v)",
+        ["Cast", "Gather", "Gather", "Mod", "OneHot"]),
 }  # fmt: skip
 
 
