@@ -8,6 +8,7 @@ after:   at most one each of slice, gather, reshape, transpose, expand, pad, and
 from __future__ import annotations
 
 from recopt.broadcasts import simplify_broadcasts
+from recopt.columns_in_place import write_in_place
 from recopt.hosts.base import Host
 from recopt.joins import simplify_joins
 from recopt.late_choices import postpone_choices
@@ -26,6 +27,7 @@ def run(host: Host, context: Context) -> bool:
     """Whether anything was rewritten."""
     steps = (
         relayout,
+        write_in_place,
         simplify_joins,
         turn_at_once,
         read_turned,

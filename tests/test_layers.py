@@ -19,7 +19,7 @@ FLOORS = (
     ("patterns",),
     ("rewrite", "merge", "lower", "verify", "tables"),
     ("relayout", "column_trees", "columns", "broadcasts", "joins", "remainders", "sums", "turned_columns"),
-    ("late_choices", "whole_ranges", "small_tables", "turned_rows"),
+    ("columns_in_place", "late_choices", "whole_ranges", "small_tables", "turned_rows"),
     ("passes",),
     ("pipeline",),
     ("api",),
