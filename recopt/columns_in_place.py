@@ -66,12 +66,10 @@ def write_in_place(host: Host, context: Context, name: str) -> bool:
 
 def _width(value: Value) -> int:
     """The columns of [rows, columns]; 0 for another shape."""
-    form = (
-        None
-        if value.shape is None or len(value.shape) != 2 or isinstance(value.shape[0], int)
-        else form_of(value.shape)
-    )
-    return form.counts[1] if form is not None and form.symbolic == (0,) and form.counts[0] == 1 else 0
+    if value.shape is None or len(value.shape) != 2:
+        return 0
+    form = form_of(value.shape)
+    return form.counts[1] if form.symbolic == (0,) and form.counts[0] == 1 else 0
 
 
 def _chains(host: Host, found: Layouts, wanted: Elements) -> dict[Value, list[_Chain]]:
@@ -131,14 +129,16 @@ def _is_alone(host: Host, found: Layouts, value: Value) -> bool:
 
 
 def _step(host: Host, node: Node) -> Value | None:
-    """What a cheap operator, or a choice between its data and a bound that it exceeds, does something to."""
-    if node.op == "Where" and (asked := node.args[0].node) is not None and asked.op in ("Less", "Greater"):
+    """What a cheap operator, or a choice between floats and a bound that they exceed, does something to."""
+    floats = "float" in str(node.outputs[0].dtype)
+    asked = node.args[0].node if node.op == "Where" and floats else None
+    if asked is not None and asked.op in ("Less", "Greater"):
         bound, x = node.args[1], node.args[2]
         alone = len(host.users(node.args[0])) == 1 and set(host.users(x)) == {asked, node}
         fits = alone and isinstance(x, Value) and list(asked.args) == [x, bound] and host.is_constant(bound)
         return x if fits else None
     data: list[Value] = [a for a in node.args if a is not None and not host.is_constant(a)]
-    if len(data) != 1 or node.op not in CHEAP or (node.op == "Div" and "float" not in str(data[0].dtype)):
+    if len(data) != 1 or node.op not in CHEAP or (node.op == "Div" and not floats):
         return None
     return data[0]
 

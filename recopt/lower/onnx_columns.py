@@ -153,11 +153,10 @@ class OnnxColumns:
             free = zip(args[1:], bounds, extremes(str(out.dtype)), strict=True)
             bounds = [None if number == extreme else bound for number, bound, extreme in free]
             return self.host.call("Clip", [value, *bounds], name=named, shape=shape, dtype=out.dtype, like=out)
-        for n, (bound, row) in enumerate(zip(bounds, rows, strict=True)):
-            if bound is None:
-                continue
-            op, operands = (("Max", "Min")[n], [bound, value]) if row else ("Clip", [value, *[None] * n, bound])
-            if row and "float" in str(out.dtype) and not self.host.constant(bound).all():
+        for n, bound in enumerate(bounds):  # `arguments` gave both
+            assert bound is not None
+            op, operands = ("Max", "Min")[n], [bound, value]
+            if "float" in str(out.dtype) and not self.host.constant(bound).all():
                 over = self.host.call(("Less", "Greater")[n], [value, bound], name=named, shape=shape, dtype="bool")
                 op, operands = "Where", [over, bound, value]
             value = self.host.call(op, operands, name=named, shape=shape, dtype=out.dtype, like=out)
