@@ -138,6 +138,8 @@ def _step(host: Host, node: Node) -> Value | None:
         fits = alone and isinstance(x, Value) and list(asked.args) == [x, bound] and host.is_constant(bound)
         return x if fits else None
     data: list[Value] = [a for a in node.args if a is not None and not host.is_constant(a)]
+    if node.op == "Clip" and not lower.columns_of(host).arguments(node):
+        return None
     if len(data) != 1 or node.op not in CHEAP or (node.op == "Div" and not floats):
         return None
     return data[0]

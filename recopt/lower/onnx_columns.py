@@ -106,6 +106,8 @@ class OnnxColumns:
             if bound is not None and not self.host.is_constant(bound):
                 return []
             number = extremes(dtype)[n] if bound is None else self.host.constant(bound).item()
+            if number == 0 and np.signbit(number):  # `_clip` would make it 0.0: ONNX Runtime's Where does
+                return []
             found.append(Number(number, dtype))
         return found
 
