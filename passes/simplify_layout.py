@@ -8,14 +8,18 @@ after:   at most one each of slice, gather, reshape, transpose, expand, pad, and
 from __future__ import annotations
 
 from recopt.broadcasts import simplify_broadcasts
+from recopt.columns_in_place import write_in_place
 from recopt.hosts.base import Host
 from recopt.joins import simplify_joins
+from recopt.late_choices import postpone_choices
 from recopt.relayout import relayout
 from recopt.remainders import simplify_remainders
 from recopt.rewrite import Context
 from recopt.row_order import keep_row_order
+from recopt.small_tables import look_up_small
 from recopt.sums import simplify_sums
 from recopt.turned_columns import read_turned
+from recopt.turned_rows import turn_at_once
 
 name = "simplify-layout"
 
@@ -23,6 +27,16 @@ name = "simplify-layout"
 def run(host: Host, context: Context) -> bool:
     """Whether anything was rewritten."""
     steps = (
-        keep_row_order, relayout, simplify_joins, simplify_broadcasts, simplify_remainders, simplify_sums, read_turned
-    )  # fmt: skip
+        keep_row_order,
+        relayout,
+        write_in_place,
+        simplify_joins,
+        turn_at_once,
+        read_turned,
+        postpone_choices,
+        look_up_small,
+        simplify_broadcasts,
+        simplify_remainders,
+        simplify_sums,
+    )
     return any([step(host, context, name) for step in steps])

@@ -141,6 +141,9 @@ class _Work:
                 return None
             array = array.reshape(array.shape[max(0, array.ndim - len(counts)) :])
             return np.broadcast_to(array, counts)
+        number = self.columns.filled(arg)
+        if number is not None and self.row(arg) == (size, counts):
+            return np.broadcast_to(number, counts)
         below = self.trees.get(arg.node) if arg.node is not None else None
         alone = len(self.host.users(arg)) == 1 and not self.host.is_output(arg)
         alone = alone and below is not None and below.nodes < TALLEST

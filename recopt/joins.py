@@ -33,6 +33,7 @@ def simplify_joins(host: Host, context: Context, name: str) -> bool:
     if changed:
         context.lifted = None
         host.erase_dead()
+        host.normalise()
     return changed
 
 
@@ -97,5 +98,37 @@ def _write(host: Host, context: Context, name: str, node: Node, pieces: Sequence
 def _rows(host: Host, value: Value, rows: Size, columns: int) -> Value:
     if value.shape is not None and len(value.shape) == 2:
         return value
+    if _is_column(host, value):
+        return _column(host, value)
     shape = host.share_constant(np.array([0, 1], np.int64), name="shape")  # type: ignore[attr-defined]  # an ONNX host
     return host.call("Reshape", [value, shape], name=value.name, shape=(rows, columns), dtype=value.dtype)
+
+
+def _is_column(host: Host, value: Value, depth: int = 16) -> bool:
+    """Whether a value [rows] is made of single columns that are gathered, which could as well be [rows, 1]."""
+    node = value.node
+    if node is None or node.opaque or depth == 0 or len(value.shape or ()) != 1:
+        return False
+    if node.op == "Gather":
+        index = node.args[1]
+        known = host.is_constant(index) and host.constant(index).ndim == 0
+        return known and len(node.args[0].shape or ()) == 2 and node.kwargs.get("axis") in (1, -1)
+    if node.op not in POINTWISE or node.op == "Clip" or not same_anywhere(host, node):
+        return False
+    parts = [a for a in node.args if a is not None]
+    return len(host.users(value)) == 1 and all(
+        host.constant(a).size == 1 if host.is_constant(a) else _is_column(host, a, depth - 1) for a in parts
+    )
+
+
+def _column(host: Host, value: Value) -> Value:
+    """Such a value as [rows, 1]."""
+    node = value.node
+    assert node is not None and value.shape is not None
+    if node.op == "Gather":
+        index = host.share_constant(host.constant(node.args[1]).reshape(1), name="column")  # type: ignore[attr-defined]  # an ONNX host
+        args = [node.args[0], index]
+    else:
+        args = [a if a is None or host.is_constant(a) else _column(host, a) for a in node.args]
+    shape = (*value.shape, 1)
+    return host.call(node.op, args, node.kwargs, name=value.name, shape=shape, dtype=value.dtype)

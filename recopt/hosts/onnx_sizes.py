@@ -151,18 +151,21 @@ def _pointwise(function: Callable[..., Size | None]) -> Callable[[Sizes, Node], 
 
 
 def _equal(a: Size, b: Size) -> Size | None:
+    """Of sizes that may be 0: a graph may ask whether its batch is empty."""
     difference = sizes.add(a, sizes.mul(-1, b))
     if isinstance(difference, int):
         return int(difference == 0)
-    more, less = sizes.at_least(difference, 1), sizes.at_least(sizes.mul(-1, difference), 1)
-    return 0 if more or less else None
+    return 0 if _more(a, b) or _more(b, a) else None
 
 
 def _greater(a: Size, b: Size) -> Size | None:
-    difference = sizes.add(a, sizes.mul(-1, b))
-    if sizes.at_least(difference, 1):
+    if _more(a, b):
         return 1
-    return 0 if sizes.at_least(sizes.mul(-1, difference), 0) else None
+    return 0 if sizes.at_least(b, a, sizes.symbols_of(b) | sizes.symbols_of(a)) else None
+
+
+def _more(a: Size, b: Size) -> bool:
+    return sizes.at_least(a, sizes.add(b, 1), sizes.symbols_of(a) | sizes.symbols_of(b))
 
 
 def _choose(condition: Size, a: Size, b: Size) -> Size | None:

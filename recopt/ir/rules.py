@@ -12,7 +12,7 @@ from . import sizes
 from .functions import COMMUTATIVE, FUNCTIONS
 from .normal import add, add_all, mul, poly, scale
 from .ranges import value_range
-from .term import Coef, Coord, Fn, Guard, Poly, monomial, number, raw_fn, single
+from .term import Coef, Coord, Fn, Guard, Poly, monomial, number, raw_fn, single, walk
 
 WIDTH = {
     "bool": 1,
@@ -224,13 +224,16 @@ def _where(args: list[Poly], dtype: str, attrs: tuple[Hashable, ...]) -> Poly | 
 
 
 def _less(args: list[Poly], dtype: str, attrs: tuple[Hashable, ...]) -> Poly | None:
-    """x < y of integers whose ranges lie apart -> true, false."""
+    """x < y of integers whose ranges lie apart -> true, false. A size that is no axis of what is asked may be 0."""
     if args[0].dtype in FLOATS or args[1].dtype in FLOATS:
         return None
-    low, high = value_range(add(args[0], scale(args[1], -1)))
-    if high is not None and sizes.at_least(-1, high):
+    difference = add(args[0], scale(args[1], -1))
+    low, high = value_range(difference)
+    there = {s for a in walk(difference) if isinstance(a, Coord) for s in sizes.symbols_of(a.axis.size)}
+    named = {s for bound in (low, high) if bound is not None for s in sizes.symbols_of(bound)} - there
+    if high is not None and sizes.at_least(-1, high, named):
         return number(1, dtype)
-    return number(0, dtype) if low is not None and sizes.at_least(low, 0) else None
+    return number(0, dtype) if low is not None and sizes.at_least(low, 0, named) else None
 
 
 def _less_or_equal(args: list[Poly], dtype: str, attrs: tuple[Hashable, ...]) -> Poly | None:

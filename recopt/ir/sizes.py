@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import cache, lru_cache
 from typing import TypeAlias
 
@@ -74,17 +74,28 @@ def evaluate(value: Size, symbols: Mapping[str, int]) -> int:
     return int(value.subs({s: symbols[s.name] for s in value.free_symbols}))
 
 
-def at_least(a: Size, b: Size) -> bool:
-    """Whether a >= b for every value of the symbols, as far as its form shows (symbols are at least 1)."""
+def at_least(a: Size, b: Size, maybe_none: Collection[sympy.Symbol] = ()) -> bool:
+    """Whether a >= b for every value of the symbols, as far as its form shows: they are at least 1, and those of
+    `maybe_none` at least 0 (of a batch that decides something, where there may be no element to ask about)."""
     if isinstance(a, int) and isinstance(b, int):
         return a >= b
     difference = size(a - b)
     if isinstance(difference, int):
         return difference >= 0
     shifted = size(
-        difference.subs({s: sympy.Symbol(s.name, integer=True, nonnegative=True) + 1 for s in difference.free_symbols})
+        difference.subs(
+            {
+                s: sympy.Symbol(s.name, integer=True, nonnegative=True) + (0 if s in maybe_none else 1)
+                for s in difference.free_symbols
+            }
+        )
     )
     return shifted >= 0 if isinstance(shifted, int) else bool(shifted.is_nonnegative)
+
+
+def symbols_of(a: Size) -> frozenset[sympy.Symbol]:
+    """The symbols of a size."""
+    return frozenset() if isinstance(a, int) else frozenset(a.free_symbols)
 
 
 @lru_cache(maxsize=65536)

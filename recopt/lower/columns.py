@@ -111,6 +111,9 @@ class Columns(Protocol):
     def spreads(self, node: Node) -> bool:
         """Whether a node makes each element a row of its own: a one-hot."""
 
+    def filled(self, value: Value) -> Array | None:
+        """The number that a tensor of any size holds everywhere; None of another tensor."""
+
     def counts_edges(self, node: Node) -> tuple[Value, Array, bool] | None:
         """x, the edges and whether x at one exceeds it, of an operator that counts them, NaN being above all."""
 

@@ -57,6 +57,13 @@ def _in_int32(host: Host | Writer, value: Value) -> bool:
     return held.dtype.kind in "biu" and bool(((held >= -(2**31)) & (held < 2**31)).all())
 
 
+def extremes(dtype: str) -> tuple[int | float, int | float]:
+    """The least and the largest finite number of a type: what a Clip without bounds keeps to, which makes infinities
+    these."""
+    held = np.finfo(dtype) if "float" in dtype else np.iinfo(dtype)
+    return np.array(held.min, dtype).item(), np.array(held.max, dtype).item()
+
+
 class OnnxColumns:
     """`lower.columns.Columns` of an ONNX graph."""
 
@@ -75,6 +82,15 @@ class OnnxColumns:
             return False
         return all(self.host.is_constant(arg) for arg in node.args[1:])
 
+    def filled(self, value: Value) -> Array | None:
+        node = value.node
+        if node is None or node.opaque or node.op not in ("ConstantOfShape", "Expand"):
+            return None
+        if node.op == "ConstantOfShape":
+            return np.asarray(node.kwargs.get("value", np.zeros(1, np.float32))).reshape(())
+        held = self.host.constant(node.args[0]) if self.host.is_constant(node.args[0]) else None
+        return held.reshape(()) if held is not None and held.size == 1 else None
+
     def counts_edges(self, node: Node) -> None:
         return None
 
@@ -85,10 +101,14 @@ class OnnxColumns:
         if node.op != "Clip":
             return list(node.args)
         found: list[Argument] = [node.args[0]]
-        for bound in node.args[1:]:
+        dtype = str(node.outputs[0].dtype)
+        for n, bound in enumerate([*node.args[1:], None, None][:2]):
             if bound is not None and not self.host.is_constant(bound):
                 return []
-            found.append(bound and Number(self.host.constant(bound).item(), str(bound.dtype)))
+            number = extremes(dtype)[n] if bound is None else self.host.constant(bound).item()
+            if number == 0 and np.signbit(number):  # `_clip` would make it 0.0: ONNX Runtime's Where does
+                return []
+            found.append(Number(number, dtype))
         return found
 
     def sum_axes(self, node: Node) -> tuple[list[int], bool] | None:
@@ -132,12 +152,13 @@ class OnnxColumns:
                           for a in args)  # fmt: skip
         rows = [isinstance(a, Value) for a in args[1:]]
         if not any(rows):
+            free = zip(args[1:], bounds, extremes(str(out.dtype)), strict=True)
+            bounds = [None if number == extreme else bound for number, bound, extreme in free]
             return self.host.call("Clip", [value, *bounds], name=named, shape=shape, dtype=out.dtype, like=out)
-        for n, (bound, row) in enumerate(zip(bounds, rows, strict=True)):
-            if bound is None:
-                continue
-            op, operands = (("Max", "Min")[n], [bound, value]) if row else ("Clip", [value, *[None] * n, bound])
-            if row and "float" in str(out.dtype) and not self.host.constant(bound).all():
+        for n, bound in enumerate(bounds):  # `arguments` gave both
+            assert bound is not None
+            op, operands = ("Max", "Min")[n], [bound, value]
+            if "float" in str(out.dtype) and not self.host.constant(bound).all():
                 over = self.host.call(("Less", "Greater")[n], [value, bound], name=named, shape=shape, dtype="bool")
                 op, operands = "Where", [over, bound, value]
             value = self.host.call(op, operands, name=named, shape=shape, dtype=out.dtype, like=out)

@@ -56,6 +56,9 @@ class TorchColumns:
     def spreads(self, node: Node) -> bool:
         return node.op == "aten.one_hot.default" and len(node.args) == 2 and node.args[1] != -1
 
+    def filled(self, value: Value) -> Array | None:
+        return None
+
     def counts_edges(self, node: Node) -> tuple[Value, Array, bool] | None:
         if node.op != "aten.bucketize.Tensor" or not isinstance(node.args[0], Value):
             return None

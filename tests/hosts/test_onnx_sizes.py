@@ -10,8 +10,10 @@ import onnx
 import pytest
 import torch
 from onnx import helper
+from spellings.export import run_onnx
 from torch import Tensor
 
+import recopt
 from recopt.hosts.onnx import OnnxHost
 from recopt.ir import sizes
 
@@ -95,3 +97,27 @@ def test_what_is_not_known_stays_open() -> None:
     assert (
         halved is not None and halved[0] == 2 and not isinstance(halved[1], int) and not halved[1].free_symbols & known
     )
+
+
+EMPTY = {  # of b rows: what a graph makes of that it has none
+    "a branch": "e = Equal(b, zero)  y = If (e) <then_branch = t () => (float[k] u) { u = Identity(neg) }, "
+    "else_branch = f () => (float[q] v) { v = Reshape(x, flat) }>",
+    "a choice": "e = Greater(b, zero)  m = ReduceMean <keepdims = 0> (x)  r = Reshape(m, flat)  y = Where(e, r, neg)",
+    "arithmetic": "s = Size(x)  e = Equal(s, zero)  l = LessOrEqual(one, b)  p = Cast <to = 1> (e)  "
+    "q = Cast <to = 1> (l)  d = Sub(p, q)  y = Reshape(d, flat)",
+}
+
+
+@pytest.mark.parametrize("name", EMPTY)
+@pytest.mark.parametrize("target", ["portable", "ort-cpu"])
+def test_a_graph_may_ask_whether_its_batch_is_empty(name: str, target: str) -> None:
+    """Symbols count as at least 1, but for what they decide."""
+    constants = "int64 zero = {0}, int64 one = {1}, float[1] neg = {-1}, int64[1] flat = {-1}"
+    body = f"n = Shape(x)  b = Gather <axis = 0> (n, zero)  {EMPTY[name]}"
+    head = '<ir_version: 9, opset_import: ["": 17]>'
+    file = onnx.parser.parse_model(f"{head} g (float[n, 4] x) => (float[m] y) <{constants}> {{ {body} }}")
+    made = recopt.optimize(file, target=target).to_proto()
+    for rows in (0, 1, 3):
+        x = np.arange(rows * 4, dtype=np.float32).reshape(rows, 4)
+        (found,), (expected,) = (run_onnx(m.SerializeToString(), (x,)) for m in (made, file))
+        np.testing.assert_array_equal(found, expected)

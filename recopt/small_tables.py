@@ -1,0 +1,153 @@
+"""What small whole numbers decide alone is a row of a table: one-hots, and comparisons of a number with a row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .broadcasts import spread
+from .hosts.base import Host, Node, Value
+from .lower.onnx_columns import POINTWISE
+from .lower.onnx_layout import reshape
+from .report import Rewrite
+from .rewrite import Context
+from .whole_ranges import whole_range
+
+ROWS = 1024  # of a table
+NUMBERS = 1 << 14  # of a table
+
+
+@dataclass(frozen=True)
+class _Spread:
+    """Operators one after the other that make a row of `columns` of each number of `ids`, and where they end."""
+
+    ids: Value
+    rows: int
+    columns: int
+    nodes: tuple[Node, ...]
+
+    @property
+    def out(self) -> Value:
+        return self.nodes[-1].outputs[0]
+
+
+def look_up_small(host: Host, context: Context, name: str) -> bool:
+    """Rewrite an ONNX graph to look up what numbers of a known range decide. True where any is.
+
+    before:  Cast(Equal(Unsqueeze(i, -1), 0..13));  Cast(OneHot(i, 8)), where 0 <= i < 16
+    after:   Gather(table [16, 14], i);             Gather(table [16, 8], i)
+    """
+    if host.dialect != "onnx":
+        return False
+    changed = False
+    for node in list(host.nodes):
+        found = None if node.opaque else _spread(host, node)
+        if found is None or not context.allows(name, found.out.name):
+            continue
+        _write(host, context, name, found)
+        changed = True
+    if changed:
+        context.lifted = None
+        host.erase_dead()
+    return changed
+
+
+def _spread(host: Host, node: Node) -> _Spread | None:
+    """The longest such chain that begins with `node`, of two operators at least."""
+    data = [a for a in node.args if a is not None and not host.is_constant(a)]
+    out, i = node.outputs[0], data[0] if data else None
+    if len(data) != 1 or i is None or i.dtype not in ("int32", "int64") or not i.shape or not out.shape:
+        return None
+    ids, columns = i, out.shape[-1]
+    if node.op == "OneHot":
+        if node.args[0] is not i or node.kwargs.get("axis", -1) not in (-1, len(out.shape) - 1):
+            return None
+    else:
+        repeated = spread(host, i)
+        wide = repeated or i
+        if node.op not in POINTWISE or not wide.shape or wide.shape[-1] != 1 or out.shape[:-1] != i.shape[:-1]:
+            return None
+        ids = _narrow(wide)
+        if repeated is not None:
+            columns = columns // wide.shape[-2] if isinstance(columns, int) else columns
+    if not isinstance(columns, int) or columns < 2 or not _by_column(host, node, columns):
+        return None
+    nodes = [node]
+    while (after := _next(host, nodes[-1], columns)) is not None:
+        nodes.append(after)
+    while nodes[-1].op == "Reshape":
+        nodes.pop()
+    found = whole_range(host, ids) if len(nodes) > 1 else None
+    if found is None or found[0] < 0 or found[1] >= min(ROWS, NUMBERS // columns):
+        return None
+    return _Spread(ids, found[1] + 1, columns, tuple(nodes))
+
+
+def _narrow(i: Value) -> Value:
+    """Numbers [.., 1] before that dimension was added to them."""
+    before = i.node.args[0] if i.node is not None and i.node.op in ("Unsqueeze", "Reshape") else None
+    return i if before is None or i.shape is None or before.shape != i.shape[:-1] else before
+
+
+def _by_column(host: Host, node: Node, columns: int) -> bool:
+    """Whether all operands of a node but one are constants that are the same in each row, of `columns`, or for all."""
+    others = [host.constant(a).reshape(-1) for a in node.args if a is not None and host.is_constant(a)]
+    if len(others) != sum(a is not None for a in node.args) - 1:
+        return False
+    if node.op == "OneHot":
+        return True
+    last = (node.outputs[0].shape or (1,))[-1]
+    return all(a.size == 1 or (a.size == last and (a.reshape(-1, columns) == a[:columns]).all()) for a in others)
+
+
+def _next(host: Host, node: Node, columns: int) -> Node | None:
+    """The one reader of a node, where it goes on with each number of a row by itself; a reshape may lie between."""
+    out = node.outputs[0]
+    readers = host.users(out)
+    if len(readers) != 1 or host.is_output(out) or readers[0].opaque or len(readers[0].outputs) != 1:
+        return None
+    (reader,) = readers
+    if reader.op == "Reshape":
+        return reader if reader.args[0] is out and host.is_constant(reader.args[1]) else None
+    last = (out.shape or (1,))[-1]
+    if reader.op not in POINTWISE or reader.outputs[0].shape != out.shape or not isinstance(last, int):
+        return None
+    return reader if last % columns == 0 and _by_column(host, reader, columns) else None
+
+
+def _row(host: Host, node: Node, operand: Value, columns: int) -> Value:
+    """A constant operand for one row of the table."""
+    held = host.constant(operand)
+    if node.op == "OneHot" or held.size == 1:
+        return operand
+    return host.add_constant(held.reshape(-1)[:columns], name=operand.name)
+
+
+def _write(host: Host, context: Context, name: str, found: _Spread) -> None:
+    first, out, ids = found.nodes[0], found.out, found.ids
+    assert ids.shape is not None
+    numbers = np.arange(found.rows, dtype=ids.dtype)
+    with host.at(first):
+        row = host.add_constant(numbers if first.op == "OneHot" else numbers[:, None], name=f"{out.name}_numbers")
+        for node in found.nodes:
+            if node.op == "Reshape":
+                continue
+            args = [a and (_row(host, node, a, found.columns) if host.is_constant(a) else row) for a in node.args]
+            shape = (found.rows, found.columns)
+            row = host.call(
+                node.op, args, node.kwargs, name=f"{out.name}_rows", shape=shape, dtype=node.outputs[0].dtype
+            )
+        table = host.share_constant(host.constant(row), name=f"{out.name}_table")  # type: ignore[attr-defined]  # an ONNX host
+    with host.at(found.nodes[-1]):
+        wide = (*ids.shape, found.columns)
+        new = host.call("Gather", [table, ids], {"axis": 0}, name=out.name, shape=wide, dtype=out.dtype, like=out)
+        if out.shape is not None and out.shape != wide:
+            new = reshape(host, new, out.shape, out.name)  # type: ignore[arg-type]  # an ONNX host
+    host.replace(out, new)
+    gone = tuple(n.name for n in found.nodes)
+    made_by = (new.node.name if new.node else new.name,)
+    saved = float(len(gone) - 1)
+    context.report.rewrites.append(
+        Rewrite(name, "table", out.name, gone, made_by, 0.0, 0.0, saved, None, "a row of a table")
+    )
