@@ -85,13 +85,7 @@ class FxHost(FxGraph):
         Raises GraphError for an operator that does not exist or that refuses its arguments."""
         target = fx_ops.resolve(op)
         fx_args, fx_kwargs = fx_ops.arguments(target, args, kwargs or {}, self._node_of)
-        fake_args, fake_kwargs = fx.map_arg((fx_args, fx_kwargs), lambda n: n.meta["val"])
-        assert self._fake is not None
-        try:
-            with self._fake, enable_python_dispatcher(), torch.no_grad():
-                val = target(*fake_args, **fake_kwargs)
-        except Exception as error:  # operators raise anything; all mean that the call is not valid
-            raise GraphError(f"{op} refuses its arguments: {fx_capture.one_line(error)}") from error
+        val = self._val(op, target, fx_args, fx_kwargs)
         with self._graph.inserting_before(self._at or self._output()):
             node = self._graph.create_node("call_function", target, fx_args, fx_kwargs, name=re.sub(r"\W", "_", name))
         if like is not None and (origin := self._source[like]) is not None:
@@ -100,6 +94,32 @@ class FxHost(FxGraph):
         self._changed()
         self._wrap(node)
         return self._nodes[node].outputs[0]
+
+    def _val(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What an operator's fake kernel makes of its arguments. Calls whose operands have the same sizes, strides and
+        types share it: with symbols in them, torch takes 1 to 2 ms for each."""
+        key = target, fx_ops.key(args, self._kind), fx_ops.key(kwargs, self._kind)
+        if key in self._vals:
+            return self._vals[key]
+        fake_args, fake_kwargs = fx.map_arg((args, kwargs), lambda n: n.meta["val"])
+        assert self._fake is not None
+        try:
+            with self._fake, enable_python_dispatcher(), torch.no_grad():
+                val = target(*fake_args, **fake_kwargs)
+        except Exception as error:  # operators raise anything; all mean that the call is not valid
+            raise GraphError(f"{op} refuses its arguments: {fx_capture.one_line(error)}") from error
+        if torch.Tag.dynamic_output_shape not in getattr(target, "tags", ()):  # a size of its own each time
+            self._vals[key] = val
+        return val
+
+    def _kind(self, node: fx.Node) -> object:
+        """All that a fake kernel can see of an operand."""
+        val = node.meta["val"]
+        if not isinstance(val, torch.Tensor) or val.layout is not torch.strided:
+            return node
+        extents = (*val.shape, *val.stride(), val.storage_offset())
+        sized = tuple(s if isinstance(s, int) else s.node.expr for s in extents)
+        return type(val), val.dtype, val.device, val.requires_grad, sized
 
     def size(self, size: Size) -> int | Value:
         """`size` as an argument for `call`: a number, or nodes that compute it at the insertion point.
@@ -275,14 +295,13 @@ class FxHost(FxGraph):
 
     def program(self) -> ExportedProgram:
         """The graph as an ExportedProgram of its own, sharing the tensors' storage."""
-        gm = fx_ops.copy(self._gm)
         inputs = self._input_specs()
         stored = {s.target: self._tensors[s.target] for s in inputs if s.target in self._tensors}
         in_state = (InputKind.PARAMETER, InputKind.BUFFER)
         state = {s.target for s in inputs if s.kind in in_state and s.persistent is not False}
         return ExportedProgram(
-            root=gm,
-            graph=gm.graph,
+            root=self._gm,
+            graph=fx_ops.copy_graph(self._graph),
             graph_signature=ExportGraphSignature(inputs, self._results()),
             state_dict={t: v for t, v in stored.items() if t in state},
             range_constraints=self._template.range_constraints,
@@ -353,7 +372,7 @@ class FxHost(FxGraph):
             else:
                 args.append(self._tensors[spec.target or ""])
         if not self._compiled:
-            self._gm.recompile()
+            self._gm.compile_code()
             self._compiled = True
         try:
             with torch.no_grad():
