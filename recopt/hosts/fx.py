@@ -120,16 +120,20 @@ class FxHost(FxProgram):
         Raises GraphError for a symbol that no tensor before that point has as a dimension."""
         if isinstance(size, int):
             return size
+        if size in self._holders:
+            node, dim = self._holders[size]
+            return self._dimension(node, dim)
+        end = self._at or self._output()
         for node in self._graph.nodes:
-            if node is (self._at or self._output()):
+            if node is end:
                 break
             val = node.meta.get("val")
-            if isinstance(val, torch.SymInt) and self._size(val) == size:
-                return self._values[node]
-            if isinstance(val, torch.Tensor) and node in self._values:
-                for dim, have in enumerate(self._values[node].shape or ()):
-                    if have == size:
-                        return self.call("aten.sym_size.int", (self._values[node], dim), name="size")
+            dims = (self._values[node].shape or ()) if isinstance(val, torch.Tensor) and node in self._values else ()
+            dim = dims.index(size) if size in dims else None
+            if dim is not None or (isinstance(val, torch.SymInt) and self._size(val) == size):
+                if node.op == "placeholder":  # inputs stay, and stand before all else
+                    self._holders[size] = node, dim
+                return self._dimension(node, dim)
         if isinstance(size, sympy.Symbol):
             raise GraphError(f"size {size} is no dimension of a tensor computed so far")
         base, exponent = size.as_base_exp()
@@ -139,6 +143,11 @@ class FxHost(FxProgram):
         for factor in factors[1:]:
             total = self.call(op, (total, self.size(sizes.size(factor))), name="size")
         return total
+
+    def _dimension(self, node: fx.Node, dim: int | None) -> Value:
+        """Dimension `dim` of a tensor, or a size itself."""
+        value = self._values[node]
+        return value if dim is None else self.call("aten.sym_size.int", (value, dim), name="size")
 
     def add_constant(self, array: Array, *, name: str) -> Value:
         """A new buffer holding `array` on the program's device; shared, not copied, on the CPU."""

@@ -76,6 +76,7 @@ class FxGraph(Host):
         self._producer: dict[Node, fx.Node] = {}
         self._evaluated: dict[fx.Node, Any] = {}
         self._pure: dict[fx.Node, bool] = {}
+        self._holders: dict[Size, tuple[fx.Node, int | None]] = {}  # inputs that have a size, and in which dimension
         self._vals: dict[Hashable, Any] = {}  # what fake kernels said, by what they were asked
         self._order: tuple[Node, ...] | None = None
         self._compiled = False
