@@ -76,8 +76,10 @@ def _multiplied_out(lifted: Lifted, t: Tensor) -> Tensor | None:
     """A sum over products with their factors put in, as of a mask times (scores times items); None where none are."""
 
     def inner(atom: Atom) -> Poly | None:
-        own = _factors(lifted, atom.leaf) if isinstance(atom, Read) else None
-        return own.at(list(atom.index)) if own is not None and isinstance(atom, Read) else None
+        if not isinstance(atom, Read):
+            return None
+        own = _factors(lifted, atom.leaf)
+        return None if own is None else own.at(list(atom.index))
 
     body = t.body
     try:
