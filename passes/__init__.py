@@ -126,6 +126,8 @@ def _named(text: str) -> Pass:
         if key not in fields:
             known = ", ".join(fields) or "none"
             raise OptionError(f"pass {found.name} has no parameter {key!r}; there are: {known}")
+        if key in given:
+            raise OptionError(f"pass {found.name}: {key} is given twice")
         try:
             given[key] = type(fields[key])(value)
         except ValueError:

@@ -1,4 +1,5 @@
-"""One file per meaning. `ALL` lists the patterns; order is the order in which overlapping matches are preferred."""
+"""One file per meaning. `ALL` lists the patterns: where two see one node, `inspect` prefers the earlier. Which are
+rewritten first is the order of `passes.PIPELINE`."""
 
 from . import attention, bilinear, dot_interaction, embedding_bags, gru, layer_norm, linear, target_attention
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 
@@ -22,7 +23,7 @@ from recopt.ir.normal import add, add_all, normal_mono, read, substitute
 from recopt.ir.rules import FLOATS
 from recopt.ir.sizes import Size
 from recopt.ir.tensor import Dim, Tensor
-from recopt.ir.term import Atom, Axis, Guard, Mono, Poly, Read, TooLarge, axis, coord, monomial, number, single
+from recopt.ir.term import Atom, Axis, Guard, Leaf, Mono, Poly, Read, TooLarge, axis, coord, monomial, number, single
 from recopt.lift.base import Lifted
 from recopt.match import Match, No, dead_after, fold, is_data
 from recopt.patterns import linear
@@ -32,7 +33,7 @@ from recopt.recognise.operands import stored_as
 from recopt.recognise.places import Place, ScoreText
 from recopt.recognise.preactivation import pre_activations
 from recopt.recognise.scores import by_operands
-from recopt.recognise.softmax import average
+from recopt.recognise.softmax import average, weighs
 from recopt.recognise.views import regroup
 
 name = "target-attention"
@@ -62,29 +63,45 @@ def roots(lifted: Lifted) -> list[Value]:
 
 def _terms(lifted: Lifted, value: Value) -> list[Tensor]:
     """A value seen through layout, as its node has it, and as the multiplication that its node sums has it."""
-    known = lifted.definition.get(value)
-    opened = None if known is None else _multiplied_out(lifted, known)
-    return [t for t in (known, lifted.local(value), by_operands(lifted, value), opened) if t is not None]
+    key = ("sums", value)
+    if key not in lifted.notes:
+        known = lifted.definition.get(value)
+        opened = None if known is None else _multiplied_out(lifted, known)
+        seen = [t for t in (known, lifted.local(value), by_operands(lifted, value), opened) if t is not None]
+        lifted.notes[key] = list({(t.dims, t.body): t for t in seen}.values())
+    return cast(list[Tensor], lifted.notes[key])
 
 
 def _multiplied_out(lifted: Lifted, t: Tensor) -> Tensor | None:
     """A sum over products with their factors put in, as of a mask times (scores times items); None where none are."""
 
     def inner(atom: Atom) -> Poly | None:
-        own = lifted.definition.get(atom.leaf) if isinstance(atom, Read) and isinstance(atom.leaf, Value) else None
-        if own is None or not isinstance(atom, Read) or any(m.axes for m in own.body.monos):
+        if not isinstance(atom, Read):
             return None
-        return own.at(list(atom.index)) if any(len(m.atoms) > 1 for m in own.body.monos) else None
+        own = _factors(lifted, atom.leaf)
+        return None if own is None else own.at(list(atom.index))
 
     body = t.body
     try:
         for _ in range(MAX_FACTORS):
-            body, before = substitute(body, {}, inner), body
-            if body is before:
+            if all(_factors(lifted, leaf) is None for leaf in body.leaves):
                 break
+            body = substitute(body, {}, inner)
     except TooLarge:  # products of sums, as of layers over products of pairs
         return None
     return None if body is t.body else t.with_body(body)
+
+
+def _factors(lifted: Lifted, leaf: Leaf) -> Tensor | None:
+    """What defines a leaf that is a product; None for other leaves, and for the weights of a softmax, which are seen as
+    such."""
+    key = ("factors", leaf)
+    if key not in lifted.notes:
+        t = lifted.definition.get(leaf) if isinstance(leaf, Value) else None
+        monos = () if t is None else t.body.monos
+        is_product = any(len(m.atoms) > 1 for m in monos) and not any(m.axes for m in monos)
+        lifted.notes[key] = t if is_product and not weighs(lifted, cast(Value, leaf)) else None
+    return cast("Tensor | None", lifted.notes[key])
 
 
 def _sums_products(lifted: Lifted, t: Tensor) -> bool:
@@ -234,11 +251,14 @@ def _network(lifted: Lifted, weights: Poly, along: Axis) -> _Network | tuple[Lin
 
 def _layer(lifted: Lifted, value: Value, shape: tuple[Size, ...] | None = None) -> Linear | None:
     """The linear that a value is, with nothing moved afterwards, or of a shape that is only regrouped."""
-    try:
-        found = linear.match(lifted, value) if value in lifted.definition else None  # a table has none
-    except No:
-        return None
-    spec = None if found is None else found.spec
+    key = ("layer", value)
+    if key not in lifted.notes:
+        try:
+            found = linear.match(lifted, value) if value in lifted.definition else None  # a table has none
+        except No:
+            found = None
+        lifted.notes[key] = None if found is None else found.spec
+    spec = lifted.notes[key]
     if not isinstance(spec, Linear) or isinstance(spec.b, View):
         return None
     return spec if not spec.steps or spec.shape == shape else None

@@ -17,6 +17,7 @@ from .errors import OptionError
 from .hosts.base import Array, Host
 from .hosts.onnx_contrib import FUSED
 from .ir import sizes
+from .ir.term import TooLarge
 from .lift import lift, table_of
 from .load import host_of, is_module
 from .match import No
@@ -191,7 +192,7 @@ def _inspected(host: Host) -> Inspection:
                 continue
             try:
                 found = pattern.match(lifted, root)
-            except No:
+            except (No, TooLarge, RecursionError):
                 continue
             if found is not None:
                 inside.update(found.dead)

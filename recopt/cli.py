@@ -170,7 +170,7 @@ def diff(
     """
     for path in (before, after, *([report] if report else [])):
         _check_input(path)
-    account = Report.from_json(report.read_text(encoding="utf-8", errors="replace")) if report else None
+    account = _account(report) if report else None
     with _progress("comparing"):
         text = recopt.diff(recopt.load(before), recopt.load(after), account)
     print(text or "no difference")
@@ -249,6 +249,13 @@ def _passes(only: list[str], also: list[str], skip: list[str]) -> list[recopt.pa
     return [found for found in chosen if found.name not in left_out] if only or also or skip else None
 
 
+def _account(path: Path) -> Report:
+    try:
+        return Report.from_json(path.read_text(encoding="utf-8", errors="replace"))
+    except LoadError as error:
+        raise LoadError(f"{path}: {error}") from error
+
+
 def _check_input(path: Path) -> None:
     if not path.exists():
         raise LoadError(f"{path}: no such file")
@@ -266,7 +273,7 @@ def _check_output(path: Path, taken: Sequence[Path], force: bool) -> None:
         raise OptionError(f"{path}: named twice; every file that is read or written must be another")
     if path.exists() and not path.is_file():
         raise OptionError(f"{path}: exists and is not a file")
-    if path.exists() and not force:
+    if os.path.lexists(path) and not force:  # also a link to nothing
         raise OptionError(f"{path}: exists; --force overwrites it")
 
 

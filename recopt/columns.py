@@ -39,11 +39,15 @@ class _Work:
     trees: dict[Node, Tree] = field(default_factory=dict)
     order: dict[Node, int] = field(default_factory=dict)
     done: set[Node] = field(default_factory=set)
+    layouts: dict[Value, list[tuple[int, Value]]] = field(default_factory=dict)  # of a value, with their order
     fewer: int = 0  # nodes, once what is written now is
 
     def run(self) -> bool:
         self.order = {node: n for n, node in enumerate(self.host.nodes)}
         self.elements = dict(self.found.deep)
+        for n, (value, local) in enumerate(self.found.local.items()):
+            for leaf, _ in local.sources:
+                self.layouts.setdefault(leaf, []).append((n, value))
         for value, bucket in self.buckets.items():  # what counts boundaries is one operator
             self.done.update(n for n in cone(self.host, value, {bucket.source}) if n is not value.node)
         changed = False
@@ -254,9 +258,8 @@ class _Work:
             self.done.add(dead)
         # layouts of what was replaced are layouts of the whole now
         moved = {t.out: n for t, n in zip(group, made, strict=True)}
-        for value, local in self.found.local.items():
-            if any(leaf in moved for leaf, _ in local.sources):
-                self.elements[value] = through(local, self.elements)
+        for _, value in sorted({layout for old in moved for layout in self.layouts.get(old, ())}):
+            self.elements[value] = through(self.found.local[value], self.elements)
         names = tuple(n.name for t in group for n in nodes_of(t))
         detail = f"{len(group)} columns of {most} operators"
         node = whole.node.name if whole.node else whole.name

@@ -52,6 +52,8 @@ def host_of(model: Any, example_inputs: Any = None, dynamic_shapes: Any = None) 
 
         _no_capture(dynamic_shapes)
         return OnnxHost.load(model)
+    if _is(model, "recopt.api", "Optimized"):
+        raise LoadError("the model is optimized already: give its .model, or the original")
     raise LoadError(
         f"cannot optimize a {type(model).__name__}: need an nn.Module, an ExportedProgram, an ONNX or .pt2 path, "
         "a ModelProto or an onnx_ir.Model"

@@ -70,12 +70,20 @@ class Match:
 
 def is_data(lifted: Lifted, term: Interned) -> bool:
     """Whether a term reads anything that is not a constant of the model."""
-    return not all(constant_leaf(lifted, leaf) for leaf in term.leaves)
+    leaves = term.leaves
+    known = lifted.constants.get(leaves)
+    if known is None:  # asked a hundred times a node, of terms over few sets of leaves
+        known = lifted.constants[leaves] = all(constant_leaf(lifted, leaf) for leaf in leaves)
+    return not known
 
 
 def constant_leaf(lifted: Lifted, leaf: Leaf) -> bool:
     """Whether a leaf is a constant of the model, or a weight that the caller feeds."""
-    return isinstance(leaf, Value) and (lifted.host.is_constant(leaf) or leaf in lifted.fed)
+    known = lifted.constants.get(leaf)
+    if known is None:
+        known = isinstance(leaf, Value) and (lifted.host.is_constant(leaf) or leaf in lifted.fed)
+        lifted.constants[leaf] = known
+    return known
 
 
 def reads_fed(lifted: Lifted, term: Interned) -> bool:

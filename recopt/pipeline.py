@@ -78,19 +78,19 @@ class _Run:
         self, *, limit: int | None = None, only: Key | None = None, quiet: bool = True, exact: bool = True
     ) -> tuple[Host, Report]:
         """The passes on a copy of the model; `exact` leaves out those that do not compute the same."""
-        host = self.before.clone()
-        report = Report(host.dialect, self.target, nodes_before=host.count_nodes())
-        context = Context(
-            self.target,
-            report,
-            self.options.proves("rewrites"),
-            limit,
-            frozenset(self.banned),
-            only,
-            self.inputs,
-            self.example,
-        )
         with _uncollected():
+            host = self.before.clone()
+            report = Report(host.dialect, self.target, nodes_before=host.count_nodes())
+            context = Context(
+                self.target,
+                report,
+                self.options.proves("rewrites"),
+                limit,
+                frozenset(self.banned),
+                only,
+                self.inputs,
+                self.example,
+            )
             for n, module in enumerate(self.options.modules):
                 if exact and is_lossy(module):
                     continue
@@ -99,9 +99,9 @@ class _Run:
                 if not quiet:
                     _dump(host, f"{n + 1:02d}-{module.name}")
                     _say(1, f"{module.name}: {host.count_nodes()} nodes, {self.timings[module.name]:.3f} s")
-        if self.options.proves("shapes"):
-            with self.timed("check"):
-                host.check()
+            if self.options.proves("shapes"):
+                with self.timed("check"):
+                    host.check()
         report.nodes_after = host.count_nodes()
         return host, report
 

@@ -80,8 +80,8 @@ class Report:
             ]
             refused, undone = ([Refusal(**r) for r in data[key]] for key in ("refusals", "undone"))
             return cls(**{**data, "rewrites": rewrites, "refusals": refused, "undone": undone})
-        except (ValueError, KeyError, TypeError) as error:
-            raise LoadError(f"not a report of recopt: {error}") from error
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise LoadError("not a report of recopt") from error
 
     def __rich__(self) -> RenderableType:
         from .view.table import table  # rich is imported only to print

@@ -122,18 +122,23 @@ def test_a_file_is_saved_whole_where_it_was_asked_for_or_not_at_all(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("model", "options", "error"),
+    ("model", "options", "error", "words"),
     [
-        (object(), {}, LoadError),
-        ("nowhere.onnx", {}, LoadError),
-        ("nowhere.pt2", {}, LoadError),
-        (onnx_tower(1), {"dynamic_shapes": {}}, OptionError),
-        (tower(1), {"example_inputs": (X, X)}, LoadError),
-        (tower(1), {"example_inputs": 3}, LoadError),
+        (object(), {}, LoadError, "need an nn.Module"),
+        ("nowhere.onnx", {}, LoadError, "no such file"),
+        ("nowhere.pt2", {}, LoadError, "no such file"),
+        (onnx_tower(1), {"dynamic_shapes": {}}, OptionError, "has its shapes already"),
+        (tower(1), {"example_inputs": (X, X)}, LoadError, "example inputs do not fit"),
+        (tower(1), {"example_inputs": 3}, LoadError, "need a tuple or a dict"),
+        (tower(1), {"example_inputs": (X,), "dynamic_shapes": 3}, OptionError, "dynamic_shapes is of int"),
+        (tower(1), {"example_inputs": (X,), "dynamic_shapes": ({}, {})}, LoadError, "dynamic_shapes do not fit"),
+        (recopt.optimize(tower(1)), {}, LoadError, "optimized already"),
     ],
 )
-def test_what_cannot_be_optimized_is_named(model: Any, options: dict[str, Any], error: type[Exception]) -> None:
-    with pytest.raises(error) as found:
+def test_what_cannot_be_optimized_is_named(
+    model: Any, options: dict[str, Any], error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error, match=words) as found:
         recopt.optimize(model, **options)
     assert "\n" not in str(found.value)
 

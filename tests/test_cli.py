@@ -139,6 +139,8 @@ def test_only_keeps_the_pipelines_order(engine: Engine, folder: Path) -> None:
         (["optimize", "in.onnx", "-o", "out.onnx", "--tolerance", "-1"], "tolerance"),
         (["optimise"], "No such command 'optimise'"),
         (["diff", "in.onnx", "no.onnx"], "no.onnx: no such file"),
+        (["diff", "in.onnx", "in.onnx", "--report", "old.onnx"], "old.onnx: not a report of recopt"),
+        (["optimize", "in.onnx", "-o", "gone.onnx"], "gone.onnx: exists"),
         (["inspect", "no.onnx"], "no.onnx: no such file"),
         (["bisect", "no.onnx"], "no.onnx: no such file"),
     ],
@@ -149,9 +151,11 @@ def test_wrong_use(
     Path("old.onnx").write_text("old")
     Path("link.onnx").symlink_to("in.onnx")
     before = files(folder)
+    Path("gone.onnx").symlink_to("nothing.onnx")
     Path("dir.onnx").mkdir()
     assert words in failure(capsys, *argv)
     Path("dir.onnx").rmdir()
+    Path("gone.onnx").unlink()
     assert files(folder) == before
     assert engine.calls == []
 
@@ -374,6 +378,7 @@ def test_optional_passes_are_asked_for_with_parameters(folder: Path, monkeypatch
         ("quantize-table", "no pass is called 'quantize-table'; there are: clean-up"),
         ("quantize-tables:bit=4", "pass quantize-tables has no parameter 'bit'; there are: bits, error"),
         ("quantize-tables:bits=few", "pass quantize-tables: bits is a int, not 'few'"),
+        ("quantize-tables:bits=8,bits=4", "bits is given twice"),
         ("quantize-tables:bits=5", "tables of 16, 8 or 4 bits, not 5"),
         ("quantize-tables:error=0", "an error above 0"),
         ("cartesian-tables:budget=-1", "at least 0 bytes"),

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
 import sympy
 import torch
 from torch import fx
 from torch._dispatch.python import enable_python_dispatcher
-from torch.export import ExportedProgram
 from torch.export.graph_signature import (
-    ConstantArgument,
-    ExportGraphSignature,
     InputKind,
     InputSpec,
     OutputKind,
@@ -24,18 +20,16 @@ from torch.export.graph_signature import (
     TensorArgument,
 )
 
-from ..errors import GraphError, LoadError, VerifyError
+from ..errors import GraphError, LoadError
 from ..ir import sizes
-from ..ir.rules import FLOATS, WIDTH
 from ..ir.sizes import Size
-from . import fx_capture, fx_composites, fx_layers, fx_module, fx_operators, fx_ops, fx_writes
+from . import fx_capture, fx_composites, fx_layers, fx_ops, fx_writes
 from .base import Array, Node, Value
-from .files import staged
-from .fx_graph import STORED, FxGraph
-from .fx_wide import Widened
+from .fx_graph import STORED
+from .fx_program import FxProgram
 
 
-class FxHost(FxGraph):
+class FxHost(FxProgram):
     """A `torch.export.ExportedProgram` as a host graph. The program given stays as it is; storage is shared.
 
     Raises LoadError for a program that needs effect tokens or that cannot be made functional.
@@ -85,13 +79,7 @@ class FxHost(FxGraph):
         Raises GraphError for an operator that does not exist or that refuses its arguments."""
         target = fx_ops.resolve(op)
         fx_args, fx_kwargs = fx_ops.arguments(target, args, kwargs or {}, self._node_of)
-        fake_args, fake_kwargs = fx.map_arg((fx_args, fx_kwargs), lambda n: n.meta["val"])
-        assert self._fake is not None
-        try:
-            with self._fake, enable_python_dispatcher(), torch.no_grad():
-                val = target(*fake_args, **fake_kwargs)
-        except Exception as error:  # operators raise anything; all mean that the call is not valid
-            raise GraphError(f"{op} refuses its arguments: {fx_capture.one_line(error)}") from error
+        val = self._val(op, target, fx_args, fx_kwargs)
         with self._graph.inserting_before(self._at or self._output()):
             node = self._graph.create_node("call_function", target, fx_args, fx_kwargs, name=re.sub(r"\W", "_", name))
         if like is not None and (origin := self._source[like]) is not None:
@@ -101,21 +89,51 @@ class FxHost(FxGraph):
         self._wrap(node)
         return self._nodes[node].outputs[0]
 
+    def _val(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What an operator's fake kernel makes of its arguments. Calls whose operands have the same sizes, strides and
+        types share it: with symbols in them, torch takes 1 to 2 ms for each."""
+        key = target, fx_ops.key(args, self._kind), fx_ops.key(kwargs, self._kind)
+        if key in self._vals:
+            return self._vals[key]
+        fake_args, fake_kwargs = fx.map_arg((args, kwargs), lambda n: n.meta["val"])
+        assert self._fake is not None
+        try:
+            with self._fake, enable_python_dispatcher(), torch.no_grad():
+                val = target(*fake_args, **fake_kwargs)
+        except Exception as error:  # operators raise anything; all mean that the call is not valid
+            raise GraphError(f"{op} refuses its arguments: {fx_capture.one_line(error)}") from error
+        if torch.Tag.dynamic_output_shape not in getattr(target, "tags", ()):  # a size of its own each time
+            self._vals[key] = val
+        return val
+
+    def _kind(self, node: fx.Node) -> object:
+        """All that a fake kernel can see of an operand."""
+        val = node.meta["val"]
+        if not isinstance(val, torch.Tensor) or val.layout is not torch.strided:
+            return node
+        extents = (*val.shape, *val.stride(), val.storage_offset())
+        sized = tuple(s if isinstance(s, int) else s.node.expr for s in extents)
+        return type(val), val.dtype, val.device, val.requires_grad, sized
+
     def size(self, size: Size) -> int | Value:
         """`size` as an argument for `call`: a number, or nodes that compute it at the insertion point.
         Raises GraphError for a symbol that no tensor before that point has as a dimension."""
         if isinstance(size, int):
             return size
+        if size in self._holders:
+            node, dim = self._holders[size]
+            return self._dimension(node, dim)
+        end = self._at or self._output()
         for node in self._graph.nodes:
-            if node is (self._at or self._output()):
+            if node is end:
                 break
             val = node.meta.get("val")
-            if isinstance(val, torch.SymInt) and self._size(val) == size:
-                return self._values[node]
-            if isinstance(val, torch.Tensor) and node in self._values:
-                for dim, have in enumerate(self._values[node].shape or ()):
-                    if have == size:
-                        return self.call("aten.sym_size.int", (self._values[node], dim), name="size")
+            dims = (self._values[node].shape or ()) if isinstance(val, torch.Tensor) and node in self._values else ()
+            dim = dims.index(size) if size in dims else None
+            if dim is not None or (isinstance(val, torch.SymInt) and self._size(val) == size):
+                if node.op == "placeholder":  # inputs stay, and stand before all else
+                    self._holders[size] = node, dim
+                return self._dimension(node, dim)
         if isinstance(size, sympy.Symbol):
             raise GraphError(f"size {size} is no dimension of a tensor computed so far")
         base, exponent = size.as_base_exp()
@@ -125,6 +143,11 @@ class FxHost(FxGraph):
         for factor in factors[1:]:
             total = self.call(op, (total, self.size(sizes.size(factor))), name="size")
         return total
+
+    def _dimension(self, node: fx.Node, dim: int | None) -> Value:
+        """Dimension `dim` of a tensor, or a size itself."""
+        value = self._values[node]
+        return value if dim is None else self.call("aten.sym_size.int", (value, dim), name="size")
 
     def add_constant(self, array: Array, *, name: str) -> Value:
         """A new buffer holding `array` on the program's device; shared, not copied, on the CPU."""
@@ -262,149 +285,3 @@ class FxHost(FxGraph):
         new._output_specs = [OutputSpec(OutputKind.USER_OUTPUT, TensorArgument(name), None) for name in names]
         new.erase_dead()
         return new
-
-    # Out
-
-    def check(self) -> None:
-        """Raise GraphError, in one line, when torch's own verifier refuses the graph."""
-        try:
-            self._graph.lint()
-            self.program()
-        except Exception as error:  # lint and the verifiers raise several types
-            raise GraphError(f"the graph is not a valid program: {fx_capture.one_line(error)}") from error
-
-    def program(self) -> ExportedProgram:
-        """The graph as an ExportedProgram of its own, sharing the tensors' storage."""
-        gm = fx_ops.copy(self._gm)
-        inputs = self._input_specs()
-        stored = {s.target: self._tensors[s.target] for s in inputs if s.target in self._tensors}
-        in_state = (InputKind.PARAMETER, InputKind.BUFFER)
-        state = {s.target for s in inputs if s.kind in in_state and s.persistent is not False}
-        return ExportedProgram(
-            root=gm,
-            graph=gm.graph,
-            graph_signature=ExportGraphSignature(inputs, self._results()),
-            state_dict={t: v for t, v in stored.items() if t in state},
-            range_constraints=self._template.range_constraints,
-            module_call_graph=self._template.module_call_graph[:1],
-            example_inputs=self._template.example_inputs,
-            constants={t: v for t, v in stored.items() if t not in state},
-            verifiers=self._template.verifiers,
-        )
-
-    def module(self) -> fx_module.Program:
-        """The graph as a callable module: arguments, results and parameter names of the original's."""
-        tensors: dict[str, tuple[torch.Tensor, bool | None]] = {}
-        for spec in self._specs.values():
-            if spec.kind in STORED and spec.target is not None:
-                persistent = None if spec.kind is InputKind.PARAMETER else bool(spec.persistent)
-                tensors[spec.target] = self._tensors[spec.target], persistent
-        by_tensor = {id(entry[0]): entry for entry in tensors.values()}
-        for name, tensor in self._template.state_dict.items():  # other names of shared parameters
-            if id(tensor) in by_tensor:
-                tensors.setdefault(name, by_tensor[id(tensor)])
-        signature = self._template.module_call_graph[0].signature
-        assert signature is not None
-        targets = {str(n.target) for n in self._graph.find_nodes(op="get_attr")}
-        return fx_module.build(
-            fx_module.Parts(
-                graph=self._graph,
-                submodules={name: getattr(self._gm, name) for name in targets},
-                inputs=self._specs_in_order(),
-                shapes={node: _checked_shape(self._values[node]) for node in self._fed()},
-                outputs=self._output_specs,
-                tensors=tensors,
-                in_spec=signature.in_spec,
-                out_spec=signature.out_spec,
-                names=getattr(signature, "forward_arg_names", None) or [],
-                calls=fx_operators.CALLS,
-            )
-        )
-
-    def run(self, feeds: Sequence[Array]) -> list[Array]:
-        """The outputs for `feeds` by torch's operators, on the device of the parameters. Nothing is written back."""
-        return self._run(feeds, lambda *args: self._gm.forward(*args))
-
-    def run_in_float64(self, feeds: Sequence[Array]) -> list[Array] | None:
-        """The same with every float widened; None where an operator insists on its own dtype, and where the graph
-        rounds to a narrower float than its outputs are, since that is part of its meaning."""
-        values = [*self.inputs, *(v for node in self.nodes for v in node.outputs)]
-        narrowest = min((WIDTH[v.dtype] for v in values if v.dtype in FLOATS), default=0)
-        if any(WIDTH[v.dtype] > narrowest for v in self.outputs if v.dtype in FLOATS):
-            return None
-        try:
-            return self._run(feeds, lambda *args: Widened(self._gm).run_wide(args))
-        except VerifyError:
-            return None
-
-    def _run(self, feeds: Sequence[Array], forward: Callable[..., Any]) -> list[Array]:
-        fed = self._fed()
-        if len(feeds) != len(fed):
-            raise VerifyError(f"the program takes {len(fed)} inputs, got {len(feeds)}")
-        given = dict(zip(fed, feeds, strict=True))
-        device = self._device()
-        args: list[Any] = []
-        for node, spec in self._specs_in_order().items():
-            if node in given:
-                feed = given[node]
-                args.append(feed.item() if self._values[node].scalar else fx_ops.to_torch(np.asarray(feed)).to(device))
-            elif isinstance(spec.arg, ConstantArgument):
-                args.append(spec.arg.value)
-            else:
-                args.append(self._tensors[spec.target or ""])
-        if not self._compiled:
-            self._gm.recompile()
-            self._compiled = True
-        try:
-            with torch.no_grad():
-                results = forward(*args)
-        except Exception as error:  # operators raise anything
-            raise VerifyError(f"torch cannot run the program: {fx_capture.one_line(error)}") from error
-        kinds = zip(self._output_specs, self._output().args[0], results, strict=True)  # type: ignore[arg-type]  # an output node's argument is a tuple
-        wanted = [r for spec, n, r in kinds if spec.kind is OutputKind.USER_OUTPUT and isinstance(n, fx.Node)]
-        return [fx_ops.to_numpy(torch.as_tensor(result)) for result in wanted]
-
-    def save(self, path: Path) -> None:
-        """Write a .pt2 archive. A loader needs `import recopt.hosts.fx`, which defines the fused operators.
-        Raises GraphError for what torch's archives do not hold, such as an unregistered namedtuple."""
-        with staged(path) as place, open(place, "wb") as file:
-            try:
-                with fx_capture.quiet():
-                    torch.export.save(self.program(), file)
-            except OSError:
-                raise
-            except Exception as error:  # torch raises anything for what it cannot write
-                raise GraphError(f"torch.export cannot save the program: {fx_capture.one_line(error)}") from error
-
-    @property
-    def device(self) -> str:
-        return self._device().type
-
-    def native(self) -> fx_module.Program:
-        return self.module()
-
-    def executable(self) -> fx_module.Program:
-        return self.module()
-
-    def examples(self, given: Any) -> list[Array] | None:
-        """`given`, else what the program was captured with."""
-        captured = self._template.example_inputs if given is None else fx_capture.call_of(self._template, given)
-        leaves = [] if captured is None else torch.utils._pytree.tree_leaves(captured)
-        tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
-        if len(tensors) != len(self.inputs):
-            return None
-        return [fx_ops.to_numpy(tensor.detach().cpu()) for tensor in tensors]
-
-    def count_parameters(self) -> int:
-        return sum(
-            t.numel() for t in {id(t): t for t in self._tensors.values() if isinstance(t, torch.Tensor)}.values()
-        )
-
-    def count_nodes(self) -> int:
-        return len(self._nodes)
-
-
-def _checked_shape(value: Value) -> tuple[int | str, ...] | None:
-    if value.scalar or value.shape is None:
-        return None
-    return tuple(size if isinstance(size, int) else str(size) for size in value.shape)

@@ -36,6 +36,9 @@ def capture(module: torch.nn.Module, example_inputs: object, dynamic_shapes: obj
         raise LoadError(f"cannot capture {type(module).__name__}: {empty!r} lies on the meta device and has no values")
     args, kwargs = arguments(example_inputs)
     if dynamic_shapes is not None:
+        if not isinstance(dynamic_shapes, (dict, tuple, list, ShapesCollection)):
+            kind = type(dynamic_shapes).__name__
+            raise OptionError(f"dynamic_shapes is of {kind}: need what torch.export takes, a dict, tuple or list")
         return _export(module, args, kwargs, dynamic_shapes)
     batch = _batch_size(args, kwargs)
     if batch is None:
@@ -135,6 +138,8 @@ def _export(module: torch.nn.Module, args: Any, kwargs: Any, dynamic_shapes: Any
         text = f"{type(error).__name__} {error}"
         if any(word in text for word in _DATA_DEPENDENT):
             reason = "its forward decides on the values of tensors, which torch.export refuses"
+        elif "dynamic_shapes" in text:
+            reason = "the dynamic_shapes do not fit its inputs"
         elif isinstance(error, TypeError):
             reason = "the example inputs do not fit its forward"
         else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, TypeGuard
 
 import sympy
@@ -76,6 +76,8 @@ class FxGraph(Host):
         self._producer: dict[Node, fx.Node] = {}
         self._evaluated: dict[fx.Node, Any] = {}
         self._pure: dict[fx.Node, bool] = {}
+        self._holders: dict[Size, tuple[fx.Node, int | None]] = {}  # inputs that have a size, and in which dimension
+        self._vals: dict[Hashable, Any] = {}  # what fake kernels said, by what they were asked
         self._order: tuple[Node, ...] | None = None
         self._compiled = False
         self._at: fx.Node | None = None

@@ -93,14 +93,14 @@ def is_identity(handle: Node, node: fx.Node) -> bool:
     return same and str((a.shape, a.stride())) == str((b.shape, b.stride()))
 
 
-def key(tree: object) -> object:
-    """Arguments as a dict key; 1, 1.0 and True are different arguments, and so are 0.0 and -0.0."""
+def key(tree: object, of: Callable[[fx.Node], object] = lambda node: node) -> object:
+    """Arguments as a dict key, nodes in it by `of`; 1, 1.0 and True are different, and so are 0.0 and -0.0."""
     if isinstance(tree, fx.Node):
-        return tree
+        return of(tree)
     if isinstance(tree, (tuple, list)):
-        return tuple(key(item) for item in tree)
+        return tuple(key(item, of) for item in tree)
     if isinstance(tree, dict):
-        return tuple(sorted((k, key(item)) for k, item in tree.items()))
+        return tuple(sorted((k, key(item, of)) for k, item in tree.items()))
     return type(tree), repr(tree)
 
 
@@ -132,16 +132,32 @@ def provenance(node: fx.Node) -> dict[str, Any]:
     return {item: node.meta[item] for item in _PROVENANCE if item in node.meta}
 
 
-def copy(source: fx.GraphModule) -> fx.GraphModule:
+class Uncompiled(fx.GraphModule):
+    """A graph and what it names, without fx's code for it, which most copies never run: `compile_code` makes that."""
+
+    def recompile(self) -> Any:
+        """Nothing: called by fx whenever a graph is set."""
+
+    def compile_code(self) -> None:
+        """Make `forward` run the graph as it is now."""
+        super().recompile()
+
+
+def copy(source: fx.GraphModule) -> Uncompiled:
     """A copy of the graph with its metadata; sub-modules (the bodies of higher-order operators) are shared."""
-    graph = fx.Graph()
-    nodes: dict[fx.Node, fx.Node] = {}
-    graph.output(graph.graph_copy(source.graph, nodes))
-    for old, new in nodes.items():
-        new.name = old.name  # also where it is a builtin's, as "input" is: signatures refer to names
-    module = fx.GraphModule(source, graph)
+    module = Uncompiled(source, copy_graph(source.graph))
     module.meta.update(source.meta)
     return module
+
+
+def copy_graph(source: fx.Graph) -> fx.Graph:
+    """A copy of a graph with its metadata and names."""
+    graph = fx.Graph()
+    nodes: dict[fx.Node, fx.Node] = {}
+    graph.output(graph.graph_copy(source, nodes))
+    for old, new in nodes.items():
+        new.name = old.name  # also where it is a builtin's, as "input" is: signatures refer to names
+    return graph
 
 
 def to_numpy(tensor: torch.Tensor) -> Array:

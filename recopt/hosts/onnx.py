@@ -16,12 +16,12 @@ from ..ir.rules import FLOATS, WIDTH
 from .base import Array, Value
 from .model.onnx import (
     data_of,
-    dense,
     ends_processes,
     external_tensors,
     is_sorted,
     line,
     modernise,
+    of_proto,
     open_session,
     read,
     root,
@@ -51,7 +51,7 @@ class OnnxHost(OnnxSurgery):
             if isinstance(source, ir.Model):
                 model = source.clone()
             elif isinstance(source, onnx.ModelProto):
-                model = ir.from_proto(dense(source))
+                model = of_proto(source)
             else:
                 model = read(Path(source))
             if not is_sorted(model.graph):

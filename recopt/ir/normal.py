@@ -129,12 +129,14 @@ def poly(monos: Iterable[Mono], dtype: str) -> Poly:
     ]
     if len(kept) > MAX_MONOS:
         raise TooLarge
-    kept = _whole(kept, dtype)
-    if any(m.axes or any(isinstance(a, Guard) for a in m.atoms) for m in kept):
-        from .pieces import joined  # pieces are compared by the constructors, which must join them
+    if len(kept) > 1:  # most are one, whose text nobody needs then
+        kept = _whole(kept, dtype)
+        if any(m.axes or any(isinstance(a, Guard) for a in m.atoms) for m in kept):
+            from .pieces import joined  # pieces are compared by the constructors, which must join them
 
-        kept = joined(kept, dtype)
-    return raw_poly(tuple(sorted(kept, key=lambda m: (bool(m.atoms), m.text))), dtype)
+            kept = joined(kept, dtype)
+        kept.sort(key=lambda m: (bool(m.atoms), m.text))
+    return raw_poly(tuple(kept), dtype)
 
 
 def _whole(monos: list[Mono], dtype: str) -> list[Mono]:
@@ -228,17 +230,17 @@ def normal_mono(coef: Coef, atoms: Iterable[Atom], dtype: str) -> Poly:
         if lo is not None and hi is not None and sizes.at_least(lo, hi):
             return number(0, dtype)
         rest += [a for m in guard(index, lo, hi).monos for a in m.atoms]
-    rest = _cancel(rest)
-    return (
-        raw_poly((raw_mono(coef, (), tuple(sorted(rest, key=lambda a: a.text))),), dtype)
-        if coef != 0
-        else number(0, dtype)
-    )
+    if coef == 0:
+        return number(0, dtype)
+    if len(rest) > 1:
+        rest = sorted(_cancel(rest), key=lambda a: a.text)
+    return raw_poly((raw_mono(coef, (), tuple(rest)),), dtype)
 
 
 def _cancel(atoms: list[Atom]) -> list[Atom]:
     """x * reciprocal(x) -> 1."""
-    if not any(isinstance(a, Fn) and a.name == "reciprocal" and a.args[0].atom in atoms for a in atoms):
+    divided = [a.args[0].atom for a in atoms if isinstance(a, Fn) and a.name == "reciprocal"]
+    if not any(atom in atoms for atom in divided):
         return atoms
     kept: list[Atom] = []
     for atom in atoms:

@@ -140,6 +140,7 @@ class Lifted:
         self.vanished: dict[Value, Tensor] = {}  # numbers, but of NaN and infinity
         self.items: dict[Value, Items] = {}  # sequences
         self.order: dict[Value, int] = {}
+        self.constants: dict[object, bool] = {}  # whether leaves, or sets of them, are constants of the model
         self.notes: dict[Hashable, object] = {}  # what patterns found out about this graph, under keys of their own
         self._local: dict[Node, list[Tensor | Items | None] | None] = {}
         for value in host.inputs:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ..report import Refusal, Report, Rewrite
 
 WIDTH = 120  # of text that goes to no terminal
+SHORTEST = 0.005  # seconds of a stage that is shown
 LONGEST = 240  # characters of a meaning that are shown
 
 
@@ -54,8 +55,9 @@ def table(report: Report) -> RenderableType:
     if report.refusals:
         parts.append(_refusals(report.refusals))
     if report.timings:
-        stages = ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in report.timings.items())
-        parts.append(Text(f"seconds: {stages}", style="dim"))
+        longest = [f"{stage} {seconds:.2f}" for stage, seconds in report.timings.items() if seconds >= SHORTEST]
+        whole = f"seconds: {sum(report.timings.values()):.2f}"
+        parts.append(Text(f"{whole}; {', '.join(longest)}" if longest else whole, style="dim"))
     return Group(*parts)
 
 

@@ -361,6 +361,17 @@ def test_errors_of_capture_are_one_line(capfd: pytest.CaptureFixture[str]) -> No
     assert capfd.readouterr() == ("", "")
 
 
+def test_calls_on_operands_alike_share_what_the_fake_kernel_said() -> None:
+    host = host_of(lambda x, y: x + y, torch.randn(3, 4, 4), torch.randn(3, 4, 4))
+    x, y = host.inputs
+    turned = host.call("aten.permute.default", (x, [0, 2, 1]), name="turned")
+    half = host.call("aten.to.dtype", (x, "float16"), name="half")
+    made = [host.call("aten.relu.default", (v,), name="r") for v in (x, y, turned, half)]
+    vals = [host._node_of(v).meta["val"] for v in made]
+    assert vals[0] is vals[1] and len({id(v) for v in vals}) == 3
+    assert [v.stride()[1:] for v in vals[1:]] == [(4, 1), (1, 4), (4, 1)] and made[3].dtype == "float16"
+
+
 def test_wrong_feeds_and_wrong_calls() -> None:
     host = FxHost.capture(nn.Linear(4, 4), (torch.randn(3, 4),))
     x = host.inputs[0]

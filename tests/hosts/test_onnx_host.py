@@ -545,6 +545,9 @@ def test_load_errors(tmp_path: Path) -> None:
     refused(model([node("Not", ["x"], ["y"])], {"y": shape}), "ill-typed")
     weights = {"w": np.ones((5, 5), "f")}
     refused(model([node("MatMul", ["x", "w"], ["y"])], {"y": ("batch", 5)}, weights=weights), "ill-typed")
+    maps = model([node("Neg", ["x"], ["y"])], {"y": shape})
+    maps.graph.output[0].type.sequence_type.elem_type.map_type.key_type = onnx.TensorProto.INT64
+    refused(maps, "y holds maps")
     refused(
         model([node("Upsample", ["x"], ["y"], height_scale=2.0, width_scale=2.0)], {"y": shape}, opset=1), "opset 1 "
     )

@@ -41,10 +41,12 @@ def read(path: Path) -> ir.Model:
         raise LoadError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}")
     try:
         proto = onnx.load(path, load_external_data=False)
-        model = ir.from_proto(dense(proto))
+        model = of_proto(proto)
         ir.external_data.set_base_dir(model.graph, path.parent)
     except ir.serde.SerdeError as error:
         raise LoadError(f"{path}: not a model that can be read: {line(root(error))}") from error
+    except LoadError as error:
+        raise LoadError(f"{path}: {error}") from error
     except Exception as error:  # protobuf and onnx raise errors of many unrelated classes
         raise LoadError(f"{path}: not an ONNX model") from error
     if not model.graph.outputs:
@@ -59,6 +61,18 @@ def read(path: Path) -> ir.Model:
         if os.path.getsize(tensor.path) < (tensor.offset or 0) + tensor.nbytes:
             raise LoadError(f"{path}: its external data {tensor.path} ends before {tensor.name} does")
     return model
+
+
+def of_proto(model: onnx.ModelProto) -> ir.Model:
+    """`model` as onnx_ir holds it. Raises LoadError for one with a value that is a map, as ZipMap makes."""
+    graph = model.graph
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        kind = value.type
+        while kind.HasField("sequence_type"):
+            kind = kind.sequence_type.elem_type
+        if kind.HasField("map_type"):
+            raise LoadError(f"{value.name} holds maps, which cannot be read: export the model without ZipMap")
+    return ir.from_proto(dense(model))
 
 
 def dense(model: onnx.ModelProto) -> onnx.ModelProto:
