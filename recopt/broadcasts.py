@@ -193,10 +193,23 @@ def flat_condition(operand: Value) -> Value | None:
 
 
 def contrary(host: Host, condition: Value) -> Value:
-    """Where a condition does not hold. ONNX Runtime would take a Not away and swap the operands of the choice again."""
-    if condition.node is not None and condition.node.op == "Not" and not condition.node.opaque:
-        of: Value = condition.node.args[0]
-        return of
+    """Where a condition does not hold."""
+    of = _negated(condition)
+    return of or _negation(host, condition)
+
+
+def lasting(host: Host, condition: Value) -> Value:
+    """A condition that no Not makes: ONNX Runtime would take that away and swap the operands of the choice."""
+    of = _negated(condition)
+    return _negation(host, of) if of else condition
+
+
+def _negated(condition: Value) -> Value | None:
+    node = condition.node
+    return node.args[0] if node is not None and node.op == "Not" and not node.opaque else None
+
+
+def _negation(host: Host, condition: Value) -> Value:
     true = host.share_constant(np.asarray(True), name="true")  # type: ignore[attr-defined]  # an ONNX host
     return host.call("Xor", [condition, true], name=f"{condition.name}_not", shape=condition.shape, dtype="bool")
 

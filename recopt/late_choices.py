@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .broadcasts import contrary, flat_condition, narrow_condition, swaps, unexpanded
+from .broadcasts import contrary, flat_condition, lasting, narrow_condition, swaps, unexpanded
 from .hosts.base import Array, Host, Node, Value
 from .ir.sizes import nominal, product
 from .lower.onnx_layout import reshape
@@ -107,7 +107,7 @@ def _after_turn(host: Host, choice: Sequence[Value], turn: Node) -> None:
         out = node.outputs[0]
         with host.at(node):
             flat = _flat(host, condition)
-            args = [contrary(host, flat) if swapped else flat]
+            args = [(contrary if swapped else lasting)(host, flat)]
             for arg in others:
                 if not host.is_constant(arg):
                     turned = _again(host, turn, arg)
