@@ -3,9 +3,12 @@ broadcast slowly: conditions of a choice, what a one-hot compares."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from .hosts.base import Array, Host, Node, Value
+from .ir.rules import FLOATS
 from .ir.sizes import Size, nominal, product
 from .lift.base import Lifted
 from .lower.onnx_columns import POINTWISE, same_anywhere
@@ -23,8 +26,8 @@ def simplify_broadcasts(host: Host, context: Context, name: str) -> bool:
     """Rewrite pointwise operators of an ONNX graph whose operands are broadcast. True where any is.
 
     before:  Where(c, x, Expand(0, Shape(x)));  Where(c [rows, 16, 1], x [rows, 16, 16], 0) for ort-cpu
-    after:   Where(c, x, 0);  Where(Cast(MatMul(Cast(c), ones [1, 16])), x, 0)
-             or, of c = Unsqueeze(d), Where(Gather(falses and trues [2, 16], Cast(d)), x, 0)
+    after:   Where(c, x, 0);  Where(Cast(MatMul(Cast(Xor(c, true)), ones [1, 16])), 0, x)
+             or, of c = Unsqueeze(d), Where(Gather(trues and falses [2, 16], Cast(d)), 0, x)
 
     before:  Equal(i [rows, 8, 1], 0..13) for ort-cpu, or of Reshape(Expand(i, [rows, 8, 14]), [rows, 112])
     after:   Equal(MatMul(Cast(i), ones [1, 14]), 0..13 [8, 14]), reshaped before
@@ -42,7 +45,9 @@ def simplify_broadcasts(host: Host, context: Context, name: str) -> bool:
             continue
         with host.at(node):
             if columns is not None and args[0] is not None:
-                args[0] = _condition(host, args[0], columns)
+                turned = swaps(host, args)
+                args[0] = _condition(host, args[0], columns, turned)
+                args[1:] = [args[2], args[1]] if turned else args[1:]
             elif labels is not None:
                 x, columns, row = labels
                 filled = _fill(host, x, columns)
@@ -74,7 +79,33 @@ def unexpanded(lifted: Lifted, node: Node) -> list[Value | None]:
             a is not None and m != n and _shape(lifted, a) == shape for m, a in enumerate(args)
         ):
             args[n] = arg.node.args[0] if arg.node.op == "Expand" else _filler(lifted.host, arg.node)
-    return args
+    return list(node.args) if node.op == "Where" and _loses_sign(lifted, node, args) else args
+
+
+def _may_lose_sign(host: Host, x: Value) -> bool:
+    """Whether ONNX Runtime's Where may make a -0.0 of `x` 0.0: it keeps the signs of its last operand; of its second
+    instead where condition and last operand both have one column of several."""
+    if x.dtype not in FLOATS or not host.is_constant(x):
+        return x.dtype in FLOATS
+    held = host.constant(x)
+    return bool((np.signbit(held) & (held == 0)).any())
+
+
+def swaps(host: Host, args: Sequence[Value | None]) -> bool:
+    """Whether a choice by a condition of one column keeps signs of its second operand, which it would lose by a
+    condition of all columns."""
+    _, x, y = args
+    narrow = y is not None and y.shape is not None and y.shape[-1:] in ((), (1,))
+    return narrow and x is not None and _may_lose_sign(host, x)
+
+
+def _loses_sign(lifted: Lifted, node: Node, args: Sequence[Value | None]) -> bool:
+    """Whether a choice of `args` may lose signs of its last operand that `node` keeps."""
+    if args == list(node.args) or args[2] is None or not _may_lose_sign(lifted.host, args[2]):
+        return False
+    wide = _shape(lifted, node.outputs[0])
+    shapes = [_shape(lifted, a) if a is not None else None for a in (args[0], args[2])]
+    return wide is None or all(s is None or s[-1:] != wide[-1:] for s in shapes)
 
 
 def _filler(host: Host, node: Node) -> Value:
@@ -142,16 +173,16 @@ def spread(host: Host, x: Value) -> Value | None:
     return narrow
 
 
-def _condition(host: Host, operand: Value, columns: int) -> Value:
-    """A condition [.., 1] with `columns` equal ones; of one that was unsqueezed two rows are looked up, which takes two
-    operators less and from 0.85 to 1.2 of the time of the product."""
+def _condition(host: Host, operand: Value, columns: int, turned: bool) -> Value:
+    """A condition [.., 1], or where `turned` its contrary, with `columns` equal ones; of one that was unsqueezed two
+    rows are looked up, which takes two operators less and from 0.85 to 1.2 of the time of the product."""
     name, shape = operand.name, (*(operand.shape or ())[:-1], columns)
     before = flat_condition(operand)
     if before is not None:
         ids = host.call("Cast", [before], {"to": 6}, name=f"{name}_numbers", shape=before.shape, dtype="int32")
-        rows = host.share_constant(np.repeat([[False], [True]], columns, 1), name="truths")  # type: ignore[attr-defined]  # an ONNX host
+        rows = host.share_constant(np.repeat([[turned], [not turned]], columns, 1), name="truths")  # type: ignore[attr-defined]  # an ONNX host
         return host.call("Gather", [rows, ids], {"axis": 0}, name=f"{name}_filled", shape=shape, dtype="bool")
-    filled = _fill(host, operand, columns)
+    filled = _fill(host, contrary(host, operand) if turned else operand, columns)
     return host.call("Cast", [filled], {"to": 9}, name=f"{name}_condition", shape=shape, dtype="bool")
 
 
@@ -159,6 +190,28 @@ def flat_condition(operand: Value) -> Value | None:
     """What a condition [.., 1] was before that dimension was added; None where it was not."""
     before = _before(_before(operand, "Cast"), "Unsqueeze", "Reshape")
     return before if before.dtype == "bool" and before.shape == (operand.shape or ())[:-1] else None
+
+
+def contrary(host: Host, condition: Value) -> Value:
+    """Where a condition does not hold."""
+    of = _negated(condition)
+    return of or _negation(host, condition)
+
+
+def lasting(host: Host, condition: Value) -> Value:
+    """A condition that no Not makes: ONNX Runtime would take that away and swap the operands of the choice."""
+    of = _negated(condition)
+    return _negation(host, of) if of else condition
+
+
+def _negated(condition: Value) -> Value | None:
+    node = condition.node
+    return node.args[0] if node is not None and node.op == "Not" and not node.opaque else None
+
+
+def _negation(host: Host, condition: Value) -> Value:
+    true = host.share_constant(np.asarray(True), name="true")  # type: ignore[attr-defined]  # an ONNX host
+    return host.call("Xor", [condition, true], name=f"{condition.name}_not", shape=condition.shape, dtype="bool")
 
 
 def _before(value: Value, *ops: str) -> Value:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .broadcasts import flat_condition, narrow_condition, unexpanded
+from .broadcasts import contrary, flat_condition, lasting, narrow_condition, swaps, unexpanded
 from .hosts.base import Array, Host, Node, Value
 from .ir.sizes import nominal, product
 from .lower.onnx_layout import reshape
@@ -22,7 +22,7 @@ def postpone_choices(host: Host, context: Context, name: str) -> bool:
 
     before:  t = Where(Unsqueeze(c [rows, 16]), x [rows, 16, 16], 0);  Gather(Transpose(t, perm 2 0 1), [1, 3], axis 0);
              Gather(t, 3, axis 1);  Gather(t, 0, axis 1)
-    after:   Where(c, Gather(Transpose(x, perm 2 0 1), [1, 3], axis 0), 0);
+    after:   Where(Xor(c, true), 0, Gather(Transpose(x, perm 2 0 1), [1, 3], axis 0));
              s = Where(Unsqueeze(Gather(c, [3, 0], axis 1)), Gather(x, [3, 0], axis 1), 0);  Gather(s, 0, axis 1); ..
     """
     if host.dialect != "onnx" or context.target != "ort-cpu":
@@ -101,10 +101,13 @@ def _union(host: Host, places: Sequence[Node], size: int) -> Array:
 def _after_turn(host: Host, choice: Sequence[Value], turn: Node) -> None:
     """The choice after what reads its transpose, whose rows have the condition's own shape."""
     condition, *others = choice
+    swapped = swaps(host, choice)
+    others = others[::-1] if swapped else others
     for node in list(host.users(turn.outputs[0])):
         out = node.outputs[0]
         with host.at(node):
-            args = [_flat(host, condition)]
+            flat = _flat(host, condition)
+            args = [(contrary if swapped else lasting)(host, flat)]
             for arg in others:
                 if not host.is_constant(arg):
                     turned = _again(host, turn, arg)

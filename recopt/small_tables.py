@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .broadcasts import spread
+from .broadcasts import NARROW, spread, swaps
 from .hosts.base import Host, Node, Value
 from .lower.onnx_columns import POINTWISE
 from .lower.onnx_layout import reshape
@@ -37,11 +37,17 @@ def look_up_small(host: Host, context: Context, name: str) -> bool:
 
     before:  Cast(Equal(Unsqueeze(i, -1), 0..13));  Cast(OneHot(i, 8)), where 0 <= i < 16
     after:   Gather(table [16, 14], i);             Gather(table [16, 8], i)
+
+    before:  Where(Unsqueeze(Not(Equal(i, 0)), -1), x [.., 8], 0), which ONNX Runtime broadcasts slowly
+    after:   Where(Gather(table [16, 8], i), 0, x)
     """
     if host.dialect != "onnx":
         return False
     changed = False
     for node in list(host.nodes):
+        if _decide_rows(host, context, name, node):
+            changed = True
+            continue
         found = None if node.opaque else _spread(host, node)
         if found is None or not context.allows(name, found.out.name):
             continue
@@ -51,6 +57,66 @@ def look_up_small(host: Host, context: Context, name: str) -> bool:
         context.lifted = None
         host.erase_dead()
     return changed
+
+
+def _decide_rows(host: Host, context: Context, name: str, choice: Node) -> bool:
+    """Rewrite a choice of rows by what small whole numbers decide to look up conditions of all columns."""
+    out = choice.outputs[0]
+    columns = out.shape[-1] if choice.op == "Where" and not choice.opaque and out.shape else None
+    if not isinstance(columns, int) or not 1 < columns <= NARROW or host.is_constant(choice.args[0]):
+        return False
+    nodes = _decided(host, choice.args[0], out)
+    if nodes is None or not context.allows(name, out.name):
+        return False
+    ids: Value = next(a for a in nodes[0].args if a is not None and not host.is_constant(a))
+    found = whole_range(host, ids)
+    if found is None or found[0] < 0 or found[1] >= min(ROWS, NUMBERS // columns):
+        return False
+    assert ids.shape is not None
+    with host.at(nodes[0]):
+        row = host.add_constant(np.arange(found[1] + 1, dtype=ids.dtype), name=f"{out.name}_numbers")
+        for node in nodes:
+            args = [a if a is None or host.is_constant(a) else row for a in node.args]
+            row = host.call(
+                node.op, args, node.kwargs, name=row.name, shape=(found[1] + 1,), dtype=node.outputs[0].dtype
+            )
+        turned = swaps(host, choice.args)
+        held = np.repeat(host.constant(row).reshape(-1, 1) ^ turned, columns, 1)
+        table = host.share_constant(held, name=f"{out.name}_table")  # type: ignore[attr-defined]  # an ONNX host
+    with host.at(choice):
+        wide, others = (*ids.shape, columns), choice.args[:0:-1] if turned else choice.args[1:]
+        where = host.call("Gather", [table, ids], {"axis": 0}, name=f"{out.name}_decided", shape=wide, dtype="bool")
+        new = host.call("Where", [where, *others], name=out.name, shape=out.shape, dtype=out.dtype, like=out)
+    host.replace(out, new)
+    gone = tuple(n.name for n in nodes)
+    context.report.rewrites.append(
+        Rewrite(name, "table", out.name, gone, (where.name,), 0.0, 0.0, float(len(gone)), None, "a row of a table")
+    )
+    return True
+
+
+def _decided(host: Host, condition: Value, out: Value) -> list[Node] | None:
+    """Operators one after the other, each read once, that make a condition [.., 1] of the numbers of one value; the
+    dimension that they add at the end is not among them. None where there are none."""
+    last = condition.node
+    shape = condition.shape
+    if last is None or last.op not in ("Unsqueeze", "Reshape") or not shape or not out.shape:
+        return None
+    value: Value = last.args[0]
+    if shape != (*out.shape[:-1], 1) or value.shape != shape[:-1] or len(host.users(condition)) != 1:
+        return None
+    nodes: list[Node] = []
+    while value.node is not None and value.dtype == "bool" and not value.node.opaque:
+        node = value.node
+        data: list[Value] = [a for a in node.args if a is not None and not host.is_constant(a)]
+        alone = all(host.constant(a).size == 1 for a in node.args if a is not None and host.is_constant(a))
+        if len(data) != 1 or not alone or node.op not in POINTWISE or data[0].shape != value.shape:
+            return None
+        if len(host.users(value)) != 1 or host.is_output(value):
+            return None
+        nodes.insert(0, node)
+        value = data[0]
+    return nodes if nodes and value.dtype in ("int32", "int64") else None
 
 
 def _spread(host: Host, node: Node) -> _Spread | None:
