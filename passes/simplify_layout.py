@@ -2,16 +2,18 @@
 
 before:  split, reshape, transpose, concat of slices, gathers by constants, run-time shape arithmetic, ...
 after:   at most one each of slice, gather, reshape, transpose, expand, pad, and a concat of several sources; and no
-         expand before what broadcasts
+         expand before what broadcasts; of two operators that one of them does alone, that one
 """
 
 from __future__ import annotations
 
 from recopt.broadcasts import simplify_broadcasts
 from recopt.columns_in_place import write_in_place
+from recopt.convolutions import fold_channels
 from recopt.hosts.base import Host
 from recopt.joins import simplify_joins
 from recopt.late_choices import postpone_choices
+from recopt.pairs import join_pairs
 from recopt.relayout import relayout
 from recopt.remainders import simplify_remainders
 from recopt.rewrite import Context
@@ -38,5 +40,7 @@ def run(host: Host, context: Context) -> bool:
         simplify_broadcasts,
         simplify_remainders,
         simplify_sums,
+        join_pairs,
+        fold_channels,
     )
     return any([step(host, context, name) for step in steps])

@@ -35,17 +35,22 @@ Argument: TypeAlias = Value | Fixed | Number | None
 
 # name of an operator, without its dialect -> which of its operands may change nothing, and the number that does not, of
 # whole numbers and of others (-0.0 + 0.0 is 0.0)
-NEUTRAL: dict[str, tuple[tuple[int, ...], int, float | None]] = {
+NEUTRAL: dict[str, tuple[tuple[int, ...], int | None, float | None]] = {
     "add": ((0, 1), 0, -0.0), "sub": ((1,), 0, 0.0), "mul": ((0, 1), 1, 1.0), "div": ((1,), 1, 1.0),
     "bitwise_or": ((0, 1), 0, None), "bitwise_xor": ((0, 1), 0, None), "bitwiseor": ((0, 1), 0, None),
     "bitwisexor": ((0, 1), 0, None), "__or__": ((0, 1), 0, None), "__xor__": ((0, 1), 0, None),
-    "__rshift__": ((1,), 0, None), "bitwise_right_shift": ((1,), 0, None),
+    "__rshift__": ((1,), 0, None), "bitwise_right_shift": ((1,), 0, None), "pow": ((1,), None, 1.0),
 }  # fmt: skip
+
+# names of operators that give back what they made, and of those that undo themselves, to the bit, NaN and -0.0 too
+WHOLE = frozenset({"floor", "ceil", "round", "trunc"})  # of floats: each gives back what any of them made
+AGAIN = frozenset({"abs", "relu", "sign"})
+BACK = frozenset({"not", "logical_not", "bitwise_not", "bitwisenot"})
 
 
 def neutral(node: Node) -> tuple[tuple[int, ...], int | float] | None:
     """The operands of a node that may leave the other as it is, and the number with which they do, to the bit."""
-    name = node.op.split(".")[1] if "." in node.op else node.op.lower()
+    name = _name(node)
     out = node.outputs[0].dtype
     if name not in NEUTRAL or out is None or out == "bool" or "complex" in out or node.kwargs:
         return None
@@ -55,8 +60,10 @@ def neutral(node: Node) -> tuple[tuple[int, ...], int | float] | None:
 
 
 def unchanged(host: Host, node: Node) -> Value | None:
-    """The operand that a node gives back as it is: of x + 0 in whole numbers, x * 1, x / 1, a choice that is always the
-    same."""
+    """The value that a node gives back as it is: of x + 0 in whole numbers, x * 1, x / 1, x ** 1, a choice that is
+    always the same, max(y, 0) of y = max(x, 0), not y of y = not x."""
+    if len(node.args) == 1 and not node.kwargs:
+        return _repeated(node)
     if (chosen := _chosen(host, node)) is not None:
         return chosen if _alike(chosen, node) else None
     found = neutral(node) if len(node.outputs) == 1 and len(node.args) == 2 else None
@@ -74,6 +81,26 @@ def unchanged(host: Host, node: Node) -> Value | None:
     return None
 
 
+def _name(node: Node) -> str:
+    """An operator's name, without its dialect."""
+    return node.op.split(".")[1] if "." in node.op else node.op.lower()
+
+
+def _repeated(node: Node) -> Value | None:
+    """What a function of one operand gives back, as what made the operand is such a function."""
+    x, name = node.args[0], _name(node)
+    while isinstance(x, Value) and x.node is not None and x.node.op == "Cast" and x.node.args[0].dtype == x.dtype:
+        x = x.node.args[0]
+    before = x.node if isinstance(x, Value) else None
+    if before is None or before.opaque or len(before.args) != 1 or before.kwargs:
+        return None
+    if name in BACK and _name(before) == name:
+        start = before.args[0]
+        return start if isinstance(start, Value) and _alike(start, node) else None
+    again = _name(before) in WHOLE if name in WHOLE else name in AGAIN and _name(before) == name
+    return x if again and _alike(x, node) else None
+
+
 def _alike(x: Value, node: Node) -> bool:
     """Whether a node's result has the shape and type of x."""
     return x.shape is not None and (x.shape, x.dtype) == (node.outputs[0].shape, node.outputs[0].dtype)
@@ -81,7 +108,7 @@ def _alike(x: Value, node: Node) -> bool:
 
 def _chosen(host: Host, node: Node) -> Value | None:
     """What a choice by a constant takes everywhere."""
-    name = node.op.split(".")[1] if "." in node.op else node.op.lower()
+    name = _name(node)
     if name not in ("where", "masked_fill") or len(node.args) != 3:
         return None
     x, condition, y = node.args if name == "masked_fill" else (node.args[2], node.args[0], node.args[1])

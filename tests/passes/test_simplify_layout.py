@@ -131,3 +131,77 @@ def test_whole_numbers_wrap_around(target: str) -> None:
     x = torch.stack([ends, ends.flip(0)], 1)
     result = recopt.optimize(to_program(Spelled(spell), (x,)), target=target)
     assert not result.report.undone and torch.equal(result(x), spell(x))
+
+
+# operators on x [n, 6], c [n, 6], p [n, 4] -> those that are left
+PAIRS = {
+    "b = Not(c)  y = Where(b, x, one)": ["Where"],
+    "b = Not(c)  t = Where(b, x, one)  y = Where(b, t, x)": ["Where", "Where"],
+    "b = Not(c)  t = Cast <to = 1> (b)  y = Where(b, x, t)": ["Cast", "Not", "Where"],
+    "t = Relu(x)  y = Clip(t, low, one)": ["Clip"],
+    "t = Clip(x, low)  y = Relu(t)": ["Clip"],
+    "t = Clip(x, low, one)  y = Clip(t, zero)": ["Clip"],
+    "t = Clip(x, one)  y = Clip(t, low, zero)": ["Clip", "Clip"],  # of -0.0 one Clip would make -0.0
+    "t = Clip(x, minus)  y = Relu(t)": ["Clip", "Relu"],
+    "t = ReduceMax <axes = [1], keepdims = 0> (x)  y = Unsqueeze(t, last)": ["ReduceMax"],
+    "t = ReduceSum <keepdims = 0> (x, last)  y = Unsqueeze(t, first)": ["ReduceSum", "Unsqueeze"],
+    "t = Transpose(x)  y = Gemm(t, p)": ["Gemm"],
+    "t = Transpose(x)  y = Gemm <transA = 1> (t, w)": ["Gemm"],
+    "t = Transpose(x)  u = Gemm(t, p)  y = MatMul(x, u)": ["Gemm", "MatMul"],
+    "t = MatMul(x, w)  y = Add(p, t)": ["Gemm"],
+    "t = Gemm(x, w)  u = Relu(t)  y = Add(u, t)": ["Add", "Gemm", "Relu"],
+}
+
+
+@pytest.mark.parametrize("body", PAIRS)
+def test_one_operator_of_two(body: str) -> None:
+    numbers = ", ".join(str(n % 7 - 3) for n in range(24))
+    constants = f"float one = {{1}}, float low = {{-1}}, float zero = {{0}}, float[6, 4] w = {{{numbers}}}, "
+    constants += "int64[1] last = {1}, int64[1] first = {0}"
+    text = f"(float[n, 6] x, bool[n, 6] c, float[n, 4] p) => (float[a, b] y) <{constants}> {{ {body} }}"
+    file = onnx.parser.parse_model('<ir_version: 9, opset_import: ["": 17]> g ' + text)
+    file.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(-0.0), "minus"))
+    result = recopt.optimize(file, target="portable")
+    assert sorted(n.op for n in result.host.nodes) == PAIRS[body] and not result.report.undone
+    for rows in (0, 1, 5):
+        rng = np.random.default_rng(rows)
+        x = rng.normal(size=(rows, 6)).astype(np.float32)
+        if "Gemm" not in PAIRS[body]:
+            x[:1, :4], x[1:2, 0] = (-0.0, np.inf, 2.0, -np.inf), np.nan
+        feeds = (x, rng.random((rows, 6)) > 0.5, rng.normal(size=(rows, 4)).astype(np.float32))
+        found, expected = (run_onnx(m.SerializeToString(), feeds)[0] for m in (result.to_proto(), file))
+        np.testing.assert_allclose(found, expected, rtol=1.3e-6, atol=1e-5)
+        np.testing.assert_array_equal(np.signbit(found) & (found == 0), np.signbit(expected) & (expected == 0))
+
+
+# operators on x [n, 3, 8] -> those that are left
+CONVOLUTIONS = {
+    "h = Conv(x, w, b)  y = Mul(h, g)": ["Conv"],
+    "h = Conv <pads = [1, 1], dilations = [2]> (x, w)  t = Div(h, g)  y = Sub(g, t)": ["Conv"],
+    "h = Conv(x, w, b)  t = BatchNormalization(h, b, b, b, v)  y = Relu(t)": ["Conv", "Relu"],
+    "h = Conv(x, w, b)  y = Mul(h, z)": ["Conv", "Mul"],  # by 0 somewhere: infinity there would be NaN, or not
+    "h = Conv(x, w, b)  y = Mul(h, e)": ["Conv", "Mul"],  # by numbers of the positions
+    "h = Conv(x, w, b)  y = Mul(h, h)": ["Conv", "Mul"],
+    "h = Conv(x, w, b)  t = Mul(h, g)  y = Add(h, t)": ["Add", "Conv", "Mul"],
+    "p = Pad(x, k)  y = Conv <pads = [0, 1]> (p, w, b)": ["Conv"],
+    'p = Pad <mode = "edge"> (x, k)  y = Conv(p, w, b)': ["Conv", "Pad"],
+    "p = Pad(x, k, o)  y = Conv(p, w, b)": ["Conv", "Pad"],
+    "p = Pad(x, r)  y = Conv(p, w, b)": ["Conv", "Pad"],  # before the first channel too
+}
+
+
+@pytest.mark.parametrize("body", CONVOLUTIONS)
+def test_convolutions(body: str) -> None:
+    numbers = ", ".join(str(n % 7 - 3) for n in range(36))
+    constants = f"float[4, 3, 3] w = {{{numbers}}}, float[4] b = {{1, -2, 3, 5}}, float[4] v = {{1, 2, 3, 0.5}}, "
+    constants += "float[4, 1] g = {2, -1, 0.5, 3}, float[4, 1] z = {0, 1, 1, 2}, float[6] e = {1, 2, 3, 4, 5, 6}, "
+    constants += "int64[6] k = {0, 0, 1, 0, 0, 2}, int64[6] r = {0, 1, 0, 0, -1, 0}, float o = {1}"
+    text = f"(float[n, 3, 8] x) => (float[n, 4, m] y) <{constants}> {{ {body} }}"
+    file = onnx.parser.parse_model('<ir_version: 9, opset_import: ["": 17]> g ' + text)
+    file = onnx.shape_inference.infer_shapes(file)
+    result = recopt.optimize(file, target="portable")
+    assert sorted(n.op for n in result.host.nodes) == CONVOLUTIONS[body] and not result.report.undone
+    for rows in (0, 1, 5):
+        x = np.random.default_rng(rows).normal(size=(rows, 3, 8)).astype(np.float32)
+        found, expected = (run_onnx(m.SerializeToString(), (x,))[0] for m in (result.to_proto(), file))
+        np.testing.assert_allclose(found, expected, rtol=1.3e-6, atol=1e-5)

@@ -1,0 +1,209 @@
+"""Pairs of operators in ONNX graphs that one of the two does alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from .hosts.base import Array, Host, Node, Value
+from .ir.rules import FLOATS
+from .lower.onnx_columns import extremes
+from .report import Rewrite
+from .rewrite import Context
+
+GEMMS = ("Gemm", "com.microsoft::FusedGemm")
+ARGUMENTS = ("ArgMax", "ArgMin")
+
+
+class _One(NamedTuple):
+    """The operator in the place of a node and of those before it that nothing else reads."""
+
+    op: str
+    args: Sequence[Value | Array | None]
+    kwargs: dict[str, object]
+
+
+def join_pairs(host: Host, context: Context, name: str) -> bool:
+    """Write the one operator. True where any is written.
+
+    before:  Where(Not(c), a, b);  Clip(Relu(x), -1, 6);  Unsqueeze(ReduceSum(x, 1, keepdims 0), 1);
+             Gemm(Transpose(x), w);  Add(Gemm(x, w), y [rows, n])
+    after:   Where(c, b, a);       Clip(x, 0, 6);         ReduceSum(x, 1, keepdims 1);
+             Gemm(x, w, transA 1);   Gemm(x, w, y)
+    """
+    if host.dialect != "onnx":
+        return False
+    changed = False
+    for node in list(host.nodes):
+        for rule in RULES.get(node.op, ()) if not node.opaque else ():
+            one = rule(host, node)
+            if one is not None and context.allows(name, node.outputs[0].name):
+                _write(host, context, name, node, one)
+                changed = True
+                break
+    if changed:
+        context.lifted = None
+        host.erase_dead()
+    return changed
+
+
+def _write(host: Host, context: Context, name: str, node: Node, one: _One) -> None:
+    out = node.outputs[0]
+    with host.at(node):
+        args = [
+            host.share_constant(a, name=f"{out.name}_bound") if isinstance(a, np.ndarray) else a  # type: ignore[attr-defined]  # an ONNX host
+            for a in one.args
+        ]
+        new = host.call(one.op, args, one.kwargs, name=out.name, shape=out.shape, dtype=out.dtype, like=out)
+    host.replace(out, new)
+    gone = (node.name, *(v.node.name for v in node.inputs if v.node is not None and v not in args))
+    made = (new.node.name,) if new.node else ()
+    context.report.rewrites.append(Rewrite(name, "pair", out.name, gone, made, 0.0, 0.0, 1.0, None, f"one {one.op}"))
+
+
+def _made_by(host: Host, value: Value | None, *ops: str) -> Node | None:
+    """The operator that makes a value for one reader alone."""
+    node = value.node if value is not None else None
+    if node is None or value is None or node.opaque or node.op not in ops or len(node.outputs) != 1:
+        return None
+    return node if len(host.users(value)) == 1 and not host.is_output(value) else None
+
+
+def _choice(host: Host, node: Node) -> _One | None:
+    """A choice by not c is the other one by c, where choices alone read not c: as ONNX Runtime has it once it loaded a
+    model."""
+    condition, a, b = node.args
+    before = condition.node
+    if before is None or before.op != "Not" or before.opaque or host.is_output(condition):
+        return None
+    only = all(u.op == "Where" and condition not in u.args[1:] for u in host.users(condition))
+    return _One("Where", [before.args[0], b, a], {}) if only else None
+
+
+def _bounds(host: Host, node: Node) -> tuple[float, float] | None:
+    """The least and the largest number of a Relu or of a Clip of floats; None where they are not known, or are -0.0: of
+    two zeros both operators give their input."""
+    if node.outputs[0].dtype not in FLOATS - {"bfloat16"} or node.kwargs:
+        return None
+    if node.op == "Relu":
+        return 0.0, np.inf
+    bounds = list(extremes(str(node.outputs[0].dtype)))
+    given = [(n, a) for n, a in enumerate(node.args[1:]) if a is not None]
+    for n, arg in given:
+        held = host.constant(arg) if host.is_constant(arg) else np.array(np.nan)
+        if held.size != 1 or (held == 0 and np.signbit(held)):
+            return None
+        bounds[n] = held.item()
+    return (bounds[0], bounds[1]) if given and bounds[0] <= bounds[1] else None
+
+
+def _clip(host: Host, node: Node) -> _One | None:
+    """Bounds within bounds are the nearer ones, where numbers lie between them."""
+    before = _made_by(host, node.args[0], "Relu", "Clip")
+    if before is None or {node.op, before.op} == {"Relu"}:
+        return None
+    outer, inner = _bounds(host, node), _bounds(host, before)
+    if outer is None or inner is None:
+        return None
+    low, high = max(outer[0], inner[0]), min(outer[1], inner[1])
+    dtype = str(node.outputs[0].dtype)
+    if not low <= high:
+        return None
+    return _One("Clip", [before.args[0], np.array(low, dtype), np.array(high, dtype)], {})
+
+
+def _kept(host: Host, node: Node) -> _One | None:
+    """A reduction whose dimensions come back keeps them."""
+    before = node.args[0].node
+    reduces = before is not None and (before.op.startswith("Reduce") or before.op in ARGUMENTS)
+    if before is None or not reduces or _made_by(host, node.args[0], before.op) is None:
+        return None
+    axes = _axes(host, before)
+    shape, out = before.args[0].shape, node.outputs[0].shape
+    if before.kwargs.get("keepdims", 1) or not axes or shape is None:
+        return None
+    dropped = {a % len(shape) for a in axes}
+    if out != tuple(1 if n in dropped else size for n, size in enumerate(shape)):
+        return None
+    return _One(before.op, before.args, {**before.kwargs, "keepdims": 1})
+
+
+def _axes(host: Host, node: Node) -> list[int]:
+    """The dimensions that a node reduces over, where it says which."""
+    if node.op in ARGUMENTS:
+        return [int(node.kwargs.get("axis", 0))]
+    given = node.args[1] if len(node.args) > 1 else None
+    if given is not None:
+        return [int(a) for a in host.constant(given)] if host.is_constant(given) else []
+    return [int(a) for a in node.kwargs.get("axes") or ()]
+
+
+def _turned(host: Host, node: Node) -> _One | None:
+    """A product reads a transposed matrix where it lies."""
+    args, kwargs = list(node.args), dict(node.kwargs)
+    for n, which in ((0, "transA"), (1, "transB")):
+        turn = args[n].node
+        if (
+            turn is None
+            or turn.op != "Transpose"
+            or turn.opaque
+            or host.is_output(args[n])
+            or host.is_constant(args[n])
+        ):
+            continue
+        others = [u for u in host.users(args[n]) if u.op not in GEMMS or args[n] in u.args[2:]]
+        if others or len(args[n].shape or ()) != 2 or list(turn.kwargs.get("perm") or (1, 0)) != [1, 0]:
+            continue
+        args[n], kwargs[which] = turn.args[0], 1 - int(kwargs.get(which, 0))
+    return _One(node.op, args, kwargs) if args != list(node.args) else None
+
+
+def _padded(host: Host, node: Node) -> _One | None:
+    """A convolution pads with zeros itself."""
+    pad = _made_by(host, node.args[0], "Pad")
+    shape = pad.args[0].shape if pad is not None else None
+    if pad is None or not shape or node.kwargs.get("auto_pad", "NOTSET") != "NOTSET":
+        return None
+    if (
+        pad.kwargs.get("mode", "constant") != "constant"
+        or len(pad.args) < 2
+        or any(a is not None for a in pad.args[3:])
+    ):
+        return None
+    if not all(a is None or host.is_constant(a) for a in pad.args[1:]):
+        return None
+    if len(pad.args) > 2 and pad.args[2] is not None and host.constant(pad.args[2]).any():
+        return None
+    before, after = host.constant(pad.args[1]).reshape(2, -1).tolist()
+    own = [int(n) for n in node.kwargs.get("pads") or [0] * 2 * (len(shape) - 2)]
+    if any(before[:2] + after[:2]) or min(before + after) < 0:
+        return None
+    pads = [n + more for n, more in zip(own, before[2:] + after[2:], strict=True)]
+    return _One("Conv", [pad.args[0], *node.args[1:]], {**node.kwargs, "pads": pads})
+
+
+def _added(host: Host, node: Node) -> _One | None:
+    """What is added to each number of a product of two matrices is its third operand."""
+    shape = node.outputs[0].shape
+    for product, other in (node.args, node.args[::-1]):
+        made = _made_by(host, product, "Gemm", "MatMul")
+        if made is None or len(made.args) > 2 or made.kwargs.get("alpha", 1.0) != 1.0 or product.dtype not in FLOATS:
+            continue
+        matrices = all(len(v.shape or ()) == 2 for v in (*made.args, other))
+        if matrices and product.shape == other.shape == shape:
+            return _One("Gemm", [*made.args, other], {k: v for k, v in made.kwargs.items() if k != "beta"})
+    return None
+
+
+RULES: dict[str, tuple[Callable[[Host, Node], _One | None], ...]] = {
+    "Where": (_choice,),
+    "Relu": (_clip,),
+    "Clip": (_clip,),
+    "Reshape": (_kept,),
+    "Unsqueeze": (_kept,),
+    "Add": (_added,),
+    "Conv": (_padded,),
+    **dict.fromkeys(GEMMS, (_turned,)),
+}
