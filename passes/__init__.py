@@ -111,11 +111,11 @@ def asked(passes: Sequence[Asked] | None) -> list[Pass]:
 
 def _named(text: str) -> Pass:
     """ "quantize_tables:bits=4,error=0.01" """
-    name, _, rest = text.partition(":")
+    name, colon, rest = text.partition(":")
     found = next((p for p in PIPELINE if p.name == name.replace("_", "-")), None)
     if found is None:
         raise OptionError(f"no pass is called {name!r}; there are: {', '.join(p.name for p in PIPELINE)}")
-    if not rest:
+    if not colon:
         return found
     fields: dict[str, Any] = {}
     if is_optional(found):
@@ -125,7 +125,8 @@ def _named(text: str) -> Pass:
         key, _, value = part.partition("=")
         if key not in fields:
             known = ", ".join(fields) or "none"
-            raise OptionError(f"pass {found.name} has no parameter {key!r}; there are: {known}")
+            what = f"has no parameter {key!r}" if key else "lacks a parameter after the ':' or ','"
+            raise OptionError(f"pass {found.name} {what}; there are: {known}")
         if key in given:
             raise OptionError(f"pass {found.name}: {key} is given twice")
         try:

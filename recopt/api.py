@@ -112,7 +112,7 @@ class Optimized:
         target = Path(path)
         wanted = ".onnx" if self.host.dialect == "onnx" else ".pt2"
         if target.suffix != wanted:
-            raise OptionError(f"{target}: this model is saved as {wanted}")
+            raise OptionError(f"{target}: this model is saved as NAME{wanted}")
         if not target.parent.is_dir():
             raise OptionError(f"{target}: its folder does not exist")
         if target.exists() and not force:

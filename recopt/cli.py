@@ -130,7 +130,7 @@ def optimize(
     _check_input(model)
     suffix = ".pt2" if model.suffix == ".pt2" else ".onnx"
     if output.suffix != suffix:
-        raise OptionError(f"{output}: what becomes of {model.name} is saved as {suffix}")
+        raise OptionError(f"{output}: what becomes of {model.name} is saved as NAME{suffix}")
     files = [output] if report is None else [output, report]
     for i, path in enumerate(files):
         _check_output(path, [model, *files[:i]], force)
@@ -273,6 +273,8 @@ def _check_output(path: Path, taken: Sequence[Path], force: bool) -> None:
         raise OptionError(f"{path}: named twice; every file that is read or written must be another")
     if path.exists() and not path.is_file():
         raise OptionError(f"{path}: exists and is not a file")
+    if path.is_symlink() and force:
+        raise OptionError(f"{path}: is a link to {path.readlink()}; name the file itself, or remove the link")
     if os.path.lexists(path) and not force:  # also a link to nothing
         raise OptionError(f"{path}: exists; --force overwrites it")
 

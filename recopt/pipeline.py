@@ -46,8 +46,8 @@ class Options:
     def __post_init__(self) -> None:
         if self.verify not in LEVELS:
             raise OptionError(f"no verification level {self.verify!r}; there are: {', '.join(LEVELS)}")
-        if self.tolerance is not None and not self.tolerance >= 0:
-            raise OptionError(f"a tolerance must be at least 0, not {self.tolerance}")
+        if self.tolerance is not None and not 0 <= self.tolerance < float("inf"):
+            raise OptionError(f"a tolerance must be a number of at least 0, not {self.tolerance}")
         self.modules  # noqa: B018  # raises where there is no such pass
 
     @property

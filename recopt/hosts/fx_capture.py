@@ -130,7 +130,7 @@ def _batched(args: Any, kwargs: Any, batch: int, copies: int) -> tuple[Any, Any,
 def _export(module: torch.nn.Module, args: Any, kwargs: Any, dynamic_shapes: Any) -> ExportedProgram:
     said = io.StringIO()  # torch prints the graph so far when it refuses
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings(), quiet():
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings(), quiet(), _any_size():
             warnings.simplefilter("ignore")  # of attributes set while tracing: export puts them back
             with redirect_stderr(said):
                 program = torch.export.export(module, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
@@ -148,6 +148,17 @@ def _export(module: torch.nn.Module, args: Any, kwargs: Any, dynamic_shapes: Any
     if text := said.getvalue():
         print(text, end="", file=sys.stderr)
     return program
+
+
+@contextmanager
+def _any_size() -> Iterator[None]:
+    """Without opt_einsum, which orders a product of three operands by their sizes, and so fixes every one of them."""
+    before = torch.backends.opt_einsum.enabled
+    torch.backends.opt_einsum.enabled = False
+    try:
+        yield
+    finally:
+        torch.backends.opt_einsum.enabled = before
 
 
 @contextmanager

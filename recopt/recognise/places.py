@@ -118,14 +118,15 @@ class ScoreText(Printer):
 
     def _operand(self, term: Poly) -> Array | View:
         place = self.place
-        if is_data(place.lifted, term):
-            return place.view(term, self.last, "the mask or bias")
         target = tuple(tuple(a for a in dim if a in term.axes_read) for dim in (*place.rows, *self.last))
-        return stored_as(fold(place.lifted, Tensor(target, term)), "float32")
+        whole = Tensor(target, term)
+        if is_data(place.lifted, term) or not all(isinstance(size, int) for size in whole.shape):
+            return place.view(term, self.last, "the mask or bias")  # a causal mask of any length, say
+        return stored_as(fold(place.lifted, whole), "float32")
 
     def _parts(self, term: Poly, why: No) -> str:
         """A term that no value holds, of terms that some do."""
-        if term.atom is not None and not isinstance(term.atom, Fn):
+        if term.number is not None or (term.atom is not None and not isinstance(term.atom, Fn)):
             raise why
         texts = []
         for mono in term.monos:

@@ -19,6 +19,7 @@ from torch.testing import assert_close
 from recopt.errors import GraphError, LoadError, VerifyError
 from recopt.hosts.base import Value
 from recopt.hosts.fx import FxHost
+from recopt.hosts.fx_capture import capture
 from recopt.ir import sizes
 from recopt.lift import table_of
 
@@ -705,3 +706,16 @@ def test_examples(name: str) -> None:
     host.check()
     with torch.no_grad():
         same_calls(host, module, example.inputs(1), example.inputs(5))
+
+
+def test_opt_einsum_does_not_fix_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("opt_einsum")
+    monkeypatch.setattr(torch.backends.opt_einsum, "enabled", True)
+
+    class Unit(nn.Module):
+        def forward(self, x: Tensor, w: Tensor, q: Tensor) -> Tensor:
+            return torch.einsum("bth,dh,bd->tb", x, w, q)
+
+    program = capture(Unit(), (torch.randn(4, 31, 24), torch.randn(13, 24), torch.randn(4, 13)))
+    assert program.module()(torch.ones(9, 31, 24), torch.ones(13, 24), torch.ones(9, 13)).shape == (31, 9)
+    assert torch.backends.opt_einsum.enabled

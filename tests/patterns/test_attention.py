@@ -215,3 +215,33 @@ def test_an_optimized_module_exports(name: str) -> None:
     assert program is not None
     file = program.model_proto.SerializeToString()
     check_numbers(case, lambda *args: run_onnx(file, args))
+
+
+class _Causal(torch.nn.Module):
+    """Attention over [B, L, 16] under a mask that is made of the length L, which only the call knows."""
+
+    def __init__(self, scaled: bool) -> None:
+        super().__init__()
+        self.query = torch.nn.Linear(16, 16)
+        self.scaled = scaled
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        length = x.shape[1]
+        scores = self.query(x) @ x.transpose(1, 2) / (length if self.scaled else 4)
+        unseen = torch.ones(length, length, dtype=torch.bool).triu(1)
+        return scores.masked_fill(unseen, float("-inf")).softmax(-1) @ x
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_a_mask_of_any_length(scaled: bool) -> None:
+    """The graph's own mask is read; a scale that only the call knows is refused, and named."""
+    model = _Causal(scaled).eval()
+    sizes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length", max=60)}
+    result = recopt.optimize(model, (torch.randn(4, 7, 16),), dynamic_shapes=(sizes,))
+    assert result.report.counts().get("attention", 0) == (0 if scaled else 1)
+    assert not result.report.undone
+    reasons = [r.reason for r in result.report.refusals if r.pattern == "attention"]
+    assert not scaled or any("depends on the size" in reason for reason in reasons), reasons
+    for shape in ((1, 2, 16), (3, 31, 16)):
+        x = torch.randn(shape)
+        torch.testing.assert_close(result(x), model(x))
