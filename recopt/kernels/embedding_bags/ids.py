@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
@@ -74,6 +75,30 @@ def remainder(by: int, number: Callable[[int], str] = repr) -> str:
     return f".bitwise_and({number(by - 1)})" if by & (by - 1) == 0 and by > 0 else f".remainder({number(by)})"
 
 
+_CLAMP = re.compile(r"min\((-?\d+),max\((-?\d+),i\)\)|max\((-?\d+),min\((-?\d+),i\)\)")
+_WITHIN = re.compile(r"logical_and\((?:lt\((-?\d+),i\),lt\(i,(-?\d+)\)|lt\(i,(-?\d+)\),lt\((-?\d+),i\))\)")
+
+
+def clamp_of(text: str) -> tuple[int, int] | None:
+    """The least and the largest number of a program that keeps ids between two of 32 bits; None where it is none."""
+    found = _CLAMP.fullmatch(text)
+    if found is None:
+        return None
+    high, low, other_low, other_high = found.groups()
+    low, high = (int(low), int(high)) if low else (int(other_low), int(other_high))
+    return (low, high) if -(2**31) < low <= high < 2**31 else None
+
+
+def keeps(program: str, live: str) -> bool:
+    """Whether those ids are live that a program which clamps them leaves as they are."""
+    bounds, found = clamp_of(program), _WITHIN.fullmatch(live)
+    if bounds is None or found is None:
+        return False
+    below, above, other_above, other_below = found.groups()
+    below, above = (below, above) if below else (other_below, other_above)
+    return (int(below) + 1, int(above) - 1) == bounds
+
+
 @dataclass(frozen=True)
 class _Words:
     """What an expression says for the ids, for what it computes and for a number beside a tensor."""
@@ -102,6 +127,9 @@ def _written(node: ast.expr, negated: bool, words: _Words) -> str:
     if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
         return words.number(ast.literal_eval(node))
     name = node.func.id
+    if (bounds := clamp_of(ast.unparse(node).replace(" ", ""))) is not None:  # 1.0 us for 1.7
+        low, high = map(words.number, bounds)
+        return let(f"{words.ids}.clamp({low}, {high})")
     if name == "logical_not":
         return _written(node.args[0], not negated, words)
     if negated and name in ("logical_and", "logical_or"):
