@@ -43,7 +43,7 @@ def even(ids: int, count: int, dtype: torch.dtype) -> Tensor:
 
 def _pooled(table: Tensor, x: Tensor, count: int, mean: bool) -> Tensor:
     """Sums or means of the rows of ids [*S, count]: [*S, D]."""
-    if x.numel() <= _FEW:
+    if x.numel() <= _FEW and table.itemsize >= 4:  # of 16 bits it would be rounded once, and other ways twice
         rows = torch.embedding(table, x)
         return rows.mean(-2) if mean else rows.sum(-2)
     out = _bags(table, x, count, None)
