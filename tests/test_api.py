@@ -107,7 +107,7 @@ def test_pt2_saved_and_loaded(tmp_path: Path) -> None:
 
 def test_a_file_is_saved_whole_where_it_was_asked_for_or_not_at_all(tmp_path: Path) -> None:
     fast = recopt.optimize(onnx_tower(1), target="ort-cpu")
-    with pytest.raises(OptionError, match=r"saved as \.onnx"):
+    with pytest.raises(OptionError, match=r"saved as NAME\.onnx"):
         fast.save(tmp_path / "out.pt2")
     (tmp_path / "out.onnx").write_text("mine")
     with pytest.raises(OptionError, match="folder does not exist"):

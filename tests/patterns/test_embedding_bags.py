@@ -161,7 +161,7 @@ QUICK: dict[str, tuple[Callable[[Tensor, Tensor, Tensor], Tensor], str]] = {
     ),
     "taken": (
         lambda i, a, b: (E(i, a) - (1 - (i != 0).float().unsqueeze(2)) * 1e9).amax(1),
-        "Add Equal Gather Not ReduceMax Unsqueeze Where",
+        "Add Equal Gather ReduceMax Unsqueeze Where",
     ),
     # no condition that ONNX Runtime broadcasts slowly, and no product for it
     "masked": (
