@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from recopt.cost import nodes_cost
 from recopt.hosts.base import Host, Node, Value
+from recopt.hosts.fx import FxHost
 from recopt.lift.base import Lifted
 from recopt.lower import torch_pointwise
 from recopt.patterns import pointwise
@@ -44,7 +45,7 @@ def _regions(lifted: Lifted, without: set[Node]) -> tuple[list[Found], list[tupl
 
 def run(host: Host, context: Context) -> bool:
     """Whether anything was rewritten. On other targets nothing is: torch's own operators are as fast there."""
-    if context.target != "cuda" or host.dialect != "aten":
+    if context.target != "cuda" or not isinstance(host, FxHost):
         return False
     lifted = context.terms_of(host)
     without: set[Node] = set()
@@ -64,7 +65,7 @@ def run(host: Host, context: Context) -> bool:
         inputs = tuple(moved.get(v, v) if isinstance(v, Value) else v for v in spec.inputs)
         spec = pointwise.Spec(inputs, spec.outputs, spec.program)
         with host.at(at):
-            made = torch_pointwise.pointwise(host, spec, root)  # type: ignore[arg-type]  # the dialect says which host it is
+            made = torch_pointwise.pointwise(host, spec, root)
         for old, new in zip(spec.outputs, made, strict=True):
             host.replace(old, new)
             moved[old] = new

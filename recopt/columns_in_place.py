@@ -10,6 +10,7 @@ import numpy as np
 from . import lower
 from .errors import LowerError
 from .hosts.base import Array, Host, Node, Value
+from .hosts.onnx import OnnxHost
 from .ir.sizes import nominal
 from .layout.moves import Plan, by_nodes, by_time
 from .layout.moves_check import agrees
@@ -47,7 +48,7 @@ def write_in_place(host: Host, context: Context, name: str) -> bool:
     before:  Gather(Concat(x [rows, 26], Clip(Slice(x, every second column), 0)), in their order)
     after:   Where(Less(x, c), c, x), where c is 0 and -inf in turns
     """
-    if host.dialect != "onnx":
+    if not isinstance(host, OnnxHost):
         return False
     found = find(host, context)
     changed = False
@@ -152,7 +153,7 @@ def _rows(host: Host, node: Node, width: int) -> bool:
 
 
 def _write(
-    host: Host,
+    host: OnnxHost,
     context: Context,
     name: str,
     root: Value,
@@ -253,7 +254,7 @@ def _unchanging(node: Node) -> tuple[tuple[int, ...], float] | None:
     return neutral(node)
 
 
-def _over_all(host: Host, whole: Value, chain: _Chain, width: int) -> Value:
+def _over_all(host: OnnxHost, whole: Value, chain: _Chain, width: int) -> Value:
     """The operators of a chain over all columns, of which others stay as they are. Raises LowerError."""
     columns = lower.columns_of(host)
     value = whole
@@ -281,7 +282,7 @@ def _over_all(host: Host, whole: Value, chain: _Chain, width: int) -> Value:
     if not _masked(chain):
         return value
     mask = np.isin(np.arange(width), chain.columns)
-    condition = host.share_constant(mask, name=f"{chain.out.name}_columns")  # type: ignore[attr-defined]  # an ONNX host
+    condition = host.share_constant(mask, name=f"{chain.out.name}_columns")
     name = chain.out.name
     return host.call("Where", [condition, value, whole], name=name, shape=whole.shape, dtype=whole.dtype)
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from .hosts.base import Array, Host, Node, Value
+from .hosts.onnx import OnnxHost
 from .ir.sizes import Size
 from .lower.onnx_columns import POINTWISE, same_anywhere
 from .report import Rewrite
@@ -22,7 +23,7 @@ def simplify_joins(host: Host, context: Context, name: str) -> bool:
     before:  Concat(Mod(x [rows, 26], ..), Reshape(Mod(y [rows], 5000), [rows, 1]), ..)
     after:   Mod(Concat(x, Reshape(y, [rows, 1]), ..), [.., 5000, ..])
     """
-    if host.dialect != "onnx":
+    if not isinstance(host, OnnxHost):
         return False
     changed = False
     for root in [n for n in host.nodes if n.op == "Concat" and not n.opaque]:
@@ -77,7 +78,7 @@ def _piece(host: Host, value: Value | None) -> Piece | None:
     return node, data[0], np.broadcast_to(other.reshape(-1), (columns,))
 
 
-def _write(host: Host, context: Context, name: str, node: Node, pieces: Sequence[Piece]) -> Node | None:
+def _write(host: OnnxHost, context: Context, name: str, node: Node, pieces: Sequence[Piece]) -> Node | None:
     """The operator once, after a concat of the data. The concat, which may have another."""
     out = node.outputs[0]
     first, at, _ = pieces[0]
@@ -85,7 +86,7 @@ def _write(host: Host, context: Context, name: str, node: Node, pieces: Sequence
     with host.at(node):
         data = [_rows(host, n.args[k], out.shape[0], len(other)) for n, k, other in pieces]
         whole = host.call("Concat", data, {"axis": 1}, name=out.name, shape=out.shape, dtype=data[0].dtype)
-        numbers = host.share_constant(np.concatenate([o for _, _, o in pieces]), name=f"{out.name}_columns")  # type: ignore[attr-defined]  # an ONNX host
+        numbers = host.share_constant(np.concatenate([o for _, _, o in pieces]), name=f"{out.name}_columns")
         args = [whole, numbers] if at == 0 else [numbers, whole]
         new = host.call(first.op, args, first.kwargs, name=out.name, shape=out.shape, dtype=out.dtype, like=out)
     host.replace(out, new)
@@ -95,12 +96,12 @@ def _write(host: Host, context: Context, name: str, node: Node, pieces: Sequence
     return whole.node
 
 
-def _rows(host: Host, value: Value, rows: Size, columns: int) -> Value:
+def _rows(host: OnnxHost, value: Value, rows: Size, columns: int) -> Value:
     if value.shape is not None and len(value.shape) == 2:
         return value
     if _is_column(host, value):
         return _column(host, value)
-    shape = host.share_constant(np.array([0, 1], np.int64), name="shape")  # type: ignore[attr-defined]  # an ONNX host
+    shape = host.share_constant(np.array([0, 1], np.int64), name="shape")
     return host.call("Reshape", [value, shape], name=value.name, shape=(rows, columns), dtype=value.dtype)
 
 
@@ -121,12 +122,12 @@ def _is_column(host: Host, value: Value, depth: int = 16) -> bool:
     )
 
 
-def _column(host: Host, value: Value) -> Value:
+def _column(host: OnnxHost, value: Value) -> Value:
     """Such a value as [rows, 1]."""
     node = value.node
     assert node is not None and value.shape is not None
     if node.op == "Gather":
-        index = host.share_constant(host.constant(node.args[1]).reshape(1), name="column")  # type: ignore[attr-defined]  # an ONNX host
+        index = host.share_constant(host.constant(node.args[1]).reshape(1), name="column")
         args = [node.args[0], index]
     else:
         args = [a if a is None or host.is_constant(a) else _column(host, a) for a in node.args]

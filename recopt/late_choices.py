@@ -8,6 +8,7 @@ import numpy as np
 
 from .broadcasts import contrary, flat_condition, lasting, narrow_condition, swaps, unexpanded
 from .hosts.base import Array, Host, Node, Value
+from .hosts.onnx import OnnxHost
 from .ir.sizes import nominal, product
 from .lower.onnx_layout import reshape
 from .report import Rewrite
@@ -25,7 +26,7 @@ def postpone_choices(host: Host, context: Context, name: str) -> bool:
     after:   Where(Xor(c, true), 0, Gather(Transpose(x, perm 2 0 1), [1, 3], axis 0));
              s = Where(Unsqueeze(Gather(c, [3, 0], axis 1)), Gather(x, [3, 0], axis 1), 0);  Gather(s, 0, axis 1); ..
     """
-    if host.dialect != "onnx" or context.target != "ort-cpu":
+    if not isinstance(host, OnnxHost) or context.target != "ort-cpu":
         return False
     changed = False
     for node in [n for n in host.nodes if n.op == "Where" and not n.opaque]:
@@ -52,13 +53,13 @@ def postpone_choices(host: Host, context: Context, name: str) -> bool:
     return changed
 
 
-def _choice(host: Host, context: Context, node: Node) -> list[Value] | None:
+def _choice(host: OnnxHost, context: Context, node: Node) -> list[Value] | None:
     """The operands of a choice between x [rows, n, m] and one number, by a condition [rows, n, 1] that is computed."""
     out, lifted = node.outputs[0], context.terms_of(host)
     shape = out.shape
     if narrow_condition(lifted, node) is None or shape is None or len(shape) != 3 or host.is_output(out):
         return None
-    args = [a for a in unexpanded(lifted, node) if a is not None]
+    args = [a for a in unexpanded(host, lifted, node) if a is not None]
     x, number = sorted(args[1:], key=host.is_constant)
     fits = host.is_constant(number) and host.constant(number).size == 1 and x.shape == shape
     return args if fits and isinstance(shape[1], int) and args[0].shape == (*shape[:2], 1) else None
@@ -98,7 +99,7 @@ def _union(host: Host, places: Sequence[Node], size: int) -> Array:
     return np.unique(np.concatenate([host.constant(n.args[1]).reshape(-1) % size for n in places]))
 
 
-def _after_turn(host: Host, choice: Sequence[Value], turn: Node) -> None:
+def _after_turn(host: OnnxHost, choice: Sequence[Value], turn: Node) -> None:
     """The choice after what reads its transpose, whose rows have the condition's own shape."""
     condition, *others = choice
     swapped = swaps(host, choice)
@@ -119,10 +120,10 @@ def _after_turn(host: Host, choice: Sequence[Value], turn: Node) -> None:
         host.replace(out, new)
 
 
-def _flat(host: Host, condition: Value) -> Value:
+def _flat(host: OnnxHost, condition: Value) -> Value:
     """A condition [rows, n, 1] as [rows, n]."""
     before = flat_condition(condition)
-    return before or reshape(host, condition, (condition.shape or ())[:-1], condition.name)  # type: ignore[arg-type]  # an ONNX host
+    return before or reshape(host, condition, (condition.shape or ())[:-1], condition.name)
 
 
 def _again(host: Host, node: Node, x: Value) -> Value:
@@ -131,7 +132,7 @@ def _again(host: Host, node: Node, x: Value) -> Value:
     return host.call(node.op, [x], node.kwargs, name=out.name, shape=out.shape, dtype=out.dtype)
 
 
-def _at_places(host: Host, choice: Sequence[Value], places: Sequence[Node]) -> None:
+def _at_places(host: OnnxHost, choice: Sequence[Value], places: Sequence[Node]) -> None:
     """The choice at the places that are gathered, once for all of them."""
     condition, *others = choice
     shape = condition.shape or ()
@@ -140,12 +141,12 @@ def _at_places(host: Host, choice: Sequence[Value], places: Sequence[Node]) -> N
     first, rows = places[0], (shape[0], len(union))
     name = first.outputs[0].name
     with host.at(first):
-        index = host.share_constant(union, name=f"{name}_places")  # type: ignore[attr-defined]  # an ONNX host
+        index = host.share_constant(union, name=f"{name}_places")
         own = host.call(
             "Gather", [_flat(host, condition), index], {"axis": 1}, name=condition.name, shape=rows, dtype="bool"
         )
         wide = (*rows, *(first.args[0].shape or ())[2:])
-        args = [reshape(host, own, (*rows, 1), condition.name)]  # type: ignore[arg-type]  # an ONNX host
+        args = [reshape(host, own, (*rows, 1), condition.name)]
         for arg in others:
             if not host.is_constant(arg):
                 arg = host.call("Gather", [arg, index], {"axis": 1}, name=arg.name, shape=wide, dtype=arg.dtype)
@@ -155,7 +156,7 @@ def _at_places(host: Host, choice: Sequence[Value], places: Sequence[Node]) -> N
         out = node.outputs[0]
         at = np.searchsorted(union, host.constant(node.args[1]) % size)
         with host.at(node):
-            picked = host.share_constant(np.asarray(at), name=f"{out.name}_index")  # type: ignore[attr-defined]  # an ONNX host
+            picked = host.share_constant(np.asarray(at), name=f"{out.name}_index")
             new = host.call(
                 "Gather", [whole, picked], {"axis": 1}, name=out.name, shape=out.shape, dtype=out.dtype, like=out
             )

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .hosts.base import Array, Host, Node, Value
+from .hosts.onnx import OnnxHost
 from .ir.rules import FLOATS
 from .lower.onnx_columns import extremes
 from .report import Rewrite
@@ -33,7 +34,7 @@ def join_pairs(host: Host, context: Context, name: str) -> bool:
     after:   Where(c, b, a);       Clip(x, 0, 6);         ReduceSum(x, 1, keepdims 1);
              Gemm(x, w, transA 1);   Gemm(x, w, y)
     """
-    if host.dialect != "onnx":
+    if not isinstance(host, OnnxHost):
         return False
     changed = False
     for node in list(host.nodes):
@@ -49,13 +50,10 @@ def join_pairs(host: Host, context: Context, name: str) -> bool:
     return changed
 
 
-def _write(host: Host, context: Context, name: str, node: Node, one: _One) -> None:
+def _write(host: OnnxHost, context: Context, name: str, node: Node, one: _One) -> None:
     out = node.outputs[0]
     with host.at(node):
-        args = [
-            host.share_constant(a, name=f"{out.name}_bound") if isinstance(a, np.ndarray) else a  # type: ignore[attr-defined]  # an ONNX host
-            for a in one.args
-        ]
+        args = [host.share_constant(a, name=f"{out.name}_bound") if isinstance(a, np.ndarray) else a for a in one.args]
         new = host.call(one.op, args, one.kwargs, name=out.name, shape=out.shape, dtype=out.dtype, like=out)
     host.replace(out, new)
     gone = (node.name, *(v.node.name for v in node.inputs if v.node is not None and v not in args))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from .hosts.base import Array, Host, Node, Value
+from .hosts.onnx import OnnxHost
 from .report import Rewrite
 from .rewrite import Context
 
@@ -18,7 +19,7 @@ def simplify_remainders(host: Host, context: Context, name: str) -> bool:
     before:  Mod(x, 16);         Equal(Mod(x, 5), 0)
     after:   BitwiseAnd(x, 15);  Less(x * a + b, c)
     """
-    if host.dialect != "onnx" or context.target != "ort-cpu":
+    if not isinstance(host, OnnxHost) or context.target != "ort-cpu":
         return False
     changed = False
     for node in [n for n in host.nodes if n.op == "Mod" and not n.opaque]:
@@ -86,13 +87,13 @@ def _test(divisors: Array, zero: bool) -> list[tuple[str, Array]]:
     return [("Mul", inverse), ("Add", shift), asked]
 
 
-def _write(host: Host, context: Context, name: str, node: Node, old: Value, chain: list[tuple[str, Array]]) -> None:
+def _write(host: OnnxHost, context: Context, name: str, node: Node, old: Value, chain: list[tuple[str, Array]]) -> None:
     """`chain` of the operand of `node` in the place of `old`."""
     value, dtype = node.args[0], node.args[0].dtype
     assert old.node is not None
     with host.at(old.node):
         for n, (op, number) in enumerate(chain):
-            constant = host.share_constant(number, name=f"{old.name}_number")  # type: ignore[attr-defined]  # an ONNX host
+            constant = host.share_constant(number, name=f"{old.name}_number")
             last = n + 1 == len(chain)
             value = host.call(op, [value, constant], name=old.name, shape=old.shape, dtype=old.dtype if last else dtype)
     host.replace(old, value)

@@ -8,6 +8,7 @@ import numpy as np
 
 from .broadcasts import NARROW, spread, swaps
 from .hosts.base import Host, Node, Value
+from .hosts.onnx import OnnxHost
 from .lower.onnx_columns import POINTWISE
 from .lower.onnx_layout import reshape
 from .report import Rewrite
@@ -41,7 +42,7 @@ def look_up_small(host: Host, context: Context, name: str) -> bool:
     before:  Where(Unsqueeze(Not(Equal(i, 0)), -1), x [.., 8], 0), which ONNX Runtime broadcasts slowly
     after:   Where(Gather(table [16, 8], i), 0, x)
     """
-    if host.dialect != "onnx":
+    if not isinstance(host, OnnxHost):
         return False
     changed = False
     for node in list(host.nodes):
@@ -59,7 +60,7 @@ def look_up_small(host: Host, context: Context, name: str) -> bool:
     return changed
 
 
-def _decide_rows(host: Host, context: Context, name: str, choice: Node) -> bool:
+def _decide_rows(host: OnnxHost, context: Context, name: str, choice: Node) -> bool:
     """Rewrite a choice of rows by what small whole numbers decide to look up conditions of all columns."""
     out = choice.outputs[0]
     columns = out.shape[-1] if choice.op == "Where" and not choice.opaque and out.shape else None
@@ -82,7 +83,7 @@ def _decide_rows(host: Host, context: Context, name: str, choice: Node) -> bool:
             )
         turned = swaps(host, choice.args)
         held = np.repeat(host.constant(row).reshape(-1, 1) ^ turned, columns, 1)
-        table = host.share_constant(held, name=f"{out.name}_table")  # type: ignore[attr-defined]  # an ONNX host
+        table = host.share_constant(held, name=f"{out.name}_table")
     with host.at(choice):
         wide, others = (*ids.shape, columns), choice.args[:0:-1] if turned else choice.args[1:]
         where = host.call("Gather", [table, ids], {"axis": 0}, name=f"{out.name}_decided", shape=wide, dtype="bool")
@@ -190,7 +191,7 @@ def _row(host: Host, node: Node, operand: Value, columns: int) -> Value:
     return host.add_constant(held.reshape(-1)[:columns], name=operand.name)
 
 
-def _write(host: Host, context: Context, name: str, found: _Spread) -> None:
+def _write(host: OnnxHost, context: Context, name: str, found: _Spread) -> None:
     first, out, ids = found.nodes[0], found.out, found.ids
     assert ids.shape is not None
     numbers = np.arange(found.rows, dtype=ids.dtype)
@@ -204,12 +205,12 @@ def _write(host: Host, context: Context, name: str, found: _Spread) -> None:
             row = host.call(
                 node.op, args, node.kwargs, name=f"{out.name}_rows", shape=shape, dtype=node.outputs[0].dtype
             )
-        table = host.share_constant(host.constant(row), name=f"{out.name}_table")  # type: ignore[attr-defined]  # an ONNX host
+        table = host.share_constant(host.constant(row), name=f"{out.name}_table")
     with host.at(found.nodes[-1]):
         wide = (*ids.shape, found.columns)
         new = host.call("Gather", [table, ids], {"axis": 0}, name=out.name, shape=wide, dtype=out.dtype, like=out)
         if out.shape is not None and out.shape != wide:
-            new = reshape(host, new, out.shape, out.name)  # type: ignore[arg-type]  # an ONNX host
+            new = reshape(host, new, out.shape, out.name)
     host.replace(out, new)
     gone = tuple(n.name for n in found.nodes)
     made_by = (new.node.name if new.node else new.name,)

@@ -7,6 +7,7 @@ import numpy as np
 from . import lower
 from .broadcasts import EXACT
 from .hosts.base import Host, Node
+from .hosts.onnx import OnnxHost
 from .ir import sizes
 from .lower.onnx_layout import reshape
 from .report import Rewrite
@@ -20,7 +21,7 @@ def simplify_sums(host: Host, context: Context, name: str) -> bool:
     before:  ReduceSum(Cast(b [15, rows, 13]), axes 0)
     after:   Reshape(MatMul(ones [1, 15], Reshape(Cast(b), [15, -1])), [rows, 13])
     """
-    if host.dialect != "onnx" or context.target != "ort-cpu":
+    if not isinstance(host, OnnxHost) or context.target != "ort-cpu":
         return False
     counts = [n for n in host.nodes if n.op == "ReduceSum" and not n.opaque and _counts(host, n)]
     counts = [n for n in counts if context.allows(name, n.outputs[0].name)]
@@ -44,15 +45,15 @@ def _counts(host: Host, node: Node) -> bool:
     return isinstance(ones.shape[0], int) and 1 < ones.shape[0] < EXACT
 
 
-def _write(host: Host, context: Context, name: str, node: Node) -> None:
+def _write(host: OnnxHost, context: Context, name: str, node: Node) -> None:
     ones, out = node.args[0], node.outputs[0]
     assert ones.shape is not None and out.shape is not None
     count, columns = ones.shape[0], sizes.product(out.shape)
     with host.at(node):
-        wide = reshape(host, ones, (count, columns), out.name)  # type: ignore[arg-type]  # an ONNX host
-        row = host.share_constant(np.ones((1, count), np.float32), name="ones")  # type: ignore[attr-defined]  # an ONNX host
+        wide = reshape(host, ones, (count, columns), out.name)
+        row = host.share_constant(np.ones((1, count), np.float32), name="ones")
         total = host.call("MatMul", [row, wide], name=out.name, shape=(1, columns), dtype="float32")
-        new = reshape(host, total, out.shape, out.name)  # type: ignore[arg-type]  # an ONNX host
+        new = reshape(host, total, out.shape, out.name)
     host.replace(out, new)
     made = tuple(v.node.name for v in (wide, total, new) if v.node)
     context.report.rewrites.append(

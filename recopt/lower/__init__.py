@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from ..errors import OptionError
 from ..fused import (
@@ -21,6 +22,11 @@ from ..hosts.base import Array, Host, Node, Value
 from ..layout.moves import Plan
 from .columns import Columns
 
+if TYPE_CHECKING:
+    from ..hosts.fx import FxHost
+    from ..hosts.onnx import OnnxHost
+    from .onnx_writer import Writer
+
 LINEAR = "recopt.linear.default"  # the node that `write` makes of a Linear in an FX graph
 # For each dialect the targets that it can be written for, the default first.
 TARGETS = {"aten": ("cpu", "cuda"), "onnx": ("portable", "ort-cpu", "ort-cuda", "recopt")}
@@ -28,44 +34,61 @@ TARGETS = {"aten": ("cpu", "cuda"), "onnx": ("portable", "ort-cpu", "ort-cuda", 
 
 def write(host: Host, spec: Spec, target: str) -> Value:
     """Append the nodes of a fused operator at the host's insertion point and return its value. Raises LowerError."""
-    return _write(host, spec, target)
+    return _write_aten(_fx(host), spec, target) if host.dialect == "aten" else _write_onnx(_onnx(host), spec, target)
 
 
-def _write(host: Host, spec: Spec, target: str) -> Value:
-    if host.dialect == "aten":
-        from . import torch, torch_attention, torch_bags, torch_gru
+def _fx(host: Host) -> FxHost:
+    """The host of an FX graph; torch is imported only where there is one."""
+    from ..hosts.fx import FxHost
 
-        if isinstance(spec, Linear):
-            return torch.linear(host, spec, target)  # type: ignore[arg-type]  # the dialect says which host it is
-        if isinstance(spec, Attention):
-            return torch_attention.attention(host, spec, target)  # type: ignore[arg-type]  # the dialect says which host it is
-        if isinstance(spec, TargetAttention):
-            return torch_attention.target_attention(host, spec, target)  # type: ignore[arg-type]  # the dialect says which host it is
-        if isinstance(spec, Gru):
-            return torch_gru.gru(host, spec, target)  # type: ignore[arg-type]  # the dialect says which host it is
-        if isinstance(spec, LayerNorm):
-            return torch.layer_norm(host, spec, target)  # type: ignore[arg-type]  # the dialect says which host it is
-        if isinstance(spec, Bilinear):
-            return torch.bilinear(host, spec)  # type: ignore[arg-type]  # the dialect says which host it is
-        if isinstance(spec, DotInteraction):
-            return torch.dot_interaction(host, spec)  # type: ignore[arg-type]  # the dialect says which host it is
-        return torch_bags.embedding_bags(host, spec, target)  # type: ignore[arg-type]  # the dialect says which host it is
+    assert isinstance(host, FxHost)
+    return host
+
+
+def _onnx(host: Host) -> OnnxHost:
+    from ..hosts.onnx import OnnxHost
+
+    assert isinstance(host, OnnxHost)
+    return host
+
+
+def _write_aten(host: FxHost, spec: Spec, target: str) -> Value:
+    from . import torch, torch_attention, torch_bags, torch_gru
+
+    if isinstance(spec, Linear):
+        return torch.linear(host, spec, target)
+    if isinstance(spec, Attention):
+        return torch_attention.attention(host, spec, target)
+    if isinstance(spec, TargetAttention):
+        return torch_attention.target_attention(host, spec, target)
+    if isinstance(spec, Gru):
+        return torch_gru.gru(host, spec, target)
+    if isinstance(spec, LayerNorm):
+        return torch.layer_norm(host, spec, target)
+    if isinstance(spec, Bilinear):
+        return torch.bilinear(host, spec)
+    if isinstance(spec, DotInteraction):
+        return torch.dot_interaction(host, spec)
+    return torch_bags.embedding_bags(host, spec, target)
+
+
+def _write_onnx(host: Writer, spec: Spec, target: str) -> Value:
     from . import onnx, onnx_attention, onnx_bags, onnx_gru, onnx_norm, onnx_target
 
     if isinstance(spec, Linear):
-        return onnx.linear(host, spec, target)  # type: ignore[arg-type]  # the dialect says which host it is
+        return onnx.linear(host, spec, target)
     if isinstance(spec, Attention):
-        return onnx_attention.attention(host, spec, target)  # type: ignore[arg-type]  # the dialect says which host it is
+        return onnx_attention.attention(host, spec, target)
     if isinstance(spec, TargetAttention):
-        return onnx_target.target_attention(host, spec, target)  # type: ignore[arg-type]  # the dialect says which host it is
+        return onnx_target.target_attention(host, spec, target)
     if isinstance(spec, Gru):
-        return onnx_gru.gru(host, spec, target)  # type: ignore[arg-type]  # the dialect says which host it is
+        return onnx_gru.gru(host, spec, target)
     if isinstance(spec, LayerNorm):
-        return onnx_norm.layer_norm(host, spec, target)  # type: ignore[arg-type]  # the dialect says which host it is
+        return onnx_norm.layer_norm(host, spec, target)
     if isinstance(spec, Bilinear):
-        return onnx.bilinear(host, spec)  # type: ignore[arg-type]  # the dialect says which host it is
+        return onnx.bilinear(host, spec)
     assert not isinstance(spec, DotInteraction)  # which no ONNX target is given
-    return onnx_bags.embedding_bags(host, spec, target)  # type: ignore[arg-type]  # the dialect says which host it is
+    return onnx_bags.embedding_bags(host, spec, target)
 
 
 def view(host: Host, item: View, name: str) -> Value:
@@ -73,10 +96,10 @@ def view(host: Host, item: View, name: str) -> Value:
     if host.dialect == "aten":
         from .torch import layout
 
-        return layout(host, item.value, item.steps, name)  # type: ignore[arg-type]  # the dialect says which host it is
+        return layout(_fx(host), item.value, item.steps, name)
     from .onnx_layout import view as onnx_view
 
-    return onnx_view(host, item, name)  # type: ignore[arg-type]  # the dialect says which host it is
+    return onnx_view(_onnx(host), item, name)
 
 
 def missing(host: Host, spec: Spec) -> str | None:
@@ -102,7 +125,7 @@ def is_written(host: Host, spec: Spec, root: Value, nodes: Sequence[Node]) -> bo
         return False
     from .onnx_norm import is_written as norm_is_written
 
-    return norm_is_written(host, spec, root, nodes)  # type: ignore[arg-type]  # the dialect says which host it is
+    return norm_is_written(_onnx(host), spec, root, nodes)
 
 
 def hint_repeats(host: Host, example: Sequence[Array]) -> bool:
@@ -111,7 +134,7 @@ def hint_repeats(host: Host, example: Sequence[Array]) -> bool:
         return False
     from .torch_bags import hint_repeats as hint
 
-    return hint(host, example)  # type: ignore[arg-type]  # the dialect says which host it is
+    return hint(_fx(host), example)
 
 
 def quicker(host: Host, spec: Spec, target: str) -> bool:
@@ -136,7 +159,7 @@ def join_interactions(host: Host) -> None:
     if host.dialect == "aten":
         from .torch_features import join_interactions as join
 
-        join(host)  # type: ignore[arg-type]  # the dialect says which host it is
+        join(_fx(host))
 
 
 def widens(host: Host, x: Value) -> bool:
@@ -152,7 +175,7 @@ def widened(host: Host, x: Value, more: int) -> Value:
     """Append what makes x with that many columns of zeros behind. Raises GraphError."""
     from .torch_features import widened as make
 
-    return make(host, x, more)  # type: ignore[arg-type]  # the dialect says which host it is
+    return make(_fx(host), x, more)
 
 
 def in_place(host: Host, spec: Linear) -> bool:
@@ -170,8 +193,8 @@ def nodes_written(host: Host, spec: Spec, target: str) -> int:
         return 1
     from .onnx_writer import Counter
 
-    counter = Counter(host)  # type: ignore[arg-type]  # the dialect says which host it is
-    _write(counter, spec, target)  # type: ignore[arg-type]  # the dialect says which host it is
+    counter = Counter(_onnx(host))
+    _write_onnx(counter, spec, target)
     return counter.nodes
 
 
@@ -204,11 +227,11 @@ def moves(host: Host, plans: Sequence[tuple[Value, Plan, str | None]], now: Mapp
             if host.dialect == "aten":
                 from .torch_moves import moved as torch_moved
 
-                made.append(torch_moved(host, plan, value.name, now, finish))  # type: ignore[arg-type]  # the dialect says which host it is
+                made.append(torch_moved(_fx(host), plan, value.name, now, finish))
                 continue
             from .onnx_moves import moved
 
-            made.append(moved(host, plan, value.name, now))  # type: ignore[arg-type]  # the dialect says which host it is
+            made.append(moved(_onnx(host), plan, value.name, now))
     return made
 
 
@@ -219,7 +242,7 @@ def moves_written(host: Host, plan: Plan, now: Mapping[Value, Value]) -> int:
     from .onnx_moves import moved
     from .onnx_writer import Counter
 
-    counter = Counter(host)  # type: ignore[arg-type]  # the dialect says which host it is
+    counter = Counter(_onnx(host))
     moved(counter, plan, "counted", now)
     return counter.nodes
 
@@ -229,7 +252,7 @@ def columns_of(host: Host) -> Columns:
     if host.dialect == "aten":
         from .torch_columns import TorchColumns
 
-        return TorchColumns(host)  # type: ignore[arg-type]  # the dialect says which host it is
+        return TorchColumns(_fx(host))
     from .onnx_columns import OnnxColumns
 
-    return OnnxColumns(host)  # type: ignore[arg-type]  # the dialect says which host it is
+    return OnnxColumns(_onnx(host))
