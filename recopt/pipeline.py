@@ -18,13 +18,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .errors import OptionError, VerifyError
+from .feeds import Span, bounds_of_bags, feeds, in_order, index_limits
 from .hosts.base import Array, Host
 from .ir.term import sweep
 from .lower import check_target
 from .passes import Asked, Pass, asked, is_lossy, is_optional
 from .report import Key, Refusal, Report
 from .rewrite import Context
-from .verify import Span, Verdict, bounds_of_bags, feeds, in_order, index_limits, shapes_of, verify_model
+from .verify import Verdict, shapes_of, verify_model
 from .view import text
 
 LEVELS = ("none", "shapes", "rewrites", "model")

@@ -17,7 +17,7 @@ FLOORS = (
     ("hosts", "lift", "layout", "match", "fused", "report", "view", "kernels", "load"),
     ("recognise", "cost", "reference"),
     ("patterns",),
-    ("rewrite", "merge", "lower", "verify", "tables"),
+    ("rewrite", "merge", "lower", "feeds", "verify", "tables"),
     ("relayout", "column_trees", "columns", "broadcasts", "joins", "remainders", "sums", "turned_columns"),
     (
         "columns_in_place",

@@ -10,9 +10,10 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 import recopt
+from recopt.feeds import bounds_of_bags, feeds, in_order, index_limits
 from recopt.hosts.fx import FxHost
 from recopt.load import host_of
-from recopt.verify import TOLERANCE, bounds_of_bags, compare, feeds, in_order, index_limits, rounding, verify_model
+from recopt.verify import TOLERANCE, compare, rounding, verify_model
 
 ONES = np.ones((2, 3), np.float32)
 
