@@ -14,22 +14,8 @@ import onnx_ir as ir
 from ..errors import GraphError, LoadError, OptionError, VerifyError
 from ..ir.rules import FLOATS, WIDTH
 from .base import Array, Value
-from .model.onnx import (
-    data_of,
-    ends_processes,
-    external_tensors,
-    is_sorted,
-    line,
-    modernise,
-    of_proto,
-    open_session,
-    read,
-    root,
-    run_apart,
-    save,
-    session,
-    validate,
-)
+from .model.onnx import data_of, external_tensors, is_sorted, line, modernise, of_proto, read, root, save
+from .runtime.onnx import ends_processes, open_session, run_apart, session, validate
 from .surgery.onnx import OnnxSurgery
 from .types.onnx import tensor_type
 from .wide.onnx import widened

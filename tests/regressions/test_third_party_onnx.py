@@ -246,7 +246,7 @@ def test_inputs_on_which_the_runtime_ends_the_process_do_not_end_this_one(monkey
     assert recopt.optimize(model, (x,)).report.model_error == 0
     model.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.float32(-50), "bound"))
     assert recopt.optimize(model).report.model_error == 0
-    monkeypatch.setattr("recopt.hosts.model.onnx.APART_SECONDS", 0.01)
+    monkeypatch.setattr("recopt.hosts.runtime.onnx.APART_SECONDS", 0.01)
     assert "does not end within 0.01 s" in recopt.optimize(model).report.unverified
 
 

@@ -17,8 +17,9 @@ import onnx_ir as ir
 from ...errors import GraphError
 from ...ir.sizes import Size
 from ..base import Array, Host, Node, Region, Value, row_blocks
-from ..model.onnx import GRAPHS, OLDEST_OPSET, evaluate, inner_graphs, inner_nodes
+from ..model.onnx import GRAPHS, OLDEST_OPSET, inner_graphs, inner_nodes
 from ..onnx_sizes import Sizes
+from ..runtime.onnx import evaluate
 from ..types.onnx import Inference, Type, declared_type, symbols
 
 KNOWN_DOMAINS = {"", "ai.onnx.ml", "com.microsoft", "recopt"}

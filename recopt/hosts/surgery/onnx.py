@@ -15,9 +15,10 @@ from ...errors import GraphError
 from ...ir.sizes import Size
 from ..base import Array, Node, Value
 from ..graph.onnx import MERGED_LIMIT, OnnxGraph
-from ..model.onnx import inner_nodes, line, remove_unused_functions, rename, validate
+from ..model.onnx import inner_nodes, line, remove_unused_functions, rename
 from ..onnx_contrib import parts
 from ..onnx_sizes import Sizes
+from ..runtime.onnx import validate
 from ..types.onnx import Inference, Type, symbols, tensor_type
 
 DOMAIN_VERSIONS = {"com.microsoft": 1, "recopt": 1, "ai.onnx.ml": 3}
