@@ -61,7 +61,7 @@ def _nodes(
     q, k, v = operands
     left = list(params)
     *layers, score = (text.strip() for text in spec.text.split(";"))
-    items = spec.k.shape[:-1]
+    items = (*spec.q.shape[:-1], spec.k.shape[-2])  # a history of several rows has fewer
 
     def call(op: str, args: Sequence[object], shape: tuple[Size, ...], **attributes: object) -> Value:
         return host.call(op, args, attributes, name=spec.name, shape=shape, dtype=spec.dtype)
@@ -85,7 +85,7 @@ def _nodes(
     if wp is not None:
         own = call("Mul", [axis("Unsqueeze", q, -1, (*rows, depth, 1)), wp], (*rows, depth, width))
         own = own if wk is None else call("Add", [own, wk], (*rows, depth, width))
-    h = call("MatMul", [k, own], (*items, width))
+    h = call("MatMul", [k, own], (*(spec.k.shape[:-1] if wp is None else items), width))
     if wq is None:
         h = call("Add", [h, b1], (*items, width))
     else:

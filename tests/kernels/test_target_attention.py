@@ -184,7 +184,7 @@ def test_one_call_of_c(machine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     k[2, 3, 1] = torch.nan
     v = torch.randn(61, 13, 9).transpose(0, 1)
     deep = (q, k, k, weights, [*units, torch.arange(61) < counts[:, None]], DEEP, False)
-    flat_k = k[:12].nan_to_num().view(2, 6, 61, 37)[:, :1].expand(2, 6, 61, 37)
+    flat_k = k[:12].nan_to_num().view(2, 6, 61, 37)[:, :1]
     flat_weights = [torch.zeros(0), torch.randn(1, 37), torch.randn(1, 37), torch.randn(1)]
     marks = [counts[1:].view(2, 6, 1), torch.arange(61.0)]
     flat = (q[:12].view(2, 6, 37), flat_k, v[:12].view(2, 6, 61, 9), flat_weights, marks, FLAT, True)

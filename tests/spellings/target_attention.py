@@ -168,6 +168,13 @@ def added_deep(u: Any, q: Tensor, k: Tensor, n: Tensor) -> Tensor:
     return (weighed * seen(n).float()[..., None]).sum(1)
 
 
+def several(u: Any, q: Tensor, k: Tensor, n: Tensor) -> Tensor:
+    """Three queries over one history."""
+    q = torch.stack([q, 2 * q, q.flip(-1)], 1)[:, :, None].expand(-1, -1, T, -1)
+    s = u.network(torch.cat([q, k[:, None].expand(-1, 3, -1, -1)], -1)).squeeze(-1)
+    return torch.where(seen(n)[:, None], s, 0.0) @ k
+
+
 SPELLINGS: dict[str, Case] = {
     "paper": Case(paper),
     "softmaxed": Case(softmaxed),
@@ -184,6 +191,7 @@ SPELLINGS: dict[str, Case] = {
     "joined_pieces": Case(joined_pieces),
     "looked_up": Case(looked_up),
     "flattened": Case(flattened),
+    "several": Case(several, 2),
     "added": Case(added, 2, target="cuda"),
     "added_deep": Case(added_deep, 2, target="cuda"),
 }

@@ -102,7 +102,8 @@ def target_attention_torch(
     if own is not None and wk.numel():
         own = own.add_(wk)
     h = k @ (wk.t() if own is None else own.transpose(-1, -2))
-    h += (F.linear(q, wq, b1) if wq.numel() else b1.expand(*q.shape[:-1], -1)).unsqueeze(-2)
+    c = (F.linear(q, wq, b1) if wq.numel() else b1.expand(*q.shape[:-1], -1)).unsqueeze(-2)
+    h = h + c if own is None else h.add_(c)  # of a history that several rows share k has fewer rows than q
     at = 0
     for n, f in enumerate(network.layers):
         if n:

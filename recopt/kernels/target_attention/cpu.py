@@ -46,10 +46,10 @@ def target_attention_cpu(
     if work < WORTH or not _plain(q, (k, v, *stored), params) or (module := _compiled(text)) is None:
         return None
     marks = [p if p.dtype in BYTES else p.float() for p in params[total:]]
-    if len(lead) != 1:
+    if len(lead) != 1 or not q.size(0) == k.size(0) == v.size(0):  # a history may be of several rows
         marks = [p.expand(*lead, items).reshape(-1, items) for p in marks]
-        same, q, k = v is k, q.reshape(-1, width), k.reshape(-1, items, width)
-        v = k if same else v.reshape(-1, items, values)
+        same, q, k = v is k, q.reshape(-1, width), k.expand(*lead, items, width).reshape(-1, items, width)
+        v = k if same else v.expand(*lead, items, values).reshape(-1, items, values)
     if not q.stride(-1) == k.stride(-1) == v.stride(-1) == 1:
         q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
     if not all(map(_is_contiguous, stored)):
