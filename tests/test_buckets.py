@@ -84,3 +84,16 @@ def test_each_element_keeps_its_own(dynamo: bool) -> None:
     rewritten = result.to_proto().SerializeToString()
     x = torch.arange(12.0).reshape(2, 6) - 3
     np.testing.assert_array_equal(run_onnx(rewritten, (x,))[0], run_onnx(file, (x,))[0])
+
+
+def test_what_follows_a_comparison_for_long_is_not_spelled_out() -> None:
+    """Each softmax repeats the one before it four times: over the data, the last would be of 4**14 terms."""
+
+    def spell(x: Tensor) -> Tensor:
+        x = torch.where(x.isnan(), 0.0, x)
+        for _ in range(14):
+            x = torch.softmax(x * x.roll(1, -1), -1)
+        return (x > 0.25).long()
+
+    file, result = optimized(spell, dynamo=False)
+    np.testing.assert_array_equal(run_onnx(result.to_proto().SerializeToString(), (X,))[0], run_onnx(file, (X,))[0])
