@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch.export import Dim, ExportedProgram, ShapesCollection
+from torch.nn.modules import transformer
 
 from ..errors import LoadError, OptionError
 from .fx_module import children
@@ -130,7 +131,7 @@ def _batched(args: Any, kwargs: Any, batch: int, copies: int) -> tuple[Any, Any,
 def _export(module: torch.nn.Module, args: Any, kwargs: Any, dynamic_shapes: Any) -> ExportedProgram:
     said = io.StringIO()  # torch prints the graph so far when it refuses
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings(), quiet(), _any_size():
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings(), quiet(), _any_input():
             warnings.simplefilter("ignore")  # of attributes set while tracing: export puts them back
             with redirect_stderr(said):
                 program = torch.export.export(module, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
@@ -151,14 +152,16 @@ def _export(module: torch.nn.Module, args: Any, kwargs: Any, dynamic_shapes: Any
 
 
 @contextmanager
-def _any_size() -> Iterator[None]:
-    """Without opt_einsum, which orders a product of three operands by their sizes, and so fixes every one of them."""
-    before = torch.backends.opt_einsum.enabled
+def _any_input() -> Iterator[None]:
+    """Without opt_einsum, which orders a product of three operands by their sizes, and so fixes every one of them; and
+    without the look of `nn.TransformerEncoder` at whether its mask is the causal one, a hint that decides on values."""
+    order, hint = torch.backends.opt_einsum.enabled, transformer._detect_is_causal_mask
     torch.backends.opt_einsum.enabled = False
+    transformer._detect_is_causal_mask = lambda mask, is_causal=None, size=None: bool(is_causal)
     try:
         yield
     finally:
-        torch.backends.opt_einsum.enabled = before
+        torch.backends.opt_einsum.enabled, transformer._detect_is_causal_mask = order, hint
 
 
 @contextmanager

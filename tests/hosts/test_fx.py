@@ -719,3 +719,21 @@ def test_opt_einsum_does_not_fix_the_batch(monkeypatch: pytest.MonkeyPatch) -> N
     program = capture(Unit(), (torch.randn(4, 31, 24), torch.randn(13, 24), torch.randn(4, 13)))
     assert program.module()(torch.ones(9, 31, 24), torch.ones(13, 24), torch.ones(9, 13)).shape == (31, 9)
     assert torch.backends.opt_einsum.enabled
+
+
+def test_an_encoder_with_a_mask_is_captured() -> None:
+    """torch.export alone refuses it: the encoder asks its mask whether it is the causal one."""
+
+    class Encoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 12, batch_first=True), 1)
+
+        def forward(self, x: Tensor) -> Any:
+            return self.layers(x, mask=torch.ones(5, 5, dtype=torch.bool).tril(-2))
+
+    module = Encoder().eval()
+    program = capture(module, (torch.randn(4, 5, 8),))
+    x = torch.randn(3, 5, 8)
+    with torch.no_grad():
+        assert_close(program.module()(x), module(x))
