@@ -73,12 +73,11 @@ class _Evaluation:
     def mono(self, mono: Mono, axes: Sequence[Axis], carrier: type) -> Array:
         inner = [*axes, *mono.axes]
         mask: Array | None = None
-        for atom in mono.atoms:
-            if isinstance(atom, Guard):
-                inside = self.guard(atom, inner)
-                mask = inside if mask is None else mask & inside
-        factors = []
-        outside, self.guarded = self.guarded, self.guarded or mask is not None
+        factors, outside = [], self.guarded
+        # The shorter first: the index of a longer one may lie outside of what it reads where a shorter one is 0.
+        for guard in sorted((a for a in mono.atoms if isinstance(a, Guard)), key=lambda g: len(g.text)):
+            inside = self.guard(guard, inner)
+            mask, self.guarded = inside if mask is None else mask & inside, True
         shift = self.softmax_shift(mono, inner)
         for atom in mono.atoms:
             if isinstance(atom, Guard):

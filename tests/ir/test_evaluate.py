@@ -46,6 +46,14 @@ def test_a_read_outside_of_its_tensor_is_an_error_unless_guarded() -> None:
     agree((hot, np.where(picked[:, None] < 3, value(table)[np.minimum(picked, 2)], 0)))
 
 
+def test_the_index_of_a_guard_may_lie_outside_where_another_guard_is_0() -> None:
+    x, u, v = source("x", 2), source("u", 3), source("v", 4)
+    rest, order = source("rest", 4, dtype="int64", high=7), source("order", 9, dtype="int64", high=6)
+    found = ops.take(tensor.concat([x, ops.take(tensor.concat([u, v], 0), rest)], 0), order)
+    rows = np.concatenate([value(u), value(v)])[value(rest)]
+    agree((found, np.concatenate([value(x), rows])[value(order)]))
+
+
 def test_comparisons_give_bool_in_every_spelling() -> None:
     x, y = source("x", N, 6), source("y", N, 6)
     for name, plain in (("gt", np.greater), ("ge", np.greater_equal), ("ne", np.not_equal), ("lt", np.less)):
