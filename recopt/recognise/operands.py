@@ -196,7 +196,7 @@ def _whole(
         else:
             np.logical_or.at(there.T, positions[inside], own.T[inside])
     touched = there.any(0)
-    if not touched.all() and (len(inner) > 1 or all(p.inner for p in parts)):
+    if not touched.all() and (len(inner) > 1 or all(p.inner for p in parts) or not touched.any()):
         return None
     fresh = {n: axis(e) for n, e in zip(inner, extents, strict=True)}
     plain = single(read_atom(first, {n: coord(a) for n, a in fresh.items()}), first.dtype)

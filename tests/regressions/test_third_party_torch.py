@@ -267,3 +267,16 @@ def test_rows_that_are_picked_from_joined_columns_are_copied_whole() -> None:
     assert "index_select" in fast.model.code and indices == [4]
     x = torch.randn(3, 40)
     torch.testing.assert_close(fast(x), x.reshape(-1, 5, 8)[:, rows] * 2)
+
+
+def test_a_product_of_a_concat_of_which_one_part_is_not_read_at_all() -> None:
+    picked, w = torch.tensor([-5, -1, 1]), torch.randn(4, 3)
+
+    class Net(torch.nn.Module):
+        def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+            y = torch.cat([a, b], 1)[:, picked]
+            y = torch.cat([y[:, 1:].clamp(min=2.0), y[:, :1]], 1)  # the last column is one of a
+            return y[:, [2, 0, 1]] @ w.T
+
+    given = (torch.randn(4, 3), torch.randn(4, 3))
+    torch.testing.assert_close(recopt.optimize(Net(), given)(*given), Net()(*given))
