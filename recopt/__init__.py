@@ -7,13 +7,20 @@ fast(*inputs); fast.save("model.onnx")
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from .api import Inspection, Optimized, diff, inspect, optimize
-from .errors import GraphError, LoadError, LowerError, OptionError, RecoptError, VerifyError
-from .load import load
-from .report import Report
+try:
+    from .api import Inspection, Optimized, diff, inspect, optimize
+    from .errors import GraphError, LoadError, LowerError, OptionError, RecoptError, VerifyError
+    from .load import load
+    from .report import Report
+except KeyboardInterrupt:  # torch takes seconds, in which the command line's own code does not run yet
+    if Path(sys.argv[0]).name == "recopt" or (sys.argv[0] == "-m" and "recopt" in sys.orig_argv):
+        raise SystemExit(130) from None
+    raise
 
 
 def onnx_translations() -> dict[Callable[..., Any], Callable[..., Any]]:

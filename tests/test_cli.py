@@ -392,3 +392,23 @@ def test_passes_that_do_not_exist_are_named(
 ) -> None:
     assert cli.main(["optimize", "in.onnx", "-o", "out.onnx", "--also", asked]) == cli.ERROR
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("program", "code"), [("recopt", 130), ("server.py", 1)])
+def test_an_interrupt_while_the_package_is_imported(program: str, code: int) -> None:
+    """Quiet for the command line; another program's own interrupt stays one."""
+    script = f"""
+import sys
+class Interrupted:
+    def find_spec(self, name, *_):
+        if name == "torch":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupted())
+sys.argv[0] = {program!r}
+try:
+    import recopt
+except KeyboardInterrupt:
+    sys.exit(1)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (code, "")
