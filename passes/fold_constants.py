@@ -34,10 +34,7 @@ def run(host: Host, context: Context) -> bool:
             if context.allows(name, old.name):
                 _write(host, context, old, array, of_reshape=step is _shapes)
                 changed = True
-    if changed:
-        context.lifted = None
-        host.erase_dead()
-    return changed
+    return context.settle(host, changed)
 
 
 def _sizes(host: Host) -> Iterator[tuple[Value, Array]]:

@@ -76,7 +76,4 @@ def run(host: Host, context: Context) -> bool:
         context.report.rewrites.append(
             Rewrite(pointwise.name, pointwise.operator, root, gone, after, *saved, None, detail)
         )
-    if found:
-        host.erase_dead()
-        context.lifted = None
-    return bool(found)
+    return context.settle(host, bool(found))

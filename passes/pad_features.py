@@ -32,10 +32,7 @@ def run(host: Host, context: Context) -> bool:
         if more and context.allows(name, node.outputs[0].name):
             _pad(host, context, node, more)
             changed = True
-    if changed:
-        context.lifted = None
-        host.erase_dead()
-    return changed
+    return context.settle(host, changed)
 
 
 def _missing(host: Host, node: Node, x: Value, w: Value) -> int:

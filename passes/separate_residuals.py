@@ -24,10 +24,7 @@ def run(host: Host, context: Context) -> bool:
         if context.allows(name, value.name):
             _separate(host, context, value, node)
             changed = True
-    if changed:
-        context.lifted = None
-        host.erase_dead()
-    return changed
+    return context.settle(host, changed)
 
 
 def _separate(host: Host, context: Context, value: Value, node: Node) -> None:

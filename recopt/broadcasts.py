@@ -63,10 +63,7 @@ def simplify_broadcasts(host: Host, context: Context, name: str) -> bool:
             Rewrite(name, "broadcast", out.name, gone, made, 0.0, 0.0, float(not slow), None, "a broadcast")
         )
         changed = True
-    if changed:
-        context.lifted = None
-        host.erase_dead()
-    return changed
+    return context.settle(host, changed)
 
 
 def unexpanded(host: OnnxHost, lifted: Lifted, node: Node) -> list[Value | None]:

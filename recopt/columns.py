@@ -343,6 +343,4 @@ def stack_columns(host: Host, context: Context, name: str) -> bool:
     counts = buckets(context.terms_of(host), found.local) if host.dialect == "onnx" else _edges_of(columns, host.nodes)
     if not _Work(host, context, name, found, columns, counts).run():
         return False
-    context.lifted = None
-    host.erase_dead()
-    return True
+    return context.settle(host, True)

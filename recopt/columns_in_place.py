@@ -58,11 +58,7 @@ def write_in_place(host: Host, context: Context, name: str) -> bool:
             if _write(host, context, name, root, wanted, source, chains):
                 changed = True
                 break
-    if changed:
-        context.lifted = None
-        host.erase_dead()
-        host.normalise()
-    return changed
+    return context.settle(host, changed, merged=True)
 
 
 def _width(value: Value) -> int:

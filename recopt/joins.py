@@ -31,11 +31,7 @@ def simplify_joins(host: Host, context: Context, name: str) -> bool:
         while node is not None and (pieces := _pieces(host, node)) and context.allows(name, node.outputs[0].name):
             node = _write(host, context, name, node, pieces)
             changed = True
-    if changed:
-        context.lifted = None
-        host.erase_dead()
-        host.normalise()
-    return changed
+    return context.settle(host, changed, merged=True)
 
 
 def _pieces(host: Host, node: Node) -> list[Piece]:

@@ -46,11 +46,7 @@ def postpone_choices(host: Host, context: Context, name: str) -> bool:
             Rewrite(name, "choice", node.outputs[0].name, (node.name,), made, 0.0, 0.0, 0.0, None, "of what is read")
         )
         changed = True
-    if changed:
-        context.lifted = None
-        host.erase_dead()
-        host.normalise()
-    return changed
+    return context.settle(host, changed, merged=True)
 
 
 def _choice(host: OnnxHost, context: Context, node: Node) -> list[Value] | None:

@@ -44,10 +44,7 @@ def join_pairs(host: Host, context: Context, name: str) -> bool:
                 _write(host, context, name, node, one)
                 changed = True
                 break
-    if changed:
-        context.lifted = None
-        host.erase_dead()
-    return changed
+    return context.settle(host, changed)
 
 
 def _write(host: OnnxHost, context: Context, name: str, node: Node, one: _One) -> None:

@@ -120,10 +120,7 @@ def relayout(host: Host, context: Context, name: str) -> bool:
             work.together(group)
     if not work.now:
         return False
-    context.lifted = None
-    host.erase_dead()
-    host.normalise()
-    return True
+    return context.settle(host, True, merged=True)
 
 
 def writes_in_place(host: Host) -> bool:

@@ -37,10 +37,7 @@ def simplify_remainders(host: Host, context: Context, name: str) -> bool:
             if context.allows(name, old.name):
                 _write(host, context, name, node, old, chain)
                 changed = True
-    if changed:
-        context.lifted = None
-        host.erase_dead()
-    return changed
+    return context.settle(host, changed)
 
 
 def _powers(divisors: Array) -> bool:

@@ -81,6 +81,16 @@ class Context:
             self.lifted = lift(host)
         return self.lifted
 
+    def settle(self, host: Host, changed: bool, *, merged: bool = False) -> bool:
+        """`changed`, as a pass says it of `host`: if so, the terms are of the past and what nothing reads goes. Where
+        `merged`, equal nodes that it wrote become one."""
+        if changed:
+            self.lifted = None
+            host.erase_dead()
+            if merged:
+                host.normalise()
+        return changed
+
     def allows(self, pattern: str, root: str) -> bool:
         """Whether this rewrite may be made; counts it if so."""
         if (pattern, root) in self.banned or self.limit == 0 or self.only not in (None, (pattern, root)):

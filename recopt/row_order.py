@@ -39,10 +39,7 @@ def keep_row_order(host: Host, context: Context, name: str) -> bool:
         context.report.rewrites.append(
             Rewrite(name, "turn", back.name, (node.name,), after, 0.0, 0.0, 0.0, None, "rows as they lie")
         )
-    if gone:
-        context.lifted = None
-        host.erase_dead()
-    return bool(gone)
+    return context.settle(host, bool(gone))
 
 
 def _turned(host: Host, lifted: Lifted, node: Node) -> tuple[View, Value] | None:

@@ -54,10 +54,7 @@ def look_up_small(host: Host, context: Context, name: str) -> bool:
             continue
         _write(host, context, name, found)
         changed = True
-    if changed:
-        context.lifted = None
-        host.erase_dead()
-    return changed
+    return context.settle(host, changed)
 
 
 def _decide_rows(host: OnnxHost, context: Context, name: str, choice: Node) -> bool:

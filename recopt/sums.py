@@ -27,10 +27,7 @@ def simplify_sums(host: Host, context: Context, name: str) -> bool:
     counts = [n for n in counts if context.allows(name, n.outputs[0].name)]
     for node in counts:
         _write(host, context, name, node)
-    if counts:
-        context.lifted = None
-        host.erase_dead()
-    return bool(counts)
+    return context.settle(host, bool(counts))
 
 
 def _counts(host: Host, node: Node) -> bool:

@@ -48,10 +48,7 @@ def read_turned(host: Host, context: Context, name: str) -> bool:
         )
         changed = True
         order = {node: n for n, node in enumerate(host.nodes)}
-    if changed:
-        context.lifted = None
-        host.erase_dead()
-    return changed
+    return context.settle(host, changed)
 
 
 def _twin(host: Host, node: Node) -> Node | None:

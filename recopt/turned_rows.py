@@ -43,11 +43,7 @@ def turn_at_once(host: Host, context: Context, name: str) -> bool:
         plans = _turned([found.deep[end] for end in ends]) if ends else None
         if plans and context.allows(name, node.outputs[0].name):
             changed |= _write(host, context, name, node, ends, [found.deep[e] for e in ends], plans)
-    if changed:
-        context.lifted = None
-        host.erase_dead()
-        host.normalise()
-    return changed
+    return context.settle(host, changed, merged=True)
 
 
 def _is_slow(node: Node) -> bool:
