@@ -21,7 +21,8 @@ from torch import Tensor
 from .ids import FUNCTIONS
 from .layout import Term, parse_layout
 from .small_calls import CALLS
-from .small_source import NoSource, Shapes, Source
+from .small_ids import NoSource, Shapes
+from .small_source import Source
 
 Small: TypeAlias = Callable[..., Tensor | None]
 

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TypeAlias
 
 import torch
-from torch import Tensor
 
-from .ids import keeps, remainder, written
-from .layout import Layout, Term, extends, sums_of
+from .ids import keeps
+from .layout import Term, extends, sums_of
 from .small_calls import FEW
+from .small_ids import Words, joint_of, number_of
 
-Shapes: TypeAlias = Mapping[str, Sequence[int | None]]  # of operands, "ids[0]", as far as they are known
 # Values of rows, some of which do not count, from which embedding_bag is faster than reading, clearing and adding them,
 # and ids, for narrow rows: of 256 bags of 5 rows of 6 it takes 22 us for 28.
 _MOST = 1 << 14
@@ -23,24 +21,8 @@ _MOST_IDS = 1 << 10
 _CHAIN = 3  # terms that are added one by one; more are stacked, which is two operators instead of as many
 
 
-class NoSource(Exception):
-    """A layout that has no such function."""
-
-
-class Source:
-    """The lines of one layout. An expression is computed once, however many terms say it."""
-
-    def __init__(self, layout: Layout, rank: int, apart: bool, shapes: Shapes) -> None:
-        self.layout, self.rank, self.apart, self.shapes = layout, rank, apart, shapes
-        self.constants: dict[str, Tensor] = {}
-        self._lines: list[str] = []
-        self._guards: dict[str, None] = {}
-        self._names: dict[str, str] = {}
-        self._spans: dict[tuple[int, str], tuple[int, int]] = {}
-        for t in layout.lookups:
-            for text in {t.program, t.live} - {""}:
-                low, high = self._spans.get((t.ids, text), (t.first, t.first + t.count))
-                self._spans[t.ids, text] = min(low, t.first), max(high, t.first + t.count)
+class Source(Words):
+    """The lines of one layout."""
 
     def lines(self) -> list[str]:
         """The lines of the function. Raises NoSource."""
@@ -55,8 +37,11 @@ class Source:
                 last.append(t)
             else:
                 runs.append([t])
-        self._take_apart([_joint(run) for run in runs if isinstance(run, list)])
-        pieces = [self._side_by_side(run) if isinstance(run, list) else self._piece(run) for run in runs]
+        self._take_apart([joint_of(run) for run in runs if isinstance(run, list)])
+        pieces = []
+        for key, group in itertools.groupby(runs, self._but_rows):
+            for run in [tuple(t for (t,) in group)] if key else group:
+                pieces.append(self._side_by_side(run) if isinstance(run, list) else self._piece(run, key is not None))
         if any(p.startswith("dense") for p in pieces):
             like = next((p for p in pieces if not p.startswith("dense")), None)
             pieces = [self._spread(p, like) for p in pieces]
@@ -65,39 +50,28 @@ class Source:
         whole = pieces[0] if len(pieces) == 1 else f"cat(({', '.join(pieces)}), {-2 if self.apart else -1})"
         return [*self._guards, *self._lines, f"return {whole}"]
 
-    def let(self, expression: str) -> str:
-        """The name of what an expression computes."""
-        if expression.isidentifier():
-            return expression
-        if expression not in self._names:
-            self._names[expression] = f"v{len(self._names)}"
-            self._lines.append(f"{self._names[expression]} = {expression}")
-        return self._names[expression]
-
-    def number(self, x: float, dtype: torch.dtype = torch.float64) -> str:
-        """A number beside a tensor of its kind, as a tensor that is kept: torch makes one of it at every call, which is
-        a quarter of `i * 13` at batch 1 and half of `rows * 0.5`."""
-        if abs(x) >= 2**31:  # which a tensor of 32 bits would not refuse
-            return _number(x)
-        name = f"n{x!r}{'' if dtype == torch.float64 else '_32'}".translate(_NAMED)
-        if name not in self.constants:
-            with torch.inference_mode(False):
-                self.constants[name] = torch.tensor(x, dtype=torch.int64 if isinstance(x, int) else dtype)
-        return name
-
-    def _unless(self, condition: str) -> None:
-        line = f"if {condition}: return None"
-        if line not in self._lines:
-            self._lines.append(line)
-
     # --- pieces ---
 
-    def _piece(self, piece: Sequence[Term]) -> str:
+    def _but_rows(self, run: Sequence[Term]) -> tuple[Term, str] | None:
+        """What pieces of one term have in common that are made as one: all but which rows they are. None for others."""
+        t = run[0]
+        apart = isinstance(run, list) or len(run) > 1 or t.pool == "dense" or (t.pool == "row" and t.count > 1)
+        if self.apart or apart or t.ragged or t.wraps or t.weights is not None:
+            return None
+        dead = self._dead(t, self._rows(run))
+        alike = Term(t.pool, 0, count=t.count, div=t.div, wide=t.wide, over=t.over, factor=t.factor, least=t.least,
+                     otherwise=t.otherwise)  # fmt: skip
+        return (replace(alike, lengths=t.lengths), dead)
+
+    def _piece(self, piece: Sequence[Term], beside: bool = False) -> str:
+        """A sum of terms; or such as stand ``beside`` each other, alike in all but their rows."""
+        if beside:
+            return self._term(piece[:1], piece[1:])
         factors = {t.factor for t in piece}
         if len(piece) > 1 and len(factors) == 1 and factors != {1.0} and all(t.pool != "dense" for t in piece):
             return self.let(f"{self._piece([replace(t, factor=1.0) for t in piece])} * {self.number(piece[0].factor)}")
         groups = sums_of(piece)
-        self._take_apart([_joint(group) for group in groups])
+        self._take_apart([joint_of(group) for group in groups])
         minus = [not t.every and t.pool != "dense" and t.factor == -1 for (t, *_) in groups]
         if len(groups) > _CHAIN or all(m or t.every for m, (t, *_) in zip(minus, groups, strict=True)):
             minus = [False] * len(groups)  # nothing to take them from
@@ -148,106 +122,18 @@ class Source:
 
     def _row(self, piece: str, run: Sequence[Term]) -> str:
         """A piece as rows of one width, one below the other."""
-        t = _joint(run) if isinstance(run, list) else run[0]
+        t = joint_of(run) if isinstance(run, list) else run[0]
         if t is run[0] and len(run) > 1 and any(u.pool == "dense" for u in run):
             self._none()
         several = t.pool == "dense" or (t.pool == "row" and t.count > 1)
         return piece if several else f"{piece}.unsqueeze(-2)"
-
-    @staticmethod
-    def _none() -> str:
-        raise NoSource
-
-    # --- ids ---
-
-    def _take_apart(self, terms: Sequence[Term]) -> None:
-        """Single columns of one id tensor, all at once where they are more than two: 67 us for 26, not 97."""
-        for (ids, program, single), group in itertools.groupby(terms, self._column_of):
-            found = list(dict.fromkeys(t.first for t in group))
-            if not single or len(found) <= 2:
-                continue
-            matrix, base = self._matrix(ids, program)
-            names = [f"c{len(self._names)}_{n}" for n in range(len(found))]
-            self._lines.append(f"{', '.join(names)} = columns({matrix}, {tuple(n - base for n in found)}, {self.rank})")
-            for name, n in zip(names, found, strict=True):
-                self._names[self._single(matrix, n - base, program)] = name
-
-    @staticmethod
-    def _column_of(t: Term) -> tuple[int, str, bool]:
-        return (-1, "", False) if t.pool == "dense" else (t.ids, t.program, t.count == 1)
-
-    def _matrix(self, ids: int, program: str, negated: bool = False) -> tuple[str, int]:
-        """An id tensor, or a program of the columns of it that any term reads, and the first column."""
-        if not program:
-            return f"ids[{ids}]", 0
-        low, high = self._spans[ids, program]
-        given = self._cut(f"ids[{ids}]", low, high - low)
-        return self.let(written(program, given, negated, self.let, self.number)), low
-
-    def _single(self, matrix: str, first: int, program: str) -> str:
-        column = f"{matrix}.select(-1, {first})"
-        known = self.shapes.get(matrix)
-        if known is not None and not program:
-            return matrix if len(known) == self.rank else column
-        return column if program else f"{matrix} if {matrix}.dim() == {self.rank} else {column}"
-
-    def _cut(self, matrix: str, first: int, count: int) -> str:
-        """Columns of a tensor; one without a dimension of its own."""
-        if count == 1:
-            return self.let(self._single(matrix, first, ""))
-        part = f"{matrix}.narrow(-1, {first}, {count})"
-        if self.shapes.get(matrix, (None,))[-1] == count:
-            return matrix
-        return self.let(part if first else f"{matrix} if {matrix}.size(-1) == {count} else {part}")
-
-    def _given(self, t: Term, program: str, negated: bool = False) -> str:
-        """The columns of a term, or a program of them: [*S, count], or [*S] for one."""
-        matrix, base = self._matrix(t.ids, program, negated)
-        if not program:
-            return matrix if t.ragged else self._cut(matrix, t.first, t.count)
-        low, high = self._spans[t.ids, program]
-        if high - low == t.count:
-            return matrix
-        single = self._single(matrix, t.first - base, program)
-        return self.let(single if t.count == 1 else f"{matrix}.narrow(-1, {t.first - base}, {t.count})")
-
-    def _rows(self, run: Sequence[Term]) -> str:
-        """The rows of its table that a run of terms names: those of columns side by side."""
-        t = run[0]
-        joint = _joint(run)
-        x = self._given(joint, t.program)
-        moduli, shifts = {u.modulus for u in run}, [u.shift for u in run for _ in range(max(u.count, 1))]
-        if len(moduli) > 1 or max(t.modulus, *map(abs, shifts)) > 2**31 - 1:
-            self._none()
-        if t.modulus:
-            x = self.let(f"{x}{remainder(t.modulus, self.number)}")
-        if len(set(shifts)) > 1:
-            x = self.let(f"{x} + {self._constant(tuple(shifts))}")
-        elif shifts[0]:
-            x = self.let(f"{x} + {self.number(shifts[0])}")
-        # torch counts from the end where a tensor is indexed; a pad is told by the row that is meant
-        return self.let(f"wrapped({x}, tables[{t.source}])") if t.wraps and t.pad is not None else x
-
-    @staticmethod
-    def _read(t: Term, x: str) -> str:
-        """The rows that ids name."""
-        table = f"tables[{t.source}]"
-        rows = f"{table}[{x}]" if t.wraps and t.pad is None else f"embedding({table}, {x})"
-        return f"{rows}.float()" if t.wide else rows
-
-    def _constant(self, numbers: tuple[int, ...]) -> str:
-        name = "k" + "_".join(map(str, numbers)).replace("-", "m")
-        if name not in self.constants:
-            with torch.inference_mode(False):
-                self.constants[name] = torch.tensor(numbers, dtype=torch.int64)
-        return name
 
     # --- terms ---
 
     def _side_by_side(self, run: Sequence[Term]) -> str:
         x, t = self._rows(run), run[0]
         rows = self._read(t, x)
-        return self.let(rows if _joint(run).count == 1 else self._flat(rows, t, _joint(run).count))
+        return self.let(rows if joint_of(run).count == 1 else self._flat(rows, t, joint_of(run).count))
 
     def _flat(self, rows: str, t: Term, count: int) -> str:
         if self.apart:
@@ -256,22 +142,29 @@ class Source:
         width = self.shapes[table][-1] if table in self.shapes else f"{table}.size(1)"
         return f"{rows}.view(-1, {count} * {width})" if self.rank == 1 else f"{rows}.flatten(-2)"
 
-    def _term(self, run: Sequence[Term]) -> str:
-        t = _joint(run)
+    def _term(self, run: Sequence[Term], beside: Sequence[Term] = ()) -> str:
+        t = joint_of(run)
         if t.pool == "dense":
             return self._dense(t)
         if t.ragged:
             return self._ragged(t) if self.rank == 1 else self._none()
         x, table = self._rows(run), f"tables[{t.source}]"
         single, dead, weights = t.count == 1, self._dead(t, self._rows(run)), self._weights(t)
+        reads = [(f"tables[{b.source}]", self.let(self._rows([b]))) for b in beside]
         rows = self._read(t, x)
+        for b, (other, ids) in zip(beside, reads, strict=True):
+            rows += f", {self._read(b, ids)}"
+            if other != table:
+                self._guards[f"if {table}.dtype != {other}.dtype: return None"] = None
+        rows = f"cat(({rows}), -1)" if beside else rows
         mean = t.over is None and t.div is not None and max(t.count, t.div[0]) + t.div[1] == t.count
         if t.pool == "sum" and not (single or dead or weights or t.wraps or t.wide):
             x = self.let(x)
             width = self.shapes.get(table, (None,))[-1]
             most = FEW if width is None else max(20, min(96, 1280 // max(width, 1)))
-            few = f"embedding({table}, {x}).{'mean' if mean else 'sum'}(-2)"
-            many = f"bags({table}, {x}, {t.count}, None)"
+            few = f"{rows}.{'mean' if mean else 'sum'}(-2)"
+            many = ", ".join(f"bags({other}, {ids}, {t.count}, None)" for other, ids in [(table, x), *reads])
+            many = f"cat(({many}), -1)" if beside else many
             if mean:
                 many += f".div_({self.number(float(t.count), torch.float32)})"
             # rows of 16 bits would be rounded once, and other ways twice; torch's own mean of a fixed number is slower
@@ -285,11 +178,11 @@ class Source:
             read = f"ids[{t.ids}].size(0) * {t.count}" if self.rank == 1 else f"ids[{t.ids}].numel()"
             # a mask that is a tensor becomes weights there: 6 us more
             most = _MOST_IDS if t.lengths is None and t.mask is None else _MOST
-            width = self.shapes.get(table, (None,))[-1]
-            large = f"{read} > {most} or {read} * {table}.size(1) > {_MOST}"
-            if width is not None:
-                large = f"{read} > {min(most, _MOST // max(width, 1))}"
-            if dead or not t.wide:  # rows that are made float32 lie in memory anyway
+            for other, _ in [(table, x), *reads] if dead or not t.wide else []:  # wide rows lie in memory anyway
+                width = self.shapes.get(other, (None,))[-1]
+                large = f"{read} > {most} or {read} * {other}.size(1) > {_MOST}"
+                if width is not None:
+                    large = f"{read} > {min(most, _MOST // max(width, 1))}"
                 self._guards[f"if {large}: return None"] = None
             rows = f"({self._shown(t, rows, dead, weights)}).sum(-2)"
         else:
@@ -299,7 +192,7 @@ class Source:
             elif not single:
                 rows = self._flat(f"({rows})", t, t.count)
         if t.pool == "max" and dead and not (single or t.least or t.otherwise == -math.inf):
-            rows = f"{rows}.masked_fill({dead}.all(-1, True), {_number(t.otherwise)})"
+            rows = f"{rows}.masked_fill({dead}.all(-1, True), {number_of(t.otherwise)})"
         if t.div is not None:
             rows = self._divided(t, rows, dead, weights)
         if t.factor != 1:
@@ -326,7 +219,7 @@ class Source:
             few = f"r.masked_fill_({dead}.unsqueeze(-1), 0)"
             return f"{few} if (r := {rows}).numel() <= filled else cleared(r, {dead})"
         lowest = t.otherwise if t.least or t.count == 1 else -math.inf
-        return f"({rows}).masked_fill_({dead}.unsqueeze(-1), {_number(lowest)})"
+        return f"({rows}).masked_fill_({dead}.unsqueeze(-1), {number_of(lowest)})"
 
     def _dense(self, t: Term) -> str:
         x = f"dense[{t.source}]"
@@ -375,11 +268,11 @@ class Source:
         else:
             n = f"({self.number(t.count)} - {dead}.sum(-1, True))"
         if low != -math.inf:
-            n = f"{n}.clamp_min({_number(low)})"
+            n = f"{n}.clamp_min({number_of(low)})"
         if not eps:
             return f"({rows}) / {n}"
         # a count is a whole number, beside which a number is a float32
-        small = _number(eps) if weights or t.over is not None else self.number(eps, torch.float32)
+        small = number_of(eps) if weights or t.over is not None else self.number(eps, torch.float32)
         return f"({rows}) / ({n} + {small})"
 
 
@@ -393,18 +286,6 @@ def joins(a: Term, b: Term) -> bool:
     return _side_by_side(a) and _side_by_side(b) and extends(a, b) and a.modulus == b.modulus
 
 
-def _joint(run: Sequence[Term]) -> Term:
-    """A run as one term, whatever moves its ids."""
-    return run[0] if len(run) == 1 else replace(run[0], count=sum(t.count for t in run), shift=0)
-
-
 def _alike(a: Term, b: Term) -> bool:
     """Whether two terms have the same shape, whatever their operands are."""
     return a.pool == b.pool != "dense" and (a.source, a.ids, a.count) == (b.source, b.ids, b.count)
-
-
-_NAMED = str.maketrans({"-": "m", ".": "p", "+": ""})
-
-
-def _number(x: float) -> str:
-    return f"float('{x}')" if math.isinf(x) else repr(x)
