@@ -41,15 +41,9 @@ def even(ids: int, count: int, dtype: torch.dtype) -> Tensor:
         return torch.arange(0, ids, count, dtype=dtype)
 
 
-def _weighted(table: Tensor, x: Tensor, w: Tensor, count: int) -> Tensor:
-    """Sums of the rows of ids [*S, count] times weights, likewise: [*S, D]."""
-    if x.numel() <= FEW:
-        return (torch.embedding(table, x) * w.unsqueeze(-1)).sum(-2)
-    return _bags(table, x, count, w.reshape(-1).to(table.dtype))
-
-
 def _bags(table: Tensor, x: Tensor, count: int, w: Tensor | None) -> Tensor:
-    """1.15 times as fast as reading the rows and adding them."""
+    """Sums of the rows of ids [*S, count], times weights where there are any: [*S, D]. 1.15 times as fast as reading
+    the rows and adding them."""
     flat = x.reshape(-1)
     out = torch.embedding_bag(held(table), flat, even(flat.size(0), count, flat.dtype), False, 0, False, w, False)[0]
     return out if x.dim() == 2 else out.view(*x.shape[:-1], table.size(1))
@@ -73,5 +67,5 @@ def _wide(x: Tensor) -> Tensor:
 CALLS: dict[str, Any] = {
     "bags": _bags, "cat": torch.cat, "cleared": _cleared, "columns": _columns, "embedding": torch.embedding,
     "embedding_bag": torch.embedding_bag, "even": even, "filled": _FILLED, "float32": torch.float32,
-    "held": held, "stack": torch.stack, "weighted": _weighted, "wide": _wide, "wrapped": _wrapped,
+    "held": held, "stack": torch.stack, "wide": _wide, "wrapped": _wrapped,
 }  # fmt: skip

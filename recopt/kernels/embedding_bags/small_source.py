@@ -173,7 +173,9 @@ class Source(Words):
         elif t.pool == "sum" and not (single or dead or t.wraps or t.wide):
             # of a type that holds fewer digits than the weights do the products would be rounded
             self._guards[f"if {table}.itemsize < 4: return None"] = None
-            rows = f"weighted({table}, {x}, {weights}, {t.count})"
+            x = self.let(x)
+            many = f"bags({table}, {x}, {t.count}, {weights}.reshape(-1).to({table}.dtype))"
+            rows = f"({rows} * {weights}.unsqueeze(-1)).sum(-2) if {x}.numel() <= {FEW} else {many}"
         elif t.pool == "sum" and not single:
             read = f"ids[{t.ids}].size(0) * {t.count}" if self.rank == 1 else f"ids[{t.ids}].numel()"
             # a mask that is a tensor becomes weights there: 6 us more
