@@ -197,6 +197,7 @@ LOOKUPS: dict[str, Lookup] = {
     ),
     "one_hot_linear": Lookup(lambda m, ids: F.linear(F.one_hot(ids[:, 1], ROWS).float(), m.weights[0].T.contiguous())),
     "one_hot_counted": Lookup(lambda m, ids: F.one_hot(ids, ROWS).sum(1).float() @ m.weights[0]),
+    "one_hot_mean": Lookup(lambda m, ids: F.one_hot(ids, ROWS).float().mean(1) @ m.weights[0]),
     "one_hot_columns": Lookup(lambda m, ids: F.linear(F.one_hot(ids[:, 2], ROWS).float(), m.turned)),
     "wide_chain": Lookup(_one_by_one),
     "wide_summed": Lookup(lambda m, ids: sum(F.embedding(ids[:, k], w) for k, w in enumerate(m.wide))),
