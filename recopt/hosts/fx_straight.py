@@ -1,7 +1,7 @@
 """Embedding bags in the generated call of a module as functions of their operands alone.
 
     before:  y = embedding_bags_call([t], [i], [], [], [], [], 'row t0[i0:0+5]')
-    after:   y = bags0(t, i)
+    after:   y = straight_0(t, i)
              if y is None: y = embedding_bags_call([t], [i], [], [], [], [], 'row t0[i0:0+5]')
 
 Lists, the look at who watches, the search for the layout's function and what that asks of shapes which the graph knows
@@ -39,7 +39,7 @@ def straighten(program: torch.nn.Module, code: PythonCode, body: str) -> tuple[s
             lines.append(line)
             continue
         function, operands, (assign, *rest) = found
-        functions[name := f"bags{len(functions)}"] = function
+        functions[name := f"recopt_hosts_fx_straight_{len(functions)}"] = function  # no value of a graph is named so
         to = ast.unparse(assign.targets[0])
         lines += [f"    {to} = {name}({', '.join(operands)})", f"    if {to} is None: {ast.unparse(assign)}"]
         lines += [f"    {ast.unparse(statement)}" for statement in rest]
@@ -51,7 +51,7 @@ def _straight(
 ) -> tuple[Callable[..., Any], list[str], list[ast.Assign]] | None:
     """What a line calls instead, with which operands, and the statements of the line."""
     statements = cast("list[ast.Assign]", ast.parse(line.strip()).body)
-    call = statements[0].value
+    call = statements[0].value if isinstance(statements[0], ast.Assign) else None
     if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
         return None
     kinds = _LISTS.get(code.globals.get(call.func.id))

@@ -57,8 +57,8 @@ class Below(nn.Module):
         self.table, self.rows = nn.Parameter(torch.randn(30, 6)), nn.Parameter(torch.randn(3, 6))
         self.register_buffer("first", torch.tensor([0, 7, 12, 20]))
 
-    def forward(self, ids: Tensor, x: Tensor) -> Tensor:
-        return torch.cat([self.table[ids + self.first], x.unsqueeze(2) * self.rows], 1)
+    def forward(self, embedding_bags_call: Tensor, x: Tensor) -> Tensor:
+        return torch.cat([self.table[embedding_bags_call + self.first], x.unsqueeze(2) * self.rows], 1)
 
 
 def test_rows_below_each_other_are_left_apart() -> None:
