@@ -98,7 +98,7 @@ def _apart(
     tables, _, _, _, dense, _, text = cast("tuple[list[fx.Node], ...]", node.args)
     shapes = {_shape(user) for user in node.users}
     shape = shapes.pop() if len(shapes) == 1 else None
-    if shape is None or shape[:-2] != (*space,) or fixed:
+    if shape is None or shape[:-2] != (*space,) or not shape[-2].isdigit() or fixed:
         return None
     whole = [n.args[0] if n.target is torch.reshape else n for n in dense]
     given = [_shape(n) if isinstance(n, fx.Node) else None for n in whole]

@@ -332,7 +332,9 @@ def _one_hot(lifted: Lifted, read: Read) -> _Hot | None:
     t = lifted.definition.get(value) if isinstance(value, Value) else None
     term = t.at(list(read.index)) if t is not None else None
     mono = term.monos[0] if term is not None and len(term.monos) == 1 else None
-    if mono is None or len(mono.atoms) != 1 or not isinstance(mono.coef, (int, float)):
+    if t is None or mono is None or len(mono.atoms) != 1 or not isinstance(mono.coef, (int, float)):
+        return None
+    if mono.coef != 1 and t.dtype not in FLOATS:  # small integers may not hold the product
         return None
     exact = ("one-hot", value) in lifted.notes
     names = {a: axis(a.size) for a in mono.axes}
