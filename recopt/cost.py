@@ -224,4 +224,4 @@ def bilinear_cost(spec: Bilinear) -> Cost:
 
 
 def _copies(view: View) -> int:
-    return sum(type(s).__name__ in ("Permute", "Flip") for s in view.steps)
+    return sum(type(s).__name__ in ("Permute", "Flip", "Take") for s in view.steps)

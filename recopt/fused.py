@@ -41,7 +41,15 @@ class Flip:
     dim: int
 
 
-Step: TypeAlias = Permute | Reshape | Slice | Flip
+@dataclass(frozen=True)
+class Take:
+    """Elements of dimension `dim` at `places`, each of which may come several times."""
+
+    dim: int
+    places: tuple[int, ...]
+
+
+Step: TypeAlias = Permute | Reshape | Slice | Flip | Take
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from .fused import (
     Slice,
     Spec,
     Step,
+    Take,
     TargetAttention,
     View,
 )
@@ -208,6 +209,8 @@ def apply_steps(array: Array, steps: Sequence[Step], symbols: Mapping[str, int])
             array = array.reshape([sizes.evaluate(s, symbols) for s in step.shape])
         elif isinstance(step, Flip):
             array = np.flip(array, step.dim)
+        elif isinstance(step, Take):
+            array = array.take(step.places, step.dim)
         else:
             assert isinstance(step, Slice)
             index: list[slice] = [slice(None)] * array.ndim

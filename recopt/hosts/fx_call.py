@@ -14,6 +14,7 @@ from torch.fx.graph import PythonCode
 from torch.nn.modules import module as hooks
 
 from ..errors import GraphError
+from .fx_straight import straighten
 
 CHECK = "_check"  # the submodule that checks inputs
 _SIGNATURE = re.compile(r"^def forward\(self(?:, )?([\w, ]*)\):$", re.MULTILINE)
@@ -69,10 +70,11 @@ class InputCheck(torch.nn.Module):
 
 
 def is_watched(module: torch.nn.Module) -> bool:
-    """Whether hooks, of the module or of all, a tracer or a compiler are to see its calls."""
+    """Whether hooks, of the module or of all, a tracer, a mode or a compiler are to see its calls."""
     return bool(
         torch.compiler.is_compiling()
         or torch._C._get_tracing_state()
+        or torch._C._len_torch_dispatch_stack() > 0
         or module._forward_hooks
         or module._forward_pre_hooks
         or module._backward_hooks
@@ -109,7 +111,8 @@ def entry(program: torch.nn.Module, code: PythonCode) -> Callable[..., Any]:
     body = code.src[signature.end() :]
     if isinstance(check, InputCheck):
         body = _LINE.sub(check.asked, body)
-    scope = {**code.globals, "is_watched": is_watched, "through_module": through_module}
+    body, functions = straighten(program, code, body)
+    scope = {**code.globals, **functions, "is_watched": is_watched, "through_module": through_module}
     exec(code.src[: signature.end()] + watched + body, scope)
     call: Callable[..., Any] = scope["forward"]
     return call

@@ -208,6 +208,7 @@ def build(parts: Parts) -> Program:
             stored = parts.inputs[node].target
             assert stored is not None
             env[node] = graph.get_attr(stored)
+            env[node].meta.update({k: v for k, v in node.meta.items() if k == "val"})
         elif node.target is _ASSERTION and node.args[0] in env and parts.shapes.get(node.args[0]) is not None:
             continue  # the check of the inputs asks
         elif node.op == "output":

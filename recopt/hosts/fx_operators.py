@@ -148,14 +148,14 @@ torch.library.register_fake("recopt::embedding_bags", _embedding_bags_fake)
 
 def at_once(
     tables: Tensors, ids: Tensors, offsets: Sequence[torch.Tensor], weights: Tensors, dense: Tensors, layout: str,
-    rank: int = 1,
+    rank: int = 1, apart: bool = False,
 ) -> torch.Tensor | None:  # fmt: skip
-    """The embedding bags of ids [*S, C], where S has `rank` dimensions, as a straight line of torch calls on a CPU: at
-    batch 1 each look of the operator's at its operands counts. None where there is none, or nothing may pass the
-    operator by."""
+    """The embedding bags of ids [*S, C], where S has `rank` dimensions, as a straight line of torch calls on a CPU, see
+    `small`: at batch 1 each look of the operator's at its operands counts. None where there is none, or nothing may
+    pass the operator by."""
     if (tables or dense)[0].is_cuda or torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
         return None
-    function = None if torch._C._get_tracing_state() else small(layout, rank)
+    function = None if torch._C._get_tracing_state() else small(layout, rank, apart)
     try:
         return None if function is None else function(tables, ids, offsets, weights, dense)
     except (IndexError, RuntimeError):

@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 
 from ..errors import LowerError
-from ..fused import Bilinear, Concat, Flip, Linear, Permute, Reshape, Slice, Step, View
+from ..fused import Bilinear, Concat, Flip, Linear, Permute, Reshape, Slice, Step, Take, View
 from ..hosts.base import Array, Value
 from ..hosts.onnx import OnnxHost
 from ..hosts.types.onnx import numpy_dtype
@@ -236,6 +236,8 @@ def _moved(array: Array, steps: Sequence[Step]) -> Array:
                 array = array[(slice(None),) * dim + (slice(start, int(stop), stride),)]
             case Flip(dim):
                 array = np.flip(array, dim)
+            case Take(dim, places):
+                array = array.take(places, dim)
     return np.ascontiguousarray(array)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import sympy
 
 from ..errors import LowerError
-from ..fused import Concat, Flip, Permute, Reshape, Slice, Step, View
+from ..fused import Concat, Flip, Permute, Reshape, Slice, Step, Take, View
 from ..hosts.base import Value
 from ..ir import sizes
 from ..ir.sizes import Size
@@ -47,6 +47,8 @@ def apply(host: Writer, value: Value, steps: Sequence[Step], name: str) -> Value
                 value = narrow(host, value, step, name)
             case Flip(dim):
                 value = flip(host, value, dim, name)
+            case Take(dim, places):
+                value = take(host, value, dim, places, name)
     return value
 
 
@@ -94,6 +96,13 @@ def flip(host: Writer, value: Value, dim: int, name: str) -> Value:
     """`value` with one dimension the other way round."""
     operands = [host.share_constant(np.array([n]), name=f"{name}_flip") for n in (-1, -END, dim, -1)]
     return host.call("Slice", [value, *operands], name=f"{name}_flip", shape=value.shape, dtype=value.dtype)
+
+
+def take(host: Writer, value: Value, dim: int, places: tuple[int, ...], name: str) -> Value:
+    """`value` at places of one dimension."""
+    at = host.share_constant(np.array(places, np.int64), name=f"{name}_places")
+    shape = None if value.shape is None else (*value.shape[:dim], len(places), *value.shape[dim + 1 :])
+    return host.call("Gather", [value, at], {"axis": dim}, name=f"{name}_taken", shape=shape, dtype=value.dtype)
 
 
 def narrow(host: Writer, value: Value, step: Slice, name: str) -> Value:

@@ -7,7 +7,7 @@ from typing import TypeAlias
 import numpy as np
 
 from ..errors import GraphError, LowerError
-from ..fused import Bilinear, Concat, DotInteraction, Flip, LayerNorm, Linear, Permute, Reshape, Slice, Step, View
+from ..fused import Bilinear, Concat, DotInteraction, Flip, LayerNorm, Linear, Permute, Reshape, Slice, Step, Take, View
 from ..hosts.base import Array, Value
 from ..hosts.fx import FxHost
 from ..hosts.fx_operators import DOT_INTERACTION, LAYER_NORM, LINEAR, RMS_NORM
@@ -147,6 +147,8 @@ def _fold(array: Array, steps: tuple[Step, ...]) -> Array:
                 array = array[(np.s_[:],) * dim + (slice(start, int(stop), stride),)]
             case Flip(dim):
                 array = np.flip(array, dim)
+            case Take(dim, places):
+                array = array.take(places, dim)
     return array
 
 
@@ -163,7 +165,18 @@ def layout(host: FxHost, value: Value, steps: tuple[Step, ...], name: str) -> Va
                 value = host.call("aten.slice.Tensor", (value, dim, start, end, stride), name=name, like=value)
             case Flip(dim):
                 value = host.call("aten.flip.default", (value, [dim]), name=name, like=value)
+            case Take(dim, places):
+                value = _take(host, value, dim, places, name)
     return value
+
+
+def _take(host: FxHost, value: Value, dim: int, places: tuple[int, ...], name: str) -> Value:
+    step = places[1] - places[0] if len(places) > 1 else 1
+    if step > 0 and places == (*range(places[0], places[-1] + 1, step),):  # no copy
+        args = (value, dim, places[0], places[-1] + 1, step)
+        return host.call("aten.slice.Tensor", args, name=name, like=value)
+    at = host.add_constant(np.array(places, np.int64), name=f"{name}_places")
+    return host.call("aten.index_select.default", (value, dim, at), name=name, like=value)
 
 
 def _sizes(host: FxHost, shape: tuple[Size, ...]) -> list[int | Value]:

@@ -26,7 +26,7 @@ from .id_programs import program, source
 from .ids import computes, hashed, shifts, unwrapped
 from .largest import Largest, largest
 from .lookups import is_lookup, widened
-from .views import Held, arrange, held_by
+from .views import Held, arrange, held_by, taken
 
 
 @dataclass
@@ -47,7 +47,8 @@ class Place:
         if len(axes) < len(rows) + len(inner):
             raise No("{} is the same along an axis of the result", what)
         options = []
-        found = held_by(self.lifted, body, axes, self.lifted.order[self.root])
+        told = (self.lifted, body, axes, self.lifted.order[self.root])
+        found = held_by(*told) or taken(*told)
         for held in [*found, *(_squeezed(held) for held in found if () in held.dims)]:
             try:
                 view, dims, order = arrange(held, set(rows), inner)

@@ -242,12 +242,13 @@ def _counts(lifted: Lifted, term: Poly) -> bool:
 
 @dataclass(frozen=True)
 class _Hot:
-    """sum_axes [place == ids]; `exact`: every id has its place, since one that has none is an error."""
+    """coef sum_axes [place == ids]; `exact`: every id has its place, since one that has none is an error."""
 
     place: Poly
     ids: Poly
     axes: tuple[Axis, ...]
     exact: bool
+    coef: float = 1
 
 
 def picked(lifted: Lifted, term: Poly) -> Poly:
@@ -268,7 +269,7 @@ def _picked_one(lifted: Lifted, mono: Mono) -> Poly | None:
         equal = fn("eq", [substitute(hot.place, names), substitute(hot.ids, names)], "bool")
         product = mul(*others, fn("cast", [equal], atom.dtype))
         bound = [p.atom.axis for p in names.values() if isinstance(p.atom, Coord)]
-        read = scale(sum_over(product, [*bound, *hot.axes]), mono.coef)
+        read = scale(scale(sum_over(product, [*bound, *hot.axes]), mono.coef), hot.coef)
         return _always_inside(lifted, read) if hot.exact else read
     return None
 
@@ -323,12 +324,15 @@ def _is_finite(lifted: Lifted, value: Value) -> bool:
 
 
 def _one_hot(lifted: Lifted, read: Read) -> _Hot | None:
-    """What a read is, where it is 1 at the place that an id names, or how many ids name it, and 0 elsewhere."""
+    """What a read is, where it is 1 at the place that an id names, or how many ids name it, and 0 elsewhere;
+    or that times a number, as the mean of one-hots is."""
     value = read.leaf
     t = lifted.definition.get(value) if isinstance(value, Value) else None
     term = t.at(list(read.index)) if t is not None else None
     mono = term.monos[0] if term is not None and len(term.monos) == 1 else None
-    if mono is None or len(mono.atoms) != 1 or mono.coef != 1:
+    if t is None or mono is None or len(mono.atoms) != 1 or not isinstance(mono.coef, (int, float)):
+        return None
+    if mono.coef != 1 and t.dtype not in FLOATS:  # small integers may not hold the product
         return None
     exact = ("one-hot", value) in lifted.notes
     names = {a: axis(a.size) for a in mono.axes}
@@ -337,13 +341,14 @@ def _one_hot(lifted: Lifted, read: Read) -> _Hot | None:
         atom = atom.args[0].atom
     if isinstance(atom, Read):
         hot = _one_hot(lifted, atom)
-        return hot and replace(hot, axes=(*hot.axes, *names.values()), exact=hot.exact or exact)
+        axes = (*hot.axes, *names.values()) if hot is not None else ()
+        return hot and replace(hot, axes=axes, exact=hot.exact or exact, coef=hot.coef * mono.coef)
     if not isinstance(atom, Fn) or atom.name != "eq" or atom.args[0].dtype in FLOATS:
         return None
     for place, ids in (atom.args, atom.args[::-1]):
         constant = progression(lifted, place.atom) if isinstance(place.atom, Read) else None
         if isinstance((constant or place).atom, Coord) and is_data(lifted, ids):
-            return _Hot(constant or place, ids, tuple(names.values()), exact)
+            return _Hot(constant or place, ids, tuple(names.values()), exact, mono.coef)
     return None
 
 

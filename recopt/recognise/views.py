@@ -8,15 +8,15 @@ from itertools import pairwise
 
 import sympy
 
-from ..fused import Flip, Permute, Reshape, Slice, Step, View
+from ..fused import Flip, Permute, Reshape, Slice, Step, Take, View
 from ..hosts.base import Value
 from ..ir import sizes
 from ..ir.normal import add, scale, substitute
 from ..ir.sizes import Size
 from ..ir.tensor import Dim, Tensor, read_jointly_everywhere
-from ..ir.term import Axis, Coord, Fn, Poly, Read, axis, coord, number, walk
+from ..ir.term import Axis, Coord, Fn, Poly, Read, axis, coord, number, single, walk
 from ..lift.base import Lifted, closed
-from ..match import No
+from ..match import No, fold, is_data
 
 
 @dataclass(frozen=True)
@@ -125,6 +125,33 @@ def sliced(term: Poly, lifted: Lifted) -> Held | None:
             steps.append(Flip(n))
         dims.append(tuple(dim))
     return Held(read.leaf, tuple(dims), tuple(steps))
+
+
+def taken(lifted: Lifted, term: Poly, axes: Sequence[Axis], before: int) -> list[Held]:
+    """The host values, computed before position `before`, that hold a term at other places of one dimension, which the
+    axes and constants alone say: windows, every second one, some in another order."""
+    read = term.atom
+    if not isinstance(read, Read) or not isinstance(read.leaf, Value):
+        return []
+    for n, (index, extent) in enumerate(zip(read.index, lifted.term[read.leaf].shape, strict=True)):
+        own = [a for a in axes if a in index.axes_read]
+        apart = all(p.axes_read.isdisjoint(own) for m, p in enumerate(read.index) if m != n)
+        if not isinstance(extent, int) or not own or not apart or is_data(lifted, index):
+            continue
+        places = [int(p) for p in fold(lifted, Tensor(tuple((a,) for a in own), index)).reshape(-1)]
+        if not 0 <= min(places, default=-1) <= max(places, default=0) < extent:
+            continue
+        whole = axis(extent)
+        source = single(Read(read.leaf, (*read.index[:n], coord(whole), *read.index[n + 1 :]), read.dtype), read.dtype)
+        held = held_by(lifted, source, [*(a for a in axes if a not in own), whole], before)
+        return [_taken(h, whole, own, places) for h in held if (whole,) in h.dims]
+    return []
+
+
+def _taken(held: Held, whole: Axis, own: Sequence[Axis], places: Sequence[int]) -> Held:
+    dim = held.dims.index((whole,))
+    dims = (*held.dims[:dim], tuple(own), *held.dims[dim + 1 :])
+    return Held(held.value, dims, (*held.steps, Take(dim, tuple(places))))
 
 
 def joined(term: Poly, dims: Sequence[Dim]) -> tuple[Poly, dict[Axis, Dim]]:

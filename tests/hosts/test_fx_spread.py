@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pickle
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import recopt
 from recopt.hosts import fx_operators, fx_spread
@@ -45,3 +47,43 @@ def test_dimensions_are_taken_as_they_are(monkeypatch: pytest.MonkeyPatch) -> No
     torch.testing.assert_close(compiled(*args), model(*args))
     monkeypatch.setattr(fx_operators, "small", lambda *_: None)
     torch.testing.assert_close(fast.model(*args), model(*args))
+
+
+class Below(nn.Module):
+    """Rows of a stacked table and numbers times their own rows, one below the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.rows = nn.Parameter(torch.randn(30, 6)), nn.Parameter(torch.randn(3, 6))
+        self.register_buffer("first", torch.tensor([0, 7, 12, 20]))
+
+    def forward(self, embedding_bags_call: Tensor, x: Tensor) -> Tensor:
+        return torch.cat([self.table[embedding_bags_call + self.first], x.unsqueeze(2) * self.rows], 1)
+
+
+def test_rows_below_each_other_are_left_apart() -> None:
+    model, args = Below().eval(), (torch.randint(0, 7, (4, 4)), torch.randn(4, 3))
+    fast = recopt.optimize(model, args, target="cpu")
+    (call,) = fast.model.graph.find_nodes(op="call_function", target=fx_spread.embedding_bags_spread)
+    assert call.args[-1] == 7 and not fast.model.graph.find_nodes(op="call_function", target=torch.reshape)
+    for batch in (1, 70):
+        again = torch.randint(0, 5, (batch, 4)), torch.randn(batch, 3)
+        for call in (fast.model, fast.model.forward):
+            torch.testing.assert_close(call(*again), model(*again))
+    with pytest.raises(IndexError):
+        fast(args[0] + 30, args[1])
+
+
+def test_modes_see_the_operator() -> None:
+    seen: list[str] = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    args = torch.randint(0, 7, (4, 4)), torch.randn(4, 3)
+    fast = recopt.optimize(Below().eval(), args, target="cpu")
+    with Watch():
+        fast(*args)
+    assert "recopt.embedding_bags.default" in seen

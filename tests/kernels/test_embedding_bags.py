@@ -23,7 +23,7 @@ from recopt.kernels.embedding_bags.layout import EmbeddingBagsError, parse_layou
 from recopt.kernels.embedding_bags.operands import Operands
 from recopt.kernels.embedding_bags.plain import embedding_bags_torch
 from recopt.kernels.embedding_bags.plan import supports
-from recopt.kernels.embedding_bags.small import small
+from recopt.kernels.embedding_bags.small import small, straight
 
 gpu = pytest.mark.gpu
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -101,6 +101,8 @@ max t0[i0:0+5 if lt(4,i)] mask w0:1 else 0.5; max t0[i0:0+5 % 7] mask w0:0 pad 2
 max t0[i0:1+6<o0 if lt(4,i)] unmask w0:0; max t0[i0:1+6<o0] mask w0:2; sum t0[i0:1+6<o0 if lt(4,i)]
 sum t0[i0@o0 as mod(i,4) if eq(mod(i,2),0)] * w0 mask w1; mean t0[i0@o0] unmask w1; max t0[i0@o0] mask w1
 mean t0[i0:0+5 as where(lt(i,6),i,truncdiv(i,2))] mask w1:1 pad 2
+sum t0[i0:0+5 as truncdiv(i,4)*-4+i]; sum t0[i0:1+5]; sum t1[i1:0+5 % 7] div 2.0 0.5; sum t0[i0:0+5] div 2.0 0.5
+max t0[i0:0+5] pad 2; max t1[i0:0+5 if logical_not(eq(2,i)) % 9]; max t1[i0:0+5] pad 3
 row t0[i0:0+1 as bitwise_xor(int64(i),1) % 9]; row t0[i0:3+1 as shift_right(abs(i),1)]""".splitlines()
 
 
@@ -129,6 +131,12 @@ def test_torch_path_agrees_with_float64(text: str, ids: torch.dtype, monkeypatch
         function = small(text, 2)
         if function is not None and (spread := function(o.tables, *wide, dense)) is not None:
             _close(spread[0], exact, o)
+        kinds = ("tables", "ids", "offsets", "weights", "dense")
+        given = {f"{kind}[{n}]": x for kind, xs in zip(kinds, o, strict=False) for n, x in enumerate(xs)}
+        shapes = tuple((name, (None, *x.shape[1:])) for name, x in given.items() if x.dim() > 1)
+        alone = straight(text, tuple(given), 1, False, shapes)
+        if alone is not None and (found := alone(*given.values())) is not None:
+            _close(found, exact, o)
 
 
 def test_a_small_request_is_the_shortest_line_of_calls() -> None:

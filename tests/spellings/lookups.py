@@ -98,6 +98,9 @@ LOOKUPS: dict[str, Lookup] = {
         beside=("index_select", "mul", "remainder", "stack", "Mul", "Mod", "Concat"),
     ),
     "columns": Lookup(lambda m, ids: torch.cat(_columns(m, ids), 1)),
+    "windows": Lookup(lambda m, ids: F.embedding(ids, m.weights[0]).unfold(1, 2, 1).sum(-1), beside=("index_select",)),
+    "rows_chosen": Lookup(lambda m, ids: F.embedding(ids, m.weights[0])[:, [2, 0, 2]], beside=("index_select",)),
+    "every_second_row": Lookup(lambda m, ids: F.embedding(ids, m.weights[0])[:, 1::2].sum(1)),
     "columns_last_dim": Lookup(lambda m, ids: torch.cat(_columns(m, ids), dim=-1)),
     "columns_split": Lookup(
         lambda m, ids: torch.cat(
@@ -194,6 +197,7 @@ LOOKUPS: dict[str, Lookup] = {
     ),
     "one_hot_linear": Lookup(lambda m, ids: F.linear(F.one_hot(ids[:, 1], ROWS).float(), m.weights[0].T.contiguous())),
     "one_hot_counted": Lookup(lambda m, ids: F.one_hot(ids, ROWS).sum(1).float() @ m.weights[0]),
+    "one_hot_mean": Lookup(lambda m, ids: F.one_hot(ids, ROWS).float().mean(1) @ m.weights[0]),
     "one_hot_columns": Lookup(lambda m, ids: F.linear(F.one_hot(ids[:, 2], ROWS).float(), m.turned)),
     "wide_chain": Lookup(_one_by_one),
     "wide_summed": Lookup(lambda m, ids: sum(F.embedding(ids[:, k], w) for k, w in enumerate(m.wide))),

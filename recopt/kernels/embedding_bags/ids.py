@@ -120,6 +120,8 @@ def _written(node: ast.expr, negated: bool, words: _Words) -> str:
     """A number on one side is torch's own scalar operator, which makes no tensor of it."""
     let = words.let
     if isinstance(node, ast.BinOp):
+        if (found := _fmod(node)) is not None:
+            return let(f"{_written(found[0], False, words)}.fmod({words.number(found[1])})")
         left, right = (_written(side, False, words) for side in (node.left, node.right))
         return f"({left} {'+' if isinstance(node.op, ast.Add) else '*'} {right})"
     if isinstance(node, ast.Name):
@@ -147,6 +149,22 @@ def _written(node: ast.expr, negated: bool, words: _Words) -> str:
     else:
         text = f"{name}({', '.join(args)})"
     return let(f"logical_not({text})" if negated else text)
+
+
+def _fmod(node: ast.BinOp) -> tuple[ast.expr, int] | None:
+    """What is divided, and by what, where a sum is the remainder of a quotient that is cut: truncdiv(i,7)*-7+i."""
+    match node:
+        case ast.BinOp(
+            left=ast.BinOp(
+                left=ast.Call(func=ast.Name(id="truncdiv"), args=[x, ast.Constant(value=int(by))]),
+                op=ast.Mult(),
+                right=ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int(back))),
+            ),
+            op=ast.Add(),
+            right=whole,
+        ) if by == back and ast.dump(x) == ast.dump(whole):
+            return x, by
+    return None
 
 
 @functools.lru_cache(maxsize=4096)

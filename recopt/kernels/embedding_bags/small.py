@@ -4,54 +4,71 @@ A layout becomes the source of one function, once. Where it does not fit operand
 adds up faster) the function returns None, and where ids are wrong it raises: embedding_bags_torch then goes its way.
 
 Ids may also be [*S, C] or [*S], where ``rank`` is how many dimensions S has, and weights, offsets and dense tensors
-likewise; the result is [*S, W]. It is what a reshape to [R, W] would be taken back to.
+likewise; the result is [*S, W]. It is what a reshape to [R, W] would be taken back to. Or it is [*S, P, D], where it is
+P rows of one width, ``apart``, and dense tensors are [*S, n, D].
 """
 
 from __future__ import annotations
 
 import functools
-import itertools
-import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
-import torch
 from torch import Tensor
 
-from .ids import FUNCTIONS, keeps, remainder, written
-from .layout import Layout, Term, extends, parse_layout, sums_of
+from .ids import FUNCTIONS
+from .layout import Term, parse_layout
 from .small_calls import CALLS
+from .small_ids import NoSource, Shapes
+from .small_source import Source
 
 Small: TypeAlias = Callable[..., Tensor | None]
-# Values of rows, some of which do not count, from which embedding_bag is faster than reading, clearing and adding them,
-# and ids, for narrow rows: of 256 bags of 5 rows of 6 it takes 22 us for 28.
-_MOST = 1 << 14
-_MOST_IDS = 1 << 10
-_CHAIN = 3  # terms that are added one by one; more are stacked, which is two operators instead of as many
 
 
 @functools.lru_cache(maxsize=4096)
-def small(text: str, rank: int = 1) -> Small | None:
+def small(text: str, rank: int = 1, apart: bool = False) -> Small | None:
     """The function of tables, ids, offsets, weights and dense tensors on the CPU that a layout is; None where it has
     none."""
+    lines, names = _lines(text, rank, apart, {})
+    return None if lines is None else _function(["def function(tables, ids, offsets, weights, dense):", *lines], names)
+
+
+@functools.lru_cache(maxsize=4096)
+def straight(
+    text: str, operands: tuple[str, ...], rank: int, apart: bool, shapes: tuple[tuple[str, tuple[int | None, ...]], ...]
+) -> Small | None:
+    """The same of ``operands`` alone, "ids[0]", in that order, of which ``shapes`` knows some sizes. It returns None
+    for wrong ids and operands on another device, too."""
+    lines, names = _lines(text, rank, apart, dict(shapes))
+    if lines is None:
+        return None
+    head = [f"def function({', '.join(operands)}):", f"if {operands[0]}.is_cuda: return None", "try:"]
+    body = [*head, *("    " + line for line in lines), "except (IndexError, RuntimeError): return None"]
+    return _function([_OPERAND.sub(r"\1_\2", line) for line in body], names)
+
+
+_OPERAND = re.compile(r"\b(tables|ids|offsets|weights|dense)\[(\d+)\]")
+
+
+def _lines(text: str, rank: int, apart: bool, shapes: Shapes) -> tuple[list[str] | None, dict[str, Any]]:
     layout = parse_layout(text)
     if not all(_fits(t) for t in layout.terms):
-        return None
-    source = _Source(layout, rank)
+        return None, {}
+    source = Source(layout, rank, apart, shapes)
     try:
         lines = source.lines()
-    except _NoSource:
-        return None
-    names = {**FUNCTIONS, **CALLS, **source.constants}
-    body = "\n    ".join(("def function(tables, ids, offsets, weights, dense):", *lines))
-    exec(compile(body, f"<embedding bags {text}>", "exec"), names)  # of a parsed layout: numbers and known functions
+    except NoSource:
+        return None, {}
+    return lines, {**FUNCTIONS, **CALLS, **source.constants}
+
+
+def _function(lines: Sequence[str], names: dict[str, Any]) -> Small:
+    code = compile("\n    ".join(lines), "<embedding bags>", "exec")
+    exec(code, names)  # of a parsed layout: numbers and known functions
     found: Small = names["function"]
     return found
-
-
-class _NoSource(Exception):
-    """A layout that has no such function."""
 
 
 def _fits(t: Term) -> bool:
@@ -59,333 +76,3 @@ def _fits(t: Term) -> bool:
         plain = replace(t, div=None).bare and not t.wraps
         return plain and t.pool == "sum" and t.div in (None, (1.0, 0.0)) and t.over is None
     return t.pool == "dense" or not (t.bits or t.once or t.inside)
-
-
-class _Source:
-    """The lines of one layout. An expression is computed once, however many terms say it."""
-
-    def __init__(self, layout: Layout, rank: int) -> None:
-        self.layout, self.rank = layout, rank
-        self.constants: dict[str, Tensor] = {}
-        self._lines: list[str] = []
-        self._guards: dict[str, None] = {}
-        self._names: dict[str, str] = {}
-        self._spans: dict[tuple[int, str], tuple[int, int]] = {}
-        for t in layout.lookups:
-            for text in {t.program, t.live} - {""}:
-                low, high = self._spans.get((t.ids, text), (t.first, t.first + t.count))
-                self._spans[t.ids, text] = min(low, t.first), max(high, t.first + t.count)
-
-    def lines(self) -> list[str]:
-        """The lines of the function. Raises _NoSource."""
-        runs: list[list[Term] | tuple[Term, ...]] = []  # rows that lie side by side in a list, other pieces as they are
-        for piece in self.layout.pieces:
-            t, last = piece[0], runs[-1] if runs else ()
-            if len(piece) > 1 or t.pool != "row" or not replace(t, program="").bare:
-                runs.append(piece)
-            elif isinstance(last, list) and extends(last[-1], t) and last[-1].modulus == t.modulus:
-                last.append(t)
-            else:
-                runs.append([t])
-        self._take_apart([_joint(run) for run in runs if isinstance(run, list)])
-        pieces = [self._side_by_side(run) if isinstance(run, list) else self._piece(run) for run in runs]
-        if any(p.startswith("dense") for p in pieces):
-            like = next((p for p in pieces if not p.startswith("dense")), None)
-            pieces = [self._spread(p, like) for p in pieces]
-        whole = pieces[0] if len(pieces) == 1 else f"cat(({', '.join(pieces)}), -1)"
-        return [*self._guards, *self._lines, f"return {whole}"]
-
-    def let(self, expression: str) -> str:
-        """The name of what an expression computes."""
-        if expression.isidentifier():
-            return expression
-        if expression not in self._names:
-            self._names[expression] = f"v{len(self._names)}"
-            self._lines.append(f"{self._names[expression]} = {expression}")
-        return self._names[expression]
-
-    def number(self, x: float, dtype: torch.dtype = torch.float64) -> str:
-        """A number beside a tensor of its kind, as a tensor that is kept: torch makes one of it at every call, which is
-        a quarter of `i * 13` at batch 1 and half of `rows * 0.5`."""
-        if abs(x) >= 2**31:  # which a tensor of 32 bits would not refuse
-            return _number(x)
-        name = f"n{x!r}{'' if dtype == torch.float64 else '_32'}".translate(_NAMED)
-        if name not in self.constants:
-            with torch.inference_mode(False):
-                self.constants[name] = torch.tensor(x, dtype=torch.int64 if isinstance(x, int) else dtype)
-        return name
-
-    def _unless(self, condition: str) -> None:
-        line = f"if {condition}: return None"
-        if line not in self._lines:
-            self._lines.append(line)
-
-    # --- pieces ---
-
-    def _piece(self, piece: Sequence[Term]) -> str:
-        factors = {t.factor for t in piece}
-        if len(piece) > 1 and len(factors) == 1 and factors != {1.0} and all(t.pool != "dense" for t in piece):
-            return self.let(f"{self._piece([replace(t, factor=1.0) for t in piece])} * {self.number(piece[0].factor)}")
-        groups = sums_of(piece)
-        self._take_apart([_joint(group) for group in groups])
-        minus = [not t.every and t.pool != "dense" and t.factor == -1 for (t, *_) in groups]
-        if len(groups) > _CHAIN or all(m or t.every for m, (t, *_) in zip(minus, groups, strict=True)):
-            minus = [False] * len(groups)  # nothing to take them from
-        for n, group in enumerate(groups):
-            groups[n] = tuple(replace(t, factor=1.0) for t in group) if minus[n] else group
-        terms = [self._term(group) for group in groups]
-        fixed = [t for t, group in zip(terms, groups, strict=True) if group[0].every]
-        moving = [t for t in terms if t not in fixed]
-        if not moving:
-            return terms[0] if len(terms) == 1 else self._none()
-        first = next(group[0] for group in groups if not group[0].every)
-        for term, group in zip(terms, groups, strict=True):
-            if not (group[0].every or _alike(group[0], first)):  # add would stretch one row over all
-                self._unless(f"{term}.shape != {moving[0]}.shape")
-        if len(moving) > _CHAIN:
-            total = self.let(f"stack(({', '.join(moving)})).sum(0)")
-        else:
-            less = [t for t, m in zip(terms, minus, strict=True) if m]
-            more = [t for t, m, (first, *_) in zip(terms, minus, groups, strict=True) if not (m or first.every)]
-            total = self.let(" - ".join([" + ".join(more), *less]))
-        for term, every in zip(fixed, [group[0].every for group in groups if group[0].every], strict=True):
-            total = self._again(total, term, every)
-        return total
-
-    def _again(self, total: str, rows: str, every: int) -> str:
-        """The sum with rows that come again and again."""
-        if every == 1:
-            return self.let(f"{total} + {rows}")
-        if self.rank > 1:
-            self._unless(f"{total}.size(-2) != {every}")
-            return self.let(f"{total} + {rows}")
-        self._unless(f"{total}.size(0) % {every}")
-        return self.let(f"({total}.view(-1, {every}, {total}.size(1)) + {rows}).view({total}.shape)")
-
-    def _spread(self, piece: str, like: str | None) -> str:
-        """A dense piece over all rows."""
-        number = next((t for p in self.layout.pieces for t in p if f"dense[{t.source}]" == piece and t.every), None)
-        if number is None:
-            return piece
-        if like is None or (self.rank == 1 and number.every > 1):
-            return self._none()
-        if number.every > 1:
-            self._unless(f"{like}.size(-2) != {number.every}")
-        return f"{piece}.expand(*{like}.shape[:-1], -1)"
-
-    @staticmethod
-    def _none() -> str:
-        raise _NoSource
-
-    # --- ids ---
-
-    def _take_apart(self, terms: Sequence[Term]) -> None:
-        """Single columns of one id tensor, all at once where they are more than two: 67 us for 26, not 97."""
-        for (ids, program, single), group in itertools.groupby(terms, self._column_of):
-            found = list(dict.fromkeys(t.first for t in group))
-            if not single or len(found) <= 2:
-                continue
-            matrix, base = self._matrix(ids, program)
-            names = [f"c{len(self._names)}_{n}" for n in range(len(found))]
-            self._lines.append(f"{', '.join(names)} = columns({matrix}, {tuple(n - base for n in found)}, {self.rank})")
-            for name, n in zip(names, found, strict=True):
-                self._names[self._single(matrix, n - base, program)] = name
-
-    @staticmethod
-    def _column_of(t: Term) -> tuple[int, str, bool]:
-        return (-1, "", False) if t.pool == "dense" else (t.ids, t.program, t.count == 1)
-
-    def _matrix(self, ids: int, program: str, negated: bool = False) -> tuple[str, int]:
-        """An id tensor, or a program of the columns of it that any term reads, and the first column."""
-        if not program:
-            return f"ids[{ids}]", 0
-        low, high = self._spans[ids, program]
-        given = self._cut(f"ids[{ids}]", low, high - low)
-        return self.let(written(program, given, negated, self.let, self.number)), low
-
-    def _single(self, matrix: str, first: int, program: str) -> str:
-        column = f"{matrix}.select(-1, {first})"
-        return column if program else f"{matrix} if {matrix}.dim() == {self.rank} else {column}"
-
-    def _cut(self, matrix: str, first: int, count: int) -> str:
-        """Columns of a tensor; one without a dimension of its own."""
-        if count == 1:
-            return self.let(self._single(matrix, first, ""))
-        part = f"{matrix}.narrow(-1, {first}, {count})"
-        return self.let(part if first else f"{matrix} if {matrix}.size(-1) == {count} else {part}")
-
-    def _given(self, t: Term, program: str, negated: bool = False) -> str:
-        """The columns of a term, or a program of them: [*S, count], or [*S] for one."""
-        matrix, base = self._matrix(t.ids, program, negated)
-        if not program:
-            return matrix if t.ragged else self._cut(matrix, t.first, t.count)
-        low, high = self._spans[t.ids, program]
-        if high - low == t.count:
-            return matrix
-        single = self._single(matrix, t.first - base, program)
-        return self.let(single if t.count == 1 else f"{matrix}.narrow(-1, {t.first - base}, {t.count})")
-
-    def _rows(self, run: Sequence[Term]) -> str:
-        """The rows of its table that a run of terms names: those of columns side by side."""
-        t = run[0]
-        joint = _joint(run)
-        x = self._given(joint, t.program)
-        moduli, shifts = {u.modulus for u in run}, [u.shift for u in run for _ in range(max(u.count, 1))]
-        if len(moduli) > 1 or max(t.modulus, *map(abs, shifts)) > 2**31 - 1:
-            self._none()
-        if t.modulus:
-            x = self.let(f"{x}{remainder(t.modulus, self.number)}")
-        if len(set(shifts)) > 1:
-            x = self.let(f"{x} + {self._constant(tuple(shifts))}")
-        elif shifts[0]:
-            x = self.let(f"{x} + {self.number(shifts[0])}")
-        # torch counts from the end where a tensor is indexed; a pad is told by the row that is meant
-        return self.let(f"wrapped({x}, tables[{t.source}])") if t.wraps and t.pad is not None else x
-
-    @staticmethod
-    def _read(t: Term, x: str) -> str:
-        """The rows that ids name."""
-        table = f"tables[{t.source}]"
-        rows = f"{table}[{x}]" if t.wraps and t.pad is None else f"embedding({table}, {x})"
-        return f"{rows}.float()" if t.wide else rows
-
-    def _constant(self, numbers: tuple[int, ...]) -> str:
-        name = "k" + "_".join(map(str, numbers)).replace("-", "m")
-        if name not in self.constants:
-            with torch.inference_mode(False):
-                self.constants[name] = torch.tensor(numbers, dtype=torch.int64)
-        return name
-
-    # --- terms ---
-
-    def _side_by_side(self, run: Sequence[Term]) -> str:
-        x, t = self._rows(run), run[0]
-        rows = self._read(t, x)
-        return self.let(rows if _joint(run).count == 1 else self._flat(rows, t, _joint(run).count))
-
-    def _flat(self, rows: str, t: Term, count: int) -> str:
-        return f"{rows}.view(-1, {count} * tables[{t.source}].size(1))" if self.rank == 1 else f"{rows}.flatten(-2)"
-
-    def _term(self, run: Sequence[Term]) -> str:
-        t = _joint(run)
-        if t.pool == "dense":
-            return self._dense(t)
-        if t.ragged:
-            return self._ragged(t) if self.rank == 1 else self._none()
-        x, table = self._rows(run), f"tables[{t.source}]"
-        single, dead, weights = t.count == 1, self._dead(t, self._rows(run)), self._weights(t)
-        rows = self._read(t, x)
-        mean = t.over is None and t.div is not None and max(t.count, t.div[0]) + t.div[1] == t.count
-        if t.pool == "sum" and not (single or dead or weights or t.wraps or t.wide):
-            rows = f"pooled({table}, {x}, {t.count}, {mean})"
-            t = replace(t, div=None) if mean else t
-        elif t.pool == "sum" and not (single or dead or t.wraps or t.wide):
-            # of a type that holds fewer digits than the weights do the products would be rounded
-            self._guards[f"if {table}.itemsize < 4: return None"] = None
-            rows = f"weighted({table}, {x}, {weights}, {t.count})"
-        elif t.pool == "sum" and not single:
-            read = f"ids[{t.ids}].size(0) * {t.count}" if self.rank == 1 else f"ids[{t.ids}].numel()"
-            # a mask that is a tensor becomes weights there: 6 us more
-            counted = f"{read} > {_MOST_IDS} or " if t.lengths is None and t.mask is None else ""
-            self._guards[f"if {counted}{read} * {table}.size(1) > {_MOST}: return None"] = None
-            rows = f"({self._shown(t, rows, dead, weights)}).sum(-2)"
-        else:
-            rows = self._shown(t, rows, dead, weights)
-            if t.pool == "max" and not single:
-                rows = f"({rows}).amax(-2)"
-            elif not single:
-                rows = self._flat(f"({rows})", t, t.count)
-        if t.pool == "max" and dead and not (single or t.least or t.otherwise == -math.inf):
-            rows = f"{rows}.masked_fill({dead}.all(-1, True), {_number(t.otherwise)})"
-        if t.div is not None:
-            rows = self._divided(t, rows, dead, weights)
-        if t.factor != 1:
-            rows = f"({rows}).neg()" if t.factor == -1 else f"({rows}) * {self.number(t.factor)}"
-        out = self.let(rows)
-        kind = "float32" if t.wide else f"{table}.dtype"
-        exact = not weights and (t.div is None or (not dead and t.over is None))
-        return out if exact else self.let(f"{out} if {out}.dtype == {kind} else {out}.to({kind})")
-
-    def _ragged(self, t: Term) -> str:
-        """Sums or means of bags that lie one after the other."""
-        x, bounds, mean = self._rows([t]), f"offsets[{t.offsets}]", int(t.div is not None)
-        starts = self.let(f"{bounds} if {bounds}.dtype == {x}.dtype else {bounds}.to({x}.dtype)")
-        bag = f"embedding_bag(held(tables[{t.source}]), {x}, {starts}, False, {mean}, False, None, {t.last})"
-        return self.let(f"{bag}[0]")
-
-    def _shown(self, t: Term, rows: str, dead: str, weights: str) -> str:
-        """Rows times their weights, and something else in the place of those that do not count."""
-        rows = f"{rows} * {weights}.unsqueeze(-1)" if weights else rows
-        if not dead:
-            return rows
-        if t.pool != "max":
-            return f"cleared({rows}, {dead})"
-        lowest = t.otherwise if t.least or t.count == 1 else -math.inf
-        return f"({rows}).masked_fill_({dead}.unsqueeze(-1), {_number(lowest)})"
-
-    def _dense(self, t: Term) -> str:
-        x = f"dense[{t.source}]"
-        if t.every:
-            self._guards[f"if {x}.dim() < 2: return None"] = None
-            return x
-        return self.let(f"{x} if {x}.dim() > {self.rank} else {x}.unsqueeze(-1)")
-
-    def _dead(self, t: Term, x: str) -> str:
-        """Which ids do not count; "" where all do."""
-        tests = [] if t.pad is None else [f"{x}.eq({self.number(t.pad)})"]
-        if keeps(t.program, t.live):
-            tests.append(f"{self._given(t, t.program)}.ne({self._given(t, '')})")
-        elif t.live:
-            tests.append(self._given(t, t.live, negated=True))
-        if t.mask is not None:
-            mask = self._cut(f"weights[{t.mask}]", t.mask_first, t.count)
-            tests.append(f"{mask}.bool()" if t.unmask else f"{mask}.logical_not()")
-        if t.lengths is not None:
-            lengths = f"offsets[{t.lengths}]"
-            places = "" if t.count == 1 else self._constant(tuple(range(t.count)))
-            tests.append(f"{places}.ge({lengths}.unsqueeze(-1))" if places else f"{lengths}.le({self.number(0)})")
-        names = [self.let(test) for test in tests]
-        return self.let(" | ".join(names)) if len(names) > 1 else "".join(names)
-
-    def _weights(self, t: Term) -> str:
-        return "" if t.weights is None else self._cut(f"weights[{t.weights}]", t.weights_first, t.count)
-
-    def _divided(self, t: Term, rows: str, dead: str, weights: str) -> str:
-        assert t.div is not None
-        low, eps = t.div
-        if t.over is None and not (dead or weights):
-            by = max(float(t.count), low) + eps
-            return f"({rows}).div_({self.number(by)})" if by != 1 else rows
-        if t.over is not None:
-            n = f"wide(offsets[{t.over}]).unsqueeze(-1)"
-        elif weights:
-            w = f"{weights}.masked_fill({dead}, 0)" if dead else weights
-            n = f"wide({w}).unsqueeze(-1)" if t.count == 1 else f"wide({w}).sum(-1, True)"
-        elif t.count == 1:
-            n = f"{dead}.logical_not().unsqueeze(-1)"
-        else:
-            n = f"({self.number(t.count)} - {dead}.sum(-1, True))"
-        if low != -math.inf:
-            n = f"{n}.clamp_min({_number(low)})"
-        if not eps:
-            return f"({rows}) / {n}"
-        # a count is a whole number, beside which a number is a float32
-        small = _number(eps) if weights or t.over is not None else self.number(eps, torch.float32)
-        return f"({rows}) / ({n} + {small})"
-
-
-def _joint(run: Sequence[Term]) -> Term:
-    """A run as one term, whatever moves its ids."""
-    return run[0] if len(run) == 1 else replace(run[0], count=sum(t.count for t in run), shift=0)
-
-
-def _alike(a: Term, b: Term) -> bool:
-    """Whether two terms have the same shape, whatever their operands are."""
-    return a.pool == b.pool != "dense" and (a.source, a.ids, a.count) == (b.source, b.ids, b.count)
-
-
-_NAMED = str.maketrans({"-": "m", ".": "p", "+": ""})
-
-
-def _number(x: float) -> str:
-    return f"float('{x}')" if math.isinf(x) else repr(x)
