@@ -3,6 +3,8 @@ Inductor and `scaled_dot_product_attention`, all as CUDA graphs in one process.
 
     python benchmarks/attention.py [--json attention.json] [--no-inductor] [--only units | heads]
 
+"ours" is a graph as the peers' are, whose inputs lie where they did; "replay" takes new ones at each call.
+
 Wall time is the median from before the launch until the device is done, all peers and an empty graph taking turns: what
 it takes no operator can save. Device time is the median of a graph that repeats the call over rotating inputs. Beside
 them stands the largest error against float64 over the root mean square of the output. Last, how many times as long as
@@ -24,12 +26,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timing import copies, device_times
+from timing import copies, device_times, turns
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from recopt.kernels.attention import attention
+from recopt.kernels.replay import Replay
 from recopt.kernels.target_attention import target_attention
 
 WIDTHS = (80, 40)
@@ -180,7 +183,7 @@ def _measured(peers: dict[str, Run], sets: list[Inputs], exact: Tensor) -> dict[
         row["error"][name] = float((out - exact).abs().max() / scale)
         row["device_us"][name] = device_times(calls, least_us=1000.0).median
         graphs[name] = graph_of(calls[0])
-    wall = walls(graphs)
+    wall = walls(graphs | {"replay": turns(Replay(peers["ours"], sets[0]), sets)})
     row["empty_us"] = wall.pop("empty")
     return row | {"wall_us": wall, "operator_us": {name: us - row["empty_us"] for name, us in wall.items()}}
 
@@ -190,13 +193,16 @@ def show(row: dict[str, Any]) -> str:
     shape = " x ".join(map(str, row.get("unit") or row["heads"]))
     cells = [
         f"{name} {row['wall_us'][name]:.1f} / {row['device_us'][name]:.2f} ({row['error'][name]:.0e})"
-        for name in row["wall_us"]
+        for name in row["device_us"]
     ]
-    best = {key: min(v for name, v in row[key].items() if name != "ours") / row[key]["ours"] for key in TIMES}
-    ratios = " / ".join(f"x{best[key]:.2f}" for key in TIMES)
+    best = {key: min(v for name, v in row[key].items() if name not in OURS) for key in TIMES}
+    ratios = " / ".join(f"x{best[key] / row[key]['ours']:.2f}" for key in TIMES)
+    replay = row["wall_us"]["replay"]
+    cells.append(f"replay {replay:.1f} x{best['wall_us'] / replay:.2f}")
     return f"{shape:32s} {'  '.join(cells)}  empty {row['empty_us']:.1f}  {ratios}"
 
 
+OURS = ("ours", "replay")
 TIMES = ("wall_us", "operator_us", "device_us")
 
 

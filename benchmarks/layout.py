@@ -3,9 +3,9 @@ many slices, against eager PyTorch, its CUDA graph, Inductor and ONNX Runtime.
 
 `python benchmarks/layout.py [--device cuda] [--batches 1 256 2048] [--workloads features columns] [--peers eager ours]`
 prints the wall time in us of a call of each peer, which take turns on rotating inputs; a CUDA graph's inputs are copied
-into it within the clock. On a GPU it prints the kernels a call launches, and the device time at `--device-batch` rows
-beside that of a copy of as many bytes; on a CPU ONNX Runtime runs the exported file and what recopt makes of it, with
-as many threads as torch.
+into it within the clock, but not of "ours-replay", which reads them where they lie. On a GPU it prints the kernels a
+call launches, and the device time at `--device-batch` rows beside that of a copy of as many bytes; on a CPU ONNX
+Runtime runs the exported file and what recopt makes of it, with as many threads as torch.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ WORKLOADS: dict[str, Callable[[], nn.Module]] = {
     "slices": Slices,
 }
 PEERS = {
-    "cuda": ("eager", "graph", "inductor", "reduce-overhead", "max-autotune", "ours", "ours-graph"),
+    "cuda": ("eager", "graph", "inductor", "reduce-overhead", "max-autotune", "ours", "ours-graph", "ours-replay"),
     "cpu": ("eager", "inductor", "ours", "ort", "ort-ours"),
 }
 LARGE = 1 << 20  # bytes from which a tensor is copied by itself: of many at once a block copies 65536 elements
@@ -241,6 +241,10 @@ def peer(name: str, model: nn.Module, args: Inputs, made: dict[str, Any]) -> Cal
         return captured(model, args)
     if name == "ours-graph":
         return captured(peer("ours", model, args, made), args)
+    if name == "ours-replay":
+        from recopt.kernels.replay import Replay
+
+        return Replay(peer("ours", model, args, made), args)
     if name == "inductor":
         return torch.compile(model, dynamic=False)
     if name in ("reduce-overhead", "max-autotune"):

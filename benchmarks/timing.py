@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 import time
@@ -9,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 
 class Times(NamedTuple):
@@ -69,6 +71,12 @@ def _replays(
     stream.synchronize()
     graph.reset()
     return [begin.elapsed_time(end) * 1000 for begin, end in events]
+
+
+def turns(call: Callable[..., object], sets: Sequence[Sequence[Tensor]]) -> Callable[[], object]:
+    """A call whose inputs take turns, one set at least and its copy: none lies where the last one did."""
+    rotating = itertools.cycle([*sets, [t.clone() for t in sets[0]]] if len(sets) == 1 else sets)
+    return lambda: call(*next(rotating))
 
 
 def host_times(peers: Mapping[str, Sequence[Callable[[], object]]], samples: int = 21) -> dict[str, Times]:

@@ -68,6 +68,22 @@ class Optimized:
             self._capture(args or kwargs)
         return self._executable(*args, **kwargs)
 
+    def replay(self, *example_inputs: Any) -> Any:
+        """A `recopt.kernels.replay.Replay`: the model at the shapes of these tensors, captured once as a CUDA graph
+        whose kernels then read the tensors that each call brings: `scores = run(dense, ids)`. What it returns are the
+        same tensors at each call, overwritten by the next. Raises OptionError for an ONNX model, for anything but
+        tensors of one GPU, and for a model that cannot be captured so."""
+        if self._after is None:
+            self._capture(example_inputs)
+        if self.host.dialect != "aten":
+            raise OptionError("replay is for torch models on a GPU")
+        from .kernels.replay import Replay, ReplayError  # imports torch
+
+        try:
+            return Replay(self._executable, example_inputs)
+        except ReplayError as error:
+            raise OptionError(f"replay: {error}") from error
+
     @property
     def host(self) -> Host:
         """The rewritten host graph."""
