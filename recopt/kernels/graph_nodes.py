@@ -11,13 +11,14 @@ from typing import Any, ClassVar, TypeAlias
 from .launching import BESIDE, Attribute, LaunchConfig, driver
 
 KERNEL, COPY, FILL, EMPTY = 0, 1, 2, 5  # CUgraphNodeType
-WINDOW, COOPERATIVE, CLUSTER, SCHEDULING, PREFERRED = 1, 2, 4, 5, 11  # CUlaunchAttributeID
+COOPERATIVE, CLUSTER, SCHEDULING = 2, 4, 5  # CUlaunchAttributeID: of these, what a launch means depends
 PROGRAMMATIC = 1  # CUgraphDependencyType: the kernel before says when
 CALLS = """
 cuCtxGetCurrent cuEventCreate cuEventDestroy_v2 cuEventRecord cuFuncGetParamInfo cuGraphExecDestroy
 cuGraphExecKernelNodeSetParams_v2 cuGraphGetEdges_v2 cuGraphGetNodes cuGraphInstantiateWithFlags
 cuGraphKernelNodeGetAttribute cuGraphKernelNodeGetParams_v2 cuGraphLaunch cuGraphMemcpyNodeGetParams
-cuGraphNodeGetType cuKernelGetParamInfo cuLaunchKernelEx cuStreamWaitEvent
+cuGraphNodeGetType cuKernelGetParamInfo cuLaunchKernelEx cuMemcpyDtoDAsync_v2
+cuStreamWaitEvent
 """.split()
 Edge: TypeAlias = tuple[int, int, int]  # from node, to node, type
 
@@ -123,6 +124,8 @@ def _edges(graph: int) -> list[Edge]:
     count = ctypes.c_size_t()
     get = driver().cuGraphGetEdges_v2
     checked(get(ctypes.c_void_p(graph), None, None, None, ctypes.byref(count)), "reading a graph's edges")
+    if not count.value:
+        return []
     ends: list[Any] = [(ctypes.c_void_p * count.value)() for _ in range(2)]
     data = (ctypes.c_uint8 * 8 * count.value)()  # CUgraphEdgeData: the ports, then the type
     checked(get(ctypes.c_void_p(graph), *ends, data, ctypes.byref(count)), "reading a graph's edges")
@@ -163,14 +166,12 @@ def _kernel(handle: int) -> Node | None:
     pointers = (ctypes.c_void_p * max(len(spans), 1))(*[base + offset for offset, _ in spans])
     params.parameters = ctypes.cast(pointers, ctypes.POINTER(ctypes.c_void_p))
     node = Node(handle, params, block, spans, pointers=pointers)
-    for kind in (WINDOW, COOPERATIVE, CLUSTER, SCHEDULING, PREFERRED):
+    for kind in (COOPERATIVE, CLUSTER, *([SCHEDULING] if any(_attribute(handle, CLUSTER) or b"") else [])):
         value = _attribute(handle, kind)
-        given = value is None or any(value)
-        if given and (value is None or kind in (WINDOW, PREFERRED)):
-            node.direct = False  # not seen yet: the graph knows how
-        elif value is not None and given:
+        node.direct &= value is not None
+        if value is not None and any(value):
             attribute = Attribute(kind)
-            ctypes.memmove(ctypes.addressof(attribute) + 8, bytes(value), 64)
+            ctypes.memmove(ctypes.addressof(attribute) + 8, value, 64)
             node.attributes.append(attribute)
     return node
 
@@ -191,5 +192,4 @@ def _attribute(handle: int, kind: int) -> bytes | None:
     value = ctypes.create_string_buffer(64)
     if driver().cuGraphKernelNodeGetAttribute(ctypes.c_void_p(handle), ctypes.c_int(kind), value):
         return None
-    used = {WINDOW: slice(8, 16), COOPERATIVE: slice(4), CLUSTER: slice(12), SCHEDULING: slice(4), PREFERRED: slice(12)}
-    return value.raw[used[kind]].ljust(64, b"\0")
+    return value.raw[: 12 if kind == CLUSTER else 4].ljust(64, b"\0")

@@ -4,7 +4,7 @@ A CUDA graph reads where its inputs lay when it was captured, so that users copy
 kernels' parameters that hold an input's address are rewritten instead, at each call, and a graph of a few kernels is
 launched kernel by kernel. Which words of the parameters these are is found out by two captures, with inputs that lie
 elsewhere, and proved by calls whose inputs lie elsewhere while the captured ones hold other values. An input that is
-not found in plain words or fails the proof is copied.
+not found in plain words or fails the proof is copied, gaps between its elements too; so is one of less aligned memory.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .graph_nodes import Captured, available, captured, checked
 from .launching import driver
 
 DIRECT = 4  # kernels that are launched one by one
-MAP = 128  # bytes of a tensor map, which is aligned to 64 and begins with an address
+MAP, ALIGNMENT = 128, 64  # bytes of a tensor map, which begins with an address, and of what it is aligned to
 SMALL = 1 << 20  # bytes up to which tensors are copied together: one launch, but few blocks for a large one
 Range = tuple[int, int]  # addresses: the first, and the one behind the last
 
@@ -84,21 +84,14 @@ class Replay:
                 self._finish(left, inputs)
         return self.outputs
 
-    def _finish(self, left: int | list[int], inputs: Sequence[Tensor]) -> None:
-        """What C leaves to do: another device, inputs to complain of, inputs to copy."""
+    def _finish(self, left: int, inputs: Sequence[Tensor]) -> None:
+        """What C leaves to do: another device is the current one, an input is not as captured."""
         assert self._plan is not None
         if left is False:
             with torch.cuda.device(self._device):
-                left = self._plan.run(self._plan.address, inputs)
-            if left is False:
-                raise ReplayError("the context of CUDA is not the one that the call was captured in")
-            if left is None:
-                return
-        if isinstance(left, int):
-            raise ReplayError(self._complaint(inputs) or f"input {left} is not as captured")
-        with torch.no_grad(), torch.cuda.device(self._device):
-            _copy([self._held[n] for n in left], [inputs[n] for n in left])
-            native.module().launch(self._plan.address)
+                if self._plan.run(self._plan.address, inputs) is None:
+                    return
+        raise ReplayError(self._complaint(inputs) or "the context of CUDA is not the one of the capture")
 
     def _by_copies(self, inputs: Sequence[Tensor]) -> None:
         complaint = self._complaint(inputs)
@@ -214,7 +207,7 @@ class Plan:
             shape, strides = ((ctypes.c_int64 * t.ndim)(*sizes) for sizes in (t.shape, t.stride()))
             shapes += [shape, strides]
             inputs[n] = native.Input(
-                native.seen(t).type, t.ndim, t.numel(), int(n in pointed), t.data_ptr(),
+                native.seen(t).type, t.ndim, _extent(t) * t.itemsize, int(n in pointed), t.data_ptr(),
                 ctypes.addressof(shape), ctypes.addressof(strides),
             )  # fmt: skip
         addresses = (ctypes.c_int64 * len(held))()
@@ -233,6 +226,7 @@ class Plan:
         plan.describe, plan.stream_of = functions
         for name, call in (
             ("context_of", "cuCtxGetCurrent"), ("record", "cuEventRecord"), ("wait", "cuStreamWaitEvent"),
+            ("copy", "cuMemcpyDtoDAsync_v2"),
             ("set", "cuGraphExecKernelNodeSetParams_v2"), ("start", "cuGraphLaunch"), ("launch", "cuLaunchKernelEx"),
         ):  # fmt: skip
             setattr(plan, name, ctypes.cast(getattr(library, call), ctypes.c_void_p).value)
@@ -275,7 +269,7 @@ def found(
                 n = owner(a.word(at))
                 if n is None or b.word(at) - others[n][0] != a.word(at) - ranges[n][0]:
                     continue  # a number by chance
-                if at % 64 == 0 and offset + size - at >= MAP:
+                if not (at % ALIGNMENT or offset % ALIGNMENT or size % ALIGNMENT) and offset + size - at >= MAP:
                     refused.add(n)
                 words.append(Found(k, at, n, a.word(at) - ranges[n][0]))
     return words, refused

@@ -28,7 +28,7 @@ typedef struct { unsigned grid[3], block[3], shared; void* stream; void* attribu
 typedef struct {
   void* function; unsigned grid[3], block[3], shared; void** parameters; void* extra; void* kernel; void* context;
 } NodeParams;
-typedef struct { i64 type, ndim, numel, pointed; i64 held; const i64 *shape, *strides; } Input;
+typedef struct { i64 type, ndim, bytes, pointed, held; const i64 *shape, *strides; } Input;
 typedef struct { i64 input, offset; i64* place; } Word;
 typedef struct { void* handle; NodeParams* params; Config* config; i64 words; } Node;
 typedef struct {
@@ -37,6 +37,7 @@ typedef struct {
   int (*context_of)(void**);
   int (*record)(void*, void*);
   int (*wait)(void*, void*, unsigned);
+  int (*copy)(uint64_t, uint64_t, size_t, void*);
   int (*set)(void*, void*, NodeParams*);
   int (*start)(void*, void*);
   int (*launch)(Config*, void*, void**, void**);
@@ -60,7 +61,7 @@ static int alike(const Plan* plan, const Input* want, PyObject* given, i64* addr
     return 0;
   for (i64 n = 0; n < want->ndim; n++) {
     if (seen.shape[n] != want->shape[n]) return 0;
-    if (want->numel && want->shape[n] > 1 && seen.strides[n] != want->strides[n]) return 0;
+    if (want->bytes && want->shape[n] > 1 && seen.strides[n] != want->strides[n]) return 0;
   }
   *address = (i64)seen.data + (i64)seen.offset;
   return 1;
@@ -104,41 +105,30 @@ static PyObject* launched(Plan* plan) {
   Py_RETURN_NONE;
 }
 
-static PyObject* launch(PyObject* module, PyObject* at) { return launched(PyLong_AsVoidPtr(at)); }
-
-// run(address of a Plan, inputs): None once launched; the number of the first input that is not as captured, -1 for
-// another number of them; False for another context of CUDA; or, as a list, those to be copied before `launch`.
+// run(address of a Plan, inputs): None once launched; else the number of the first input that is not as captured, -1
+// for another number of them; False for another context of CUDA.
 static PyObject* run(PyObject* module, PyObject* const* args, Py_ssize_t count) {
   Plan* plan = count == 2 && PyTuple_Check(args[1]) ? PyLong_AsVoidPtr(args[0]) : NULL;
   void* context = NULL;
+  int status;
   if (plan == NULL) return PyErr_SetString(PyExc_TypeError, "run(plan, inputs)"), NULL;
   if (PyTuple_GET_SIZE(args[1]) != plan->inputs) return PyLong_FromLong(-1);
+  for (i64 n = 0; n < plan->inputs; n++)
+    if (!alike(plan, plan->input + n, PyTuple_GET_ITEM(args[1], n), plan->address + n)) return PyLong_FromLongLong(n);
   if (plan->context_of(&context) || context != plan->context) Py_RETURN_FALSE;
-  const int status = ordered(plan);
-  if (status) return failed("waiting for another stream", status);
-  PyObject* copied = NULL;
+  if ((status = ordered(plan))) return failed("waiting for another stream", status);
   for (i64 n = 0; n < plan->inputs; n++) {
     const Input* want = plan->input + n;
-    if (!alike(plan, want, PyTuple_GET_ITEM(args[1], n), plan->address + n)) {
-      Py_XDECREF(copied);
-      return PyLong_FromLongLong(n);
-    }
-    if (!want->numel || (want->pointed && plan->address[n] % @ALIGNED@ == 0)) continue;
+    if (want->pointed && plan->address[n] % @ALIGNED@ == 0) continue;
+    if (want->bytes && (status = plan->copy(want->held, plan->address[n], want->bytes, plan->stream)))
+      return failed("copying an input", status);
     plan->address[n] = want->held;
-    PyObject* number = copied || (copied = PyList_New(0)) ? PyLong_FromLongLong(n) : NULL;
-    if (number == NULL || PyList_Append(copied, number)) {
-      Py_XDECREF(number);
-      Py_XDECREF(copied);
-      return NULL;
-    }
-    Py_DECREF(number);
   }
-  return copied ? copied : launched(plan);
+  return launched(plan);
 }
 
 static PyMethodDef METHODS[] = {
     {"run", (PyCFunction)(void*)run, METH_FASTCALL, NULL},
-    {"launch", (PyCFunction)launch, METH_O, NULL},
     {NULL, NULL, 0, NULL},
 };
 static struct PyModuleDef MODULE = {PyModuleDef_HEAD_INIT, "recopt_replay", NULL, -1, METHODS};
@@ -149,10 +139,11 @@ ALIGNED = 32  # bytes: the largest access of a thread, so that what was chosen f
 
 
 class Input(ctypes.Structure):
-    """An input as captured: its type and shape in DLPack's words, and whether kernels are pointed at it."""
+    """An input as captured: its type and shape in DLPack's words, the bytes from its first element to its last, whether
+    kernels are pointed at it, and where it is copied to otherwise."""
 
     _fields_: ClassVar = [
-        (name, ctypes.c_int64) for name in ("type", "ndim", "numel", "pointed", "held", "shape", "strides")
+        (name, ctypes.c_int64) for name in ("type", "ndim", "bytes", "pointed", "held", "shape", "strides")
     ]
 
 
@@ -174,8 +165,8 @@ class Plan(ctypes.Structure):
     _fields_: ClassVar = [
         (name, ctypes.c_int64)
         for name in (
-            "describe stream_of context_of record wait set start launch tensor parameter exec context event stream "
-            "used device_type device direct inputs nodes input node word address"
+            "describe stream_of context_of record wait copy set start launch tensor parameter exec context event "
+            "stream used device_type device direct inputs nodes input node word address"
         ).split()
     ]
 
