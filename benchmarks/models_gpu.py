@@ -32,43 +32,15 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import recopt
 from benchmarks.encoders import ENCODERS
 from benchmarks.rankers import RANKERS
+from benchmarks.timing import captured
 
 EXAMPLES = ("wdl", "din", "dlrm", "dien")
 MODELS = (*EXAMPLES, *ENCODERS, *RANKERS)
 BATCHES = (1, 256, 2048)
 MODES = ("default", "reduce-overhead")
 SETS = 4  # inputs that take turns
-SMALL = 1 << 20  # bytes
 Inputs = tuple[Tensor, ...]
 Model = Callable[..., Any]
-
-
-def captured(function: Model, args: Inputs) -> Model:
-    """A CUDA graph of one call, after a warm-up on a stream of its own; called with inputs, it copies them first."""
-    static = [t.clone() for t in args]
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            function(*static)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        out = function(*static)
-
-    # One launch copies many small tensors, but a large one with a few blocks alone.
-    small = [n for n, t in enumerate(static) if t.nbytes <= SMALL]
-    large = [n for n in range(len(static)) if n not in small]
-
-    def call(*inputs: Tensor) -> Any:
-        if small:
-            torch._foreach_copy_([static[n] for n in small], [inputs[n] for n in small])
-        for n in large:
-            static[n].copy_(inputs[n])
-        graph.replay()
-        return out
-
-    return call
 
 
 def walls(peers: Mapping[str, Model], sets: Sequence[Inputs], rounds: int = 60) -> dict[str, float]:

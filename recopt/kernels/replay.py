@@ -1,10 +1,10 @@
 """A call captured once as a CUDA graph, whose kernels then read the tensors that each later call brings.
 
 A CUDA graph reads where its inputs lay when it was captured, so that users copy each request there first. Here the
-kernels' parameters that hold an input's address are rewritten instead, at each call, and a graph of a few kernels is
-launched kernel by kernel. Which words of the parameters these are is found out by two captures, with inputs that lie
-elsewhere, and proved by calls whose inputs lie elsewhere while the captured ones hold other values. An input that is
-not found in plain words or fails the proof is copied, gaps between its elements too; so is one of less aligned memory.
+kernels' parameters that hold an input's address are rewritten instead, at each call. Which words of the parameters
+these are is found out by two captures, with inputs that lie elsewhere, and proved by calls whose inputs lie elsewhere
+while the captured ones hold other values. An input that is not found in plain words or fails the proof is copied, gaps
+between its elements too; so is one of less aligned memory.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from . import replay_native as native
 from .graph_nodes import Captured, available, captured, checked
 from .launching import driver
 
-DIRECT = 4  # kernels that are launched one by one
 MAP, ALIGNMENT = 128, 64  # bytes of a tensor map, which begins with an address, and of what it is aligned to
 SMALL = 1 << 20  # bytes up to which tensors are copied together: one launch, but few blocks for a large one
+PLAIN = (Tensor, torch.nn.Parameter)
 Range = tuple[int, int]  # addresses: the first, and the one behind the last
 
 
@@ -44,70 +44,51 @@ class Found(NamedTuple):
 
 class Replay:
     """A function of tensors at fixed shapes, captured once. `outputs` is what it returns at each call: the same
-    tensors, which the next call overwrites. `copied` are the numbers of the inputs that a call copies.
+    tensors, which the next call overwrites. `copied` are the numbers of the inputs that each call copies.
 
     Not for two threads at once. Calls on several streams wait for each other.
     """
 
     def __init__(self, function: Callable[..., Any], examples: Sequence[Tensor]) -> None:
         """Capture a call at examples, tensors of one GPU, whose values are typical: an input for which zeros would give
-        the same outputs is copied. Raises ReplayError."""
+        the same outputs is copied. Raises ReplayError, also where there is no compiler, or a driver before CUDA
+        12.4."""
         self._device = _device_of(examples)
+        if native.module() is None or native.exchange() is None or not available():
+            raise ReplayError("it needs a C compiler and a driver of CUDA 12.4 or newer")
+        self._function = function  # whose weights the graph reads
         with torch.no_grad(), torch.cuda.device(self._device):
             self._held = [_like(t) for t in examples]
             _copy(self._held, examples)
             self._graph, self.outputs = _recorded(function, self._held)
-            self._plan: Plan | None = None
             self._check_effects(examples)
-            if native.module() is not None and native.exchange() is not None and available():
-                self._point(function, examples)
-
-    @property
-    def copied(self) -> list[int]:
-        """The inputs that are copied at each call."""
-        pointed = set() if self._plan is None else self._plan.pointed
-        return [n for n, t in enumerate(self._held) if t.numel() and n not in pointed]
+            self._plan = self._pointed(examples)
+        self.copied = [n for n, t in enumerate(self._held) if t.numel() and n not in self._plan.pointed]
+        self._run, self._address = self._plan.run, self._plan.address
 
     def __repr__(self) -> str:
-        how = "" if self._plan is None or not self._plan.direct else ", launched one by one"
-        kernels = "" if self._plan is None else f", {len(self._plan.captured.kernels)} kernels{how}"
-        return f"Replay({len(self._held)} inputs, {len(self.copied)} copied{kernels})"
+        return f"Replay({len(self._held)} inputs, {len(self.copied)} copied)"
 
     def __call__(self, *inputs: Tensor) -> Any:
         """The outputs at these inputs, of the shapes, strides and types captured, on the current stream. Raises
         ReplayError for others."""
-        if self._plan is None:
-            self._by_copies(inputs)
-        else:
-            left = self._plan.run(self._plan.address, inputs)
-            if left is not None:
-                self._finish(left, inputs)
+        if self._run(self._address, inputs) is not None:
+            self._again(inputs)
         return self.outputs
 
-    def _finish(self, left: int, inputs: Sequence[Tensor]) -> None:
-        """What C leaves to do: another device is the current one, an input is not as captured."""
-        assert self._plan is not None
-        if left is False:
-            with torch.cuda.device(self._device):
-                if self._plan.run(self._plan.address, inputs) is None:
-                    return
-        raise ReplayError(self._complaint(inputs) or "the context of CUDA is not the one of the capture")
-
-    def _by_copies(self, inputs: Sequence[Tensor]) -> None:
-        complaint = self._complaint(inputs)
-        if complaint:
-            raise ReplayError(complaint)
-        with torch.no_grad(), torch.cuda.device(self._device):
-            _copy(self._held, inputs)
-            self._graph.replay()
+    def _again(self, inputs: Sequence[Tensor]) -> None:
+        """A call that was not made: another device is the current one, or an input is not as captured."""
+        with torch.cuda.device(self._device):
+            if self._run(self._address, inputs) is not None:
+                raise ReplayError(self._complaint(inputs) or "the context of CUDA is not the one of the capture")
 
     def _complaint(self, inputs: Sequence[Tensor]) -> str | None:
         """What of the inputs is not as captured."""
         if len(inputs) != len(self._held):
             return f"{len(inputs)} inputs, {len(self._held)} were captured"
         for n, (given, held) in enumerate(zip(inputs, self._held, strict=True)):
-            if type(given) not in (Tensor, torch.nn.Parameter):
-                return f"input {n} is a {type(given).__name__}, not a plain tensor"
+            if type(given) not in PLAIN:
+                return f"input {n} is of {type(given).__name__}, not a plain tensor"
             if given.device != held.device:
                 return f"input {n} lies on {given.device}, {held.device} was captured"
             if (given.shape, given.dtype) != (held.shape, held.dtype):
@@ -128,31 +109,33 @@ class Replay:
             if not _same([held], [given]):
                 raise ReplayError(f"the call writes into input {n}")
 
-    # --- pointing
-
-    def _point(self, function: Callable[..., Any], examples: Sequence[Tensor]) -> None:
-        """Find the words that hold the inputs' addresses, and keep those that prove to be all there are."""
+    def _pointed(self, examples: Sequence[Tensor]) -> Plan:
+        """A plan that points kernels at those inputs whose words prove to be all there are."""
         others = [_like(t) for t in self._held]
         _copy(others, examples)
-        graph, _ = _recorded(function, others)
+        graph, _ = _recorded(self._function, others)
         first, second = (captured(g.raw_cuda_graph()) for g in (self._graph, graph))
         words, refused = found(first, second, _ranges(self._held), _ranges(others))
-        del graph
-        pointed = self._telling(examples, {w.input for w in words} - refused)
-        if pointed and not self._proved(first, words, pointed, examples):
-            pointed = {n for n in pointed if self._proved(first, words, {n}, examples)}
-            if not (pointed and self._proved(first, words, pointed, examples)):
-                self._plan = None
-        _copy(self._held, examples)
 
-    def _telling(self, examples: Sequence[Tensor], pointed: set[int]) -> set[int]:
+        def plan(inputs: set[int]) -> Plan:
+            return Plan(first, self._graph.raw_cuda_graph(), words, inputs, self._held)
+
+        every = self._telling(examples, {w.input for w in words} - refused)
+        if every and self._proves(whole := plan(every), examples):
+            return whole
+        some = {n for n in every if self._proves(plan({n}), examples)}
+        if some and self._proves(rest := plan(some), examples):
+            return rest
+        return plan(set())
+
+    def _telling(self, examples: Sequence[Tensor], inputs: set[int]) -> set[int]:
         """Those inputs whose zeros give other outputs: so a kernel that reads the captured one would be found out. Only
         zeros, which every table and every offset has a place for: an id out of range stops the device."""
-        expected, again = self._replayed(), self._replayed()
-        if not _same(expected, again):
+        expected = self._replayed()
+        if not _same(expected, self._replayed()):
             return set()
         result = set()
-        for n in sorted(pointed):
+        for n in sorted(inputs):
             _once(self._held[n]).zero_()
             if not _same(expected, self._replayed()):
                 result.add(n)
@@ -164,20 +147,18 @@ class Replay:
         self._graph.replay()
         return [t.clone() for t in _tensors(self.outputs)]
 
-    def _proved(self, graph: Captured, words: list[Found], pointed: set[int], examples: Sequence[Tensor]) -> bool:
-        """Whether calls that point so give the outputs bit for bit, with inputs as little aligned as may be, while the
-        captured ones hold zeros. The plan stays the current one."""
+    def _proves(self, plan: Plan, examples: Sequence[Tensor]) -> bool:
+        """Whether its calls give the outputs bit for bit, with inputs as little aligned as may be, while the captured
+        ones hold zeros."""
         _copy(self._held, examples)
         expected = self._replayed()
-        self._plan = Plan(graph, self._graph.raw_cuda_graph(), words, pointed, self._held)
         for shift in (native.ALIGNED, 0, 3 * native.ALIGNED):
-            for n in pointed:
+            for n in plan.pointed:
                 _once(self._held[n]).zero_()
             fresh = [_like(t, shift) for t in self._held]
             _copy(fresh, examples)
             self._graph.replay()  # so that the outputs are others
-            self(*fresh)
-            if not _same(expected, _tensors(self.outputs)):
+            if plan.run(plan.address, tuple(fresh)) is not None or not _same(expected, _tensors(self.outputs)):
                 return False
         return True
 
@@ -186,20 +167,19 @@ class Plan:
     """The arrays that a call in C reads, and what they point to."""
 
     def __init__(
-        self, graph: Captured, handle: int, words: Iterable[Found], pointed: set[int], held: Sequence[Tensor]
+        self, graph: Captured, handle: int, words: Sequence[Found], pointed: set[int], held: Sequence[Tensor]
     ) -> None:
-        chain = graph.chain()
-        self.captured, self.pointed, self.run = graph, pointed, native.module().run
-        self.direct = chain is not None and len(graph.kernels) <= DIRECT
-        early = chain or [False] * len(graph.kernels)
+        self.pointed, self.run = pointed, native.module().run
+        for w in words:  # what another plan wrote
+            graph.kernels[w.kernel].write(w.at, held[w.input].data_ptr() + w.offset)
         mine = [[w for w in words if w.kernel == n and w.input in pointed] for n in range(len(graph.kernels))]
-        kernels = [n for n in range(len(graph.kernels)) if self.direct or mine[n]]
-        configs = [graph.kernels[n].config(early[n]) for n in kernels]
-        launches = (native.Launch * len(kernels))()
-        for launch, n, config in zip(launches, kernels, configs, strict=True):
-            kernel = graph.kernels[n]
-            launch.handle, launch.words = kernel.handle, len(mine[n])
-            launch.params, launch.config = ctypes.addressof(kernel.params), ctypes.addressof(config)
+        kernels = [n for n, own in enumerate(mine) if own]
+        launches = (native.Launch * len(kernels))(
+            *[
+                native.Launch(graph.kernels[n].handle, ctypes.addressof(graph.kernels[n].params), len(mine[n]))
+                for n in kernels
+            ]
+        )
         places = [(w, ctypes.addressof(graph.kernels[n].block) + w.at) for n in kernels for w in mine[n]]
         flat = (native.Word * len(places))(*[native.Word(w.input, w.offset, place) for w, place in places])
         inputs, shapes = (native.Input * len(held))(), []
@@ -211,12 +191,12 @@ class Plan:
                 ctypes.addressof(shape), ctypes.addressof(strides),
             )  # fmt: skip
         addresses = (ctypes.c_int64 * len(held))()
-        self._alive = (configs, launches, flat, inputs, shapes, addresses)
+        self._alive = (graph, launches, flat, inputs, shapes, addresses)
         self._struct = plan = native.Plan()
         self.address = ctypes.addressof(plan)
         plan.input, plan.node = ctypes.addressof(inputs), ctypes.addressof(launches)
         plan.word, plan.address = ctypes.addressof(flat), ctypes.addressof(addresses)
-        plan.inputs, plan.nodes, plan.direct = len(held), len(kernels), int(self.direct)
+        plan.inputs, plan.nodes = len(held), len(kernels)
         self._bind(handle, held[0])
 
     def _bind(self, handle: int, t: Tensor) -> None:
@@ -227,21 +207,20 @@ class Plan:
         for name, call in (
             ("context_of", "cuCtxGetCurrent"), ("record", "cuEventRecord"), ("wait", "cuStreamWaitEvent"),
             ("copy", "cuMemcpyDtoDAsync_v2"),
-            ("set", "cuGraphExecKernelNodeSetParams_v2"), ("start", "cuGraphLaunch"), ("launch", "cuLaunchKernelEx"),
+            ("set", "cuGraphExecKernelNodeSetParams_v2"), ("start", "cuGraphLaunch"),
         ):  # fmt: skip
             setattr(plan, name, ctypes.cast(getattr(library, call), ctypes.c_void_p).value)
         like = native.seen(t)
         plan.device_type, plan.device = like.device_type, like.device
-        plan.tensor, plan.parameter = id(Tensor), id(torch.nn.Parameter)
+        plan.tensor, plan.parameter = map(id, PLAIN)
         context, event, executable = ctypes.c_void_p(), ctypes.c_void_p(), ctypes.c_void_p()
         checked(library.cuCtxGetCurrent(ctypes.byref(context)), "finding the context")
         checked(library.cuEventCreate(ctypes.byref(event), 2), "making an event")  # 2: without times
         weakref.finalize(self, library.cuEventDestroy_v2, event).atexit = False
-        if not self.direct:  # torch's own stays as captured
-            instantiate = library.cuGraphInstantiateWithFlags
-            checked(instantiate(ctypes.byref(executable), ctypes.c_void_p(handle), ctypes.c_ulonglong(0)), "a graph")
-            weakref.finalize(self, library.cuGraphExecDestroy, executable).atexit = False
-        plan.context, plan.event, plan.exec = context.value, event.value, executable.value or 0
+        instantiate = library.cuGraphInstantiateWithFlags  # torch's own graph stays as captured
+        checked(instantiate(ctypes.byref(executable), ctypes.c_void_p(handle), ctypes.c_ulonglong(0)), "a graph")
+        weakref.finalize(self, library.cuGraphExecDestroy, executable).atexit = False
+        plan.context, plan.event, plan.exec = context.value, event.value, executable.value
 
 
 def found(
@@ -278,8 +257,8 @@ def found(
 def _device_of(examples: Sequence[Tensor]) -> torch.device:
     """The GPU that all examples lie on. Raises ReplayError."""
     for n, t in enumerate(examples):
-        if type(t) not in (Tensor, torch.nn.Parameter):
-            raise ReplayError(f"input {n} is a {type(t).__name__}, not a plain tensor")
+        if type(t) not in PLAIN:
+            raise ReplayError(f"input {n} is of {type(t).__name__}, not a plain tensor")
         if not t.is_cuda or t.device != examples[0].device:
             raise ReplayError(f"input {n} lies on {t.device}: all inputs must lie on one GPU")
         if t.layout != torch.strided or t.is_conj() or t.is_neg():

@@ -24,13 +24,9 @@ typedef struct {  // DLTensor
   void* data; int32_t device_type, device, ndim; uint8_t code, bits; uint16_t lanes;
   const i64 *shape, *strides; uint64_t offset;
 } Seen;
-typedef struct { unsigned grid[3], block[3], shared; void* stream; void* attributes; unsigned count; } Config;
-typedef struct {
-  void* function; unsigned grid[3], block[3], shared; void** parameters; void* extra; void* kernel; void* context;
-} NodeParams;
 typedef struct { i64 type, ndim, bytes, pointed, held; const i64 *shape, *strides; } Input;
 typedef struct { i64 input, offset; i64* place; } Word;
-typedef struct { void* handle; NodeParams* params; Config* config; i64 words; } Node;
+typedef struct { void *handle, *params; i64 words; } Node;
 typedef struct {
   int (*describe)(void*, Seen*);
   int (*stream_of)(int, int32_t, void**);
@@ -38,17 +34,12 @@ typedef struct {
   int (*record)(void*, void*);
   int (*wait)(void*, void*, unsigned);
   int (*copy)(uint64_t, uint64_t, size_t, void*);
-  int (*set)(void*, void*, NodeParams*);
+  int (*set)(void*, void*, void*);
   int (*start)(void*, void*);
-  int (*launch)(Config*, void*, void**, void**);
   void *tensor, *parameter, *exec, *context, *event, *stream;
-  i64 used, device_type, device, direct, inputs, nodes;
+  i64 used, device_type, device, inputs, nodes;
   Input* input; Node* node; Word* word; i64* address;
 } Plan;
-
-static PyObject* failed(const char* what, int status) {
-  return PyErr_Format(PyExc_RuntimeError, "%s failed with CUDA's error %d", what, status);
-}
 
 // Whether a tensor is as captured; its address.
 static int alike(const Plan* plan, const Input* want, PyObject* given, i64* address) {
@@ -80,29 +71,22 @@ static int ordered(Plan* plan) {
   return status;
 }
 
-static PyObject* launched(Plan* plan) {
-  int status;
+static int launched(Plan* plan, const char** doing) {
   const Word* word = plan->word;
   for (i64 n = 0; n < plan->nodes; n++) {
-    Node* node = plan->node + n;
-    int changed = 0;
+    const Node* node = plan->node + n;
+    int status, changed = 0;
     for (i64 k = 0; k < node->words; k++, word++) {
       const i64 value = plan->address[word->input] + word->offset;
       changed |= *word->place != value;
       *word->place = value;
     }
-    if (plan->direct) {
-      node->config->stream = plan->stream;
-      void* function = node->params->function ? node->params->function : node->params->kernel;
-      if ((status = plan->launch(node->config, function, node->params->parameters, NULL)))
-        return failed("the launch of a kernel", status);
-    } else if (changed && (status = plan->set(plan->exec, node->handle, node->params))) {
+    if (changed && (status = plan->set(plan->exec, node->handle, node->params))) {
       *word[-1].place = 0;  // so that the next call sets it again
-      return failed("pointing a kernel at an input", status);
+      return *doing = "pointing a kernel at an input", status;
     }
   }
-  if (!plan->direct && (status = plan->start(plan->exec, plan->stream))) return failed("the launch of a graph", status);
-  Py_RETURN_NONE;
+  return *doing = "the launch of a graph", plan->start(plan->exec, plan->stream);
 }
 
 // run(address of a Plan, inputs): None once launched; else the number of the first input that is not as captured, -1
@@ -116,15 +100,18 @@ static PyObject* run(PyObject* module, PyObject* const* args, Py_ssize_t count) 
   for (i64 n = 0; n < plan->inputs; n++)
     if (!alike(plan, plan->input + n, PyTuple_GET_ITEM(args[1], n), plan->address + n)) return PyLong_FromLongLong(n);
   if (plan->context_of(&context) || context != plan->context) Py_RETURN_FALSE;
-  if ((status = ordered(plan))) return failed("waiting for another stream", status);
-  for (i64 n = 0; n < plan->inputs; n++) {
+  const char* doing = "waiting for another stream";
+  status = ordered(plan);
+  for (i64 n = 0; !status && n < plan->inputs; n++) {
     const Input* want = plan->input + n;
     if (want->pointed && plan->address[n] % @ALIGNED@ == 0) continue;
-    if (want->bytes && (status = plan->copy(want->held, plan->address[n], want->bytes, plan->stream)))
-      return failed("copying an input", status);
+    doing = "copying an input";
+    if (want->bytes) status = plan->copy(want->held, plan->address[n], want->bytes, plan->stream);
     plan->address[n] = want->held;
   }
-  return launched(plan);
+  if (!status) status = launched(plan, &doing);
+  if (status) return PyErr_Format(PyExc_RuntimeError, "%s failed with CUDA's error %d", doing, status);
+  Py_RETURN_NONE;
 }
 
 static PyMethodDef METHODS[] = {
@@ -154,9 +141,9 @@ class Word(ctypes.Structure):
 
 
 class Launch(ctypes.Structure):
-    """A kernel: its node in the graph, NodeParams and LaunchConfig, and how many of the next words are its own."""
+    """A kernel: its node in the graph, its NodeParams, and how many of the next words are its own."""
 
-    _fields_: ClassVar = [(name, ctypes.c_int64) for name in ("handle", "params", "config", "words")]
+    _fields_: ClassVar = [(name, ctypes.c_int64) for name in ("handle", "params", "words")]
 
 
 class Plan(ctypes.Structure):
@@ -165,8 +152,8 @@ class Plan(ctypes.Structure):
     _fields_: ClassVar = [
         (name, ctypes.c_int64)
         for name in (
-            "describe stream_of context_of record wait copy set start launch tensor parameter exec context event "
-            "stream used device_type device direct inputs nodes input node word address"
+            "describe stream_of context_of record wait copy set start tensor parameter exec context event "
+            "stream used device_type device inputs nodes input node word address"
         ).split()
     ]
 

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from recopt.kernels import replay_native as native
 from recopt.kernels.graph_nodes import Captured, Node, NodeParams
-from recopt.kernels.launching import LaunchConfig
 from recopt.kernels.replay import Found, Replay, ReplayError, _once, found
 
 POINTER = ctypes.c_void_p
@@ -21,7 +20,7 @@ POINTER = ctypes.c_void_p
 class Driver:
     """A driver that notes its calls; a plan for inputs, of which `pointed` are the first parameters of one kernel."""
 
-    def __init__(self, held: list[Tensor], pointed: set[int], direct: bool) -> None:
+    def __init__(self, held: list[Tensor], pointed: set[int]) -> None:
         self.calls: list[tuple[Any, ...]] = []
         self.stream, self.context, self.status = 7, 5, 0
         self.held = held
@@ -29,10 +28,9 @@ class Driver:
         start = ctypes.addressof(self.block)
         pointers = (POINTER * len(held))(*range(start, start + 8 * len(held), 8))
         self.params = NodeParams(parameters=ctypes.cast(pointers, ctypes.POINTER(POINTER)), function=3)
-        self.config = LaunchConfig()
         word = [native.Word(n, 8 * n, start + 8 * n) for n in sorted(pointed)]
         self.words = (native.Word * len(word))(*word)
-        self.node = native.Launch(11, ctypes.addressof(self.params), ctypes.addressof(self.config), len(word))
+        self.node = native.Launch(11, ctypes.addressof(self.params), len(word))
         shapes = [(ctypes.c_int64 * t.ndim)(*n) for t in held for n in (t.shape, t.stride())]
         rows = [
             native.Input(
@@ -50,14 +48,13 @@ class Driver:
             "copy": (lambda *a: self._note("copy", *a), [ctypes.c_uint64] * 2 + [ctypes.c_size_t, POINTER]),
             "set": (lambda exec, node, _: self._note("set", exec, node, *self.block), [POINTER] * 3),
             "start": (lambda *a: self._note("start", *a), [POINTER] * 2),
-            "launch": (lambda _, function, *__: self._note("launch", function, *self.block), [POINTER] * 4),
         }
         self.kept = {name: ctypes.PYFUNCTYPE(ctypes.c_int, *types)(call) for name, (call, types) in signatures.items()}
         exchange = native.exchange()
         assert exchange is not None
         self.plan = native.Plan(
             describe=exchange[0], tensor=id(Tensor), parameter=id(torch.nn.Parameter), exec=13, context=5, event=17,
-            device_type=1, device=native.seen(held[0]).device, direct=int(direct), inputs=len(held), nodes=1,
+            device_type=1, device=native.seen(held[0]).device, inputs=len(held), nodes=1,
             input=ctypes.addressof(self.inputs), node=ctypes.addressof(self.node), word=ctypes.addressof(self.words),
             address=ctypes.addressof(self.addresses),
             **{name: ctypes.cast(call, POINTER).value for name, call in self.kept.items()},
@@ -93,34 +90,32 @@ needs_c = pytest.mark.skipif(native.module() is None or native.exchange() is Non
 
 
 @needs_c
-@pytest.mark.parametrize("direct", [False, True])
-def test_c_points_a_kernel_at_what_a_call_brings(direct: bool) -> None:
-    d = Driver([aligned(3, 5), aligned(4, dtype=torch.int64), aligned(2)], {0, 1}, direct)
+def test_c_points_a_kernel_at_what_a_call_brings() -> None:
+    d = Driver([aligned(3, 5), aligned(4, dtype=torch.int64), aligned(2)], {0, 1})
     x, ids, other = aligned(3, 5), torch.nn.Parameter(aligned(4, dtype=torch.int64), requires_grad=False), aligned(2)
     assert d.run(x, ids, other) is None
     words = [x.data_ptr(), ids.data_ptr() + 8, d.held[2].data_ptr()]
     copied = ("copy", d.held[2].data_ptr(), other.data_ptr(), 8, 7)  # in no kernel's parameters
-    started = [("launch", 3, *words)] if direct else [("set", 13, 11, *words), ("start", 13, 7)]
+    started = [("set", 13, 11, *words), ("start", 13, 7)]
     assert d.calls == [copied, *started]
-    assert (d.config.stream == 7) is direct
     assert d.run(x, ids, other) is None
     assert d.calls == [copied, started[-1]]  # nothing to set anew
 
 
 @needs_c
 def test_c_copies_what_is_less_aligned() -> None:
-    d = Driver([aligned(3), aligned(3)], {0, 1}, True)
+    d = Driver([aligned(3), aligned(3)], {0, 1})
     x, y = aligned(3, shift=32), aligned(3, shift=16)
     assert d.run(x, y) is None
     held = d.held[1].data_ptr()
-    assert d.calls == [("copy", held, y.data_ptr(), 12, 7), ("launch", 3, x.data_ptr(), held + 8)]
+    assert d.calls == [("copy", held, y.data_ptr(), 12, 7), ("set", 13, 11, x.data_ptr(), held + 8), ("start", 13, 7)]
     assert d.run(x, x) is None
-    assert d.calls == [("launch", 3, x.data_ptr(), x.data_ptr() + 8)]
+    assert d.calls == [("set", 13, 11, x.data_ptr(), x.data_ptr() + 8), ("start", 13, 7)]
 
 
 @needs_c
 def test_c_refuses_what_is_not_as_captured() -> None:
-    d = Driver([aligned(4, 1, 6), aligned(0, 3)], {0}, True)
+    d = Driver([aligned(4, 1, 6), aligned(0, 3)], {0})
     x, none = aligned(4, 1, 6), aligned(0, 3)
     assert d.run(x, none) is None
     assert d.run(x[:, :1].as_strided((4, 1, 6), (6, 99, 1)), none) is None  # a step that is never taken
@@ -140,7 +135,7 @@ def test_c_refuses_what_is_not_as_captured() -> None:
 
 @needs_c
 def test_c_waits_for_the_stream_of_the_call_before() -> None:
-    d = Driver([aligned(3)], {0}, False)
+    d = Driver([aligned(3)], {0})
     d.run(aligned(3))
     d.stream = 8
     d.run(d.held[0])
@@ -149,7 +144,7 @@ def test_c_waits_for_the_stream_of_the_call_before() -> None:
 
 @needs_c
 def test_c_sets_again_what_failed() -> None:
-    d = Driver([aligned(3)], {0}, False)
+    d = Driver([aligned(3)], {0})
     x, d.status = aligned(3), 400
     with pytest.raises(RuntimeError, match="pointing a kernel at an input failed with CUDA's error 400"):
         d.run(x)
@@ -172,7 +167,7 @@ def words(*values: int) -> bytes:
 
 
 def graph(*kernels: Node, copied: tuple[int, ...] = (), readable: bool = True) -> Captured:
-    return Captured(list(kernels), [], list(copied), readable, list(range(len(kernels))))
+    return Captured(list(kernels), list(copied), readable)
 
 
 FIRST, SECOND = [(1 << 20, (1 << 20) + 64), (0, 0), (2 << 20, (2 << 20) + 64)], [
@@ -196,18 +191,6 @@ def test_what_else_may_hold_an_address_is_copied() -> None:
     assert found(graph(a, readable=False), graph(b), FIRST, SECOND) == ([], every)
     assert found(graph(a), graph(b, b), FIRST, SECOND) == ([], every)
     assert found(graph(a), graph(kernel(words(5 << 20), function=2)), FIRST, SECOND) == ([], every)
-
-
-def test_a_chain_is_launched_in_order_and_early_where_it_was() -> None:
-    def chain(*edges: tuple[int, int, int], n: int = 3) -> list[bool] | None:
-        return Captured([kernel(words(0)) for _ in range(n)], list(edges), [], True, list(range(n))).chain()
-
-    assert chain((0, 1, 1), (1, 2, 0)) == [False, True, False]
-    assert chain((0, 1, 1), (1, 2, 1), (0, 2, 0)) == [False, True, False]
-    assert chain((0, 1, 0)) is None
-    assert chain((0, 1, 0), (0, 2, 0)) is None
-    assert chain((0, 1, -1), (1, 2, 0)) == [False] * 3
-    assert chain(n=1) == [False]
 
 
 @pytest.mark.parametrize("inputs", [(), (torch.zeros(3),), (3,)])
@@ -257,9 +240,7 @@ def affine(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("shape", [(37, 50), (1, 3), (300, 781)])
-@pytest.mark.parametrize("most", [0, 9])
-def test_inputs_of_any_layout(shape: tuple[int, int], most: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("recopt.kernels.replay.DIRECT", most)
+def test_inputs_of_any_layout(shape: tuple[int, int]) -> None:
     rows, columns = shape
     wide = torch.randn(2 * rows, 3 * columns + 1, device="cuda")
     layouts: list[Any] = [
@@ -322,7 +303,7 @@ def test_calls_and_inputs_that_are_refused() -> None:
     for other, text in (
         (x[:49], r"input 1 is torch.float32 \(49, 8\), torch.float32 \(50, 8\) was captured"),
         (x.double(), "input 1 is torch.float64"), (x.cpu(), "input 1 lies on cpu, cuda:0 was captured"),
-        (x.t().contiguous().t(), "input 1 has strides"), (3, "input 1 is a int"),
+        (x.t().contiguous().t(), "input 1 has strides"), (3, "input 1 is of int"),
     ):  # fmt: skip
         with pytest.raises(ReplayError, match=text):
             replay(x, other)
