@@ -12,6 +12,7 @@ from torch import Tensor
 
 from recopt.kernels import replay_native as native
 from recopt.kernels.graph_nodes import Captured, Node, NodeParams
+from recopt.kernels.launching import cuda_kernel, launch
 from recopt.kernels.replay import Found, Replay, ReplayError, _once, found
 
 POINTER = ctypes.c_void_p
@@ -288,6 +289,33 @@ def test_what_cannot_be_pointed_is_copied() -> None:
     for function in (lambda x, n: x[n], lambda x, n: (x.t() @ x, n + 1), lambda x, n: torch.cat([x, x[n]])):
         replay = Replay(function, (x, table))
         exact(replay, function, torch.randn(50, 8, device="cuda"), table + 3)
+
+
+THROUGH_A_TABLE = """
+extern "C" __global__ void through(const long long* table, const float* z, float* out) {
+  out[threadIdx.x] = reinterpret_cast<const float*>(table[0])[threadIdx.x] + z[threadIdx.x];
+}
+"""
+
+
+@pytest.mark.gpu
+def test_an_address_in_memory_is_found_out() -> None:
+    kernel, tables = cuda_kernel(0, THROUGH_A_TABLE, "through"), dict[int, Tensor]()
+
+    def function(x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        if x.data_ptr() not in tables:  # in the warm-up
+            tables[x.data_ptr()] = torch.tensor([x.data_ptr()], device="cuda")
+        out = torch.empty_like(z)
+        launch(kernel, (1, 1, 1), (37, 1, 1), [tables[x.data_ptr()], z, out])
+        return out, x * 2 + z
+
+    def inputs() -> list[Tensor]:
+        return [torch.randn(37, device="cuda") for _ in range(2)]
+
+    replay = Replay(function, inputs())
+    assert replay.copied == [0]
+    for _ in range(3):
+        exact(replay, lambda x, z: (x + z, x * 2 + z), *inputs())
 
 
 @pytest.mark.gpu
