@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from recopt.kernels import replay_native as native
 from recopt.kernels.graph_nodes import Captured, Node, NodeParams
@@ -233,6 +233,43 @@ def test_examples_replay_at_fresh_inputs(name: str, batch: int) -> None:
     assert replay.copied == []
     for seed in range(1, 4):
         exact(replay, fast, *on_gpu(*example.inputs(batch, seed)))
+
+
+class Attention(nn.Module):
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return nn.functional.scaled_dot_product_attention(q, k, v)
+
+
+class Bags(nn.Module):
+    """Tables whose ids come apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tables = nn.ModuleList(nn.EmbeddingBag(100, 16, mode="sum") for _ in range(3))
+
+    def forward(self, a: Tensor, b: Tensor, c: Tensor, dense: Tensor) -> Tensor:
+        return torch.cat([dense, *(table(i) for table, i in zip(self.tables, (a, b, c), strict=True))], 1)
+
+
+OPERATORS: dict[str, tuple[Any, Any]] = {
+    "linear": (lambda: nn.Sequential(nn.Linear(512, 256), nn.ReLU()), lambda b: (torch.randn(b, 512),)),
+    "gru": (lambda: nn.GRU(64, 128, batch_first=True), lambda b: (torch.randn(b, 20, 64),)),
+    "attention": (Attention, lambda b: tuple(torch.randn(b, 2, n, 64) for n in (1, 50, 50))),
+    "bags": (Bags, lambda b: (*(torch.randint(0, 100, (b, n)) for n in (1, 7, 1)), torch.randn(b, 5))),
+}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize("batch", [1, 300, 2048])
+def test_operators_replay_at_fresh_inputs(name: str, batch: int) -> None:
+    import recopt
+
+    build, inputs = OPERATORS[name]
+    fast = recopt.optimize(build().eval().cuda(), on_gpu(*inputs(4)), target="cuda", verify="none")
+    replay = fast.replay(*on_gpu(*inputs(batch)))
+    for _ in range(3):
+        exact(replay, fast, *on_gpu(*inputs(batch)))
 
 
 def affine(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
