@@ -4,7 +4,7 @@ A CUDA graph reads where its inputs lay when it was captured, so that users copy
 kernels' parameters that hold an input's address are rewritten instead, at each call. Which words of the parameters
 these are is found out by two captures, with inputs that lie elsewhere, and proved by calls whose inputs lie elsewhere
 while the captured ones hold other values. An input that is not found in plain words or fails the proof is copied, gaps
-between its elements too; so is one of less aligned memory.
+between its elements too; so is one of less aligned memory, or in that of an output.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ class Replay:
         words, refused = found(first, second, _ranges(self._held), _ranges(others))
 
         def plan(inputs: set[int]) -> Plan:
-            return Plan(first, self._graph.raw_cuda_graph(), words, inputs, self._held)
+            return Plan(first, self._graph.raw_cuda_graph(), words, inputs, self._held, _tensors(self.outputs))
 
         every = self._telling(examples, {w.input for w in words} - refused)
         if every and self._proves(whole := plan(every), examples):
@@ -167,8 +167,9 @@ class Plan:
     """The arrays that a call in C reads, and what they point to."""
 
     def __init__(
-        self, graph: Captured, handle: int, words: Sequence[Found], pointed: set[int], held: Sequence[Tensor]
-    ) -> None:
+        self, graph: Captured, handle: int, words: Sequence[Found], pointed: set[int], held: Sequence[Tensor],
+        outputs: Sequence[Tensor],
+    ) -> None:  # fmt: skip
         self.pointed, self.run = pointed, native.module().run
         for w in words:  # what another plan wrote
             graph.kernels[w.kernel].write(w.at, held[w.input].data_ptr() + w.offset)
@@ -191,11 +192,16 @@ class Plan:
                 ctypes.addressof(shape), ctypes.addressof(strides),
             )  # fmt: skip
         addresses = (ctypes.c_int64 * len(held))()
-        self._alive = (graph, launches, flat, inputs, shapes, addresses)
+        storages = [t.untyped_storage() for t in outputs if t.is_cuda]
+        written = (native.Range * len(storages))(
+            *[native.Range(s.data_ptr(), s.data_ptr() + s.nbytes()) for s in storages]
+        )
+        self._alive = (graph, launches, flat, inputs, shapes, addresses, written)
         self._struct = plan = native.Plan()
         self.address = ctypes.addressof(plan)
         plan.input, plan.node = ctypes.addressof(inputs), ctypes.addressof(launches)
         plan.word, plan.address = ctypes.addressof(flat), ctypes.addressof(addresses)
+        plan.output, plan.outputs = ctypes.addressof(written), len(storages)
         plan.inputs, plan.nodes = len(held), len(kernels)
         self._bind(handle, held[0])
 

@@ -25,6 +25,7 @@ typedef struct {  // DLTensor
   const i64 *shape, *strides; uint64_t offset;
 } Seen;
 typedef struct { i64 type, ndim, bytes, pointed, held; const i64 *shape, *strides; } Input;
+typedef struct { i64 start, end; } Range;
 typedef struct { i64 input, offset; i64* place; } Word;
 typedef struct { void *handle, *params; i64 words; } Node;
 typedef struct {
@@ -37,8 +38,8 @@ typedef struct {
   int (*set)(void*, void*, void*);
   int (*start)(void*, void*);
   void *tensor, *parameter, *exec, *context, *event, *stream;
-  i64 used, device_type, device, inputs, nodes;
-  Input* input; Node* node; Word* word; i64* address;
+  i64 used, device_type, device, inputs, nodes, outputs;
+  Input* input; Node* node; Word* word; i64* address; Range* output;
 } Plan;
 
 // Whether a tensor is as captured; its address.
@@ -56,6 +57,13 @@ static int alike(const Plan* plan, const Input* want, PyObject* given, i64* addr
   }
   *address = (i64)seen.data + (i64)seen.offset;
   return 1;
+}
+
+// Whether kernels may read an input where it lies: as aligned as those captured, not in an output, which they write.
+static int readable(const Plan* plan, i64 address) {
+  for (i64 n = 0; n < plan->outputs; n++)
+    if (address >= plan->output[n].start && address < plan->output[n].end) return 0;
+  return address % @ALIGNED@ == 0;
 }
 
 // The current stream waits for the one of the last call, on which buffers and outputs may still be in use.
@@ -104,7 +112,7 @@ static PyObject* run(PyObject* module, PyObject* const* args, Py_ssize_t count) 
   status = ordered(plan);
   for (i64 n = 0; !status && n < plan->inputs; n++) {
     const Input* want = plan->input + n;
-    if (want->pointed && plan->address[n] % @ALIGNED@ == 0) continue;
+    if (want->pointed && readable(plan, plan->address[n])) continue;
     doing = "copying an input";
     if (want->bytes) status = plan->copy(want->held, plan->address[n], want->bytes, plan->stream);
     plan->address[n] = want->held;
@@ -134,6 +142,12 @@ class Input(ctypes.Structure):
     ]
 
 
+class Range(ctypes.Structure):
+    """The addresses of an output's memory."""
+
+    _fields_: ClassVar = [(name, ctypes.c_int64) for name in ("start", "end")]
+
+
 class Word(ctypes.Structure):
     """A word of a kernel's parameters, at the address `place`: an input's address and an offset."""
 
@@ -153,7 +167,7 @@ class Plan(ctypes.Structure):
         (name, ctypes.c_int64)
         for name in (
             "describe stream_of context_of record wait copy set start tensor parameter exec context event "
-            "stream used device_type device inputs nodes input node word address"
+            "stream used device_type device inputs nodes outputs input node word address output"
         ).split()
     ]
 

@@ -41,6 +41,9 @@ class Driver:
             for n, t in enumerate(held)
         ]  # fmt: skip
         self.inputs, self.addresses = (native.Input * len(rows))(*rows), (ctypes.c_int64 * len(rows))()
+        self.written = aligned(8)
+        start = self.written.data_ptr()
+        self.output = native.Range(start, start + self.written.nbytes)
         signatures = {
             "stream_of": (self._stream, [ctypes.c_int, ctypes.c_int, ctypes.POINTER(POINTER)]),
             "context_of": (self._context, [ctypes.POINTER(POINTER)]),
@@ -57,7 +60,7 @@ class Driver:
             describe=exchange[0], tensor=id(Tensor), parameter=id(torch.nn.Parameter), exec=13, context=5, event=17,
             device_type=1, device=native.seen(held[0]).device, inputs=len(held), nodes=1,
             input=ctypes.addressof(self.inputs), node=ctypes.addressof(self.node), word=ctypes.addressof(self.words),
-            address=ctypes.addressof(self.addresses),
+            address=ctypes.addressof(self.addresses), output=ctypes.addressof(self.output), outputs=1,
             **{name: ctypes.cast(call, POINTER).value for name, call in self.kept.items()},
         )  # fmt: skip
         self.alive = (pointers, shapes)
@@ -112,6 +115,16 @@ def test_c_copies_what_is_less_aligned() -> None:
     assert d.calls == [("copy", held, y.data_ptr(), 12, 7), ("set", 13, 11, x.data_ptr(), held + 8), ("start", 13, 7)]
     assert d.run(x, x) is None
     assert d.calls == [("set", 13, 11, x.data_ptr(), x.data_ptr() + 8), ("start", 13, 7)]
+
+
+@needs_c
+def test_c_copies_what_lies_in_an_output() -> None:
+    d = Driver([aligned(3)], {0})
+    held = d.held[0].data_ptr()
+    assert d.run(d.written[5:]) is None
+    assert d.calls == [("copy", held, d.written.data_ptr() + 20, 12, 7), ("start", 13, 7)]
+    assert d.run(d.written[:3]) is None
+    assert d.calls == [("copy", held, d.written.data_ptr(), 12, 7), ("start", 13, 7)]
 
 
 @needs_c
@@ -315,6 +328,23 @@ def test_replays_in_turns_on_streams_and_after_inputs_are_gone() -> None:
         with torch.cuda.stream(stream if n % 4 > 1 else torch.cuda.current_stream()):
             exact(replay, function, torch.randn(64, 64, device="cuda"), torch.randn(64, 64, device="cuda"))
         torch.cuda.synchronize()
+
+
+@pytest.mark.gpu
+def test_a_state_goes_from_call_to_call() -> None:
+    def step(x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        for _ in range(3):
+            h = torch.tanh(x + h.flip(0))  # other elements than are written at the same time
+        return h, h.flip(0).clone()
+
+    state = torch.randn(4096, 9, device="cuda")
+    replay, expected = Replay(step, (torch.randn_like(state), state)), state
+    assert replay.copied == []
+    for n in range(6):
+        x = torch.randn_like(state)
+        expected = step(x, expected)[n % 2]
+        state = replay(x, state)[n % 2]
+        torch.testing.assert_close(state, expected, rtol=0, atol=0)
 
 
 @pytest.mark.gpu
