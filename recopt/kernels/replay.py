@@ -10,8 +10,9 @@ between its elements too; so is one of less aligned memory, or in that of an out
 from __future__ import annotations
 
 import ctypes
+import gc
 import weakref
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -115,6 +116,7 @@ class Replay:
         _copy(others, examples)
         graph, _ = _recorded(self._function, others)
         first, second = (captured(g.raw_cuda_graph()) for g in (self._graph, graph))
+        self._kept = given(first)
         words, refused = found(first, second, _ranges(self._held), _ranges(others))
 
         def plan(inputs: set[int]) -> Plan:
@@ -258,6 +260,21 @@ def found(
                     refused.add(n)
                 words.append(Found(k, at, n, a.word(at) - ranges[n][0]))
     return words, refused
+
+
+def given(graph: Captured) -> list[Tensor]:
+    """The tensors whose memory the kernels of a graph are given, of all that are alive: what an operator derived from
+    weights it may forget while the graph still reads it."""
+    spans = [(kernel, at, size) for kernel in graph.kernels for at, size in kernel.spans]
+    words = sorted({kernel.word(n) for kernel, at, size in spans for n in range(at, at + size - 7, 8)})
+    result = []
+    for t in gc.get_objects():
+        if type(t) in PLAIN and t.layout == torch.strided and t.device.type != "meta":
+            storage = t.untyped_storage()
+            place = bisect_left(words, storage.data_ptr())
+            if place < len(words) and words[place] < storage.data_ptr() + storage.nbytes():
+                result.append(t)
+    return result
 
 
 def _device_of(examples: Sequence[Tensor]) -> torch.device:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from recopt.kernels import replay_native as native
 from recopt.kernels.graph_nodes import Captured, Node, NodeParams
 from recopt.kernels.launching import cuda_kernel, launch
-from recopt.kernels.replay import Found, Replay, ReplayError, _once, found
+from recopt.kernels.replay import Found, Replay, ReplayError, _once, found, given
 
 POINTER = ctypes.c_void_p
 
@@ -207,6 +207,13 @@ def test_what_else_may_hold_an_address_is_copied() -> None:
     assert found(graph(a), graph(kernel(words(5 << 20), function=2)), FIRST, SECOND) == ([], every)
 
 
+def test_tensors_that_kernels_are_given_are_kept() -> None:
+    several = [torch.zeros(100) for _ in range(3)]
+    block = kernel(words(3, several[0][40:].data_ptr()), words(several[2].data_ptr()))
+    kept = given(graph(block))
+    assert [any(t is k for k in kept) for t in several] == [True, False, True]
+
+
 @pytest.mark.parametrize("inputs", [(), (torch.zeros(3),), (3,)])
 def test_what_is_not_on_a_gpu_is_refused(inputs: tuple[Any, ...]) -> None:
     with pytest.raises(ReplayError):
@@ -381,7 +388,9 @@ def test_an_address_in_memory_is_found_out() -> None:
 
     replay = Replay(function, inputs())
     assert replay.copied == [0]
-    for _ in range(3):
+    tables.clear()  # as a cache forgets
+    others = [torch.zeros(1, dtype=torch.int64, device="cuda") for _ in range(64)]
+    for _ in others[:3]:
         exact(replay, lambda x, z: (x + z, x * 2 + z), *inputs())
 
 
