@@ -6,7 +6,8 @@ Inductor and `scaled_dot_product_attention`, all as CUDA graphs in one process.
 Wall time is the median from before the launch until the device is done, all peers and an empty graph taking turns: what
 it takes no operator can save. Device time is the median of a graph that repeats the call over rotating inputs. Beside
 them stands the largest error against float64 over the root mean square of the output. Last, how many times as long as
-ours the best peer takes: wall time, wall time less the empty graph's, device time.
+ours the best peer takes: wall time, wall time less the empty graph's, device time. "Of new inputs" are wall times of
+calls that bring others each time, and the best peer's over our replay's.
 """
 
 from __future__ import annotations
@@ -24,12 +25,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timing import copies, device_times
+from timing import captured, copies, device_times, turns
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from recopt.kernels.attention import attention
+from recopt.kernels.replay import Replay
 from recopt.kernels.target_attention import target_attention
 
 WIDTHS = (80, 40)
@@ -147,7 +149,14 @@ def measure_unit(rows: int, shared: bool, items: int, dim: int, modes: Sequence[
     q, k, mask = sets[0]
     few = slice(0, 64)  # float64 of the whole concat would take much of the memory
     exact = unit_eager(q[few].double(), k[few].double(), mask[few], [t.double() for t in w], [t.double() for t in p])
-    return {"unit": (rows, "shared" if shared else "own", items, dim)} | _measured(peers, sets, exact)
+    row = {"unit": (rows, "shared" if shared else "own", items, dim)} | _measured(peers, sets, exact)
+    # A shared history comes, and is copied, once.
+    once = [(q, k[:1], m[:1]) for q, k, m in sets] if shared else sets
+    whole: dict[str, Run] = {
+        name: lambda q, k, m, run=run: run(q, k.expand(rows, items, dim), m.expand(rows, items))
+        for name, run in peers.items()
+    }
+    return row | {"request_us": requests(whole, once)}
 
 
 # --- attention
@@ -167,7 +176,17 @@ def measure_heads(batch: int, heads: int, s: int, t: int, d: int, masked: bool) 
         "ours": lambda q, k, v, *mask: attention(q, k, v, score, mask, "nan"), "sdpa": F.scaled_dot_product_attention
     }  # fmt: skip
     exact = F.scaled_dot_product_attention(*(x[:64].double() for x in sets[0][:3]), *(m[:64] for m in sets[0][3:]))
-    return {"heads": (batch, heads, s, t, d, *(["masked"] if masked else []))} | _measured(peers, sets, exact)
+    row = {"heads": (batch, heads, s, t, d, *(["masked"] if masked else []))} | _measured(peers, sets, exact)
+    return row | {"request_us": requests(peers, sets)}
+
+
+def requests(peers: dict[str, Run], sets: list[Inputs]) -> dict[str, float]:
+    """Wall times where each call brings new inputs: a plain call, a graph that copies them first, our replay."""
+    calls: dict[str, Run] = {}
+    for name, run in peers.items():
+        calls |= {f"{name} call": run, f"{name} copies": captured(run, sets[0])}
+    calls["ours replay"] = Replay(peers["ours"], sets[0])
+    return walls({name: turns(call, sets) for name, call in calls.items()})
 
 
 def _measured(peers: dict[str, Run], sets: list[Inputs], exact: Tensor) -> dict[str, Any]:
@@ -194,6 +213,13 @@ def show(row: dict[str, Any]) -> str:
     ]
     best = {key: min(v for name, v in row[key].items() if name != "ours") / row[key]["ours"] for key in TIMES}
     ratios = " / ".join(f"x{best[key]:.2f}" for key in TIMES)
+    us = row["request_us"]
+    others = min(t for name, t in us.items() if not name.startswith("ours"))
+    cells += [
+        "of new inputs:",
+        *[f"{name} {t:.1f}" for name, t in us.items()],
+        f"x{others / us['ours replay']:.2f}",
+    ]
     return f"{shape:32s} {'  '.join(cells)}  empty {row['empty_us']:.1f}  {ratios}"
 
 

@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from timing import copies, device_times, host_times
+from timing import copies, device_times, host_times, turns
 from torch import Tensor
 
 from recopt.kernels.embedding_bags import bytes_moved, embedding_bags, hinted
+from recopt.kernels.replay import Replay
 
 
 class Workload(NamedTuple):
@@ -243,7 +244,7 @@ def graphed(call: Callable[[], Tensor]) -> Callable[[], object]:
     return replay
 
 
-def waited(call: Callable[[], Tensor]) -> Callable[[], object]:
+def waited(call: Callable[[], object]) -> Callable[[], object]:
     """A call and the wait for its result."""
 
     def run() -> None:
@@ -309,6 +310,8 @@ def on_gpu(name: str, w: Workload, kinds: Sequence[str], with_inductor: bool, ba
             # What FBGEMM needs of such ids first.
             wall["joined ids"] = [waited(lambda apart=apart: torch.cat([i.reshape(-1) for i in apart]))]
         wall |= {f"{n} graph": [graphed(c[0])] for n, c in calls.items() if n in ("ours", "fbgemm")}
+        replay = Replay(partial(ours, text, tables, ()), [requests[0]])
+        wall["ours replay"] = [waited(turns(replay, [[i] for i in requests]))]
         # What replaying and waiting cost by themselves.
         one = torch.zeros(1, device="cuda")
         wall["empty graph"] = [graphed(lambda one=one: one.add_(1))]

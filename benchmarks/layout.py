@@ -3,9 +3,9 @@ many slices, against eager PyTorch, its CUDA graph, Inductor and ONNX Runtime.
 
 `python benchmarks/layout.py [--device cuda] [--batches 1 256 2048] [--workloads features columns] [--peers eager ours]`
 prints the wall time in us of a call of each peer, which take turns on rotating inputs; a CUDA graph's inputs are copied
-into it within the clock. On a GPU it prints the kernels a call launches, and the device time at `--device-batch` rows
-beside that of a copy of as many bytes; on a CPU ONNX Runtime runs the exported file and what recopt makes of it, with
-as many threads as torch.
+into it within the clock, but not of "ours-replay", which reads them where they lie. On a GPU it prints the kernels a
+call launches, and the device time at `--device-batch` rows beside that of a copy of as many bytes; on a CPU ONNX
+Runtime runs the exported file and what recopt makes of it, with as many threads as torch.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
+from timing import captured, device_times
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -132,45 +133,10 @@ WORKLOADS: dict[str, Callable[[], nn.Module]] = {
     "slices": Slices,
 }
 PEERS = {
-    "cuda": ("eager", "graph", "inductor", "reduce-overhead", "max-autotune", "ours", "ours-graph"),
+    "cuda": ("eager", "graph", "inductor", "reduce-overhead", "max-autotune", "ours", "ours-graph", "ours-replay"),
     "cpu": ("eager", "inductor", "ours", "ort", "ort-ours"),
 }
-LARGE = 1 << 20  # bytes from which a tensor is copied by itself: of many at once a block copies 65536 elements
-WORDS = {torch.int64: torch.float32, torch.float64: torch.float32}  # a copy of one type is one launch
 LAUNCHING = ("eager", "inductor", "ours")  # those whose device time a graph of ours can take
-
-
-def _words(t: Tensor) -> Tensor:
-    """Its memory as float32 where its elements are of 8 bytes."""
-    return t.view(WORDS[t.dtype]) if t.dtype in WORDS else t
-
-
-def captured(function: Call, args: Inputs) -> Call:
-    """A CUDA graph of one call, which copies its arguments into the graph's inputs."""
-    held = tuple(t.clone() for t in args)
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            function(*held)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = function(*held)
-    together = [n for n, t in enumerate(held) if t.nbytes < LARGE]
-    together = together if len(together) > 1 else []
-    alone = [n for n in range(len(held)) if n not in together]
-    words = [_words(held[n]) for n in together]
-
-    def call(*given: Tensor) -> Any:
-        if together:  # first: it is the longest on the device, beside which the others are launched
-            torch._foreach_copy_(words, [_words(given[n]) for n in together])
-        for n in alone:
-            held[n].copy_(given[n], non_blocking=True)
-        graph.replay()
-        return result
-
-    return call
 
 
 def wall(calls: dict[str, Call], sets: Sequence[Inputs], cuda: bool, rounds: int) -> dict[str, float]:
@@ -241,6 +207,10 @@ def peer(name: str, model: nn.Module, args: Inputs, made: dict[str, Any]) -> Cal
         return captured(model, args)
     if name == "ours-graph":
         return captured(peer("ours", model, args, made), args)
+    if name == "ours-replay":
+        from recopt.kernels.replay import Replay
+
+        return Replay(peer("ours", model, args, made), args)
     if name == "inductor":
         return torch.compile(model, dynamic=False)
     if name in ("reduce-overhead", "max-autotune"):
@@ -282,8 +252,6 @@ def nbytes(args: Inputs, result: Any) -> int:
 
 def device_line(call: Call, sets: Sequence[Inputs], result: Any) -> str:
     """Device us of a call, and of a copy that moves as many bytes."""
-    from timing import device_times
-
     moved = nbytes(sets[0], result)
     source = torch.empty(max(moved // 2, 1), dtype=torch.uint8, device="cuda")
     target = [torch.empty_like(source) for _ in range(4)]

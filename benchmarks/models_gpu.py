@@ -1,12 +1,13 @@
 """Models on a GPU: the four examples, BST and SASRec (encoders.py), ranking models at their full sizes (rankers.py).
 
-Wall time of eager PyTorch, of what recopt makes of it, and of both as CUDA graphs; with ``--inductor`` also of Inductor
-in the modes named, or in both (a minute or two a model).
+Wall time of eager PyTorch, of what recopt makes of it, of both as CUDA graphs, and of recopt's replay; with
+``--inductor`` also of Inductor in the modes named, or in both (a minute or two a model).
 
     python benchmarks/models_gpu.py [--models din wdl ..] [--batches 1 256 ..] [--inductor [reduce-overhead default]]
 
 Every call brings inputs that lie elsewhere on the device: a CUDA graph copies them first, inside the clock ("reduce-
-overhead" does so itself). Medians, the peers taking turns; the largest errors of eager and ours against float64.
+overhead" does so itself); a replay reads them there. Medians, the peers taking turns; the largest errors of eager and
+ours against float64.
 """
 
 from __future__ import annotations
@@ -31,43 +32,15 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import recopt
 from benchmarks.encoders import ENCODERS
 from benchmarks.rankers import RANKERS
+from benchmarks.timing import captured
 
 EXAMPLES = ("wdl", "din", "dlrm", "dien")
 MODELS = (*EXAMPLES, *ENCODERS, *RANKERS)
 BATCHES = (1, 256, 2048)
 MODES = ("default", "reduce-overhead")
 SETS = 4  # inputs that take turns
-SMALL = 1 << 20  # bytes
 Inputs = tuple[Tensor, ...]
 Model = Callable[..., Any]
-
-
-def captured(function: Model, args: Inputs) -> Model:
-    """A CUDA graph of one call, after a warm-up on a stream of its own; called with inputs, it copies them first."""
-    static = [t.clone() for t in args]
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            function(*static)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        out = function(*static)
-
-    # One launch copies many small tensors, but a large one with a few blocks alone.
-    small = [n for n, t in enumerate(static) if t.nbytes <= SMALL]
-    large = [n for n in range(len(static)) if n not in small]
-
-    def call(*inputs: Tensor) -> Any:
-        if small:
-            torch._foreach_copy_([static[n] for n in small], [inputs[n] for n in small])
-        for n in large:
-            static[n].copy_(inputs[n])
-        graph.replay()
-        return out
-
-    return call
 
 
 def walls(peers: Mapping[str, Model], sets: Sequence[Inputs], rounds: int = 60) -> dict[str, float]:
@@ -93,15 +66,20 @@ def measure(
     batch: int,
     inputs: Callable[[int, int], Inputs],
     model: torch.nn.Module,
-    fast: Model,
+    fast: recopt.Optimized,
     modes: Sequence[str],
 ) -> str:
-    """A row: each peer's time, how many times as long as ours the best of the others takes, the errors."""
+    """A row: each peer's time, how many times as long as ours, with and without a replay, the best of the others takes;
+    the errors."""
     sets = [tuple(t.cuda() for t in inputs(batch, seed)) for seed in range(SETS)]
     exact = copy.deepcopy(model).double()(*(t.double() if t.is_floating_point() else t for t in sets[0]))
     peers = {
-        "eager": model, "recopt": fast, "eager-graph": captured(model, sets[0]), "recopt-graph": captured(fast, sets[0])
-    }  # fmt: skip
+        "eager": model,
+        "recopt": fast,
+        "eager-graph": captured(model, sets[0]),
+        "recopt-graph": captured(fast, sets[0]),
+        "recopt-replay": fast.replay(*sets[0]),
+    }
     torch._dynamo.reset()
     peers |= {mode: torch.compile(model, dynamic=False, mode=mode) for mode in modes}
     for function in peers.values():
@@ -109,9 +87,10 @@ def measure(
     errors = [(f(*sets[0]).double() - exact).abs().max().item() for f in (model, fast)]
     times = walls(peers, sets)
     others = min(t for peer, t in times.items() if not peer.startswith("recopt"))
-    ratio = others / min(times["recopt"], times["recopt-graph"])
+    ratio, replay = others / min(times["recopt"], times["recopt-graph"]), others / times["recopt-replay"]
     figures = "  ".join(f"{peer} {t:.0f}" for peer, t in times.items())
-    return f"{name:9} batch {batch:5}: {figures}  x{ratio:.2f}   error {errors[0]:.1e} {errors[1]:.1e}"
+    ratios = f"x{ratio:.2f}, replay x{replay:.2f}"
+    return f"{name:9} batch {batch:5}: {figures}  {ratios}   error {errors[0]:.1e} {errors[1]:.1e}"
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import cost
 from .errors import OptionError
@@ -26,6 +26,9 @@ from .patterns import ALL
 from .pipeline import Options, run
 from .report import Report
 from .view import text
+
+if TYPE_CHECKING:
+    from .kernels.replay import Replay
 
 _CAPTURING = threading.RLock()  # torch.export serves one thread at a time, and so do the tables of terms
 
@@ -67,6 +70,22 @@ class Optimized:
                 )
             self._capture(args or kwargs)
         return self._executable(*args, **kwargs)
+
+    def replay(self, *example_inputs: Any) -> Replay:
+        """The model at the shapes of these tensors, whose values should be typical, captured once as a CUDA graph whose
+        kernels then read the tensors that each call brings: `scores = run(dense, ids)`. What it returns are the same
+        tensors at each call, overwritten by the next. Raises OptionError for an ONNX model, for anything but tensors of
+        one GPU, and for a model that draws random numbers or writes into its inputs."""
+        if self._after is None:
+            self._capture(example_inputs)
+        if self.host.dialect != "aten":
+            raise OptionError("replay is for torch models on a GPU")
+        from .kernels.replay import Replay, ReplayError  # imports torch
+
+        try:
+            return Replay(self._executable, example_inputs)
+        except ReplayError as error:
+            raise OptionError(f"replay: {error}") from error
 
     @property
     def host(self) -> Host:

@@ -143,6 +143,13 @@ def test_what_cannot_be_optimized_is_named(
     assert "\n" not in str(found.value)
 
 
+def test_replays_are_for_torch_models_on_a_gpu() -> None:
+    with pytest.raises(OptionError, match="replay is for torch models"):
+        recopt.optimize(onnx_tower(1), verify="none").replay(X)
+    with pytest.raises(OptionError, match="replay: input 0 lies on cpu"):
+        recopt.optimize(tower(1), (X,), verify="none").replay(X)
+
+
 def test_inspect_and_report_as_data() -> None:
     seen = recopt.inspect(onnx_tower(2))
     assert [name for name, _, _ in seen.blocks] == ["linear", "linear"]

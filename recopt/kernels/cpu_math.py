@@ -115,7 +115,11 @@ def compiled(name: str, source: str, texts: Mapping[str, object]) -> Any:
     vector, block, target = machine
     known = {"TARGET": target, "VECTOR": vector, "BLOCK": block, "PLAIN": PLAIN, "NAME": name, "METHODS": "", **texts}
     source = source.replace("@COMMON@", COMMON).replace("@MODULE@", MODULE)
-    source = re.sub("@([A-Z]+)@", lambda m: str(known[m[1]]), source)
+    return built(name, re.sub("@([A-Z]+)@", lambda m: str(known[m[1]]), source))
+
+
+def built(name: str, source: str) -> Any:
+    """The module ``name`` of a source in C; None where there is no compiler."""
     try:
         from triton.runtime.build import compile_module_from_src
 

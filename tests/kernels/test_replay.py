@@ -1,0 +1,416 @@
+"""Replays: what C does with a call's inputs (against a driver of callbacks), which words are addresses; on a GPU whole
+models at fresh inputs."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from recopt.kernels import replay_native as native
+from recopt.kernels.graph_nodes import Captured, Node, NodeParams
+from recopt.kernels.launching import cuda_kernel, launch
+from recopt.kernels.replay import Found, Replay, ReplayError, _once, found, given
+
+POINTER = ctypes.c_void_p
+
+
+class Driver:
+    """A driver that notes its calls; a plan for inputs, of which `pointed` are the first parameters of one kernel."""
+
+    def __init__(self, held: list[Tensor], pointed: set[int]) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+        self.stream, self.context, self.status = 7, 5, 0
+        self.held = held
+        self.block = (ctypes.c_int64 * len(held))(*[t.data_ptr() for t in held])
+        start = ctypes.addressof(self.block)
+        pointers = (POINTER * len(held))(*range(start, start + 8 * len(held), 8))
+        self.params = NodeParams(parameters=ctypes.cast(pointers, ctypes.POINTER(POINTER)), function=3)
+        word = [native.Word(n, 8 * n, start + 8 * n) for n in sorted(pointed)]
+        self.words = (native.Word * len(word))(*word)
+        self.node = native.Launch(11, ctypes.addressof(self.params), len(word))
+        shapes = [(ctypes.c_int64 * t.ndim)(*n) for t in held for n in (t.shape, t.stride())]
+        rows = [
+            native.Input(
+                native.seen(t).type, t.ndim, t.nbytes, int(n in pointed), t.data_ptr(),
+                *map(ctypes.addressof, shapes[2 * n : 2 * n + 2]),
+            )
+            for n, t in enumerate(held)
+        ]  # fmt: skip
+        self.inputs, self.addresses = (native.Input * len(rows))(*rows), (ctypes.c_int64 * len(rows))()
+        self.written = aligned(8)
+        start = self.written.data_ptr()
+        self.output = native.Range(start, start + self.written.nbytes)
+        signatures = {
+            "stream_of": (self._stream, [ctypes.c_int, ctypes.c_int, ctypes.POINTER(POINTER)]),
+            "context_of": (self._context, [ctypes.POINTER(POINTER)]),
+            "record": (lambda *a: self._note("record", *a), [POINTER] * 2),
+            "wait": (lambda *a: self._note("wait", *a), [POINTER, POINTER, ctypes.c_uint]),
+            "copy": (lambda *a: self._note("copy", *a), [ctypes.c_uint64] * 2 + [ctypes.c_size_t, POINTER]),
+            "set": (lambda exec, node, _: self._note("set", exec, node, *self.block), [POINTER] * 3),
+            "start": (lambda *a: self._note("start", *a), [POINTER] * 2),
+        }
+        self.kept = {name: ctypes.PYFUNCTYPE(ctypes.c_int, *types)(call) for name, (call, types) in signatures.items()}
+        exchange = native.exchange()
+        assert exchange is not None
+        self.plan = native.Plan(
+            describe=exchange[0], tensor=id(Tensor), parameter=id(torch.nn.Parameter), exec=13, context=5, event=17,
+            device_type=1, device=native.seen(held[0]).device, inputs=len(held), nodes=1,
+            input=ctypes.addressof(self.inputs), node=ctypes.addressof(self.node), word=ctypes.addressof(self.words),
+            address=ctypes.addressof(self.addresses), output=ctypes.addressof(self.output), outputs=1,
+            **{name: ctypes.cast(call, POINTER).value for name, call in self.kept.items()},
+        )  # fmt: skip
+        self.alive = (pointers, shapes)
+
+    def _note(self, *call: Any) -> int:
+        self.calls.append(call)
+        return self.status
+
+    def _stream(self, _: int, __: int, out: Any) -> int:
+        out[0] = self.stream
+        return 0
+
+    def _context(self, out: Any) -> int:
+        out[0] = self.context
+        return 0
+
+    def run(self, *inputs: Any) -> Any:
+        self.calls.clear()
+        return native.module().run(ctypes.addressof(self.plan), inputs)
+
+
+def aligned(*shape: int, dtype: torch.dtype = torch.float32, shift: int = 0) -> Tensor:
+    """A tensor `shift` bytes behind an address divided by 64."""
+    t = torch.zeros(4096, dtype=torch.uint8)
+    at = -t.data_ptr() % 64 + shift
+    count = torch.Size(shape).numel() * dtype.itemsize
+    return t[at : at + count].view(dtype).view(shape)
+
+
+needs_c = pytest.mark.skipif(native.module() is None or native.exchange() is None, reason="no compiler")
+
+
+@needs_c
+def test_c_points_a_kernel_at_what_a_call_brings() -> None:
+    d = Driver([aligned(3, 5), aligned(4, dtype=torch.int64), aligned(2)], {0, 1})
+    x, ids, other = aligned(3, 5), torch.nn.Parameter(aligned(4, dtype=torch.int64), requires_grad=False), aligned(2)
+    assert d.run(x, ids, other) is None
+    words = [x.data_ptr(), ids.data_ptr() + 8, d.held[2].data_ptr()]
+    copied = ("copy", d.held[2].data_ptr(), other.data_ptr(), 8, 7)  # in no kernel's parameters
+    started = [("set", 13, 11, *words), ("start", 13, 7)]
+    assert d.calls == [copied, *started]
+    assert d.run(x, ids, other) is None
+    assert d.calls == [copied, started[-1]]  # nothing to set anew
+
+
+@needs_c
+def test_c_copies_what_is_less_aligned() -> None:
+    d = Driver([aligned(3), aligned(3)], {0, 1})
+    x, y = aligned(3, shift=32), aligned(3, shift=16)
+    assert d.run(x, y) is None
+    held = d.held[1].data_ptr()
+    assert d.calls == [("copy", held, y.data_ptr(), 12, 7), ("set", 13, 11, x.data_ptr(), held + 8), ("start", 13, 7)]
+    assert d.run(x, x) is None
+    assert d.calls == [("set", 13, 11, x.data_ptr(), x.data_ptr() + 8), ("start", 13, 7)]
+
+
+@needs_c
+def test_c_copies_what_lies_in_an_output() -> None:
+    d = Driver([aligned(3)], {0})
+    held = d.held[0].data_ptr()
+    assert d.run(d.written[5:]) is None
+    assert d.calls == [("copy", held, d.written.data_ptr() + 20, 12, 7), ("start", 13, 7)]
+    assert d.run(d.written[:3]) is None
+    assert d.calls == [("copy", held, d.written.data_ptr(), 12, 7), ("start", 13, 7)]
+
+
+@needs_c
+def test_c_refuses_what_is_not_as_captured() -> None:
+    d = Driver([aligned(4, 1, 6), aligned(0, 3)], {0})
+    x, none = aligned(4, 1, 6), aligned(0, 3)
+    assert d.run(x, none) is None
+    assert d.run(x[:, :1].as_strided((4, 1, 6), (6, 99, 1)), none) is None  # a step that is never taken
+    assert d.run(x, none.as_strided((0, 3), (5, 5))) is None
+    for other in (aligned(4, 1, 5), aligned(4, 6), aligned(4, 1, 6, dtype=torch.int32), 3, None, x.to("meta"),
+                  aligned(8, 1, 6)[::2], aligned(6, 1, 4).permute(2, 1, 0)):  # fmt: skip
+        assert d.run(other, none) == 0
+        assert d.calls == []
+    assert d.run(x, aligned(1, 3)) == 1
+    assert d.run(x) == -1
+    assert d.run(x, none, x) == -1
+    d.context = 6
+    assert d.run(x, none) is False
+    with pytest.raises(TypeError):
+        native.module().run(ctypes.addressof(d.plan), [x, none])
+
+
+@needs_c
+def test_c_waits_for_the_stream_of_the_call_before() -> None:
+    d = Driver([aligned(3)], {0})
+    d.run(aligned(3))
+    d.stream = 8
+    d.run(d.held[0])
+    assert [c for c in d.calls if c[0] in ("record", "wait")] == [("record", 17, 7), ("wait", 8, 17, 0)]
+
+
+@needs_c
+def test_c_sets_again_what_failed() -> None:
+    d = Driver([aligned(3)], {0})
+    x, d.status = aligned(3), 400
+    with pytest.raises(RuntimeError, match="pointing a kernel at an input failed with CUDA's error 400"):
+        d.run(x)
+    d.status = 0
+    assert d.run(x) is None
+    assert d.calls == [("set", 13, 11, x.data_ptr()), ("start", 13, 7)]
+
+
+def kernel(*parameters: bytes, function: int = 1) -> Node:
+    """A kernel of these parameters, each at a multiple of 64."""
+    spans = tuple((64 * sum(-(-len(q) // 64) for q in parameters[:n]), len(p)) for n, p in enumerate(parameters))
+    block = ctypes.create_string_buffer(max(offset + size for offset, size in spans) + 8)
+    for (offset, size), p in zip(spans, parameters, strict=True):
+        ctypes.memmove(ctypes.addressof(block) + offset, p, size)
+    return Node(0, NodeParams(function=function), block, spans)
+
+
+def words(*values: int) -> bytes:
+    return b"".join(v.to_bytes(8, "little") for v in values)
+
+
+def graph(*kernels: Node, copied: tuple[int, ...] = (), readable: bool = True) -> Captured:
+    return Captured(list(kernels), list(copied), readable)
+
+
+FIRST, SECOND = [(1 << 20, (1 << 20) + 64), (0, 0), (2 << 20, (2 << 20) + 64)], [
+    (5 << 20, (5 << 20) + 64), (0, 0), (9 << 20, (9 << 20) + 64)
+]  # fmt: skip
+
+
+def test_words_that_are_addresses_in_both_captures() -> None:
+    a = kernel(words(1 << 20), words(77), b"1234", words(3, (2 << 20) + 8, (1 << 20) + 64, 1 << 20))
+    b = kernel(words(5 << 20), words(77), b"1234", words(3, (9 << 20) + 8, (5 << 20) + 64, 1 << 20))
+    assert found(graph(a), graph(b), FIRST, SECOND) == ([Found(0, 0, 0, 0), Found(0, 200, 2, 8)], set())
+
+
+def test_what_else_may_hold_an_address_is_copied() -> None:
+    a, b = kernel(words(1 << 20)), kernel(words(5 << 20))
+    assert found(graph(a, copied=(0, 2 << 20)), graph(b), FIRST, SECOND)[1] == {2}
+    for more, refused in ((15, {0}), (23, {0}), (16, set()), (7, set())):
+        tensor_map = [kernel(words(start, *[0] * more)) for start in (1 << 20, 5 << 20)]
+        assert found(*map(graph, tensor_map), FIRST, SECOND) == ([Found(0, 0, 0, 0)], refused)
+    every = {0, 1, 2}
+    assert found(graph(a, readable=False), graph(b), FIRST, SECOND) == ([], every)
+    assert found(graph(a), graph(b, b), FIRST, SECOND) == ([], every)
+    assert found(graph(a), graph(kernel(words(5 << 20), function=2)), FIRST, SECOND) == ([], every)
+
+
+def test_tensors_that_kernels_are_given_are_kept() -> None:
+    several = [torch.zeros(100) for _ in range(3)]
+    block = kernel(words(3, several[0][40:].data_ptr()), words(several[2].data_ptr()))
+    kept = given(graph(block))
+    assert [any(t is k for k in kept) for t in several] == [True, False, True]
+
+
+@pytest.mark.parametrize("inputs", [(), (torch.zeros(3),), (3,)])
+def test_what_is_not_on_a_gpu_is_refused(inputs: tuple[Any, ...]) -> None:
+    with pytest.raises(ReplayError):
+        Replay(lambda *t: t, inputs)
+
+
+# --- on a GPU
+
+
+def on_gpu(*tensors: Tensor) -> tuple[Tensor, ...]:
+    return tuple(t.cuda() for t in tensors)
+
+
+def exact(replay: Replay, function: Any, *inputs: Tensor) -> None:
+    """A replay gives the bits of a plain call, whatever the captured inputs hold."""
+    for n, held in enumerate(replay._held):
+        if n not in replay.copied:
+            _once(held).fill_(torch.nan if held.is_floating_point() else 0)
+    with torch.no_grad():
+        torch.testing.assert_close(replay(*inputs), function(*inputs), rtol=0, atol=0, equal_nan=True)
+
+
+MODELS = ("wdl", "din", "dien", "dlrm")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("batch", [1, 33])
+def test_examples_replay_at_fresh_inputs(name: str, batch: int) -> None:
+    import importlib
+
+    import recopt
+
+    example = importlib.import_module(f"examples.{name}")
+    fast = recopt.optimize(example.model().cuda(), on_gpu(*example.inputs(4, 0)), target="cuda", verify="none")
+    replay = fast.replay(*on_gpu(*example.inputs(batch, 0)))
+    assert replay.copied == []
+    for seed in range(1, 4):
+        exact(replay, fast, *on_gpu(*example.inputs(batch, seed)))
+
+
+class Attention(nn.Module):
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return nn.functional.scaled_dot_product_attention(q, k, v)
+
+
+class Bags(nn.Module):
+    """Tables whose ids come apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tables = nn.ModuleList(nn.EmbeddingBag(100, 16, mode="sum") for _ in range(3))
+
+    def forward(self, a: Tensor, b: Tensor, c: Tensor, dense: Tensor) -> Tensor:
+        return torch.cat([dense, *(table(i) for table, i in zip(self.tables, (a, b, c), strict=True))], 1)
+
+
+OPERATORS: dict[str, tuple[Any, Any]] = {
+    "linear": (lambda: nn.Sequential(nn.Linear(512, 256), nn.ReLU()), lambda b: (torch.randn(b, 512),)),
+    "gru": (lambda: nn.GRU(64, 128, batch_first=True), lambda b: (torch.randn(b, 20, 64),)),
+    "attention": (Attention, lambda b: tuple(torch.randn(b, 2, n, 64) for n in (1, 50, 50))),
+    "bags": (Bags, lambda b: (*(torch.randint(0, 100, (b, n)) for n in (1, 7, 1)), torch.randn(b, 5))),
+}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize("batch", [1, 300, 2048])
+def test_operators_replay_at_fresh_inputs(name: str, batch: int) -> None:
+    import recopt
+
+    build, inputs = OPERATORS[name]
+    fast = recopt.optimize(build().eval().cuda(), on_gpu(*inputs(4)), target="cuda", verify="none")
+    replay = fast.replay(*on_gpu(*inputs(batch)))
+    for _ in range(3):
+        exact(replay, fast, *on_gpu(*inputs(batch)))
+
+
+def affine(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.relu(x * 2 + y), (x - y).sum(-1)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("shape", [(37, 50), (1, 3), (300, 781)])
+def test_inputs_of_any_layout(shape: tuple[int, int]) -> None:
+    rows, columns = shape
+    wide = torch.randn(2 * rows, 3 * columns + 1, device="cuda")
+    layouts: list[Any] = [
+        lambda t: t[:rows, :columns], lambda t: t[:rows, : 2 * columns : 2], lambda t: t[0, :columns].expand(shape),
+        lambda t: t.flatten()[: rows * columns].view(columns, rows).t(), lambda t: t[::2, 1 : columns + 1],
+    ]  # fmt: skip
+    for layout in layouts:
+        replay = Replay(affine, (layout(wide), torch.randn(shape, device="cuda")))
+        assert replay.copied == []
+        for shift in (0, 1, 8, 9):  # 4, 32 and 36 bytes: some are copied at a call, none is read where it is not
+            other = torch.randn(wide.numel() + shift, device="cuda")[shift:].view(wide.shape)
+            y = torch.randn(rows * columns + shift, device="cuda")[shift:].view(shape)
+            assert y.data_ptr() % 512 == 4 * shift
+            exact(replay, affine, layout(other), y)
+        x = layout(wide)
+        exact(replay, affine, x, x.clone(memory_format=torch.contiguous_format))
+    both = Replay(affine, (wide[:rows, :columns],) * 2)
+    exact(both, affine, wide[:rows, :columns], wide[rows:, :columns])
+    exact(both, affine, wide[:rows, :columns], wide[:rows, :columns])
+
+
+@pytest.mark.gpu
+def test_replays_in_turns_on_streams_and_after_inputs_are_gone() -> None:
+    def longer(x: Tensor, y: Tensor) -> Tensor:
+        for _ in range(12):
+            x = torch.tanh(x @ x.t()) @ y
+        return x
+
+    inputs = [torch.randn(64, 64, device="cuda") for _ in range(2)]
+    replays = [(Replay(f, inputs), f) for f in (affine, longer, affine)]
+    stream = torch.cuda.Stream()
+    for n in range(24):
+        replay, function = replays[n % 3]
+        with torch.cuda.stream(stream if n % 4 > 1 else torch.cuda.current_stream()):
+            exact(replay, function, torch.randn(64, 64, device="cuda"), torch.randn(64, 64, device="cuda"))
+        torch.cuda.synchronize()
+
+
+@pytest.mark.gpu
+def test_a_state_goes_from_call_to_call() -> None:
+    def step(x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        for _ in range(3):
+            h = torch.tanh(x + h.flip(0))  # other elements than are written at the same time
+        return h, h.flip(0).clone()
+
+    state = torch.randn(4096, 9, device="cuda")
+    replay, expected = Replay(step, (torch.randn_like(state), state)), state
+    assert replay.copied == []
+    for n in range(6):
+        x = torch.randn_like(state)
+        expected = step(x, expected)[n % 2]
+        state = replay(x, state)[n % 2]
+        torch.testing.assert_close(state, expected, rtol=0, atol=0)
+
+
+@pytest.mark.gpu
+def test_what_cannot_be_pointed_is_copied() -> None:
+    x = torch.randn(50, 8, device="cuda")
+    table = torch.zeros(1, dtype=torch.int64, device="cuda")
+    assert Replay(lambda x: (x, x + 1), (x,)).copied == [0]  # returned as it is
+    assert Replay(lambda x, y: x * (y > 9), (x, torch.zeros_like(x))).copied == [1]  # zeros give the same
+    for function in (lambda x, n: x[n], lambda x, n: (x.t() @ x, n + 1), lambda x, n: torch.cat([x, x[n]])):
+        replay = Replay(function, (x, table))
+        exact(replay, function, torch.randn(50, 8, device="cuda"), table + 3)
+
+
+THROUGH_A_TABLE = """
+extern "C" __global__ void through(const long long* table, const float* z, float* out) {
+  out[threadIdx.x] = reinterpret_cast<const float*>(table[0])[threadIdx.x] + z[threadIdx.x];
+}
+"""
+
+
+@pytest.mark.gpu
+def test_an_address_in_memory_is_found_out() -> None:
+    kernel, tables = cuda_kernel(0, THROUGH_A_TABLE, "through"), dict[int, Tensor]()
+
+    def function(x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        if x.data_ptr() not in tables:  # in the warm-up
+            tables[x.data_ptr()] = torch.tensor([x.data_ptr()], device="cuda")
+        out = torch.empty_like(z)
+        launch(kernel, (1, 1, 1), (37, 1, 1), [tables[x.data_ptr()], z, out])
+        return out, x * 2 + z
+
+    def inputs() -> list[Tensor]:
+        return [torch.randn(37, device="cuda") for _ in range(2)]
+
+    replay = Replay(function, inputs())
+    assert replay.copied == [0]
+    tables.clear()  # as a cache forgets
+    others = [torch.zeros(1, dtype=torch.int64, device="cuda") for _ in range(64)]
+    for _ in others[:3]:
+        exact(replay, lambda x, z: (x + z, x * 2 + z), *inputs())
+
+
+@pytest.mark.gpu
+def test_calls_and_inputs_that_are_refused() -> None:
+    x = torch.randn(50, 8, device="cuda")
+    with pytest.raises(ReplayError, match="random"):
+        Replay(lambda x: x + torch.rand_like(x), (x,))
+    with pytest.raises(ReplayError, match="writes into input 1"):
+        Replay(lambda x, y: y.add_(x), (x, x.clone()))
+    with pytest.raises(ReplayError, match="input 1 lies on cpu"):
+        Replay(lambda x, y: x, (x, x.cpu()))
+    replay = Replay(lambda x, y: x + y, (x, x.clone()))
+    for other, text in (
+        (x[:49], r"input 1 is torch.float32 \(49, 8\), torch.float32 \(50, 8\) was captured"),
+        (x.double(), "input 1 is torch.float64"), (x.cpu(), "input 1 lies on cpu, cuda:0 was captured"),
+        (x.t().contiguous().t(), "input 1 has strides"), (3, "input 1 is of int"),
+    ):  # fmt: skip
+        with pytest.raises(ReplayError, match=text):
+            replay(x, other)
+    with pytest.raises(ReplayError, match="1 inputs, 2 were captured"):
+        replay(x)
+    exact(replay, lambda x, y: x + y, x, x)
