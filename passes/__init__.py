@@ -18,6 +18,7 @@ from . import (
     clean_up,
     fold_constants,
     fuse_attention,
+    fuse_attention_weights,
     fuse_dot_interaction,
     fuse_embedding_bags,
     fuse_gru,
@@ -70,6 +71,7 @@ PIPELINE: tuple[Pass, ...] = (
     fuse_dot_interaction,
     fuse_gru,
     project_queries,
+    fuse_attention_weights,  # of products with queries that were projected
     fuse_linear,
     stack_columns,
     fuse_pointwise,

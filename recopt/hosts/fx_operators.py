@@ -12,6 +12,7 @@ import torch
 
 from ..kernels.attention import attention, attention_cuda, attention_torch
 from ..kernels.attention import check_operands as check_attention
+from ..kernels.attention.weights import attention_weights, check_weights, weights_call
 from ..kernels.dot_interaction import check_operands as check_pairs
 from ..kernels.dot_interaction import dot_interaction, dot_interaction_torch
 from ..kernels.embedding_bags import (
@@ -220,6 +221,42 @@ def attention_call(
     return attention_torch(q, k, v, score, params, unseen)
 
 
+ATTENTION_WEIGHTS = "recopt.attention_weights.default"
+
+torch.library.define(
+    "recopt::attention_weights",
+    "(Tensor q, Tensor k, str score, Tensor[] params, str unseen) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+ATTENTION_WEIGHTS_OPERATOR = torch.ops.recopt.attention_weights.default
+
+
+def _attention_weights(
+    q: torch.Tensor, k: torch.Tensor, score: str, params: Tensors | None, unseen: str
+) -> torch.Tensor:
+    return attention_weights(q, k, score, params or (), unseen)
+
+
+torch.library.impl("recopt::attention_weights", ("cpu", "cuda"), _attention_weights)
+
+
+def _attention_weights_fake(q: torch.Tensor, k: torch.Tensor, score: str, params: Tensors, unseen: str) -> torch.Tensor:
+    """Shape and dtype of the result; AttentionError for operands that do not fit each other."""
+    compile_epilogue(score)
+    return q.new_empty(check_weights(q, k, params))
+
+
+torch.library.register_fake("recopt::attention_weights", _attention_weights_fake)
+
+
+def attention_weights_call(q: torch.Tensor, k: torch.Tensor, score: str, params: Tensors, unseen: str) -> torch.Tensor:
+    """`recopt::attention_weights` without the dispatcher, as `attention_call`."""
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
+        return ATTENTION_WEIGHTS_OPERATOR(q, k, score, params, unseen)  # type: ignore[no-any-return]  # torch.ops is untyped
+    return weights_call(q, k, score, params, unseen)
+
+
 TARGET_ATTENTION = "recopt.target_attention.default"
 
 torch.library.define(
@@ -424,6 +461,7 @@ CALLS: dict[str, Callable[..., Any]] = {
     LINEAR: linear_call,
     EMBEDDING_BAGS: embedding_bags_call,
     ATTENTION: attention_call,
+    ATTENTION_WEIGHTS: attention_weights_call,
     TARGET_ATTENTION: target_attention_call,
     LAYER_NORM: layer_norm_call,
     RMS_NORM: rms_norm_call,

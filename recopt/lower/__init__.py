@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from ..errors import OptionError
 from ..fused import (
     Attention,
+    AttentionWeights,
     Bilinear,
     DotInteraction,
     EmbeddingBags,
@@ -39,6 +40,8 @@ def _write(host: Host, spec: Spec, target: str) -> Value:
             return torch.linear(host, spec, target)  # type: ignore[arg-type]  # the dialect says which host it is
         if isinstance(spec, Attention):
             return torch_attention.attention(host, spec, target)  # type: ignore[arg-type]  # the dialect says which host it is
+        if isinstance(spec, AttentionWeights):
+            return torch_attention.attention_weights(host, spec)  # type: ignore[arg-type]  # the dialect says which host it is
         if isinstance(spec, TargetAttention):
             return torch_attention.target_attention(host, spec, target)  # type: ignore[arg-type]  # the dialect says which host it is
         if isinstance(spec, Gru):
@@ -64,7 +67,7 @@ def _write(host: Host, spec: Spec, target: str) -> Value:
         return onnx_norm.layer_norm(host, spec, target)  # type: ignore[arg-type]  # the dialect says which host it is
     if isinstance(spec, Bilinear):
         return onnx.bilinear(host, spec)  # type: ignore[arg-type]  # the dialect says which host it is
-    assert not isinstance(spec, DotInteraction)  # which no ONNX target is given
+    assert not isinstance(spec, (AttentionWeights, DotInteraction))  # which no ONNX target is given
     return onnx_bags.embedding_bags(host, spec, target)  # type: ignore[arg-type]  # the dialect says which host it is
 
 
@@ -119,11 +122,13 @@ def quicker(host: Host, spec: Spec, target: str) -> bool:
     if host.dialect != "aten":
         return False
     from .torch import narrow
-    from .torch_attention import compiles
+    from .torch_attention import compiles, holds
     from .torch_attention import quicker as is_quicker
 
     if isinstance(spec, TargetAttention):
         return target == "cpu" and compiles(spec)
+    if isinstance(spec, AttentionWeights):
+        return target == "cuda" and holds(spec)
     return (
         narrow(spec, target)
         if isinstance(spec, LayerNorm)

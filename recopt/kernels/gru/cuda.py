@@ -112,7 +112,7 @@ def _products_beside(x: Tensor, w: Tensor, b: Tensor, variant: Variant, room: in
     warps = -(-variant.threads // 32 // (room // blocks))
     grid, block = (blocks, -(-variant.threads // (32 * warps)), 1), (32 * warps, 1, 1)
     with torch.cuda.device(x.device):
-        launch(kernel, grid, block, [x, w, b, y, batch * steps, steps, x.stride(0), x.stride(1)])
+        launch(kernel, grid, block, [x, w, b, y, batch * steps, steps, x.stride(0), x.stride(1)], early=True)
     return y
 
 
