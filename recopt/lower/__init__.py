@@ -23,6 +23,8 @@ from ..layout.moves import Plan
 from .columns import Columns
 
 LINEAR = "recopt.linear.default"  # the node that `write` makes of a Linear in an FX graph
+# Likewise of a LayerNorm, and how many operands each has, as long as nothing stands beside what it normalises.
+NORMS = {"recopt.layer_norm.default": 4, "recopt.rms_norm.default": 3}
 # For each dialect the targets that it can be written for, the default first.
 TARGETS = {"aten": ("cpu", "cuda"), "onnx": ("portable", "ort-cpu", "ort-cuda", "recopt")}
 

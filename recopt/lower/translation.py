@@ -119,11 +119,12 @@ def onnx_translations() -> dict[Callable[..., Any], Callable[..., Any]]:
 
         return target_attention(opset18, (q, k, v), weights, params or (), text, softmax, applied)
 
-    def layer_norm(x: Any, g: Any, b: Any, eps: float) -> Any:
+    def layer_norm(x: Any, g: Any, b: Any, eps: float, beside: Any = None) -> Any:
+        x = x if beside is None else opset18.Add(x, beside)
         return opset18.LayerNormalization(x, g, b, axis=-1, epsilon=eps)
 
-    def rms_norm(x: Any, g: Any, eps: float) -> Any:
-        return _rms_norm(opset18, x, g, eps)
+    def rms_norm(x: Any, g: Any, eps: float, beside: Any = None) -> Any:
+        return _rms_norm(opset18, x if beside is None else opset18.Add(x, beside), g, eps)
 
     def plain(x: Any, h0: Any, wi: Any, wh: Any, bi: Any, bh: Any, after: bool) -> Any:
         return gru(opset18, x, h0, (wi, wh, bi, bh), after)
