@@ -1,6 +1,7 @@
 """On CUDA a layer or RMS normalisation of a sum adds it up itself, where nothing else reads the sum.
 
-layer_norm(x + y) -> recopt::layer_norm(x, beside=y)
+before:  add(x, y), recopt::layer_norm
+after:   recopt::layer_norm, with y beside x
 """
 
 from __future__ import annotations
