@@ -36,15 +36,17 @@ def match(lifted: Lifted, root: Value) -> Match | None:
     """`root` as the weights of one query a row. None where it is nothing like it; raises No with the reason where it
     nearly is."""
     refused: No | None = None
-    for term in (lifted.definition[root], lifted.local(root)):  # seen through layout, then as the graph has it
-        if term is None:
-            continue
+    seen = lifted.definition[root], lifted.local(root)  # through layout, then as the graph has it
+    for term in [t for t in seen if t is not None]:
         for along in term.axes[::-1]:
             try:
                 found = _averaging(lifted, term, along)
-                made = None if found is None else _match(lifted, root, term, along, found)
-                if made is not None:
-                    return made
+                if found is not None:
+                    refused = None  # of another axis: this is the softmax's
+                    made = _match(lifted, root, term, along, found)
+                    if made is not None:
+                        return made
+                    break
             except TooLarge:
                 continue
             except No as why:
