@@ -89,10 +89,10 @@ def onnx_translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     def bags(tables: Any, ids: Any, offsets: Any, weights: Any, dense: Any, scales: Any, layout: str) -> Any:
         return embedding_bags(opset18, (tables, ids, offsets, weights, dense, scales), layout)
 
-    def weighed(h: Any, score: str, params: Sequence[Any], unseen: str) -> Any:
-        dtype = h.dtype.numpy().name if h.dtype is not None else "float32"
+    def weighed(q: Any, h: Any, score: str, params: Sequence[Any], unseen: str) -> Any:
+        dtype = q.dtype.numpy().name if q.dtype is not None else "float32"
         exporter = _Exporter(opset18)
-        operands = exporter.beside(h, dtype, params or (), params or ())
+        operands = exporter.beside(q, dtype, params or (), params or ())
         scores = exporter.made[emit(exporter, score, exporter.value(h, dtype), operands, "y")]  # type: ignore[arg-type]  # the part of a host that emit calls
         weights = scores if unseen == "scores" else opset18.Softmax(scores, axis=-1)
         if unseen == "clean":
@@ -104,10 +104,10 @@ def onnx_translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     def attention(q: Any, k: Any, v: Any, score: str, params: Sequence[Any], unseen: str) -> Any:
         rank = len(k.shape)
         h = opset18.MatMul(q, opset18.Transpose(k, perm=[*range(rank - 2), rank - 1, rank - 2]))
-        return opset18.MatMul(weighed(h, score, params, unseen), v)
+        return opset18.MatMul(weighed(q, h, score, params, unseen), v)
 
     def attention_weights(q: Any, k: Any, score: str, params: Sequence[Any], unseen: str) -> Any:
-        return weighed(products(opset18, q, k), score, params, unseen)
+        return weighed(q, products(opset18, q, k), score, params, unseen)
 
     def target(q: Any, k: Any, v: Any, weights: Sequence[Any], params: Sequence[Any], text: str, softmax: bool) -> Any:
         dtype = q.dtype.numpy().name if q.dtype is not None else "float32"
