@@ -15,6 +15,7 @@ import sympy
 
 from .fused import (
     Attention,
+    AttentionWeights,
     Bag,
     Bilinear,
     Concat,
@@ -175,6 +176,14 @@ def attention_cost(spec: Attention, flops: float) -> Cost:
     """A fused attention: queries, keys, values and masks are read, the result is written; the scores stay inside."""
     width = WIDTH.get(spec.dtype, 32) / 8
     read = sum(nominal(sizes.product(item.shape)) for item in (spec.q, spec.k, spec.v, *spec.params))
+    return Cost(width * (read + nominal(sizes.product(spec.shape))), flops, 1.0)
+
+
+def weights_cost(spec: AttentionWeights) -> Cost:
+    """Attention weights: queries, keys and masks are read, the weights are written."""
+    width = WIDTH.get(spec.dtype, 32) / 8
+    read = sum(nominal(sizes.product(item.shape)) for item in (spec.q, spec.k, *spec.params))
+    flops = 2.0 * nominal(sizes.product(spec.k.shape))
     return Cost(width * (read + nominal(sizes.product(spec.shape))), flops, 1.0)
 
 

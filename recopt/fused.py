@@ -267,6 +267,28 @@ class Attention:
 
 
 @dataclass(frozen=True)
+class AttentionWeights:
+    """`recopt::attention_weights`: y[rows.., t] = softmax_t(score(h)), h = sum_d q[rows.., d] * k[rows.., t, d], then
+    `steps` on y; q [rows.., D] and k [rows.., T, D] of size 1 along the rows that they do not vary with, `score`,
+    `params` [rows.., T] and `unseen` as for an attention with a softmax."""
+
+    q: View
+    k: View
+    score: str
+    params: tuple[Array | View, ...]
+    unseen: str
+    shape: tuple[Size, ...]  # of y before `steps`
+    dtype: str
+    steps: tuple[Step, ...] = ()
+    name: str = "attention_weights"
+
+    @property
+    def views(self) -> tuple[View, ...]:
+        """Every value of the graph that it reads."""
+        return (self.q, self.k, *(p for p in self.params if isinstance(p, View)))
+
+
+@dataclass(frozen=True)
 class TargetAttention:
     """`recopt::target_attention`: y[rows.., e] = sum_t g(s)[t] v[rows.., t, e], then `steps`; s[rows.., t] is what a
     network gives q[rows.., D] and k[rows.., T, D]: Wq q + Wk k + Wp (q * k) + b1, then layers one after the other.
@@ -387,7 +409,8 @@ class DotInteraction:
     name: str = "dot_interaction"
 
 
-Spec: TypeAlias = DotInteraction | Linear | EmbeddingBags | Attention | TargetAttention | Gru | LayerNorm | Bilinear
+Averages: TypeAlias = Attention | AttentionWeights | TargetAttention
+Spec: TypeAlias = DotInteraction | Linear | EmbeddingBags | Averages | Gru | LayerNorm | Bilinear
 
 
 def reading(spec: Spec, current: Callable[[View], View]) -> Spec:
@@ -404,6 +427,9 @@ def reading(spec: Spec, current: Callable[[View], View]) -> Spec:
         q, k, v = current(spec.q), current(spec.k), current(spec.v)
         return replace(spec, q=q, k=k, v=v, params=params, heads=heads)
 
+    if isinstance(spec, AttentionWeights):
+        params = tuple(current(p) if isinstance(p, View) else p for p in spec.params)
+        return replace(spec, q=current(spec.q), k=current(spec.k), params=params)
     if isinstance(spec, (LayerNorm, DotInteraction)):
         return replace(spec, x=current(spec.x))
     if isinstance(spec, Bilinear):

@@ -10,6 +10,7 @@ import numpy as np
 from .fused import (
     Again,
     Attention,
+    AttentionWeights,
     Bag,
     Bilinear,
     Concat,
@@ -58,6 +59,9 @@ def computed(spec: Spec, leaf: Callable[[Leaf], Array], symbols: Mapping[str, in
 
     if isinstance(spec, Attention):
         return apply_steps(_attention(spec, value), spec.steps, symbols)
+    if isinstance(spec, AttentionWeights):
+        h = (value(spec.k) @ value(spec.q)[..., None])[..., 0]
+        return apply_steps(_weights(spec, h, value), spec.steps, symbols)
     if isinstance(spec, LayerNorm):
         x = value(spec.x)
         x = x - x.mean(-1, keepdims=True) if spec.centred else x
@@ -89,9 +93,14 @@ def computed(spec: Spec, leaf: Callable[[Leaf], Array], symbols: Mapping[str, in
 
 def _attention(spec: Attention, value: Callable[[View], Array]) -> Array:
     """[rows.., S, E]."""
-    q, k, v = value(spec.q), value(spec.k), value(spec.v)
+    weights = _weights(spec, value(spec.q) @ value(spec.k).swapaxes(-1, -2), value)
+    return np.asarray(weights @ value(spec.v))
+
+
+def _weights(spec: Attention | AttentionWeights, h: Array, value: Callable[[View], Array]) -> Array:
+    """Of products of queries and keys, the keys last."""
     params = [value(p) if isinstance(p, View) else p.astype(np.float64) for p in spec.params]
-    scores = epilogue.compute(spec.score, q @ k.swapaxes(-1, -2), params)
+    scores = epilogue.compute(spec.score, h, params)
     with np.errstate(all="ignore"):
         top = scores.max(axis=-1, keepdims=True)
         weights = np.exp(scores - np.where(np.isfinite(top), top, 0.0))
@@ -100,7 +109,7 @@ def _attention(spec: Attention, value: Callable[[View], Array]) -> Array:
         weights = scores
     elif spec.unseen != "nan":
         weights = np.where(np.isnan(weights) if spec.unseen == "clean" else top == -np.inf, 0.0, weights)
-    return np.asarray(weights @ v)
+    return np.asarray(weights)
 
 
 def _target_attention(spec: TargetAttention, value: Callable[[View], Array]) -> Array:

@@ -21,10 +21,12 @@ from .cost import (
     norm_cost,
     product_flops,
     target_cost,
+    weights_cost,
 )
 from .fused import (
     Again,
     Attention,
+    AttentionWeights,
     Bilinear,
     DotInteraction,
     EmbeddingBags,
@@ -201,6 +203,8 @@ def saving(lifted: Lifted, found: Match, target: str) -> Cost:
         return before - target_cost(spec)
     if isinstance(spec, Bilinear):
         return before - bilinear_cost(spec)
+    if isinstance(spec, AttentionWeights):
+        return before - weights_cost(spec)
     if isinstance(spec, DotInteraction):
         return before - interaction_cost(spec)
     if isinstance(spec, EmbeddingBags):
@@ -237,6 +241,8 @@ def declines(host: Host, found: Match, saved: Cost, target: str) -> str | None:
         return None if launches and lower.quicker(host, found.spec, target) else "is one operator already"
     if isinstance(found.spec, Attention) and found.spec.unseen == "scores" and target == "cuda":
         return "no kernel weighs by scores without a softmax"
+    if isinstance(found.spec, AttentionWeights) and not lower.quicker(host, found.spec, target):
+        return "no kernel makes weights of so many keys, or of another type"
     if isinstance(found.spec, Attention) and target == "cpu" and host.is_constant(found.spec.q.value):
         # 10 us more at batch 1, 0.9 to 1.3 of the time at 256 rows of 50 keys of 64, one to four queries.
         return "the model learned its queries, which a product with weights serves as well on a CPU"

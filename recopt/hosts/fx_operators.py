@@ -12,6 +12,7 @@ import torch
 
 from ..kernels.attention import attention, attention_cuda, attention_torch
 from ..kernels.attention import check_operands as check_attention
+from ..kernels.attention.weights import attention_weights, check_weights, weights_call
 from ..kernels.dot_interaction import check_operands as check_pairs
 from ..kernels.dot_interaction import dot_interaction, dot_interaction_torch
 from ..kernels.embedding_bags import (
@@ -220,6 +221,42 @@ def attention_call(
     return attention_torch(q, k, v, score, params, unseen)
 
 
+ATTENTION_WEIGHTS = "recopt.attention_weights.default"
+
+torch.library.define(
+    "recopt::attention_weights",
+    "(Tensor q, Tensor k, str score, Tensor[] params, str unseen) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+ATTENTION_WEIGHTS_OPERATOR = torch.ops.recopt.attention_weights.default
+
+
+def _attention_weights(
+    q: torch.Tensor, k: torch.Tensor, score: str, params: Tensors | None, unseen: str
+) -> torch.Tensor:
+    return attention_weights(q, k, score, params or (), unseen)
+
+
+torch.library.impl("recopt::attention_weights", ("cpu", "cuda"), _attention_weights)
+
+
+def _attention_weights_fake(q: torch.Tensor, k: torch.Tensor, score: str, params: Tensors, unseen: str) -> torch.Tensor:
+    """Shape and dtype of the result; AttentionError for operands that do not fit each other."""
+    compile_epilogue(score)
+    return q.new_empty(check_weights(q, k, params))
+
+
+torch.library.register_fake("recopt::attention_weights", _attention_weights_fake)
+
+
+def attention_weights_call(q: torch.Tensor, k: torch.Tensor, score: str, params: Tensors, unseen: str) -> torch.Tensor:
+    """`recopt::attention_weights` without the dispatcher, as `attention_call`."""
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
+        return ATTENTION_WEIGHTS_OPERATOR(q, k, score, params, unseen)  # type: ignore[no-any-return]  # torch.ops is untyped
+    return weights_call(q, k, score, params, unseen)
+
+
 TARGET_ATTENTION = "recopt.target_attention.default"
 
 torch.library.define(
@@ -268,65 +305,75 @@ def target_attention_call(
 LAYER_NORM = "recopt.layer_norm.default"
 
 torch.library.define(
-    "recopt::layer_norm", "(Tensor x, Tensor g, Tensor b, float eps) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,)
+    "recopt::layer_norm",
+    "(Tensor x, Tensor g, Tensor b, float eps, Tensor? beside=None) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
 )
 
 LAYER_NORM_OPERATOR = torch.ops.recopt.layer_norm.default
 
 
-def _layer_norm(x: torch.Tensor, g: torch.Tensor, b: torch.Tensor, eps: float) -> torch.Tensor:
-    return layer_norm(x, g, b, eps)
+def _layer_norm(
+    x: torch.Tensor, g: torch.Tensor, b: torch.Tensor, eps: float, beside: torch.Tensor | None = None
+) -> torch.Tensor:
+    return layer_norm(x, g, b, eps, beside)
 
 
 torch.library.impl("recopt::layer_norm", ("cpu", "cuda"), _layer_norm)
 
 
-def _layer_norm_fake(x: torch.Tensor, g: torch.Tensor, b: torch.Tensor, eps: float) -> torch.Tensor:
+def _layer_norm_fake(
+    x: torch.Tensor, g: torch.Tensor, b: torch.Tensor, eps: float, beside: torch.Tensor | None = None
+) -> torch.Tensor:
     """Shape and dtype of the result; LayerNormError for operands that do not fit each other."""
-    check_layer_norm(x, g, b)
+    check_layer_norm(x, g, b, beside)
     return x.new_empty(x.shape)
 
 
 torch.library.register_fake("recopt::layer_norm", _layer_norm_fake)
 
 
-def layer_norm_call(x: torch.Tensor, g: torch.Tensor, b: torch.Tensor, eps: float) -> torch.Tensor:
+def layer_norm_call(
+    x: torch.Tensor, g: torch.Tensor, b: torch.Tensor, eps: float, beside: torch.Tensor | None = None
+) -> torch.Tensor:
     """`recopt::layer_norm` without the dispatcher, as `attention_call`."""
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
-        return torch.ops.recopt.layer_norm.default(x, g, b, eps)  # type: ignore[no-any-return]  # torch.ops is untyped
-    return layer_norm(x, g, b, eps)
+        return torch.ops.recopt.layer_norm.default(x, g, b, eps, beside)  # type: ignore[no-any-return]  # torch.ops is untyped
+    return layer_norm(x, g, b, eps, beside)
 
 
 RMS_NORM = "recopt.rms_norm.default"
 
 torch.library.define(
-    "recopt::rms_norm", "(Tensor x, Tensor g, float eps) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,)
+    "recopt::rms_norm",
+    "(Tensor x, Tensor g, float eps, Tensor? beside=None) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
 )
 
 RMS_NORM_OPERATOR = torch.ops.recopt.rms_norm.default
 
 
-def _rms_norm(x: torch.Tensor, g: torch.Tensor, eps: float) -> torch.Tensor:
-    return rms_norm(x, g, eps)
+def _rms_norm(x: torch.Tensor, g: torch.Tensor, eps: float, beside: torch.Tensor | None = None) -> torch.Tensor:
+    return rms_norm(x, g, eps, beside)
 
 
 torch.library.impl("recopt::rms_norm", ("cpu", "cuda"), _rms_norm)
 
 
-def _rms_norm_fake(x: torch.Tensor, g: torch.Tensor, eps: float) -> torch.Tensor:
+def _rms_norm_fake(x: torch.Tensor, g: torch.Tensor, eps: float, beside: torch.Tensor | None = None) -> torch.Tensor:
     """As `_layer_norm_fake`."""
-    check_layer_norm(x, g, g)
+    check_layer_norm(x, g, g, beside)
     return x.new_empty(x.shape)
 
 
 torch.library.register_fake("recopt::rms_norm", _rms_norm_fake)
 
 
-def rms_norm_call(x: torch.Tensor, g: torch.Tensor, eps: float) -> torch.Tensor:
+def rms_norm_call(x: torch.Tensor, g: torch.Tensor, eps: float, beside: torch.Tensor | None = None) -> torch.Tensor:
     """`recopt::rms_norm` without the dispatcher, as `attention_call`."""
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
-        return torch.ops.recopt.rms_norm.default(x, g, eps)  # type: ignore[no-any-return]  # torch.ops is untyped
-    return rms_norm(x, g, eps)
+        return torch.ops.recopt.rms_norm.default(x, g, eps, beside)  # type: ignore[no-any-return]  # torch.ops is untyped
+    return rms_norm(x, g, eps, beside)
 
 
 GRU = "recopt.gru.default"
@@ -424,6 +471,7 @@ CALLS: dict[str, Callable[..., Any]] = {
     LINEAR: linear_call,
     EMBEDDING_BAGS: embedding_bags_call,
     ATTENTION: attention_call,
+    ATTENTION_WEIGHTS: attention_weights_call,
     TARGET_ATTENTION: target_attention_call,
     LAYER_NORM: layer_norm_call,
     RMS_NORM: rms_norm_call,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from ..errors import OptionError
 from ..fused import (
     Attention,
+    AttentionWeights,
     Bilinear,
     DotInteraction,
     EmbeddingBags,
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from .onnx_writer import Writer
 
 LINEAR = "recopt.linear.default"  # the node that `write` makes of a Linear in an FX graph
+# Likewise of a LayerNorm, and how many operands each has, as long as nothing stands beside what it normalises.
+NORMS = {"recopt.layer_norm.default": 4, "recopt.rms_norm.default": 3}
 # For each dialect the targets that it can be written for, the default first.
 TARGETS = {"aten": ("cpu", "cuda"), "onnx": ("portable", "ort-cpu", "ort-cuda", "recopt")}
 
@@ -59,6 +62,8 @@ def _write_aten(host: FxHost, spec: Spec, target: str) -> Value:
         return torch.linear(host, spec, target)
     if isinstance(spec, Attention):
         return torch_attention.attention(host, spec, target)
+    if isinstance(spec, AttentionWeights):
+        return torch_attention.attention_weights(host, spec)
     if isinstance(spec, TargetAttention):
         return torch_attention.target_attention(host, spec, target)
     if isinstance(spec, Gru):
@@ -87,7 +92,7 @@ def _write_onnx(host: Writer, spec: Spec, target: str) -> Value:
         return onnx_norm.layer_norm(host, spec, target)
     if isinstance(spec, Bilinear):
         return onnx.bilinear(host, spec)
-    assert not isinstance(spec, DotInteraction)  # which no ONNX target is given
+    assert not isinstance(spec, (AttentionWeights, DotInteraction))  # which no ONNX target is given
     return onnx_bags.embedding_bags(host, spec, target)
 
 
@@ -142,11 +147,13 @@ def quicker(host: Host, spec: Spec, target: str) -> bool:
     if host.dialect != "aten":
         return False
     from .torch import narrow
-    from .torch_attention import compiles
+    from .torch_attention import compiles, holds
     from .torch_attention import quicker as is_quicker
 
     if isinstance(spec, TargetAttention):
         return target == "cpu" and compiles(spec)
+    if isinstance(spec, AttentionWeights):
+        return target == "cuda" and holds(spec)
     return (
         narrow(spec, target)
         if isinstance(spec, LayerNorm)

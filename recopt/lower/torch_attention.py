@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from ..errors import GraphError, LowerError
-from ..fused import Attention, TargetAttention, View
+from ..fused import Attention, AttentionWeights, Averages, TargetAttention, View
 from ..hosts.base import Array, Value
 from ..hosts.fx import FxHost
-from ..hosts.fx_operators import ATTENTION, TARGET_ATTENTION
+from ..hosts.fx_operators import ATTENTION, ATTENTION_WEIGHTS, TARGET_ATTENTION
 from ..ir import sizes
 from ..ir.sizes import nominal
 from ..kernels.attention import is_short
+from ..kernels.attention.weights import is_held
 from ..kernels.target_attention.cpu import WORTH
 from .torch import layout
 
@@ -36,6 +37,23 @@ def quicker(spec: Attention, target: str) -> bool:
     return target == "cuda" and spec.dtype == "float32" and known and is_short(*sizes)
 
 
+def attention_weights(host: FxHost, spec: AttentionWeights) -> Value:
+    """As `attention`."""
+    try:
+        q, k = (_operand(host, spec, item, part) for item, part in ((spec.q, "q"), (spec.k, "k")))
+        params = [_operand(host, spec, p, f"p{n}") for n, p in enumerate(spec.params)]
+        operands = (q, k, spec.score, params, spec.unseen)
+        return _finished(host, spec, host.call(ATTENTION_WEIGHTS, operands, name=spec.name, like=spec.k.value))
+    except GraphError as error:
+        raise LowerError(f"recopt::attention_weights {spec.name}: {error}") from error
+
+
+def holds(spec: AttentionWeights) -> bool:
+    """Whether a kernel takes so many keys."""
+    keys, width = spec.k.shape[-2:]
+    return spec.dtype == "float32" and isinstance(keys, int) and isinstance(width, int) and is_held(keys, width)
+
+
 def compiles(spec: TargetAttention) -> bool:
     """Whether a CPU runs the operator as one call of C, so that no layer of all items is written."""
     matrices = (spec.weights[1], *spec.weights[4::2])
@@ -55,14 +73,14 @@ def target_attention(host: FxHost, spec: TargetAttention, target: str) -> Value:
         raise LowerError(f"recopt::target_attention {spec.name}: {error}") from error
 
 
-def _operand(host: FxHost, spec: Attention | TargetAttention, item: View | Array, part: str) -> Value:
+def _operand(host: FxHost, spec: Averages, item: View | Array, part: str) -> Value:
     name = f"{spec.name}_{part}"
     if isinstance(item, View):
         return layout(host, item.value, item.steps, name)
     return host.add_constant(item, name=name)
 
 
-def _finished(host: FxHost, spec: Attention | TargetAttention, y: Value) -> Value:
+def _finished(host: FxHost, spec: Averages, y: Value) -> Value:
     if y.shape != spec.shape or y.dtype != spec.dtype:
         raise LowerError(f"{spec.name} is {y.dtype} {y.shape}, its pattern says {spec.dtype} {spec.shape}")
     return layout(host, y, spec.steps, spec.name)

@@ -44,3 +44,8 @@ def target_attention(
     s = function(score, op.Squeeze(h, [-1]))
     s = op.Softmax(s, axis=-1) if softmax else s
     return op.Squeeze(op.MatMul(op.Unsqueeze(s, [-2]), v), [-2])
+
+
+def products(op: Any, q: Any, k: Any) -> Any:
+    """Of the one query of each row, q [.., D], with its keys, k [.., T, D]: [.., T]."""
+    return op.Squeeze(op.MatMul(k, op.Unsqueeze(q, [-1])), [-1])

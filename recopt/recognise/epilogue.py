@@ -51,7 +51,8 @@ _PLAIN = (
     "exp",
 )
 _GATES = ("sigmoid", "tanh")
-_OPERATORS = {"lt": "<", "le": "<=", "eq": "==", "logical_xor": "!="}
+COMPARISONS = {"lt": "<", "le": "<=", "eq": "=="}
+_OPERATORS = COMPARISONS | {"logical_xor": "!="}
 _DECIDED = ("where", "logical_and", "logical_or", "logical_not")
 _OF_INTEGERS = ("bitwise_and", "bitwise_or", "bitwise_xor", "shift_left", "shift_right")
 

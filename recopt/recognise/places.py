@@ -15,7 +15,7 @@ from ..ir.tensor import Dim, Tensor
 from ..ir.term import Atom, Axis, Fn, Interned, Poly, Read, number, single
 from ..lift.base import Lifted
 from ..match import No, fold, is_data
-from .epilogue import Printer
+from .epilogue import COMPARISONS, Printer
 from .operands import stored_as
 from .views import Held, held_by, joined, regroup
 
@@ -99,15 +99,17 @@ def together(dim: Sequence[Axis], operands: Sequence[Interned]) -> list[Dim]:
 class ScoreText(Printer):
     """Prints a score; what is no number becomes an operand that broadcasts to [rows.., *last]."""
 
-    def __init__(self, place: Place, last: Sequence[Dim]) -> None:
+    def __init__(self, place: Place, last: Sequence[Dim], compares: bool = False) -> None:
         super().__init__(lambda term: np.zeros(0))
-        self.place, self.last = place, last
+        self.place, self.last, self.compares = place, last, compares
         self.operands: list[Array | View] = []
 
     def constant(self, term: Poly) -> str:
         """A literal, or an operand that holds the whole term, or an expression of such."""
         if isinstance(term.number, (int, float)):
             return repr(float(term.number))
+        if term not in self.known and self.compares and (text := self._compared(term)) is not None:
+            self.known[term] = text
         if term not in self.known:
             try:
                 self.operands.append(self._operand(term))
@@ -123,6 +125,33 @@ class ScoreText(Printer):
         if is_data(place.lifted, term) or not all(isinstance(size, int) for size in whole.shape):
             return place.view(term, self.last, "the mask or bias")  # a causal mask of any length, say
         return stored_as(fold(place.lifted, whole), "float32")
+
+    def _compared(self, term: Poly) -> str | None:
+        """A comparison of a number of each key with one of each row, a length say, as such: as an operand of all rows
+        and keys it would have to be written first. None where it is no such, or float32 might decide otherwise."""
+        atom, lifted = term.atom, self.place.lifted
+        if isinstance(atom, Read) and isinstance(atom.leaf, Value) and term.dtype == "bool":
+            own = lifted.definition.get(atom.leaf)
+            made = None if own is None or atom.leaf in own.body.leaves else own.at(list(atom.index))
+            return None if made is None else self._compared(made)
+        if not isinstance(atom, Fn) or atom.name not in (*COMPARISONS, "logical_not"):
+            return None
+        if atom.name == "logical_not":
+            text = self._compared(atom.args[0])
+            return None if text is None else f"logical_not({text})"
+        numbers = [a for a in atom.args if not is_data(lifted, a) and "int" in a.dtype]
+        keys = {a for dim in self.last for a in dim}
+        if len(numbers) != 1 or any(not keys.isdisjoint(a.axes_read) for a in atom.args if a is not numbers[0]):
+            return None
+        try:
+            stored = [self._operand(a) for a in atom.args]
+        except No:
+            return None
+        # float32 rounds what they are compared with, which changes nothing while they are far below its last one
+        if any(not isinstance(s, View) and np.abs(s).max() >= 1 << 23 for s in stored):
+            return None
+        a, b = map(self.constant, atom.args)
+        return f"({a} {COMPARISONS[atom.name]} {b})"
 
     def _parts(self, term: Poly, why: No) -> str:
         """A term that no value holds, of terms that some do."""

@@ -10,6 +10,7 @@ from test_attention import reference
 from recopt.kernels.attention import attention_torch
 from recopt.kernels.attention.halves import attention_halves
 from recopt.kernels.attention.triton import Blocks, attention_triton
+from recopt.kernels.attention.weights import weights_torch, weights_triton
 
 # (leading dimensions, S, T, D, E, score, dtype, blocks)
 SCORES = [
@@ -81,6 +82,25 @@ def check_clean(device: str) -> None:
         assert not out[1, 0].any()
 
 
+def check_weights(device: str) -> None:
+    """Weights of one query a row, one row for each program and several, shared queries, a length beside numbers of the
+    keys; rows that see nothing."""
+    for lead, t, d in (((3,), 50, 36), ((130, 2), 7, 5), ((), 33, 64)):
+        q, k = torch.randn(*lead[:-1], *(1 for _ in lead[-1:]), d), torch.randn(*lead, t, d)
+        length = torch.randint(0, t + 1, (*lead, 1))
+        length.view(-1)[0] = 0
+        places = torch.arange(t).float().expand(*q.shape[:-1], t)
+        for score, params in (("3.0 * tanh(h)", ()), ("where(p0 < p1, 0.3 * h, -inf)", (places, length))):
+            for unseen in ("nan", "zero", "clean") if params else ("nan",):
+                there = [x.to(device) for x in (q, k, *params)]
+                poison = torch.full((*lead, t), torch.nan, device=device)
+                del poison  # the allocator hands the same memory out next
+                y = weights_triton(*there[:2], score, there[2:], unseen)
+                assert y is not None
+                exact = weights_torch(q.double(), k.double(), score, params, unseen).float()
+                torch.testing.assert_close(y.cpu(), exact, equal_nan=True)
+
+
 def main(device: str) -> None:
     """Shapes with scores; half precision on one of each kernel."""
     shapes = SHAPES if device == "cuda" else SHAPES[:-1]
@@ -94,6 +114,7 @@ def main(device: str) -> None:
         for lead, s, t, d, e, blocks in (SHAPES[1], SHAPES[3]):
             check(lead, s, t, d, e, SCORES[1], blocks, device, dtype)
     check_clean(device)
+    check_weights(device)
     print(len(cases) + 1 + 2 * len(dtypes), "cases agree")
 
 

@@ -28,6 +28,10 @@ def main(device: str) -> None:
         exact, theirs = layer_norm_torch(x.double(), g.double(), b.double(), 1e-5), layer_norm_torch(x, g, b, 1e-5)
         # float32 holds numbers near 100 to 4e-6, and the mean no better
         assert (y - exact).abs().max() <= 2 * max(float((theirs - exact).abs().max()), 1e-6), (shape, turned)
+        z = there.sin()  # its strides
+        of_sum, added = ((there + z, None), (there, z))
+        y, added_y = (layer_norm_triton(x, g.to(device), b.to(device), 1e-5, z) for x, z in (of_sum, added))
+        assert torch.equal(y, added_y)
         y = layer_norm_triton(there, g.to(device), None, 1e-5).cpu()
         torch.testing.assert_close(y, rms_norm_torch(x.double(), g.double(), 1e-5).float())
     print(len(CASES), "cases agree")

@@ -13,6 +13,7 @@ from torch import Tensor
 from recopt.kernels.attention import AttentionError, attention
 from recopt.kernels.attention.score import Affine, affine
 from recopt.kernels.attention.triton import MAX_SINGLE, choose
+from recopt.kernels.attention.weights import attention_weights
 from recopt.kernels.epilogue import EpilogueError, compile_epilogue
 
 PLANS = {
@@ -106,6 +107,18 @@ def test_the_operator_lies_as_its_fake_kernel_says(rows: int, s: int) -> None:
     q, k, v = (torch.randn(rows, s, 4, 8).transpose(1, 2) for _ in range(3))
     torch.library.opcheck(operator, (q, k, v, "0.3 * h", [], "nan"), test_utils=("test_faketensor",))
     assert operator(q, k, v, "0.3 * h", [], "nan").is_contiguous()
+
+
+def test_weights_are_those_of_an_average() -> None:
+    q, k, mask = torch.randn(5, 1, 8), torch.randn(5, 9, 8), torch.rand(5, 1, 9) > 0.5
+    score, values = "where(p0, 0.3 * h, -inf)", torch.eye(9).expand(5, 9, 9)
+    weights = attention_weights(q[:, 0], k, score, [mask[:, 0]], "zero")
+    torch.testing.assert_close(weights[:, None], attention(q, k, values, score, [mask], "zero"))
+    operator = torch.ops.recopt.attention_weights.default
+    torch.library.opcheck(operator, (q[:, 0], k, "h", [], "nan"), test_utils=("test_faketensor",))
+    for operands in ((q, k), (q[:, 0, :3], k), (q[:, 0].double(), k)):
+        with pytest.raises(AttentionError):
+            attention_weights(*operands, "h", [], "nan")
 
 
 def test_operands_that_do_not_fit() -> None:

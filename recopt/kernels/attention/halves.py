@@ -58,9 +58,8 @@ class Block(NamedTuple):
             "ARGUMENTS": "".join(
                 f",\n          const {m}* g{n}, int o{n}, int i{n}, int u{n}, int t{n}" for n, m in marks
             ),
-            "  MARKS\n": "".join(
-                f"  const {m}* const mark{n} = g{n} + outer * o{n} + inner * i{n};\n" for n, m in marks
-            ),
+            "  MARKS\n": "".join(f"  const {m}* mark{n} = g{n} + outer * o{n} + inner * i{n};\n" for n, m in marks),
+            "POINTERS": "".join(f', "+l"(mark{n})' for n, _ in marks),
             "READ_MARKS": "".join(f"p[{n}] = (float)mark{n}[(i64)s * u{n} + (i64)t * t{n}]; " for n, _ in marks),
         }
         body = ATTENTION
@@ -140,7 +139,7 @@ def _bind(q: Tensor, k: Tensor, v: Tensor, score: str, params: Sequence[Tensor],
         for p, at, tail in zip(params, of_marks, tails, strict=True):
             args += [p, *at, *tail]
         with device_of(q):
-            launch(kernel, (rows, blocks, 1), (32 * block.warps, 1, 1), args)
+            launch(kernel, (rows, blocks, 1), (32 * block.warps, 1, 1), args, early=architecture(device) >= 9)
         return y
 
     return run

@@ -8,6 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from ..linear.kernels import _begin, _drain
 from ..target_attention.kernels import accumulated, as_left, joined, left_columns, product
 
 
@@ -103,7 +104,7 @@ def block_kernel(
 def single_kernel(
     q, k, v, out, marks, mark_steps, q_steps, k_steps, v_steps, INNER, ROWS, T,
     D: tl.constexpr, E: tl.constexpr, SCORE: tl.constexpr, UNSEEN: tl.constexpr,
-    R: tl.constexpr, BT: tl.constexpr, DP: tl.constexpr, EP: tl.constexpr,
+    R: tl.constexpr, BT: tl.constexpr, DP: tl.constexpr, EP: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """One query a row, R rows a program, all keys at once: as fast as keys and values can be read."""
     row = tl.program_id(0).to(tl.int64) * R + tl.arange(0, R)
@@ -117,6 +118,7 @@ def single_kernel(
     q_row = outer * q_steps[0] + inner * q_steps[1]
     k_row = (outer * k_steps[0] + inner * k_steps[1])[:, None] + t[None, :] * k_steps[2]
     v_row = (outer * v_steps[0] + inner * v_steps[1])[:, None] + t[None, :] * v_steps[2]
+    _begin(EARLY)
     x = tl.load(q + q_row[:, None] + d[None, :] * q_steps[3], mask=row_ok[:, None] & (d < D)[None, :], other=0.0)
     y = tl.load(
         k + k_row[:, :, None] + d[None, None, :] * k_steps[3], mask=ok[:, :, None] & (d < D)[None, None, :], other=0.0
@@ -124,6 +126,7 @@ def single_kernel(
     z = tl.load(
         v + v_row[:, :, None] + e[None, None, :] * v_steps[3], mask=ok[:, :, None] & (e < E)[None, None, :], other=0.0
     )
+    _drain(EARLY)
     h = tl.sum(x.to(tl.float32)[:, None, :] * y.to(tl.float32), 2)
     places, none = _at(marks, mark_steps, outer[:, None], inner[:, None], 0, t[None, :])
     h = tl.where((t < T)[None, :], SCORE(h, places, none, 0, ok), -float("inf"))
@@ -133,3 +136,38 @@ def single_kernel(
     total = _finished(total, tl.sum(p, 1)[:, None], highest[:, None], UNSEEN)
     at = row[:, None] * E + e[None, :]
     tl.store(out + at, total.to(out.dtype.element_ty), mask=row_ok[:, None] & (e < E)[None, :])
+
+
+@triton.jit
+def weights_kernel(
+    q, k, out, marks, mark_steps, q_steps, k_steps, INNER, ROWS, T,
+    D: tl.constexpr, SCORE: tl.constexpr, UNSEEN: tl.constexpr,
+    R: tl.constexpr, BT: tl.constexpr, DP: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    """The weights of one query a row, R rows a program, all keys at once."""
+    row = tl.program_id(0).to(tl.int64) * R + tl.arange(0, R)
+    row_ok = row < ROWS
+    outer = row // INNER
+    inner = row % INNER
+    t = tl.arange(0, BT)
+    d = tl.arange(0, DP)
+    ok = row_ok[:, None] & (t < T)[None, :]
+    q_row = (outer * q_steps[0] + inner * q_steps[1])[:, None] + d[None, :] * q_steps[2]
+    k_row = (outer * k_steps[0] + inner * k_steps[1])[:, None] + t[None, :] * k_steps[2]
+    _begin(EARLY)
+    x = tl.load(q + q_row, mask=row_ok[:, None] & (d < D)[None, :], other=0.0)
+    y = tl.load(
+        k + k_row[:, :, None] + d[None, None, :] * k_steps[3], mask=ok[:, :, None] & (d < D)[None, None, :], other=0.0
+    )
+    _drain(EARLY)
+    h = tl.sum(x[:, None, :] * y, 2)
+    places, none = _at(marks, mark_steps, outer[:, None], inner[:, None], 0, t[None, :])
+    h = tl.where((t < T)[None, :], SCORE(h, places, none, 0, ok), -float("inf"))
+    highest = tl.max(h, 1)
+    p = tl.exp(h - tl.where(highest == -float("inf"), 0.0, highest)[:, None])
+    p = p / tl.sum(p, 1)[:, None]
+    if UNSEEN == "zero":
+        p = tl.where((highest == -float("inf"))[:, None], 0.0, p)
+    if UNSEEN == "clean":
+        p = tl.where(p != p, 0.0, p)
+    tl.store(out + row[:, None] * T + t[None, :], p, mask=ok)

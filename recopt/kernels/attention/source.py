@@ -35,6 +35,9 @@ attention(const float* __restrict__ q, const float* __restrict__ k, const float*
   const int s0 = (blockIdx.y * WARPS + warp) * 16 + lane / 4;
   k += outer * k_outer + inner * k_inner, v += outer * v_outer + inner * v_inner;
   MARKS
+#if __CUDA_ARCH__ >= 900  // nothing is read sooner: what reads is made of these
+  asm volatile("griddepcontrol.wait;" : "+l"(q), "+l"(k), "+l"(v) POINTERS :: "memory");
+#endif
 
   u32 high[PIECES(D)][4], low[PIECES(D)][4];
   float undo[2];
@@ -144,6 +147,9 @@ attention(const float* __restrict__ q, const float* __restrict__ k, const float*
     }
   }
 
+#if __CUDA_ARCH__ >= 900  // not sooner: the next blocks would crowd onto the processors that have room
+  asm volatile("griddepcontrol.launch_dependents;");
+#endif
   float* const to = y + outer * y_outer + inner * y_inner + (i64)s0 * y_item + column;
 #pragma unroll
   for (int r = 0; r < 2; r++) {

@@ -99,15 +99,17 @@ def _bind(
     single = s == 1 and (blocks.queries < 16 if blocks else _power(t) * max(dp, ep) <= MAX_SINGLE)
     blocks = blocks or choose(s, t, max(dp, ep))
     numbers = (*steps[:3], inner, rows if single else s, t, d, e, function, unseen)
+    early = single and q.is_cuda and architecture(q.device.index) >= 9
     grid: Grid
     if single:
         kernel, grid = kernels.single_kernel, (-(-rows // blocks.queries), 1, 1)
-        constants: tuple[Any, ...] = (blocks.queries, blocks.keys, dp, ep)
+        constants: tuple[Any, ...] = (blocks.queries, blocks.keys, dp, ep, early)
     else:
         kernel, grid = kernels.block_kernel, (rows, -(-s // blocks.queries), 1)
         constants = (q.dtype == torch.float32, blocks.queries, blocks.keys, dp, ep)
 
-    launch = TritonLaunch(kernel, grid, num_warps=blocks.warps, num_stages=blocks.stages)
+    options = {"num_warps": blocks.warps, "num_stages": blocks.stages, **({"launch_pdl": True} if early else {})}
+    launch = TritonLaunch(kernel, grid, **options)
 
     def run(q: Tensor, k: Tensor, v: Tensor, params: Sequence[Tensor]) -> Tensor:
         out = torch.empty((*lead, s, e), dtype=q.dtype, device=q.device)

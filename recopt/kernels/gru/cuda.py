@@ -103,8 +103,8 @@ def _product_blocks(rows: int) -> int:
 
 
 def _products_beside(x: Tensor, w: Tensor, b: Tensor, variant: Variant, room: int) -> Tensor:
-    """x [B, T, K] times w [3H, K] plus b, in a kernel that lets the next one start at once. What that one reads before
-    it waits must have been launched before this one, which for its part starts when all of that has ended. `room`: of
+    """x [B, T, K] times w [3H, K] plus b, in an early kernel that lets the next one start. What that one reads before
+    it waits must have been launched before this one, which for its part waits until all of that has ended. `room`: of
     the processors, so that the next one finds the others free."""
     (batch, steps, _), columns = x.shape, len(w)
     y = torch.empty((batch, steps, columns), dtype=x.dtype, device=x.device)
@@ -112,7 +112,7 @@ def _products_beside(x: Tensor, w: Tensor, b: Tensor, variant: Variant, room: in
     warps = -(-variant.threads // 32 // (room // blocks))
     grid, block = (blocks, -(-variant.threads // (32 * warps)), 1), (32 * warps, 1, 1)
     with torch.cuda.device(x.device):
-        launch(kernel, grid, block, [x, w, b, y, batch * steps, steps, x.stride(0), x.stride(1)])
+        launch(kernel, grid, block, [x, w, b, y, batch * steps, steps, x.stride(0), x.stride(1)], early=True)
     return y
 
 

@@ -98,7 +98,8 @@ __device__ __forceinline__ void add_up(float (&sums)[UNITS][R]) {
 extern "C" __global__ void __launch_bounds__(32 * WARPS)
 products(const float* __restrict__ x, const float* __restrict__ wi, const float* __restrict__ bi,
          float* __restrict__ y, int rows, int inner_rows, int outer_stride, int inner_stride) {
-  // All that was launched before this has ended, since it was not launched early: weights are what they will be.
+  // When the next kernel starts, all that was launched before this one has ended: weights are what they will be.
+  asm volatile("griddepcontrol.wait;" : "+l"(x), "+l"(wi), "+l"(bi) :: "memory");
   asm volatile("griddepcontrol.launch_dependents;");
   const int thread = blockIdx.y * blockDim.x + threadIdx.x, part = thread % PARTS, first = thread / PARTS * UNITS;
   const int place = part * SUMS(AHEAD) / PARTS, turn = place / AHEAD, own = place % AHEAD, unit = first + turn;
@@ -144,6 +145,9 @@ recurrence(const float* inputs, const float* __restrict__ start, const float* __
   for (int i = threadIdx.x; i < 3 * ROWS * WIDE; i += 32 * WARPS) memory[i] = 0.0f;
 #if K  // until here only weights were read
   asm volatile("griddepcontrol.wait;" : "+l"(inputs) :: "memory");
+#endif
+#if __CUDA_ARCH__ >= 900  // where most processors are free the next kernel starts there, and waits for this one's end
+  if (gridDim.x <= 32) asm volatile("griddepcontrol.launch_dependents;");
 #endif
   __syncthreads();
   float h = STARTED && there ? start[(i64)at * start_stride + unit] : 0.0f;

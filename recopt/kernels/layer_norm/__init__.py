@@ -1,5 +1,5 @@
 """recopt::layer_norm: y[.., d] = (x[.., d] - mean_d x) / sqrt(variance_d x + eps) * g[d] + b[d], and recopt::rms_norm:
-y[.., d] = x[.., d] / sqrt(mean_d x^2 + eps) * g[d].
+y[.., d] = x[.., d] / sqrt(mean_d x^2 + eps) * g[d]; or of the sum of x and what stands beside it, a residual.
 
 torch's own kernel gives each row a block, which rows of 64 leave mostly idle: narrow float32 rows on a GPU are many to
 a program here (``kernels``). Else a layer normalisation is torch's; its RMS normalisation is no kernel on a CPU but
@@ -14,6 +14,8 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from ..devices import architecture, device_of
 
 NARROW = 512  # columns; wider rows keep a block of torch's kernel busy
 _TILE = 4096  # numbers that a program holds
@@ -33,8 +35,12 @@ def flops(rows: int, width: int) -> int:
     return rows * (7 * width + 4)
 
 
-def check_layer_norm(x: Tensor, g: Tensor, b: Tensor) -> None:
-    """Raise LayerNormError unless x is [.., D], g and b [D], of one dtype."""
+def check_layer_norm(x: Tensor, g: Tensor, b: Tensor, beside: Tensor | None = None) -> None:
+    """Raise LayerNormError unless x is [.., D], what is `beside` it too, g and b [D], of one dtype."""
+    if beside is not None and (beside.dtype != x.dtype or len(beside.shape) != len(x.shape)):
+        raise LayerNormError(f"{x.dtype} {tuple(x.shape)} beside {beside.dtype} {tuple(beside.shape)}")
+    if beside is not None and any(bool(n != m) for n, m in zip(x.shape, beside.shape, strict=True)):
+        raise LayerNormError(f"{tuple(x.shape)} beside {tuple(beside.shape)}")
     if x.dim() == 0 or g.dim() != 1 or g.shape != b.shape or bool(x.shape[-1] != g.shape[0]):
         raise LayerNormError(f"operands of shapes {[tuple(t.shape) for t in (x, g, b)]} do not fit each other")
     if not x.dtype == g.dtype == b.dtype:
@@ -72,22 +78,24 @@ def fits(x: Tensor, *weights: Tensor) -> bool:
     return narrow and not _needs_gradient(x, *weights)
 
 
-def layer_norm_triton(x: Tensor, g: Tensor, b: Tensor | None, eps: float) -> Tensor:
-    """The same in one launch, for float32; the result lies in order. Without b an RMS normalisation."""
+def layer_norm_triton(x: Tensor, g: Tensor, b: Tensor | None, eps: float, beside: Tensor | None = None) -> Tensor:
+    """The same in one launch, early on Hopper, for float32; the result lies in order. Without b an RMS
+    normalisation."""
     from .kernels import layer_norm_kernel
 
     rows, width = math.prod(x.shape[:-1]), x.shape[-1]
     flat = x.reshape(rows, width)
+    more = None if beside is None else beside.reshape(rows, width)
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     tile, columns, warps = _blocks(rows, width)
     centred, b = b is not None, g if b is None else b
-    steps = (flat.stride(0), flat.stride(1), g.stride(0), b.stride(0))
-    launch = layer_norm_kernel[(-(-rows // tile), 1, 1)]
-    if x.is_cuda and x.device.index != torch.cuda.current_device():
-        with torch.cuda.device(x.device):
-            launch(flat, g, b, y, *steps, rows, width, eps, tile, columns, centred, num_warps=warps)
-    else:
-        launch(flat, g, b, y, *steps, rows, width, eps, tile, columns, centred, num_warps=warps)
+    steps = (*flat.stride(), *(flat if more is None else more).stride(), g.stride(0), b.stride(0))
+    early = x.is_cuda and architecture(x.device.index) >= 9
+    options = {"num_warps": warps, **({"launch_pdl": True} if early else {})}
+    with device_of(x):
+        layer_norm_kernel[(-(-rows // tile), 1, 1)](
+            flat, g, b, more, y, *steps, rows, width, eps, tile, columns, centred, early, **options
+        )
     return y
 
 
@@ -101,19 +109,28 @@ def _blocks(rows: int, width: int) -> tuple[int, int, int]:
     return tile, columns, max(1, min(4, tile * columns // 256))
 
 
-def layer_norm(x: Tensor, g: Tensor, b: Tensor, eps: float) -> Tensor:
-    """x [.., D] with each row's mean taken off, over the root of its variance and eps, by g [D] and b [D].
+def layer_norm(x: Tensor, g: Tensor, b: Tensor, eps: float, beside: Tensor | None = None) -> Tensor:
+    """x [.., D], or x and as much `beside` it added up, with each row's mean taken off, over the root of its variance
+    and eps, by g [D] and b [D].
 
     Raises LayerNormError for operands that do not fit each other.
     """
-    check_layer_norm(x, g, b)
-    return layer_norm_triton(x, g, b, eps) if x.is_cuda and fits(x, g, b) else layer_norm_torch(x, g, b, eps)
+    check_layer_norm(x, g, b, beside)
+    if x.is_cuda and fits(x, g, b, *_given(beside)):
+        return layer_norm_triton(x, g, b, eps, beside)
+    return layer_norm_torch(x if beside is None else x + beside, g, b, eps)
 
 
-def rms_norm(x: Tensor, g: Tensor, eps: float) -> Tensor:
-    """x [.., D] over the root of each row's mean square and eps, by g [D].
+def rms_norm(x: Tensor, g: Tensor, eps: float, beside: Tensor | None = None) -> Tensor:
+    """x [.., D], or the sum of x and as much `beside` it, over the root of each row's mean square and eps, by g [D].
 
     Raises LayerNormError for operands that do not fit each other.
     """
-    check_layer_norm(x, g, g)
-    return layer_norm_triton(x, g, None, eps) if x.is_cuda and fits(x, g) else rms_norm_torch(x, g, eps)
+    check_layer_norm(x, g, g, beside)
+    if x.is_cuda and fits(x, g, *_given(beside)):
+        return layer_norm_triton(x, g, None, eps, beside)
+    return rms_norm_torch(x if beside is None else x + beside, g, eps)
+
+
+def _given(beside: Tensor | None) -> tuple[Tensor, ...]:
+    return () if beside is None else (beside,)
