@@ -13,6 +13,7 @@ and ONNX Runtime take part where they can be imported. Ours checks its ids, and 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import time
@@ -165,26 +166,52 @@ def fbgemm(w: Workload, weights: str = "fp32") -> Callable[[Tensor], Callable[[]
     return bind
 
 
-def bare_kernel(tables: Sequence[Tensor], w: Workload, u: int, warps: int) -> Callable[[Tensor], Callable[[], Tensor]]:
-    """The plain Triton start: a program a bag, [U, D] rows at a time, tables alike, ids unchecked."""
+def bare_kernel(
+    tables: Sequence[Tensor], w: Workload, u: int, warps: int, scales: Sequence[Tensor] = ()
+) -> Callable[[Tensor], Callable[[], Tensor]]:
+    """The plain Triton start: a program a bag, [U, D] rows at a time, ids unchecked; tables that are alike are one
+    launch."""
+    import triton.language as tl
     from bare_bags import bare
 
-    _, dim, length = w.tables[0]
-    addresses = torch.tensor([t.data_ptr() for t in tables], device="cuda")
-    count = len(tables)
+    at = [(0, 0)]  # the first id and the first column of each table
+    for _, dim, length in w.tables:
+        at.append((at[-1][0] + length, at[-1][1] + dim))
+    period = next(p for p in range(1, len(w.tables)) if w.tables[p][1] == w.tables[0][1])
+    pools = [list(pool) for _, pool in itertools.groupby(range(len(w.tables)), lambda n: w.tables[n][2])]
+    groups = []
+    for run in [pool[k::period] for pool in pools for k in range(min(period, len(pool)))]:
+        _, dim, length = w.tables[run[0]]
+        between = [b - a for a, b in zip(at[run[0]], at[run[0] + period], strict=True)]
+        addresses = [torch.tensor([x[n].data_ptr() for n in run], device="cuda") for x in (tables, scales or tables)]
+        steps = at[run[0]][0], between[0], at[run[0]][1], between[1]
+        groups.append((len(run), dim, length, addresses, steps))
+    kind = {torch.float32: tl.float32, torch.float16: tl.float16, torch.uint8: tl.uint8}[tables[0].dtype]
+    dtype = torch.float32 if scales else tables[0].dtype
 
     def bind(ids: Tensor) -> Callable[[], Tensor]:
         def call() -> Tensor:
-            out = torch.empty(w.batch, count * dim, device="cuda")
-            bare[(w.batch, count)](
-                addresses, ids, out, ids.stride(0), count * dim, L=length, D=dim, U=u,
-                EVICT="evict_first" if dim == 32 else "", num_warps=warps,
-            )  # fmt: skip
+            out = torch.empty(w.batch, at[-1][1], device="cuda", dtype=dtype)
+            for count, dim, length, (rows, pairs), steps in groups:
+                bare[(w.batch, count)](
+                    rows, pairs, ids, out, ids.stride(0), at[-1][1], *steps, L=length, D=dim,
+                    U=min(u, 1 << (length - 1).bit_length()), DTYPE=kind, QUANTISED=bool(scales),
+                    EVICT="evict_first" if dim == 32 else "", num_warps=warps,
+                )  # fmt: skip
             return out
 
         return call
 
     return bind
+
+
+def bare_calls(
+    tables: Sequence[Tensor], w: Workload, requests: Sequence[Tensor], scales: Sequence[Tensor] = ()
+) -> dict[str, list[Callable[[], Tensor]]]:
+    """The plain Triton start in a few shapes of its programs."""
+    shapes = ((16, 2), (32, 4), (16, 1), (32, 8)) if max(length for *_, length in w.tables) > 1 else ((1, 1), (1, 2))
+    binds = {f"bare {u}, {warps}": bare_kernel(tables, w, u, warps, scales) for u, warps in shapes}
+    return {name: [bind(i) for i in requests] for name, bind in binds.items()}
 
 
 def quantise(table: Tensor) -> tuple[Tensor, Tensor]:
@@ -275,10 +302,8 @@ def on_gpu(name: str, w: Workload, kinds: Sequence[str], with_inductor: bool, ba
     """Device and wall times of every peer on every class of ids."""
     tables = make_tables(w, "cuda")
     peer, plain, rows = fbgemm(w), layout(w), []
-    alike = len(set(w.tables)) == 1
     many = len(w.tables) > 200
     for kind in kinds:
-        length = w.tables[0][2]
         fetched = w.batch * sum(dim * length for _, dim, length in w.tables) * 4
         requests = [make_ids(w, kind, "cuda", seed) for seed in range(3 if many else copies(fetched, 24, 512 << 20))]
         text = hinted(plain, [requests[0]])
@@ -292,12 +317,10 @@ def on_gpu(name: str, w: Workload, kinds: Sequence[str], with_inductor: bool, ba
             calls["inductor"] = [partial(compiled, i) for i in requests[:6]]
         if peer is not None:
             calls["fbgemm"] = [peer(i) for i in requests]
-        if alike:
-            for u, warps in ((16, 2), (32, 4), (16, 1), (32, 8)) if length > 1 else ((1, 1), (1, 2)):
-                bind = bare_kernel(tables, w, min(u, 1 << (length - 1).bit_length()), warps)
-                calls[f"bare {u}, {warps}"] = [bind(i) for i in requests]
+        calls |= bare_calls(tables, w, requests)
         want = eager(w, tables, requests[0])
-        torch.testing.assert_close(calls["ours"][0](), want, rtol=1e-4, atol=1e-4)  # two sums of 150 in float32
+        for one in ("ours", "bare 16, 2" if "bare 16, 2" in calls else "bare 1, 1"):
+            torch.testing.assert_close(calls[one][0](), want, rtol=1e-4, atol=1e-4)  # two sums of 150 in float32
         times = {n: device_times(c, 8) for n, c in calls.items()}
         wall = {n: [waited(c[0])] for n, c in calls.items() if n in ("ours", "fbgemm", "eager")}
         if many:
@@ -330,7 +353,7 @@ def on_gpu(name: str, w: Workload, kinds: Sequence[str], with_inductor: bool, ba
 
 
 def on_gpu_stored(name: str, w: Workload, stored: str, kinds: Sequence[str]) -> list[dict[str, Any]]:
-    """Device times, ours and FBGEMM's, on tables of fp16 or int8."""
+    """Device times, ours, FBGEMM's and the plain Triton start's, on tables of fp16 or int8."""
     tables, scales, text = operands(w, stored, make_tables(w, "cuda"))
     peer, rows = fbgemm(w, stored), []
     for kind in kinds:
@@ -340,6 +363,7 @@ def on_gpu_stored(name: str, w: Workload, stored: str, kinds: Sequence[str]) -> 
         calls: dict[str, list[Callable[[], Tensor]]] = {
             "ours": [partial(ours, hint, tables, scales, i) for i in requests]
         }
+        calls |= bare_calls(tables, w, requests, scales)
         if peer is not None:
             calls["fbgemm"] = [peer(i) for i in requests]
         times = {n: device_times(c, 8) for n, c in calls.items()}

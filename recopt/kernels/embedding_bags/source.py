@@ -285,11 +285,26 @@ __device__ __forceinline__ void rows_of(const Unit& unit, const IDS* ids, char* 
   }
 }
 
+// Dense columns of as many rows as a warp has threads, in parts of 16 bytes.
+__device__ __forceinline__ void copy(const Unit& unit, const char* from, char* to, int lanes, int rows) {
+  int lane = threadIdx.x & 31, part = (unit.slice * lanes + lane % lanes) * 16, step = 32 / lanes;
+#pragma unroll 1
+  for (int first = lane / lanes; first < rows; first += 4 * step) {
+    uint4 x[4];
+#pragma unroll
+    for (int j = 0; j < 4; j++)
+      if (first + j * step < rows) x[j] = __ldcs((const uint4*)(from + (u64)(first + j * step) * unit.apart + part));
+#pragma unroll
+    for (int j = 0; j < 4; j++)
+      if (first + j * step < rows) __stcs((uint4*)(to + (first + j * step) * unit.pitch + part), x[j]);
+  }
+}
+
 struct Arguments {  // as in the launcher
   const i64* records;
   const void* dynamic;
   char* out;
-  int rows, width, units, all;  // units of bags, those of single rows too
+  int rows, width, units, all;  // units of bags, those of single rows and dense columns too
 #if OWN
   const IDS* own[OWN];  // where ids lie in a few tensors
 #endif
@@ -302,7 +317,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) bags(const __gr
   u32 warp = threadIdx.x >> 5, first = 0;
 #if WAYS
   u32 block = blockIdx.x, each = WARPS * BAGS, blocks = (given.rows + each - 1) / each;
-#if SINGLES
+#if SINGLES || COPIES
   bool single = block >= given.units * blocks;
   if (single) {
     block -= given.units * blocks;
@@ -330,13 +345,15 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) bags(const __gr
   i64 slot = record[SLOT];
 #endif
   char* to = given.out + r * unit.pitch + record[COLUMN] * WRITTEN;
-#if DIRECT && AHEAD
+#if DIRECT
+  const IDS* ids = (const IDS*)given.dynamic + at;
+#elif OWN
+  const IDS* ids = given.own[slot] + at;
+#endif
+#if AHEAD && (DIRECT || OWN)
   // Into the L2 alone, where what the kernel before still writes is seen.
   int begin = (threadIdx.x & 31) * 128, last = (unit.count - 1) * (int)sizeof(IDS);
-  if (begin < last + 128) {
-    const char* own = (const char*)((const IDS*)given.dynamic + at) + min(begin, last);
-    asm volatile("prefetch.global.L2 [%0];" :: "l"(own));
-  }
+  if (begin < last + 128) asm volatile("prefetch.global.L2 [%0];" :: "l"((const char*)ids + min(begin, last)));
 #endif
 #if EARLY  // until here only constants were read: what the kernel before this one writes is not among them
   asm volatile("griddepcontrol.wait;" ::: "memory");
@@ -344,15 +361,16 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) bags(const __gr
 #if EARLY == 2  // where all run at once and leave no room, the next programs take the place of those that end
   asm volatile("griddepcontrol.launch_dependents;");
 #endif
-#if DIRECT
-  const IDS* ids = (const IDS*)given.dynamic + at;
-#elif OWN
-  const IDS* ids = given.own[slot] + at;
-#else
+#if !DIRECT && !OWN
   const IDS* ids = ((const IDS* const*)given.dynamic)[slot] + at;
 #endif
 #define WAY(L) if constexpr ((WAYS & L) != 0) if (lanes == L) bags_of<L>(unit, ids, to, min(left, BAGS), held[warp]);
 #define ROW(L) if constexpr ((SINGLES & L) != 0) if (lanes == L) rows_of<L>(unit, ids, to, min(left, 32), held[warp]);
+#if COPIES
+  if (first >= given.all - COPIES) {
+    copy(unit, (const char*)ids + (u64)r * unit.apart, to, lanes, min(left, 32));
+  } else
+#endif
 #if SINGLES
   if (single) {
     ROW(1) ROW(2) ROW(4) ROW(8) ROW(16) ROW(32)

@@ -1,4 +1,4 @@
-"""Plain sums of bags on a GPU, and single rows beside them, in CUDA C++: what Triton cannot say costs a quarter there.
+"""Plain sums of bags on a GPU, with single rows and dense columns, in CUDA C++: what Triton cannot say costs a quarter.
 
 A warp makes one bag, or a few in turn. Its ids are read side by side, checked once, and put into shared memory as
 offsets of rows, four of which one load then hands to every thread: in Triton every thread reads and checks every id of
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import math
 import os
 from typing import Any, ClassVar, NamedTuple
 
@@ -50,7 +51,7 @@ class Launch(NamedTuple):
     kernel: Any
     records: torch.Tensor
     units: int
-    singles: int
+    singles: int  # units of single rows and of dense columns
     warps: int
     bags: int
     early: bool
@@ -93,23 +94,41 @@ def few(layout: Layout) -> bool:
 
 def eligible(layout: Layout, o: Operands) -> bool:
     """Whether every piece is a row, or the sum or mean of one bag of fixed length, of floats or of 8 bits, in rows of
-    whole words of 16 bytes that are 1, 2, 4 .. 32 parts."""
-    if not layout.pieces or not all(len(piece) == 1 and _plain(piece[0], o) for piece in layout.pieces):
+    whole words of 16 bytes that are 1, 2, 4 .. 32 parts, or dense columns, in whole words of the result's type."""
+    if not layout.lookups or any(len(piece) > 1 for piece in layout.pieces):
+        return False
+    dtype = dtype_of(layout, o)
+    if not all(_dense(t, o, dtype) if t.pool == "dense" else _plain(t, o) for t in layout.terms):
         return False
     ids = [o.ids[t.ids] for t in layout.lookups]
-    dtype = result_dtype(layout, [t.dtype for t in o.tables], [])
-    widths = layout.widths([t.shape[1] for t in o.tables], [])
     part = _part(layout, o)
     parts = [o.tables[t.source].shape[1] * o.tables[t.source].dtype.itemsize // part for t in layout.lookups]
     return (
         len({i.dtype for i in ids}) == 1
         and len({o.tables[t.source].dtype for t in layout.lookups}) == 1
-        and sum(widths) * dtype.itemsize % 16 == 0
+        and width_of(layout, o) * dtype.itemsize % 16 == 0
         and all(n & (n - 1) == 0 and 1 <= n <= 32 for n in parts)
         and len({s.dtype for s in o.scales}) <= 1
         and all(s.data_ptr() % (2 * s.itemsize) == 0 for s in o.scales)
         and max(i.stride(0) * max(1, i.shape[0]) for i in ids) < 1 << 31
     )
+
+
+def dtype_of(layout: Layout, o: Operands) -> torch.dtype:
+    """The result's type."""
+    return result_dtype(layout, [t.dtype for t in o.tables], [x.dtype for x in o.dense])
+
+
+def width_of(layout: Layout, o: Operands) -> int:
+    """Columns of the result."""
+    return sum(layout.widths([t.shape[1] for t in o.tables], [x.shape[1] if x.dim() > 1 else 1 for x in o.dense]))
+
+
+def _dense(t: Term, o: Operands, dtype: torch.dtype) -> bool:
+    x = o.dense[t.source]
+    pitch = x.stride(0) * x.itemsize
+    words = x.dim() == 2 and x.stride(1) == 1 and x.shape[1] * x.itemsize % 16 == 0
+    return not t.every and words and x.dtype == dtype and x.data_ptr() % 16 == pitch % 16 == 0 and pitch < 1 << 32
 
 
 def _plain(t: Term, o: Operands) -> bool:
@@ -151,10 +170,15 @@ def staged(layout: Layout, o: Operands, config: Staged) -> Launch | None:
         return None
     units: list[list[int]] = []
     rows: list[list[int]] = []
+    dense: list[list[int]] = []
     column, ways, singles = 0, 0, 0
     slots = {slot: n for n, slot in enumerate(layout.slots)}
     part = _part(layout, o)
-    for t in layout.lookups:
+    for t in layout.terms:
+        if t.pool == "dense":
+            dense += _copies(o.dense[t.source], slots["dense", t.source], column)
+            column += o.dense[t.source].shape[1]
+            continue
         table = o.tables[t.source]
         words = table.shape[1] * table.dtype.itemsize // part
         lanes = min(words, config.slice // part)
@@ -172,21 +196,22 @@ def staged(layout: Layout, o: Operands, config: Staged) -> Launch | None:
     options = {
         "TYPE": _TYPES[table.dtype], "WORD": part, "PASS_BY": int(config.pass_by),
         "SCALED": max((s.itemsize for s in o.scales), default=4),
-        "OUT": _TYPES[result_dtype(layout, [t.dtype for t in o.tables], [])],
+        "OUT": _TYPES[dtype_of(layout, o)],
         "IDS": "int" if ids.dtype == torch.int32 else "i64",
         "CHUNKS": -(-min(longest, _HELD) // 32),
         "AHEAD": int(config.ahead), "WARPS": config.warps, "QUADS": config.quads, "BLOCKS": config.blocks,
         "BAGS": config.bags, "MOST": min(longest, _HELD + 1),
         "DIRECT": int(len(layout.slots) == 1), "OWN": len(layout.slots) if few(layout) else 0, "EARLY": int(early),
         "CHECK": int(os.environ.get("RECOPT_UNCHECKED_IDS") != "1"), "WAYS": ways, "SINGLES": singles,
+        "COPIES": len(dense),
         # What is left of a short bag is read at once: a long one has less left than it costs.
         "TAIL": config.quads if longest < 64 else 1,
     }  # fmt: skip
     kernel = _compile(table.device.index, tuple(f"-D{name}={value}" for name, value in options.items()))
     if kernel is None:
         return None
-    records = torch.tensor(units + rows, dtype=torch.int64).to(table.device)
-    return Launch(kernel, records, len(units), len(rows), config.warps, config.bags, bool(early))
+    records = torch.tensor(units + rows + dense, dtype=torch.int64).to(table.device)
+    return Launch(kernel, records, len(units), len(rows) + len(dense), config.warps, config.bags, bool(early))
 
 
 def _part(layout: Layout, o: Operands) -> int:
@@ -198,6 +223,13 @@ def _part(layout: Layout, o: Operands) -> int:
 
 def _is_hopper(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 9
+
+
+def _copies(x: torch.Tensor, slot: int, column: int) -> list[list[int]]:
+    """The records of dense columns: slices of as many words of 16 bytes as a warp reads of a row."""
+    words = x.shape[1] * x.itemsize // 16
+    lanes = math.gcd(words, 32)
+    return [[0, 0, x.stride(0) * x.itemsize, lanes, n, slot, 0, 1, column, 0, 0] for n in range(words // lanes)]
 
 
 def _unit(t: Term, o: Operands, slot: int, lanes: int, n: int, column: int, scales: int) -> list[int]:
