@@ -167,7 +167,8 @@ def test_records_of_staged_ids(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_programs_of_a_launch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """4 warps make 8 bags or 128 single rows of one unit; where there are only such, each warp 32 of its own."""
+    """4 warps make 8 bags or 128 single rows of one unit; where there are only such, each warp 32 of its own, or each
+    thread one of the parts of one."""
     programs: list[int] = []
 
     def launched(config: Any, *_: object) -> int:
@@ -177,10 +178,11 @@ def test_programs_of_a_launch(monkeypatch: pytest.MonkeyPatch) -> None:
     driver = SimpleNamespace(cuLaunchKernelEx=launched)
     monkeypatch.setattr(embedding_bags_staged, "driver", lambda: driver)
     monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda device: 0, raising=False)
-    for units, singles, rows in ((3, 0, 33), (3, 2, 33), (3, 2, 129), (0, 1000, 1), (0, 3, 65)):
-        launch = Launch(SimpleNamespace(func=0), torch.zeros(1), units, singles, warps=4, bags=2, early=False)
+    shapes = (3, 0, 33), (3, 2, 33), (3, 2, 129), (0, 1000, 1), (0, 3, 65), (0, 3, 65, 8)
+    for units, singles, rows, *flat in shapes:
+        launch = Launch(SimpleNamespace(func=0), torch.zeros(1), units, singles, 4, 2, False, *flat)
         launch(torch.empty(rows, 16), torch.zeros(1))
-    assert programs == [3 * 5, 3 * 5 + 2, 3 * 17 + 2 * 2, 250, 3]
+    assert programs == [3 * 5, 3 * 5 + 2, 3 * 17 + 2 * 2, 250, 3, -(-3 * 65 * 8 // 128)]
 
 
 def test_addresses_of_a_few_tensors_are_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,7 +201,9 @@ def test_addresses_of_a_few_tensors_are_arguments(monkeypatch: pytest.MonkeyPatc
 
 @gpu
 @needs_gpu
-@pytest.mark.parametrize("config", [Staged(), Staged(1, 1, 128, 1, True, 2, 3, True), Staged(2, 8, 512, 1, bags=2)])
+@pytest.mark.parametrize(
+    "config", [Staged(), Staged(1, 1, 128, 1, True, 2, 3, True), Staged(2, 8, 512, 1, bags=2, flat=True)]
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_gpu_staged_ids_agree_with_float64(dtype: torch.dtype, config: Staged) -> None:
     """Bags shorter than a quad and longer than what is held at once, single rows and dense columns; ids that repeat,
@@ -212,7 +216,10 @@ def test_gpu_staged_ids_agree_with_float64(dtype: torch.dtype, config: Staged) -
     tables = [torch.randn(1000 + n, 40 * 16, device="cuda").to(dtype) for n in range(6)]
     tables = [t[:, 16 : 16 + (32 << n) // item] for n, t in enumerate(tables)]  # 32 to 512 bytes, and one of 16
     tables[5] = tables[5][:, : 16 // item]
-    cases = itertools.product((torch.int64, torch.int32), (1, 7, 781), (f"{text}; row t4[i1:9+1]", f"x0; {single}; x1"))
+    for table in tables:
+        table[3] = -0.0
+    texts = f"{text}; row t4[i1:9+1]", f"x0; {single}; x1", single
+    cases = itertools.product((torch.int64, torch.int32), (1, 7, 781), texts)
     for kind, rows, text in cases:
         ids = [torch.randint(1000, (rows, 345), device="cuda", dtype=kind) for _ in range(2)]
         ids[0] = ids[0][:, 1:].remainder(7) if rows == 7 else ids[0][:, 1:]
@@ -228,9 +235,11 @@ def test_gpu_staged_ids_agree_with_float64(dtype: torch.dtype, config: Staged) -
             if t.pool == "dense":
                 exact.append(dense[t.source].double())
                 continue
-            bag = tables[t.source].double()[ids[t.ids][:, t.first : t.first + t.count].long()].sum(1)
-            exact.append(bag / t.count if t.div else bag)
+            rows_read = tables[t.source].double()[ids[t.ids][:, t.first : t.first + t.count].long()]
+            exact.append(rows_read[:, 0] if t.count == 1 else rows_read.sum(1) / (t.count if t.div else 1))
         assert out.dtype == dtype
+        if text in texts[1:]:  # as they are, signs of zeros too
+            assert torch.equal(out.view(torch.uint8), torch.cat(exact, 1).to(dtype).view(torch.uint8))
         # Sums of up to 333 values near 1: each addition rounds a partial sum near 18.
         tolerance = {"rtol": 1.3e-6, "atol": 1e-4} if dtype == torch.float32 else {}
         torch.testing.assert_close(out, torch.cat(exact, 1).to(dtype), **tolerance)
@@ -238,7 +247,7 @@ def test_gpu_staged_ids_agree_with_float64(dtype: torch.dtype, config: Staged) -
 
 @gpu
 @needs_gpu
-@pytest.mark.parametrize("config", [Staged(), Staged(1, 1, 64, 1, True, 2, 3), Staged(8, 2, 512, 1, bags=2)])
+@pytest.mark.parametrize("config", [Staged(), Staged(1, 1, 64, 1, True, 2, 3), Staged(8, 2, 512, 1, bags=2, flat=True)])
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8])
 @pytest.mark.parametrize("widest", [32, 64, 256])
 def test_gpu_staged_quantised_rows_agree_with_float64(widest: int, dtype: torch.dtype, config: Staged) -> None:
@@ -252,9 +261,11 @@ def test_gpu_staged_quantised_rows_agree_with_float64(widest: int, dtype: torch.
     tables = [t[:, 16 : 16 + min(widest, 16 << n)] for n, t in enumerate(tables)]
     scales = [torch.randn(len(t), 2, device="cuda") * torch.tensor([0.01, 1.0], device="cuda") for t in tables]
     scales = [s.half() if dtype == torch.int8 else s for s in scales]
-    for rows in (1, 7, 781):
+    texts = text, "row q8 t4[i0:9+1]; row q8 t4[i0:7+1]"
+    for rows, text in itertools.product((1, 7, 781), texts):
         ids = torch.randint(1000, (rows, 155), device="cuda")
-        o = Operands(tables, [ids], [], [], [], scales)
+        of = parse_layout(text).quantised
+        o = Operands(tables, [ids], [], [], [], [scales[n] for n in of])
         assert staged(parse_layout(text), o, config) is not None
         poison = torch.full((rows, 1024), float("nan"), device="cuda")
         del poison
@@ -278,7 +289,8 @@ def test_gpu_a_staged_id_that_its_table_does_not_hold_stops_the_device(text: str
         "import torch; from recopt.kernels.embedding_bags.launch import embedding_bags_triton as run\n"
         "from recopt.kernels.embedding_bags.config import Staged; from recopt.kernels.embedding_bags import Operands\n"
         "t, i = torch.randn(90, 128).cuda(), torch.zeros(3, 70, dtype=torch.int64).cuda()\n"
-        f"def call(): run(Operands([t], [i], [], [], [], []), {text!r}, Staged()); torch.cuda.synchronize()\n"
+        f"way = Staged(flat={bad == 90})\n"
+        f"def call(): run(Operands([t], [i], [], [], [], []), {text!r}, way); torch.cuda.synchronize()\n"
         f"call(); print('in range'); i[2, 69] = {bad}; call()\n"
     )
     root = str(Path(__file__).parents[2])

@@ -79,9 +79,9 @@ struct Sum {
   float values[VALUES], biases;
 };
 
-__device__ __forceinline__ void clear(Sum& sum) {
+__device__ __forceinline__ void clear(Sum& sum, float zero = 0.0f) {
 #pragma unroll
-  for (int k = 0; k < VALUES; k++) sum.values[k] = 0.0f;
+  for (int k = 0; k < VALUES; k++) sum.values[k] = zero;
   sum.biases = 0.0f;
 }
 
@@ -182,7 +182,8 @@ __device__ __forceinline__ void fetch(IDS (&next)[CHUNKS], const IDS* ids, int c
 
 __device__ __forceinline__ void check(bool bad) {
 #if CHECK
-  if (__any_sync(~0u, bad)) __assertfail("embedding_bags: an id is not in its table", "", 0, "", 1);
+  if (__builtin_expect(FLAT ? bad : __any_sync(~0u, bad), 0))
+    __assertfail("embedding_bags: an id is not in its table", "", 0, "", 1);
 #endif
 }
 
@@ -256,6 +257,18 @@ __device__ __forceinline__ void bags_of(const Unit& unit, const IDS* ids, char* 
   }
 }
 
+// A row as it is: -0.0 stays what it is when it is added to -0.0.
+__device__ __forceinline__ Sum single(const Part& x) {
+  Sum sum;
+  clear(sum, -0.0f);
+  add(sum, x);
+#if QUANTISED
+#pragma unroll
+  for (int k = 0; k < VALUES; k++) sum.values[k] += sum.biases;
+#endif
+  return sum;
+}
+
 // Single rows of L parts, of as many bags as a warp has threads.
 template <int L>
 __device__ __forceinline__ void rows_of(const Unit& unit, const IDS* ids, char* to, int bags, u32* held) {
@@ -275,14 +288,18 @@ __device__ __forceinline__ void rows_of(const Unit& unit, const IDS* ids, char* 
       if (n + j * ROWS < bags) x[j] = read_row(unit, base, held[n + j * ROWS]);
 #pragma unroll
     for (int j = 0; j < ONCE; j++) {
-      Sum sum;
-      clear(sum);
-      add(sum, x[j]);
-#pragma unroll
-      for (int k = 0; k < VALUES; k++) sum.values[k] += sum.biases;
-      if (n + j * ROWS < bags) write<VALUES>(to + (n + j * ROWS) * unit.pitch, sum.values, unit.scale);
+      if (n + j * ROWS < bags) write<VALUES>(to + (n + j * ROWS) * unit.pitch, single(x[j]).values, unit.scale);
     }
   }
+}
+
+// One part of a single row; the check of its id waits until it is on its way.
+__device__ __forceinline__ void part_of(const Unit& unit, const IDS* ids, const char* base, char* to) {
+  IDS id = read_id(ids);
+  bool bad = (u64)(i64)id >= unit.height;
+  Part x = read_row(unit, base, CHECK && bad ? 0 : (u32)id);
+  check(bad);
+  write<VALUES>(to, single(x).values, unit.scale);
 }
 
 // Dense columns of as many rows as a warp has threads, in parts of 16 bytes.
@@ -315,11 +332,14 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) bags(const __gr
   // A program makes bags of one unit; those of single rows come last. Where there is nothing else, each warp has a unit
   // of its own, so that a batch of one fills programs too: beside bags that would cost registers.
   u32 warp = threadIdx.x >> 5, first = 0;
+#if EARLY == 3  // the next kernel comes as far as its own wait, whatever this one waits for
+  asm volatile("griddepcontrol.launch_dependents;");
+#endif
 #if WAYS
   u32 block = blockIdx.x, each = WARPS * BAGS, blocks = (given.rows + each - 1) / each;
 #if SINGLES || COPIES
-  bool single = block >= given.units * blocks;
-  if (single) {
+  bool one = block >= given.units * blocks;
+  if (one) {
     block -= given.units * blocks;
     first = given.units;
     each = WARPS * 32;
@@ -327,8 +347,12 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) bags(const __gr
   }
 #endif
   int r = block % blocks * each + warp * (each / WARPS);
+#elif FLAT  // few bags: a thread reads one part of one row, whatever the table
+  u32 block = (blockIdx.x * WARPS * 32 + threadIdx.x) / FLAT, blocks = 1;
+  int r = block / given.all;
+  block %= given.all;
 #else
-  bool single = true;
+  bool one = true;
   u32 block = blockIdx.x * WARPS + warp, blocks = (given.rows + 31) / 32;
   int r = block % blocks * 32;
 #endif
@@ -355,6 +379,15 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) bags(const __gr
   int begin = (threadIdx.x & 31) * 128, last = (unit.count - 1) * (int)sizeof(IDS);
   if (begin < last + 128) asm volatile("prefetch.global.L2 [%0];" :: "l"((const char*)ids + min(begin, last)));
 #endif
+#if FLAT && FLAT != SINGLES  // of several widths
+  if (threadIdx.x % FLAT >= lanes) return;
+#endif
+#if FLAT
+  int part = unit.slice * lanes + threadIdx.x % FLAT;
+  const char* base = unit.table + part * WORD;
+  to += part * VALUES * WRITTEN;
+  asm volatile("" : "+l"(base), "+l"(to));  // computed by now
+#endif
 #if EARLY  // until here only constants were read: what the kernel before this one writes is not among them
   asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
@@ -371,8 +404,10 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) bags(const __gr
     copy(unit, (const char*)ids + (u64)r * unit.apart, to, lanes, min(left, 32));
   } else
 #endif
-#if SINGLES
-  if (single) {
+#if FLAT
+  part_of(unit, ids, base, to);
+#elif SINGLES
+  if (one) {
     ROW(1) ROW(2) ROW(4) ROW(8) ROW(16) ROW(32)
   } else
 #endif

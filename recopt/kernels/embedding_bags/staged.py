@@ -55,6 +55,7 @@ class Launch(NamedTuple):
     warps: int
     bags: int
     early: bool
+    flat: int = 0  # threads a single row, where a thread has one part of one row
 
     def __call__(self, out: torch.Tensor, dynamic: torch.Tensor | bytes) -> None:
         """Fill out [R, W] from ids, or from the addresses of several tensors of ids: those of a few as they are. Raises
@@ -66,6 +67,8 @@ class Launch(NamedTuple):
         given = ctypes.create_string_buffer(bytes(head) + own)
         if self.units:
             programs = self.units * -(-rows // (self.warps * self.bags)) + self.singles * -(-rows // (self.warps * 32))
+        elif self.flat:
+            programs = -(-self.singles * rows * self.flat // (32 * self.warps))
         else:
             programs = -(-self.singles * -(-rows // 32) // self.warps)
         launch = _launch_config(programs, 32 * self.warps, out.get_device(), self.early)
@@ -192,6 +195,7 @@ def staged(layout: Layout, o: Operands, config: Staged) -> Launch | None:
     longest = max(t.count for t in layout.lookups)
     first = layout.lookups[0]
     table, ids = o.tables[first.source], o.ids[first.ids]
+    flat = 1 << singles.bit_length() - 1 if config.flat and not (units or dense) else 0  # the widest
     early = config.early if _is_hopper(table.device) else 0
     options = {
         "TYPE": _TYPES[table.dtype], "WORD": part, "PASS_BY": int(config.pass_by),
@@ -203,7 +207,7 @@ def staged(layout: Layout, o: Operands, config: Staged) -> Launch | None:
         "BAGS": config.bags, "MOST": min(longest, _HELD + 1),
         "DIRECT": int(len(layout.slots) == 1), "OWN": len(layout.slots) if few(layout) else 0, "EARLY": int(early),
         "CHECK": int(os.environ.get("RECOPT_UNCHECKED_IDS") != "1"), "WAYS": ways, "SINGLES": singles,
-        "COPIES": len(dense),
+        "COPIES": len(dense), "FLAT": flat,
         # What is left of a short bag is read at once: a long one has less left than it costs.
         "TAIL": config.quads if longest < 64 else 1,
     }  # fmt: skip
@@ -211,7 +215,7 @@ def staged(layout: Layout, o: Operands, config: Staged) -> Launch | None:
     if kernel is None:
         return None
     records = torch.tensor(units + rows + dense, dtype=torch.int64).to(table.device)
-    return Launch(kernel, records, len(units), len(rows) + len(dense), config.warps, config.bags, bool(early))
+    return Launch(kernel, records, len(units), len(rows) + len(dense), config.warps, config.bags, bool(early), flat)
 
 
 def _part(layout: Layout, o: Operands) -> int:

@@ -58,7 +58,7 @@ STAGED: dict[tuple[int, int, int, int], dict[str, Staged]] = {
         "hot": Staged(16, 5, 256, 1, True, 2, 1),
         "cold": Staged(8, 5, 256, 1, True, 2, 1, True),
     },
-    (4, 16, 1, 1): {"": Staged(8, 2, 512, 1, True, 2, 1)},
+    (4, 16, 1, 1): {"": Staged(4, 2, 512, 1, True, 3, 1, flat=True)},
     (1, 128, 150, 2048): {
         "": Staged(2, 3, 128, 1, False, 1, 1),
         "hot": Staged(2, 4, 128, 1, False, 1, 1),
