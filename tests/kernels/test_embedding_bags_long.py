@@ -189,7 +189,7 @@ def test_addresses_of_a_few_tensors_are_arguments(monkeypatch: pytest.MonkeyPatc
     given: list[bytes] = []
 
     def launched(config: object, func: object, arguments: Any, _: object) -> int:
-        given.append(ctypes.string_at(arguments[0], 56))
+        given.append(ctypes.string_at(ctypes.cast(arguments, ctypes.POINTER(ctypes.c_void_p))[0], 56))
         return 0
 
     monkeypatch.setattr(embedding_bags_staged, "driver", lambda: SimpleNamespace(cuLaunchKernelEx=launched))

@@ -20,7 +20,8 @@ import ctypes
 import functools
 import math
 import os
-from typing import Any, ClassVar, NamedTuple
+import struct
+from typing import Any, NamedTuple
 
 import torch
 
@@ -36,13 +37,8 @@ _FEW = 8  # addresses that are arguments of the kernel; more go through memory
 _CARVEOUT = 9  # CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT
 
 
-class _Arguments(ctypes.Structure):
-    """The argument of the kernel."""
-
-    _fields_: ClassVar = [
-        ("records", ctypes.c_uint64), ("dynamic", ctypes.c_uint64), ("out", ctypes.c_uint64),
-        ("rows", ctypes.c_int), ("width", ctypes.c_int), ("units", ctypes.c_int), ("all", ctypes.c_int),
-    ]  # fmt: skip
+_HEAD = struct.Struct("QQQiiii")  # the argument of the kernel, before addresses of a few tensors
+_One = ctypes.c_char_p * 1
 
 
 class Launch(NamedTuple):
@@ -61,10 +57,9 @@ class Launch(NamedTuple):
         """Fill out [R, W] from ids, or from the addresses of several tensors of ids: those of a few as they are. Raises
         RuntimeError where the driver refuses."""
         rows, width = out.shape
-        own = dynamic if isinstance(dynamic, bytes) else b""
-        pointers = self.records.data_ptr(), 0 if isinstance(dynamic, bytes) else dynamic.data_ptr(), out.data_ptr()
-        head = _Arguments(*pointers, rows, width, self.units, self.units + self.singles)
-        given = ctypes.create_string_buffer(bytes(head) + own)
+        ids, own = (0, dynamic) if isinstance(dynamic, bytes) else (dynamic.data_ptr(), b"")
+        units = self.units, self.units + self.singles
+        given = _HEAD.pack(self.records.data_ptr(), ids, out.data_ptr(), rows, width, *units) + own
         if self.units:
             programs = self.units * -(-rows // (self.warps * self.bags)) + self.singles * -(-rows // (self.warps * 32))
         elif self.flat:
@@ -72,8 +67,7 @@ class Launch(NamedTuple):
         else:
             programs = -(-self.singles * -(-rows // 32) // self.warps)
         launch = _launch_config(programs, 32 * self.warps, out.get_device(), self.early)
-        arguments = (ctypes.c_void_p * 1)(ctypes.addressof(given))
-        status = driver().cuLaunchKernelEx(ctypes.byref(launch), self.kernel.func, arguments, None)
+        status = driver().cuLaunchKernelEx(ctypes.byref(launch), self.kernel.func, _One(given), None)
         if status:
             raise RuntimeError(f"embedding_bags: the launch failed with CUDA's error {status}")
 
