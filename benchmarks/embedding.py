@@ -13,7 +13,6 @@ and ONNX Runtime take part where they can be imported. Ours checks its ids, and 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import math
 import time
@@ -166,54 +165,6 @@ def fbgemm(w: Workload, weights: str = "fp32") -> Callable[[Tensor], Callable[[]
     return bind
 
 
-def bare_kernel(
-    tables: Sequence[Tensor], w: Workload, u: int, warps: int, scales: Sequence[Tensor] = ()
-) -> Callable[[Tensor], Callable[[], Tensor]]:
-    """The plain Triton start: a program a bag, [U, D] rows at a time, ids unchecked; tables that are alike are one
-    launch."""
-    import triton.language as tl
-    from bare_bags import bare
-
-    at = [(0, 0)]  # the first id and the first column of each table
-    for _, dim, length in w.tables:
-        at.append((at[-1][0] + length, at[-1][1] + dim))
-    period = next(p for p in range(1, len(w.tables)) if w.tables[p][1] == w.tables[0][1])
-    pools = [list(pool) for _, pool in itertools.groupby(range(len(w.tables)), lambda n: w.tables[n][2])]
-    groups = []
-    for run in [pool[k::period] for pool in pools for k in range(min(period, len(pool)))]:
-        _, dim, length = w.tables[run[0]]
-        between = [b - a for a, b in zip(at[run[0]], at[run[0] + period], strict=True)]
-        addresses = [torch.tensor([x[n].data_ptr() for n in run], device="cuda") for x in (tables, scales or tables)]
-        steps = at[run[0]][0], between[0], at[run[0]][1], between[1]
-        groups.append((len(run), dim, length, addresses, steps))
-    kind = {torch.float32: tl.float32, torch.float16: tl.float16, torch.uint8: tl.uint8}[tables[0].dtype]
-    dtype = torch.float32 if scales else tables[0].dtype
-
-    def bind(ids: Tensor) -> Callable[[], Tensor]:
-        def call() -> Tensor:
-            out = torch.empty(w.batch, at[-1][1], device="cuda", dtype=dtype)
-            for count, dim, length, (rows, pairs), steps in groups:
-                bare[(w.batch, count)](
-                    rows, pairs, ids, out, ids.stride(0), at[-1][1], *steps, L=length, D=dim,
-                    U=min(u, 1 << (length - 1).bit_length()), DTYPE=kind, QUANTISED=bool(scales),
-                    EVICT="evict_first" if dim == 32 else "", num_warps=warps,
-                )  # fmt: skip
-            return out
-
-        return call
-
-    return bind
-
-
-def bare_calls(
-    tables: Sequence[Tensor], w: Workload, requests: Sequence[Tensor], scales: Sequence[Tensor] = ()
-) -> dict[str, list[Callable[[], Tensor]]]:
-    """The plain Triton start in a few shapes of its programs."""
-    shapes = ((16, 2), (32, 4), (16, 1), (32, 8)) if max(length for *_, length in w.tables) > 1 else ((1, 1), (1, 2))
-    binds = {f"bare {u}, {warps}": bare_kernel(tables, w, u, warps, scales) for u, warps in shapes}
-    return {name: [bind(i) for i in requests] for name, bind in binds.items()}
-
-
 def quantise(table: Tensor) -> tuple[Tensor, Tensor]:
     """Rows of int8 and their [rows, 2] scales and biases, in float16 as FBGEMM's and those of ``quantize_tables``."""
     low, high = table.float().aminmax(dim=1, keepdim=True)
@@ -300,6 +251,8 @@ def on_cpu(name: str, w: Workload) -> dict[str, Any]:
 
 def on_gpu(name: str, w: Workload, kinds: Sequence[str], with_inductor: bool, bandwidth: float) -> list[dict[str, Any]]:
     """Device and wall times of every peer on every class of ids."""
+    from bare_bags import bare_calls
+
     tables = make_tables(w, "cuda")
     peer, plain, rows = fbgemm(w), layout(w), []
     many = len(w.tables) > 200
@@ -354,6 +307,8 @@ def on_gpu(name: str, w: Workload, kinds: Sequence[str], with_inductor: bool, ba
 
 def on_gpu_stored(name: str, w: Workload, stored: str, kinds: Sequence[str]) -> list[dict[str, Any]]:
     """Device times, ours, FBGEMM's and the plain Triton start's, on tables of fp16 or int8."""
+    from bare_bags import bare_calls
+
     tables, scales, text = operands(w, stored, make_tables(w, "cuda"))
     peer, rows = fbgemm(w, stored), []
     for kind in kinds:
