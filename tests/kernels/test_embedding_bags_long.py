@@ -162,6 +162,11 @@ def test_records_of_staged_ids(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     expected = "WAYS=24 SINGLES=0 COPIES=3 TAIL=1 CHUNKS=5 DIRECT=0 OWN=2 TYPE=0 OUT=0"
     assert {f"-D{option}" for option in expected.split()} <= set(options)
+    assert staged(layout, o, Staged(flat=True)) is None  # there are bags
+    few, many = (Operands([tables[1]], [ids[:1].expand(n, -1)], [], [], [], []) for n in (1 << 14, 1 << 15))
+    flat = staged(parse_layout("row t0[i0:0+1]; row t0[i0:1+1]"), few, Staged(flat=True))
+    assert flat is not None and flat.flat == 8
+    assert staged(parse_layout("row t0[i0:0+1]; row t0[i0:1+1]"), many, Staged(flat=True)) is None
     monkeypatch.setattr(embedding_bags_staged, "_compile", lambda device, given: None)
     assert staged(layout, o, Staged()) is None
 
@@ -226,10 +231,11 @@ def test_gpu_staged_ids_agree_with_float64(dtype: torch.dtype, config: Staged) -
         ids[1][:, ::2] = 3
         dense = [torch.randn(rows, n, device="cuda").to(dtype)[:, 16:] for n in (64, 400)]
         o = Operands(tables, ids, [], [], dense, [])
-        assert staged(parse_layout(text), o, config) is not None
+        way = config._replace(flat=config.flat and text == single)
+        assert staged(parse_layout(text), o, way) is not None
         poison = torch.full((rows, 4096), float("nan"), device="cuda")
         del poison
-        out = embedding_bags_triton(o, text, config)
+        out = embedding_bags_triton(o, text, way)
         exact = []
         for t in parse_layout(text).terms:
             if t.pool == "dense":
@@ -266,10 +272,11 @@ def test_gpu_staged_quantised_rows_agree_with_float64(widest: int, dtype: torch.
         ids = torch.randint(1000, (rows, 155), device="cuda")
         of = parse_layout(text).quantised
         o = Operands(tables, [ids], [], [], [], [scales[n] for n in of])
-        assert staged(parse_layout(text), o, config) is not None
+        way = config._replace(flat=config.flat and text == texts[1])
+        assert staged(parse_layout(text), o, way) is not None
         poison = torch.full((rows, 1024), float("nan"), device="cuda")
         del poison
-        out = embedding_bags_triton(o, text, config)
+        out = embedding_bags_triton(o, text, way)
         exact = []
         for t in parse_layout(text).lookups:
             i = ids[:, t.first : t.first + t.count]
@@ -289,7 +296,7 @@ def test_gpu_a_staged_id_that_its_table_does_not_hold_stops_the_device(text: str
         "import torch; from recopt.kernels.embedding_bags.launch import embedding_bags_triton as run\n"
         "from recopt.kernels.embedding_bags.config import Staged; from recopt.kernels.embedding_bags import Operands\n"
         "t, i = torch.randn(90, 128).cuda(), torch.zeros(3, 70, dtype=torch.int64).cuda()\n"
-        f"way = Staged(flat={bad == 90})\n"
+        f"way = Staged(flat={bad == 90 and text.startswith('row')})\n"
         f"def call(): run(Operands([t], [i], [], [], [], []), {text!r}, way); torch.cuda.synchronize()\n"
         f"call(); print('in range'); i[2, 69] = {bad}; call()\n"
     )

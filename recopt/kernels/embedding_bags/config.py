@@ -34,7 +34,7 @@ class Staged(NamedTuple):
     ``early`` starts the kernel while the one before it drains (from Hopper on), and lets the one after it start when
     its programs end (1), have begun (2) or still wait themselves (3); ``ahead`` has ids sent to the L2 before the
     kernel before has ended. Rows that ``pass_by`` take no place in the L1: it pays where hardly any comes again.
-    ``flat``: single rows alone are read by a thread for each part of each, as suits few bags.
+    ``flat``: a thread for each part of each row, of single rows alone; for as many as run at once.
     """
 
     warps: int = 4

@@ -28,12 +28,13 @@ import torch
 from ..launching import BESIDE, LaunchConfig, driver
 from .config import Staged
 from .layout import Layout, Term
-from .operands import Operands, check_operands, result_dtype
+from .operands import Operands, check_operands, result_dtype, rows_of
 from .source import SOURCE
 
 _TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.uint8: 3, torch.int8: 4}
 _HELD = 160  # ids of a bag that are held at once
 _FEW = 8  # addresses that are arguments of the kernel; more go through memory
+_THREADS = 1 << 18  # what 132 processors run at once
 _CARVEOUT = 9  # CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT
 
 
@@ -158,7 +159,8 @@ def _plain(t: Term, o: Operands) -> bool:
 
 
 def staged(layout: Layout, o: Operands, config: Staged) -> Launch | None:
-    """The launch of a layout bound to its tables; None where it is not of this kind, or CUDA C++ cannot be compiled.
+    """The launch of a layout bound to its tables; None where it is not of this kind, or CUDA C++ cannot be compiled,
+    or a flat one is asked for and there is more than single rows, or more of them than threads run at once.
 
     Raises EmbeddingBagsError where the operands do not fit.
     """
@@ -189,7 +191,9 @@ def staged(layout: Layout, o: Operands, config: Staged) -> Launch | None:
     longest = max(t.count for t in layout.lookups)
     first = layout.lookups[0]
     table, ids = o.tables[first.source], o.ids[first.ids]
-    flat = 1 << singles.bit_length() - 1 if config.flat and not (units or dense) else 0  # the widest
+    flat = 1 << max(0, singles.bit_length() - 1) if config.flat else 0  # parts of the widest
+    if flat and (units or dense or flat * len(rows) * rows_of(layout, o) > _THREADS):
+        return None
     early = config.early if _is_hopper(table.device) else 0
     options = {
         "TYPE": _TYPES[table.dtype], "WORD": part, "PASS_BY": int(config.pass_by),
