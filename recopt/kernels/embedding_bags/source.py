@@ -152,7 +152,7 @@ struct Arguments {  // as in the launcher
   const i64* records;
   const void* dynamic;
   char* out;
-  int rows, width, units, all;  // units of bags, those of single rows and dense columns too
+  int rows, width, units, all;  // units of bags (EVEN: elements from row to row of ids), of single and dense rows too
 #if OWN
   const IDS* own[OWN];  // where ids lie in a few tensors
 #endif
@@ -195,7 +195,11 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) bags(const __gr
                given.width * (i64)WRITTEN, (u32)record[PITCH], (int)record[SLICE], (int)record[COUNT],
                __int_as_float((int)record[SCALE])};
   int lanes = (int)record[LANES];
+#if EVEN  // where ids lie needs no record: both are on their way at once
+  i64 at = BEGIN + (i64)first * NEXT + (i64)r * given.units;
+#else
   i64 at = (record[FIRST] & 0xffffffff) + r * unit.step;
+#endif
 #if !DIRECT
   i64 slot = record[SLOT];
 #endif

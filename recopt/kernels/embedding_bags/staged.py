@@ -53,13 +53,14 @@ class Launch(NamedTuple):
     bags: int
     early: bool
     flat: int = 0  # threads a single row, where a thread has one part of one row
+    stride: int = 0  # of ids, where the kernel finds them without its records
 
     def __call__(self, out: torch.Tensor, dynamic: torch.Tensor | bytes) -> None:
         """Fill out [R, W] from ids, or from the addresses of several tensors of ids: those of a few as they are. Raises
         RuntimeError where the driver refuses."""
         rows, width = out.shape
         ids, own = (0, dynamic) if isinstance(dynamic, bytes) else (dynamic.data_ptr(), b"")
-        units = self.units, self.units + self.singles
+        units = self.stride or self.units, self.units + self.singles
         given = _HEAD.pack(self.records.data_ptr(), ids, out.data_ptr(), rows, width, *units) + own
         if self.units:
             programs = self.units * -(-rows // (self.warps * self.bags)) + self.singles * -(-rows // (self.warps * 32))
@@ -194,6 +195,10 @@ def staged(layout: Layout, o: Operands, config: Staged) -> Launch | None:
     flat = 1 << max(0, singles.bit_length() - 1) if config.flat else 0  # parts of the widest
     if flat and (units or dense or flat * len(rows) * rows_of(layout, o) > _THREADS):
         return None
+    starts = [t.first for t in layout.lookups]
+    gap = starts[-1] - starts[-2] if len(starts) > 1 else 0
+    even = len(starts) == len(rows) and starts == [starts[0] + n * gap for n in range(len(rows))]
+    even = even and flat > 0 and len(slots) == 1
     early = config.early if _is_hopper(table.device) else 0
     options = {
         "TYPE": _TYPES[table.dtype], "WORD": part, "PASS_BY": int(config.pass_by),
@@ -205,7 +210,7 @@ def staged(layout: Layout, o: Operands, config: Staged) -> Launch | None:
         "BAGS": config.bags, "MOST": min(longest, _HELD + 1),
         "DIRECT": int(len(layout.slots) == 1), "OWN": len(layout.slots) if few(layout) else 0, "EARLY": int(early),
         "CHECK": int(os.environ.get("RECOPT_UNCHECKED_IDS") != "1"), "WAYS": ways, "SINGLES": singles,
-        "COPIES": len(dense), "FLAT": flat,
+        "COPIES": len(dense), "FLAT": flat, "EVEN": int(even), "BEGIN": starts[0] * even, "NEXT": gap * even,
         # What is left of a short bag is read at once: a long one has less left than it costs.
         "TAIL": config.quads if longest < 64 else 1,
     }  # fmt: skip
@@ -213,7 +218,10 @@ def staged(layout: Layout, o: Operands, config: Staged) -> Launch | None:
     if kernel is None:
         return None
     records = torch.tensor(units + rows + dense, dtype=torch.int64).to(table.device)
-    return Launch(kernel, records, len(units), len(rows) + len(dense), config.warps, config.bags, bool(early), flat)
+    stride = ids.stride(0) if even else 0
+    return Launch(
+        kernel, records, len(units), len(rows) + len(dense), config.warps, config.bags, bool(early), flat, stride
+    )
 
 
 def _part(layout: Layout, o: Operands) -> int:
