@@ -4,7 +4,8 @@ A warp makes one bag, or a few in turn. Its ids are read side by side, checked o
 offsets of rows, four of which one load then hands to every thread: in Triton every thread reads and checks every id of
 its own. Programs start in the order of the tables, few at a time, so that rows that are read again are still in the L2.
 A warp that makes several short bags reads the ids of the next while the rows of one are on their way; long bags are
-better made one by one, since the last to start are what the launch waits for.
+better made one by one, since the last to start are what the launch waits for. Of single rows that are few enough to be
+read at once a thread reads one part: what a launch of one bag takes is two loads, and nothing must stand between them.
 
 Rows wider than a slice are read slice by slice, one table's slice after the other: a narrow part of a large table fits
 the L2. How much of a row a slice is, how many rows a thread has under way and how many warps a processor holds are
@@ -36,8 +37,6 @@ _HELD = 160  # ids of a bag that are held at once
 _FEW = 8  # addresses that are arguments of the kernel; more go through memory
 _THREADS = 1 << 18  # what 132 processors run at once
 _CARVEOUT = 9  # CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT
-
-
 _HEAD = struct.Struct("QQQiiii")  # the argument of the kernel, before addresses of a few tensors
 _One = ctypes.c_char_p * 1
 
