@@ -74,7 +74,6 @@ STAGED: dict[tuple[int, int, int, int], dict[str, Staged]] = {
     (4, 16, 1, 256): {"": Staged(4, early=3, slice=512, flat=True)},
     (4, 128, 1, 256): {"": Staged(8, early=3, slice=512, flat=True)},
     (2, 128, 1, 256): {"": Staged(8, early=3, slice=512, flat=True)},
-    (1, 128, 1, 256): {"": Staged(8, early=3, slice=512, flat=True)},
     (1, 128, 150, 2048): {
         "": Staged(2, 3, 128, 1, False, 1, 1),
         "hot": Staged(2, 4, 128, 1, False, 1, 1),
