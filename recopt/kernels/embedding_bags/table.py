@@ -3,8 +3,9 @@
 from .config import Config, Staged
 
 MEASURED = (
-    "NVIDIA H100 80GB HBM3, torch 2.11.0+cu130; STAGED, (4, 32, 80, 256), (4, 32, 20, 512), (1, 32, 20, 512), "
-    "(1, 32, 80, 256), (4, 16, 1, 1): NVIDIA H200, torch 2.11.0+cu130"
+    "NVIDIA H100 80GB HBM3, torch 2.11.0+cu130; STAGED, (4, 32, 80, 1), (4, 32, 80, 256), (4, 32, 80, 2048), "
+    "(4, 32, 20, 256), (4, 32, 20, 512), (1, 32, 20, 512), (1, 32, 80, 256), (4, 16, 1, 1), (4, 16, 1, 256): "
+    "NVIDIA H200, torch 2.11.0+cu130"
 )
 # Bytes a value is stored in, columns as stored, ids a bag, bags -> the least geometric mean over classes of ids.
 CHOICES: dict[tuple[int, int, int, int], Config] = {
