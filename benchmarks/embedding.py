@@ -166,28 +166,6 @@ def fbgemm(w: Workload, weights: str = "fp32") -> Callable[[Tensor], Callable[[]
     return bind
 
 
-def bare_kernel(tables: Sequence[Tensor], w: Workload, u: int, warps: int) -> Callable[[Tensor], Callable[[], Tensor]]:
-    """The plain Triton start: a program a bag, [U, D] rows at a time, tables alike, ids unchecked."""
-    from bare_bags import bare
-
-    _, dim, length = w.tables[0]
-    addresses = torch.tensor([t.data_ptr() for t in tables], device="cuda")
-    count = len(tables)
-
-    def bind(ids: Tensor) -> Callable[[], Tensor]:
-        def call() -> Tensor:
-            out = torch.empty(w.batch, count * dim, device="cuda")
-            bare[(w.batch, count)](
-                addresses, ids, out, ids.stride(0), count * dim, L=length, D=dim, U=u,
-                EVICT="evict_first" if dim == 32 else "", num_warps=warps,
-            )  # fmt: skip
-            return out
-
-        return call
-
-    return bind
-
-
 def quantise(table: Tensor) -> tuple[Tensor, Tensor]:
     """Rows of int8 and their [rows, 2] scales and biases, in float16 as FBGEMM's and those of ``quantize_tables``."""
     low, high = table.float().aminmax(dim=1, keepdim=True)
@@ -274,12 +252,12 @@ def on_cpu(name: str, w: Workload) -> dict[str, Any]:
 
 def on_gpu(name: str, w: Workload, kinds: Sequence[str], with_inductor: bool, bandwidth: float) -> list[dict[str, Any]]:
     """Device and wall times of every peer on every class of ids."""
+    from bare_bags import bare_calls
+
     tables = make_tables(w, "cuda")
     peer, plain, rows = fbgemm(w), layout(w), []
-    alike = len(set(w.tables)) == 1
     many = len(w.tables) > 200
     for kind in kinds:
-        length = w.tables[0][2]
         fetched = w.batch * sum(dim * length for _, dim, length in w.tables) * 4
         requests = [make_ids(w, kind, "cuda", seed) for seed in range(3 if many else copies(fetched, 24, 512 << 20))]
         text = hinted(plain, [requests[0]])
@@ -293,12 +271,10 @@ def on_gpu(name: str, w: Workload, kinds: Sequence[str], with_inductor: bool, ba
             calls["inductor"] = [partial(compiled, i) for i in requests[:6]]
         if peer is not None:
             calls["fbgemm"] = [peer(i) for i in requests]
-        if alike:
-            for u, warps in ((16, 2), (32, 4), (16, 1), (32, 8)) if length > 1 else ((1, 1), (1, 2)):
-                bind = bare_kernel(tables, w, min(u, 1 << (length - 1).bit_length()), warps)
-                calls[f"bare {u}, {warps}"] = [bind(i) for i in requests]
+        calls |= bare_calls(tables, w, requests)
         want = eager(w, tables, requests[0])
-        torch.testing.assert_close(calls["ours"][0](), want, rtol=1e-4, atol=1e-4)  # two sums of 150 in float32
+        for one in ("ours", "bare 16, 2" if "bare 16, 2" in calls else "bare 1, 1"):
+            torch.testing.assert_close(calls[one][0](), want, rtol=1e-4, atol=1e-4)  # two sums of 150 in float32
         times = {n: device_times(c, 8) for n, c in calls.items()}
         wall = {n: [waited(c[0])] for n, c in calls.items() if n in ("ours", "fbgemm", "eager")}
         if many:
@@ -333,7 +309,9 @@ def on_gpu(name: str, w: Workload, kinds: Sequence[str], with_inductor: bool, ba
 
 
 def on_gpu_stored(name: str, w: Workload, stored: str, kinds: Sequence[str]) -> list[dict[str, Any]]:
-    """Device times, ours and FBGEMM's, on tables of fp16 or int8."""
+    """Device times, ours, FBGEMM's and the plain Triton start's, on tables of fp16 or int8."""
+    from bare_bags import bare_calls
+
     tables, scales, text = operands(w, stored, make_tables(w, "cuda"))
     peer, rows = fbgemm(w, stored), []
     for kind in kinds:
@@ -343,6 +321,7 @@ def on_gpu_stored(name: str, w: Workload, stored: str, kinds: Sequence[str]) -> 
         calls: dict[str, list[Callable[[], Tensor]]] = {
             "ours": [partial(ours, hint, tables, scales, i) for i in requests]
         }
+        calls |= bare_calls(tables, w, requests, scales)
         if peer is not None:
             calls["fbgemm"] = [peer(i) for i in requests]
         times = {n: device_times(c, 8) for n, c in calls.items()}

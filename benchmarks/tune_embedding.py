@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from embedding import CLASSES, WORKLOADS, Workload, bare_kernel, fbgemm, make_ids, make_tables, operands
+from bare_bags import bare_kernel
+from embedding import CLASSES, WORKLOADS, Workload, fbgemm, make_ids, make_tables, operands
 from timing import copies, device_times
 from torch import Tensor
 

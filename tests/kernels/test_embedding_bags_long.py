@@ -109,7 +109,12 @@ def test_gpu_long_bags_agree_with_float64(text: str) -> None:
         ("sum t0[i0:0+5]; row t1[i1:0+1]; sum t5[i1:0+5]", True),
         ("sum t0[i0:0+5]; row t1[i1:0+2]", False),
         ("sum t0[i0:0+5] + sum t1[i1:0+5]", False),
-        ("sum t0[i0:0+5]; x0", False),
+        ("sum t0[i0:0+5]; x0", True),
+        ("sum t3[i0:0+5]; x0; sum t3[i0:1+5]", True),  # a result of float32 either way
+        ("sum t0[i0:0+5]; x1", False),  # rows of 24 bytes
+        ("sum t0[i0:0+5]; x2", False),  # of another type than the result
+        ("sum t0[i0:0+5]; x0 % 2", False),
+        ("x0", False),
         ("sum t0[i0:0+5] pad 1", False),
         ("sum t0[i0:0+5] * w0:0", False),
         ("sum t0[i0:0+5 % 3]", False),
@@ -130,34 +135,45 @@ def test_layouts_that_the_kernel_of_staged_ids_knows(text: str, known: bool) -> 
               torch.ones(9, 4), torch.ones(9, 32, dtype=torch.uint8)]  # fmt: skip
     ids = [torch.zeros(4, 6, dtype=torch.int64)] * 2 + [torch.zeros(4, 6, dtype=torch.int32)]
     bounds = [torch.zeros(4, dtype=torch.int64)]
-    o = Operands(tables, ids, bounds, [torch.ones(4, 6)], [torch.ones(4, 8)], [torch.ones(9, 2)])
+    dense = [torch.ones(4, 8), torch.ones(4, 6), torch.ones(4, 8).half()]
+    o = Operands(tables, ids, bounds, [torch.ones(4, 6)], dense, [torch.ones(9, 2)])
     assert eligible(parse_layout(text), o) == known
 
 
 def test_records_of_staged_ids(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Slices of wide rows, narrow rows whole; columns, ids and counts; None without a compiler."""
+    """Slices of wide rows, narrow rows whole; dense columns last; columns, ids and counts; None without a compiler."""
     options: list[str] = []
     monkeypatch.setattr(embedding_bags_staged, "_compile", lambda device, given: options.extend(given) or len)
     tables, ids = [torch.ones(9, 128), torch.ones(7, 48)[:, :32]], torch.zeros(4, 240, dtype=torch.int64)
-    layout = parse_layout("sum t0[i0:5+150]; mean t1[i0:155+80]")
-    o = Operands(tables, [ids[:, 3:]], [], [], [], [])
+    layout = parse_layout("x0; sum t0[i0:5+150]; mean t1[i0:155+80]")
+    o = Operands(tables, [ids[:, 3:]], [], [], [torch.ones(4, 60)[:, :24]], [])
     launch = staged(layout, o, Staged(4, 2, 256, 8, True))
     assert launch is not None
-    assert launch.units == 3
+    assert (launch.units, launch.singles) == (3, 3)
     one, mean = torch.tensor([1.0, 1 / 80]).view(torch.int32).tolist()
     first = 240 << 32
     assert launch.records.tolist() == [
-        [tables[0].data_ptr(), 9, 512, 16, 0, 0, first | 5, 150, 0, one, 0],
-        [tables[0].data_ptr(), 9, 512, 16, 1, 0, first | 5, 150, 0, one, 0],
-        [tables[1].data_ptr(), 7, 192, 8, 0, 0, first | 155, 80, 128, mean, 0],
+        [tables[0].data_ptr(), 9, 512, 16, 0, 0, first | 5, 150, 24, one, 0],
+        [tables[0].data_ptr(), 9, 512, 16, 1, 0, first | 5, 150, 24, one, 0],
+        [tables[1].data_ptr(), 7, 192, 8, 0, 0, first | 155, 80, 152, mean, 0],
+        [0, 0, 240, 2, 0, 1, 0, 1, 0, 0, 0],
+        [0, 0, 240, 2, 1, 1, 0, 1, 0, 0, 0],
+        [0, 0, 240, 2, 2, 1, 0, 1, 0, 0, 0],
     ]
-    assert {"-DWAYS=24", "-DSINGLES=0", "-DTAIL=1", "-DCHUNKS=5", "-DDIRECT=1", "-DTYPE=0", "-DOUT=0"} <= set(options)
+    expected = "WAYS=24 SINGLES=0 COPIES=3 TAIL=1 CHUNKS=5 DIRECT=0 OWN=2 TYPE=0 OUT=0"
+    assert {f"-D{option}" for option in expected.split()} <= set(options)
+    assert staged(layout, o, Staged(flat=True)) is None  # there are bags
+    few, many = (Operands([tables[1]], [ids[:1].expand(n, -1)], [], [], [], []) for n in (1 << 14, 1 << 15))
+    flat = staged(parse_layout("row t0[i0:0+1]; row t0[i0:1+1]"), few, Staged(flat=True))
+    assert flat is not None and flat.flat == 8 and {"-DEVEN=1", "-DBEGIN=0", "-DNEXT=1"} <= set(options)
+    assert staged(parse_layout("row t0[i0:0+1]; row t0[i0:1+1]"), many, Staged(flat=True)) is None
     monkeypatch.setattr(embedding_bags_staged, "_compile", lambda device, given: None)
     assert staged(layout, o, Staged()) is None
 
 
 def test_programs_of_a_launch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """4 warps make 8 bags or 128 single rows of one unit; where there are only such, each warp 32 of its own."""
+    """4 warps make 8 bags or 128 single rows of one unit; where there are only such, each warp 32 of its own, or each
+    thread one of the parts of one."""
     programs: list[int] = []
 
     def launched(config: Any, *_: object) -> int:
@@ -167,17 +183,18 @@ def test_programs_of_a_launch(monkeypatch: pytest.MonkeyPatch) -> None:
     driver = SimpleNamespace(cuLaunchKernelEx=launched)
     monkeypatch.setattr(embedding_bags_staged, "driver", lambda: driver)
     monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda device: 0, raising=False)
-    for units, singles, rows in ((3, 0, 33), (3, 2, 33), (3, 2, 129), (0, 1000, 1), (0, 3, 65)):
-        launch = Launch(SimpleNamespace(func=0), torch.zeros(1), units, singles, warps=4, bags=2, early=False)
+    shapes = (3, 0, 33), (3, 2, 33), (3, 2, 129), (0, 1000, 1), (0, 3, 65), (0, 3, 65, 8)
+    for units, singles, rows, *flat in shapes:
+        launch = Launch(SimpleNamespace(func=0), torch.zeros(1), units, singles, 4, 2, False, *flat)
         launch(torch.empty(rows, 16), torch.zeros(1))
-    assert programs == [3 * 5, 3 * 5 + 2, 3 * 17 + 2 * 2, 250, 3]
+    assert programs == [3 * 5, 3 * 5 + 2, 3 * 17 + 2 * 2, 250, 3, -(-3 * 65 * 8 // 128)]
 
 
 def test_addresses_of_a_few_tensors_are_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[bytes] = []
 
     def launched(config: object, func: object, arguments: Any, _: object) -> int:
-        given.append(ctypes.string_at(arguments[0], 56))
+        given.append(ctypes.string_at(ctypes.cast(arguments, ctypes.POINTER(ctypes.c_void_p))[0], 56))
         return 0
 
     monkeypatch.setattr(embedding_bags_staged, "driver", lambda: SimpleNamespace(cuLaunchKernelEx=launched))
@@ -189,11 +206,13 @@ def test_addresses_of_a_few_tensors_are_arguments(monkeypatch: pytest.MonkeyPatc
 
 @gpu
 @needs_gpu
-@pytest.mark.parametrize("config", [Staged(), Staged(1, 1, 128, 1, True, 2, 3, True), Staged(2, 8, 512, 1, bags=2)])
+@pytest.mark.parametrize(
+    "config", [Staged(), Staged(1, 1, 128, 1, True, 2, 3, True), Staged(2, 8, 512, 1, bags=2, flat=True)]
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_gpu_staged_ids_agree_with_float64(dtype: torch.dtype, config: Staged) -> None:
-    """Bags shorter than a quad and longer than what is held at once, and single rows; ids that repeat, read by whole
-    rows, and not."""
+    """Bags shorter than a quad and longer than what is held at once, single rows and dense columns; ids that repeat,
+    read by whole rows, and not."""
     # Of bags that are all short the end is read at once.
     counts = (1, 3, 32, 65, 150, 333) if config.warps > 1 else (1, 1, 3, 17, 32, 63)
     item, text = dtype.itemsize, "; ".join(f"{('sum', 'mean')[n % 2]} t{n}[i{n % 2}:{n}+{c}]" for n, c in
@@ -202,21 +221,31 @@ def test_gpu_staged_ids_agree_with_float64(dtype: torch.dtype, config: Staged) -
     tables = [torch.randn(1000 + n, 40 * 16, device="cuda").to(dtype) for n in range(6)]
     tables = [t[:, 16 : 16 + (32 << n) // item] for n, t in enumerate(tables)]  # 32 to 512 bytes, and one of 16
     tables[5] = tables[5][:, : 16 // item]
-    cases = itertools.product((torch.int64, torch.int32), (1, 7, 781), (f"{text}; row t4[i1:9+1]", single))
+    for table in tables:
+        table[3] = -0.0
+    texts = f"{text}; row t4[i1:9+1]", f"x0; {single}; x1", single
+    cases = itertools.product((torch.int64, torch.int32), (1, 7, 781), texts)
     for kind, rows, text in cases:
         ids = [torch.randint(1000, (rows, 345), device="cuda", dtype=kind) for _ in range(2)]
         ids[0] = ids[0][:, 1:].remainder(7) if rows == 7 else ids[0][:, 1:]
         ids[1][:, ::2] = 3
-        o = Operands(tables, ids, [], [], [], [])
-        assert staged(parse_layout(text), o, config) is not None
+        dense = [torch.randn(rows, n, device="cuda").to(dtype)[:, 16:] for n in (64, 400)]
+        o = Operands(tables, ids, [], [], dense, [])
+        way = config._replace(flat=config.flat and text == single)
+        assert staged(parse_layout(text), o, way) is not None
         poison = torch.full((rows, 4096), float("nan"), device="cuda")
         del poison
-        out = embedding_bags_triton(o, text, config)
+        out = embedding_bags_triton(o, text, way)
         exact = []
-        for t in parse_layout(text).lookups:
-            bag = tables[t.source].double()[ids[t.ids][:, t.first : t.first + t.count].long()].sum(1)
-            exact.append(bag / t.count if t.div else bag)
+        for t in parse_layout(text).terms:
+            if t.pool == "dense":
+                exact.append(dense[t.source].double())
+                continue
+            rows_read = tables[t.source].double()[ids[t.ids][:, t.first : t.first + t.count].long()]
+            exact.append(rows_read[:, 0] if t.count == 1 else rows_read.sum(1) / (t.count if t.div else 1))
         assert out.dtype == dtype
+        if text in texts[1:]:  # as they are, signs of zeros too
+            assert torch.equal(out.view(torch.uint8), torch.cat(exact, 1).to(dtype).view(torch.uint8))
         # Sums of up to 333 values near 1: each addition rounds a partial sum near 18.
         tolerance = {"rtol": 1.3e-6, "atol": 1e-4} if dtype == torch.float32 else {}
         torch.testing.assert_close(out, torch.cat(exact, 1).to(dtype), **tolerance)
@@ -224,7 +253,7 @@ def test_gpu_staged_ids_agree_with_float64(dtype: torch.dtype, config: Staged) -
 
 @gpu
 @needs_gpu
-@pytest.mark.parametrize("config", [Staged(), Staged(1, 1, 64, 1, True, 2, 3), Staged(8, 2, 512, 1, bags=2)])
+@pytest.mark.parametrize("config", [Staged(), Staged(1, 1, 64, 1, True, 2, 3), Staged(8, 2, 512, 1, bags=2, flat=True)])
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8])
 @pytest.mark.parametrize("widest", [32, 64, 256])
 def test_gpu_staged_quantised_rows_agree_with_float64(widest: int, dtype: torch.dtype, config: Staged) -> None:
@@ -238,13 +267,17 @@ def test_gpu_staged_quantised_rows_agree_with_float64(widest: int, dtype: torch.
     tables = [t[:, 16 : 16 + min(widest, 16 << n)] for n, t in enumerate(tables)]
     scales = [torch.randn(len(t), 2, device="cuda") * torch.tensor([0.01, 1.0], device="cuda") for t in tables]
     scales = [s.half() if dtype == torch.int8 else s for s in scales]
-    for rows in (1, 7, 781):
+    alike = "row q8 t4[i0:9+1]; row q8 t4[i0:7+1]"
+    texts = text, alike, f"{alike}; row q8 t4[i0:8+1]"
+    for rows, text in itertools.product((1, 7, 781), texts):
         ids = torch.randint(1000, (rows, 155), device="cuda")
-        o = Operands(tables, [ids], [], [], [], scales)
-        assert staged(parse_layout(text), o, config) is not None
+        of = parse_layout(text).quantised
+        o = Operands(tables, [ids], [], [], [], [scales[n] for n in of])
+        way = config._replace(flat=config.flat and text in texts[1:])
+        assert staged(parse_layout(text), o, way) is not None
         poison = torch.full((rows, 1024), float("nan"), device="cuda")
         del poison
-        out = embedding_bags_triton(o, text, config)
+        out = embedding_bags_triton(o, text, way)
         exact = []
         for t in parse_layout(text).lookups:
             i = ids[:, t.first : t.first + t.count]
@@ -264,7 +297,8 @@ def test_gpu_a_staged_id_that_its_table_does_not_hold_stops_the_device(text: str
         "import torch; from recopt.kernels.embedding_bags.launch import embedding_bags_triton as run\n"
         "from recopt.kernels.embedding_bags.config import Staged; from recopt.kernels.embedding_bags import Operands\n"
         "t, i = torch.randn(90, 128).cuda(), torch.zeros(3, 70, dtype=torch.int64).cuda()\n"
-        f"def call(): run(Operands([t], [i], [], [], [], []), {text!r}, Staged()); torch.cuda.synchronize()\n"
+        f"way = Staged(flat={bad == 90 and text.startswith('row')})\n"
+        f"def call(): run(Operands([t], [i], [], [], [], []), {text!r}, way); torch.cuda.synchronize()\n"
         f"call(); print('in range'); i[2, 69] = {bad}; call()\n"
     )
     root = str(Path(__file__).parents[2])
@@ -279,10 +313,10 @@ def test_gpu_a_staged_id_that_its_table_does_not_hold_stops_the_device(text: str
 @needs_gpu
 @pytest.mark.parametrize("count", [3, 9])
 def test_gpu_staged_ids_in_many_tensors_under_a_graph(count: int) -> None:
-    text = "; ".join(f"sum t0[i{n}:0+70]" for n in range(count))
-    table = torch.randn(500, 128, device="cuda")
+    text = "; ".join(["x0", *(f"sum t0[i{n}:0+70]" for n in range(count))])
+    table, dense = torch.randn(500, 128, device="cuda"), torch.randn(33, 32, device="cuda")
     ids = [torch.randint(500, (33, 70), device="cuda") for _ in range(count)]
-    o = Operands([table], ids, [], [], [], [])
+    o = Operands([table], ids, [], [], [dense], [])
     for _ in range(2):
         embedding_bags_triton(o, text, Staged())
     graph = torch.cuda.CUDAGraph()
@@ -291,4 +325,5 @@ def test_gpu_staged_ids_in_many_tensors_under_a_graph(count: int) -> None:
     ids[1].random_(0, 500)
     out.fill_(float("nan"))
     graph.replay()
-    torch.testing.assert_close(out, torch.cat([table.double()[i].sum(1) for i in ids], 1).float(), rtol=1e-5, atol=1e-5)
+    exact = torch.cat([dense.double(), *(table.double()[i].sum(1) for i in ids)], 1)
+    torch.testing.assert_close(out, exact.float(), rtol=1e-5, atol=1e-5)

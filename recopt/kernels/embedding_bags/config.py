@@ -32,8 +32,9 @@ class Staged(NamedTuple):
     wide rows, programs that a processor must hold at least, ``bags`` that a warp makes one after the other.
 
     ``early`` starts the kernel while the one before it drains (from Hopper on), and lets the one after it start when
-    its programs end (1) or have begun (2); ``ahead`` has ids sent to the L2 before the kernel before has ended. Rows
-    that ``pass_by`` take no place in the L1: it pays where hardly any comes again.
+    its programs end (1), have begun (2) or still wait themselves (3); ``ahead`` has ids sent to the L2 before the
+    kernel before has ended. Rows that ``pass_by`` take no place in the L1: it pays where hardly any comes again.
+    ``flat``: a thread for each part of each row, of single rows alone; for as many as run at once.
     """
 
     warps: int = 4
@@ -44,3 +45,4 @@ class Staged(NamedTuple):
     early: int = 1
     bags: int = 1
     pass_by: bool = False
+    flat: bool = False

@@ -16,11 +16,11 @@ from . import table
 from .config import Config, Staged
 from .known import Known, described
 from .layout import Layout, Term, parse_layout
-from .operands import Operands, check_operands, result_dtype, rows_of
+from .operands import Operands, check_operands, rows_of
 from .plain import embedding_bags_torch
 from .plan import make_plan, supports
 from .split import MOST_ROWS, in_parts
-from .staged import Launch, few, staged
+from .staged import Launch, dtype_of, few, staged, width_of
 
 
 class _Call(NamedTuple):
@@ -144,8 +144,7 @@ def _bind(layout: Layout, o: Operands, rows: int, config: Config | Staged | None
 
 def _bind_staged(layout: Layout, o: Operands, launch: Launch) -> _Run:
     device = o.tables[0].device
-    width = sum(layout.widths([t.shape[1] for t in o.tables], []))
-    dtype = result_dtype(layout, [t.dtype for t in o.tables], [])
+    width, dtype = width_of(layout, o), dtype_of(layout, o)
     addresses = _Addresses(device) if len(layout.slots) > 1 and not few(layout) else None
 
     def run(call: _Call) -> Tensor:
