@@ -277,7 +277,7 @@ def _over_all(host: Host, whole: Value, chain: _Chain, width: int) -> Value:
             else:
                 fill = free[1] if free is not None and n in free[0] else 1
                 args.append(columns.constant(_row(host.constant(arg), chain, width, fill), name))
-        value = host.call(node.op, args, node.kwargs, name=name, shape=whole.shape, dtype=whole.dtype)
+        value = columns.call(node, args, whole.shape or (), name)
     if not _masked(chain):
         return value
     mask = np.isin(np.arange(width), chain.columns)

@@ -48,14 +48,16 @@ class Tiling(NamedTuple):
 def choose(rows: int) -> Tiling:
     """The tiling for so many rows: few rows are cut finely, so that every loop has processors of its own.
 
-    Measured on an H200, device us of benchmarks/layout.py's features and columns. 65536 rows: 64 by 1024 with 4 warps
-    87 and 148, 32 by 512 with 2 warps 99 and 136, 64 by 2048 with 4 warps 116 and 147. 2048 rows: 32 by 512 with 4
-    warps 5.3 and 7.2, 64 by 1024 with 4 warps 6.2 and 8.1. 256 rows: 32 by 512 with 4 warps 2.7 and 2.9, 8 by 256 with
-    2 warps the same.
+    Measured on an H200, device us of benchmarks/layout.py's features and columns. 65536 rows: 32 by 512 with 2 warps
+    76.7 and 110.8, 64 by 1024 with 4 warps 84.4 and 135.1, with 8 92.8 and 165.4. 2048 rows: 32 by 512 with 4 warps 4.3
+    and 5.2, 16 by 256 with 2 warps 3.9 and 5.9, 32 by 1024 with 8 warps 5.1 and 6.2. 256 rows: 8 by 256 with 4 warps
+    2.0 and 2.0, 32 by 512 with 4 warps 2.3 and 2.2.
     """
     if rows <= 4:
         return Tiling(1 if rows == 1 else 4, 256, 2)
-    return Tiling(32, 512, 4) if rows < 8192 else Tiling(64, 1024, 4)
+    if rows <= 512:
+        return Tiling(8, 256, 4)
+    return Tiling(32, 512, 4 if rows < 8192 else 2)
 
 
 # --- the source
