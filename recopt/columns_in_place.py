@@ -26,7 +26,7 @@ CHEAP = frozenset("Add Sub Mul Div Neg Abs Sqrt Relu Max Min Clip Floor Ceil".sp
 TYPES = ("float32", "float64", "int32", "int64")
 OPERATOR = 1200.0  # ns
 NUMBER = 0.3
-ROW = 12.0  # ns of a row beside which a row of constants lies
+ROW = 7.5  # ns of a row beside which a row of constants lies
 
 
 @dataclass(frozen=True)
