@@ -145,13 +145,13 @@ class OnnxColumns:
     def _extreme(self, node: Node, args: Sequence[object], shape: tuple[Size, ...], name: str) -> Value:
         """Max or Min of x and numbers with a zero among them, as a choice: of two zeros of a single column ONNX Runtime
         takes the second, and of wide rows the one or the other by where they lie."""
-        out = node.outputs[0]
-        second = isinstance(args[1], Value) and self.host.is_constant(args[1])
-        bound, x = args[::-1] if second else args
-        assert isinstance(bound, Value)
-        held = self.host.constant(bound)
-        if len(args) != 2 or np.isnan(held).any() or (second and self.host.opset < COMPARED_WHOLE):
+        out, second = node.outputs[0], self._zeros(args[-1])
+        bound, x = args[-1 if second else 0], args[0 if second else -1]
+        if len(args) != 2 or not isinstance(bound, Value) or (second and self.host.opset < COMPARED_WHOLE):
             raise LowerError("a choice of zeros that is not written")
+        held = self.host.constant(bound)
+        if np.isnan(held).any():
+            raise LowerError("a choice of NaN")
         if (np.signbit(held) & (held == 0)).any():  # ONNX Runtime's Where would make it 0.0
             raise LowerError("a choice of -0.0")
         op = {"Max": "Less", "Min": "Greater"}[node.op] + "OrEqual" * second
