@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from .cost import ON_CPU
 from .hosts.base import Array, Host, Node, Value
 from .hosts.onnx import OnnxHost
 from .ir.rules import FLOATS
@@ -38,7 +39,7 @@ def simplify_broadcasts(host: Host, context: Context, name: str) -> bool:
     changed, lifted = False, context.terms_of(host)
     for node in [n for n in host.nodes if n.op in POINTWISE and len(n.args) > 1 and not n.opaque]:
         args = unexpanded(host, lifted, node) if same_anywhere(host, node) else list(node.args)
-        columns = narrow_condition(lifted, node) if context.target == "ort-cpu" else None
+        columns = narrow_condition(lifted, node) if context.target in ON_CPU else None
         labels = _labels(host, node) if context.target == "ort-cpu" else None
         out = node.outputs[0]
         slow = columns is not None or labels is not None

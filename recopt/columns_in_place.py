@@ -27,7 +27,7 @@ CHEAP = frozenset("Add Sub Mul Div Neg Abs Sqrt Relu Max Min Clip Floor Ceil".sp
 TYPES = ("float32", "float64", "int32", "int64")
 OPERATOR = 1200.0  # ns
 NUMBER = 0.3
-ROW = 12.0  # ns of a row beside which a row of constants lies
+ROW = 7.5  # ns of a row beside which a row of constants lies
 
 
 @dataclass(frozen=True)
@@ -274,7 +274,7 @@ def _over_all(host: OnnxHost, whole: Value, chain: _Chain, width: int) -> Value:
             else:
                 fill = free[1] if free is not None and n in free[0] else 1
                 args.append(columns.constant(_row(host.constant(arg), chain, width, fill), name))
-        value = host.call(node.op, args, node.kwargs, name=name, shape=whole.shape, dtype=whole.dtype)
+        value = columns.call(node, args, whole.shape or (), name)
     if not _masked(chain):
         return value
     mask = np.isin(np.arange(width), chain.columns)

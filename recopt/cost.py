@@ -48,6 +48,7 @@ class Machine:
 CPU = Machine(launch=3e-6, bandwidth=1e10, flops=5e10)
 GPU = Machine(launch=4e-6, bandwidth=3e12, flops=5e13)
 MACHINES = {"cpu": CPU, "cuda": GPU, "portable": CPU, "ort-cpu": CPU, "ort-cuda": GPU, "recopt": GPU}
+ON_CPU = ("portable", "ort-cpu")  # targets of files that ONNX Runtime is taken to run on a CPU
 
 # Operators that only describe their input anew: no bytes move.
 _VIEWS = frozenset(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from .broadcasts import contrary, flat_condition, lasting, narrow_condition, swaps, unexpanded
+from .cost import ON_CPU
 from .hosts.base import Array, Host, Node, Value
 from .hosts.onnx import OnnxHost
 from .ir.sizes import nominal, product
@@ -26,7 +27,7 @@ def postpone_choices(host: Host, context: Context, name: str) -> bool:
     after:   Where(Xor(c, true), 0, Gather(Transpose(x, perm 2 0 1), [1, 3], axis 0));
              s = Where(Unsqueeze(Gather(c, [3, 0], axis 1)), Gather(x, [3, 0], axis 1), 0);  Gather(s, 0, axis 1); ..
     """
-    if not isinstance(host, OnnxHost) or context.target != "ort-cpu":
+    if not isinstance(host, OnnxHost) or context.target not in ON_CPU:
         return False
     changed = False
     for node in [n for n in host.nodes if n.op == "Where" and not n.opaque]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
+from .cost import ON_CPU
 from .hosts.base import Array, Host, Node, Value
 from .hosts.onnx import OnnxHost
+from .ir.sizes import nominal, product
 from .report import Rewrite
 from .rewrite import Context
 
 BITWISE = 18  # opset from which there is a bitwise and
+MANY = 1024  # numbers of the nominal batch, whose divisions take 7 us
 BITS = {"int32": 32, "int64": 64}
 
 
@@ -19,7 +22,7 @@ def simplify_remainders(host: Host, context: Context, name: str) -> bool:
     before:  Mod(x, 16);         Equal(Mod(x, 5), 0)
     after:   BitwiseAnd(x, 15);  Less(x * a + b, c)
     """
-    if not isinstance(host, OnnxHost) or context.target != "ort-cpu":
+    if not isinstance(host, OnnxHost) or context.target not in ON_CPU:
         return False
     changed = False
     for node in [n for n in host.nodes if n.op == "Mod" and not n.opaque]:
@@ -29,7 +32,7 @@ def simplify_remainders(host: Host, context: Context, name: str) -> bool:
         divisors = host.constant(by)
         if (host.opset or 0) >= BITWISE and _powers(divisors):
             steps = {node.outputs[0]: [("BitwiseAnd", divisors - 1)]}
-        elif bool(((divisors > 1) & (divisors % 2 == 1)).all()):
+        elif bool(((divisors > 1) & (divisors % 2 == 1)).all()) and (context.target == "ort-cpu" or _many(x)):
             steps = {value: _test(divisors, zero) for value, zero in _tests(host, node)}
         else:
             continue
@@ -38,6 +41,11 @@ def simplify_remainders(host: Host, context: Context, name: str) -> bool:
                 _write(host, context, name, node, old, chain)
                 changed = True
     return context.settle(host, changed)
+
+
+def _many(x: Value) -> bool:
+    """Whether what is saved is worth an operator more in a file that others run too."""
+    return x.shape is not None and nominal(product(x.shape)) >= MANY
 
 
 def _powers(divisors: Array) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .cost import ON_CPU
 from .hosts.base import Host, Node
 from .report import Rewrite
 from .rewrite import Context
@@ -14,7 +15,7 @@ def read_turned(host: Host, context: Context, name: str) -> bool:
     before:  Gather(x [rows, 16, 16], 2, axis 2), beside Transpose(x, perm 0 2 1)
     after:   Gather(Transpose(x), 2, axis 1)
     """
-    if host.dialect != "onnx" or context.target != "ort-cpu":
+    if host.dialect != "onnx" or context.target not in ON_CPU:
         return False
     order = {node: n for n, node in enumerate(host.nodes)}
     changed = False

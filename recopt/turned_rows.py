@@ -8,6 +8,7 @@ from itertools import pairwise
 import numpy as np
 
 from . import lower
+from .cost import ON_CPU
 from .errors import LowerError
 from .fused import Permute
 from .hosts.base import Array, Host, Node, Value
@@ -34,7 +35,7 @@ def turn_at_once(host: Host, context: Context, name: str) -> bool:
 
     256 matrices of 16 x 16 take 12 us and with two threads 105; at once 12, and a half brought back 10.
     """
-    if host.dialect != "onnx" or context.target != "ort-cpu" or not any(map(_is_slow, host.nodes)):
+    if host.dialect != "onnx" or context.target not in ON_CPU or not any(map(_is_slow, host.nodes)):
         return False
     found = find(host, context)
     changed = False

@@ -66,7 +66,8 @@ class _Evaluation:
                 parts = [self.mono(mono, axes, carrier) for mono in term.monos]
                 if any(isinstance(m.coef, float) and abs(m.coef) > _HUGE for m in term.monos):
                     parts = _largest_first(parts)
-                result = sum(parts, start=np.zeros([1] * len(axes), dtype=carrier))
+                # nothing is 0.0, and nothing changes what it is added to, -0.0 too
+                result = sum(parts, start=np.full([1] * len(axes), -0.0 if parts else 0.0, dtype=carrier))
             self.cache[key] = result.astype(bool) if term.dtype == "bool" else result
         return self.cache[key]
 

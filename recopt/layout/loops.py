@@ -219,9 +219,29 @@ def loop_of(elements: Elements, forms: Sequence[Form]) -> tuple[Loop, list[Value
     lines = list(before)
     literal: dict[tuple[str, str], str] = {}  # those that are written
     names = {line.name: line.name for line in (*before, *first.lines)}
+    holes = {line.name: int(str(line.args[0])[1:-1]) for line in first.lines if line.op == "lit"}
+
+    def table(values: list[int]) -> str:
+        """The name of a line that reads of integers the one of a piece."""
+        start = elements.pack(None, np.array(values, dtype="uint64").view("int64"))
+        name = f"t{len(first.lines) + len(lines)}"
+        lines.append(Line(name, "int64", "load", (), -1, (f"{own} + {start}",)))
+        sources.append("int64")
+        return name
+
     for line, source in zip(first.lines, first.sources, strict=True):
         if line.op != "lit":
             args = tuple(names.get(str(a), a) for a in line.args)
+            divisor = holes.get(str(line.args[1])) if line.op == "rem" and line.dtype == "int64" else None
+            if divisor is not None and filled[divisor] in tables.values():
+                numbers = [int(f.numbers[divisor]) for f in forms]
+                if min(numbers) > 1:
+                    shifts = [(d - 1).bit_length() - 1 for d in numbers]
+                    factors = [(1 << 64 + s) // d + 1 for s, d in zip(shifts, numbers, strict=True)]
+                    extra = (table(factors), table(shifts))
+                    lines.append(Line(line.name, "int64", "rem_by", (*args, *extra)))
+                    sources.append(source)
+                    continue
             lines.append(Line(line.name, line.dtype, line.op, args, -1, tuple(map(fill, line.index)), line.checked))
             sources.append(source)
             continue

@@ -116,12 +116,28 @@ def _compare(op: str) -> Function:
         dtype = _promoted(*node.args[:2])
         if dtype == "bool" and op not in ("eq", "ne"):
             raise No("an order of truth values")
-        if op == "eq" and "int" in dtype:
-            a, b = (e.operand(arg, index, dtype) for arg in node.args[:2])
-            return _in_bucket(e, a, b) or _in_bucket(e, b, a) or e.make(op, "bool", a, b)
-        return e.make(op, "bool", *(e.operand(arg, index, dtype) for arg in node.args[:2]))
+        a, b = (e.operand(arg, index, dtype) for arg in node.args[:2])
+        if op == "eq" and "int" in dtype and (found := _in_bucket(e, a, b) or _in_bucket(e, b, a)):
+            return found
+        return (_divides(e, op, a, b) if op in ("eq", "ne") else None) or e.make(op, "bool", a, b)
 
     return element
+
+
+def _divides(e: Elements, op: str, a: Element, b: Element) -> Element | None:
+    """x % d == 0 for odd d: multiples of d alone, times its inverse, are from -limit to limit: their quotients (Warren,
+    Hacker's Delight, 10-17)."""
+    d = a.args[1] if a.op == "rem" and b.op == "lit" and not b.args[0] and a.dtype == "int64" else None
+    if not isinstance(d, Element) or d.op != "lit" or not isinstance(d.args[0], int) or d.args[0] % 2 == 0:
+        return None
+    divisor, (x, _) = d.args[0], a.args
+    if divisor < 3 or not isinstance(x, Element):
+        return None
+    inverse, limit = pow(divisor, -1, 1 << 64), ((1 << 63) - 1) // divisor
+    q = e.make("mul", "int64", x, e.literal(inverse - (inverse >> 63 << 64), "int64"))
+    sides = ("ge", "le", "and") if op == "eq" else ("lt", "gt", "or")
+    tests = [e.make(s, "bool", q, e.literal(n, "int64")) for s, n in zip(sides, (-limit, limit), strict=False)]
+    return e.make(sides[2], "bool", *tests)
 
 
 def _in_bucket(e: Elements, a: Element, b: Element) -> Element | None:

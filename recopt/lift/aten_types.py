@@ -9,7 +9,7 @@ import sympy
 from ..ir import ops, tensor
 from ..ir.rules import FLOATS, WIDTH
 from ..ir.tensor import Tensor
-from .base import Opaque, kept
+from .base import Opaque, is_negative_zero, kept
 
 WRAPPING = frozenset({"uint8", "int8", "int16"})  # small enough that models meet the ends of their range
 
@@ -45,7 +45,7 @@ def operand(arg: object, dtype: str) -> Tensor:
         raise Opaque(f"an operand of type {type(arg).__name__}")
     if dtype == "bool":
         return tensor.scalar(bool(arg), dtype)
-    if isinstance(arg, float) and (arg != arg or not is_float(dtype)):
+    if isinstance(arg, float) and (arg != arg or is_negative_zero(arg) or not is_float(dtype)):
         raise Opaque(f"the number {arg} among {dtype} tensors")
     return tensor.scalar(arg, dtype)
 

@@ -8,6 +8,7 @@ that terms stay small and the whole is linear in the graph. An operator that no 
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -41,6 +42,11 @@ class Vanished(Opaque):
     def __init__(self, result: Tensor) -> None:
         super().__init__("a number, but of NaN and infinity")
         self.result = result
+
+
+def is_negative_zero(value: object) -> bool:
+    """Whether a number is -0.0, which terms cannot tell from 0: a choice of it has a sign that 0 has not."""
+    return isinstance(value, float) and value == 0 and math.copysign(1.0, value) < 0
 
 
 def kept(result: Tensor, operands: Iterable[Tensor]) -> Tensor:
@@ -183,8 +189,8 @@ class Lifted:
             return None
         element = self.host.constant(value).reshape(-1)[0]
         plain = float(element) if value.dtype in FLOATS else int(element)
-        if plain != plain:
-            return None  # NaN is no number to compute with: it stays a read
+        if plain != plain or is_negative_zero(plain):
+            return None  # neither is a number to compute with: it stays a read
         return tensor.full(value.shape, plain, value.dtype)
 
     def _node(self, node: Node) -> None:

@@ -130,9 +130,33 @@ class OnnxColumns:
             return self._clip(node, args, shape, name)
         if node.op == "OneHot":
             return self._one_hot(node, args, shape, name)
+        if node.op in ("Max", "Min") and any(self._zeros(a) for a in args):
+            return self._extreme(node, args, shape, name)
         return self.host.call(
             node.op, args, node.kwargs, name=f"{name}_columns", shape=shape, dtype=out.dtype, like=out
         )
+
+    def _zeros(self, arg: object) -> bool:
+        """Whether an argument is a constant of floats with a zero among them."""
+        if not isinstance(arg, Value) or "float" not in str(arg.dtype) or not self.host.is_constant(arg):
+            return False
+        return not self.host.constant(arg).all()
+
+    def _extreme(self, node: Node, args: Sequence[object], shape: tuple[Size, ...], name: str) -> Value:
+        """Max or Min of x and numbers with a zero among them, as a choice: of two zeros of a single column ONNX Runtime
+        takes the second, and of wide rows the one or the other by where they lie."""
+        out, second = node.outputs[0], self._zeros(args[-1])
+        bound, x = args[-1 if second else 0], args[0 if second else -1]
+        if len(args) != 2 or not isinstance(bound, Value) or (second and self.host.opset < COMPARED_WHOLE):
+            raise LowerError("a choice of zeros that is not written")
+        held = self.host.constant(bound)
+        if np.isnan(held).any():
+            raise LowerError("a choice of NaN")
+        if (np.signbit(held) & (held == 0)).any():  # ONNX Runtime's Where would make it 0.0
+            raise LowerError("a choice of -0.0")
+        op = {"Max": "Less", "Min": "Greater"}[node.op] + "OrEqual" * second
+        over = self.host.call(op, [x, bound], name=f"{name}_over", shape=shape, dtype="bool")
+        return self.host.call("Where", [over, bound, x], name=f"{name}_columns", shape=shape, dtype=out.dtype, like=out)
 
     def _one_hot(self, node: Node, args: Sequence[object], shape: tuple[Size, ...], name: str) -> Value:
         """[rows, columns] -> [rows, columns * depth]."""

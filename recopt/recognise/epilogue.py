@@ -53,6 +53,7 @@ _PLAIN = (
 _GATES = ("sigmoid", "tanh")
 COMPARISONS = {"lt": "<", "le": "<=", "eq": "=="}
 _OPERATORS = COMPARISONS | {"logical_xor": "!="}
+_CHOICES = ("max", "min", "clip", "where")
 _DECIDED = ("where", "logical_and", "logical_or", "logical_not")
 _OF_INTEGERS = ("bitwise_and", "bitwise_or", "bitwise_xor", "shift_left", "shift_right")
 
@@ -85,7 +86,7 @@ class Printer:
                 [normal_mono(m.coef, own, term.dtype) for m, own in zip(monos, rest, strict=True)], term.dtype
             )
             factor = self.constant(constant)
-            if factor == "0.0":
+            if factor == "0.0" or (factor == "-0.0" and (atoms or len(groups) > 1)):
                 continue
             texts = [self.atom(a) for a in atoms]
             if factor != "1.0" or not texts:
@@ -132,6 +133,8 @@ class Printer:
         if atom.name in _OPERATORS:
             return f"({self.poly(atom.args[0])} {_OPERATORS[atom.name]} {self.poly(atom.args[1])})"
         arguments = [self.poly(a) for a in atom.args] + [_literal(float(a)) for a in atom.attrs]  # type: ignore[arg-type]  # the attributes of a term's function are numbers
+        if atom.name in _CHOICES and "-0.0" in arguments:
+            raise No("a choice of -0.0, which functions by name take for 0")
         return f"{atom.name}({', '.join(arguments)})"
 
     def decided(self, atom: Fn) -> str | None:

@@ -48,3 +48,10 @@ def test_the_answers_are_the_same(name: str, dtype: str) -> None:
         run_onnx(result.to_proto().SerializeToString(), (x,)), run_onnx(file.SerializeToString(), (x,)), strict=True
     ):
         np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(("width", "left"), [(4, {"Mul", "Add", "Less"}), (3, {"Mod", "Equal"})])
+def test_a_portable_file_has_an_operator_more_where_that_saves_much(width: int, left: set[str]) -> None:
+    text = f"(int64[n, {width}] x) => (bool[n, {width}] e) <int64 d = {{5}}, int64 zero = {{0}}>"
+    result = recopt.optimize(onnx.parser.parse_model(f"{HEAD} g {text} {{ {TESTED} }}"), target="portable")
+    assert {n.op for n in result.host.nodes} == left

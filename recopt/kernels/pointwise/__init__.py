@@ -22,6 +22,8 @@ are numbers or polynomials in symbols that the shapes of inputs bind. An index i
 an index as a value, ``lit(v)`` a number, ``bucket(t, x[start], n, right)`` how many of the n boundaries that begin at
 ``start`` lie below ``t`` (or at it, where right). Operands of an operator have one type, that of the result where it
 is no comparison; half precision is computed in float32 and rounded once an operator. Integers wrap around.
+``rem_by(t, n, factor, shift)`` is ``rem(t, n)`` of int64 by n > 1, with what makes the quotient without a division
+(math.py).
 """
 
 from __future__ import annotations
@@ -306,7 +308,8 @@ def _bucket(x: Tensor, boundaries: Tensor, right: bool) -> Tensor:
 OPERATORS: dict[str, tuple[int, Callable[..., Tensor]]] = {
     "add": (2, torch.add), "sub": (2, torch.sub), "mul": (2, torch.mul), "div": (2, torch.div),
     "floordiv": (2, torch.floor_divide), "truncdiv": (2, _toward_zero),
-    "rem": (2, torch.remainder), "fmod": (2, _fmod), "neg": (1, torch.neg), "abs": (1, torch.abs),
+    "rem": (2, torch.remainder), "rem_by": (4, lambda a, b, factor, shift: torch.remainder(a, b)),
+    "fmod": (2, _fmod), "neg": (1, torch.neg), "abs": (1, torch.abs),
     "min": (2, torch.minimum), "max": (2, torch.maximum), "pow": (2, torch.pow),
     "and": (2, torch.bitwise_and), "or": (2, torch.bitwise_or), "xor": (2, torch.bitwise_xor),
     "not": (1, torch.bitwise_not), "shl": (2, torch.bitwise_left_shift), "shr": (2, torch.bitwise_right_shift),

@@ -47,6 +47,15 @@ def p_rem_int(a, b):
 
 
 @triton.jit
+def p_rem_by(a, b, factor, shift):
+    """a modulo b > 1 with the quotient by a product, where 2^shift < b <= 2^(shift + 1) and factor is the whole part of
+    2^(64 + shift) / b, and 1: exact for the 63 bits that an int64 has beside its sign."""
+    sign = a >> 63
+    q = tl.umulhi((a ^ sign).to(tl.uint64), factor.to(tl.uint64)) >> shift.to(tl.uint64)
+    return a - (q.to(tl.int64) ^ sign) * b
+
+
+@triton.jit
 def p_fmod_int(a, b):
     return a % b
 

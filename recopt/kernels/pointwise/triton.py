@@ -40,22 +40,22 @@ _PLAIN = {
 class Tiling(NamedTuple):
     """Rows a block, elements a tile, warps a program."""
 
-    rows: int = 32
+    rows: int = 16
     tile: int = 512
-    warps: int = 4
+    warps: int = 2
 
 
 def choose(rows: int) -> Tiling:
     """The tiling for so many rows: few rows are cut finely, so that every loop has processors of its own.
 
-    Measured on an H200, device us of benchmarks/layout.py's features and columns. 65536 rows: 64 by 1024 with 4 warps
-    87 and 148, 32 by 512 with 2 warps 99 and 136, 64 by 2048 with 4 warps 116 and 147. 2048 rows: 32 by 512 with 4
-    warps 5.3 and 7.2, 64 by 1024 with 4 warps 6.2 and 8.1. 256 rows: 32 by 512 with 4 warps 2.7 and 2.9, 8 by 256 with
-    2 warps the same.
+    Measured on an H200, device us of benchmarks/layout.py's features and columns. 65536 rows: 16 by 512 with 2 warps
+    72.9 and 112.2, 32 by 512 the same 76.5 and 112.6, 64 by 1024 with 4 warps 84.4 and 135.1. 2048 rows: 16 by 512 with
+    2 warps 4.2 and 4.9, with 4 4.3 and 5.2, 8 by 256 with 2 4.5 and 6.0. 256 rows: 8 by 256 with 4 warps 2.0 and 2.0,
+    32 by 512 2.3 and 2.2.
     """
     if rows <= 4:
         return Tiling(1 if rows == 1 else 4, 256, 2)
-    return Tiling(32, 512, 4) if rows < 8192 else Tiling(64, 1024, 4)
+    return Tiling(8, 256, 4) if rows <= 512 else Tiling(16, 512, 2)
 
 
 # --- the source
