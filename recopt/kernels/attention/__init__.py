@@ -59,8 +59,6 @@ def attention_torch(q: Tensor, k: Tensor, v: Tensor, score: str, params: Sequenc
         return _by_scores(q, k, v, score, params)
     plan, on_cpu, lead = affine(score), not q.is_cuda, q.shape[:-2]
     alike = lead == k.shape[:-2] == v.shape[:-2]
-    if not alike and on_cpu and _shares_keys(q, k, v, params):
-        return _grouped(q, k, v, score, params, unseen)
     lead, s, t = lead if alike else _lead(q, k, v), q.shape[-2], k.shape[-2]
     # wider masks hold what q's dtype cannot
     other = bool(params) and any(p.dtype not in (q.dtype, torch.bool) for p in params)
@@ -90,20 +88,6 @@ _FEW_ROWS, _FEW_QUERIES_IN_ALL, _SHORT, _LONG, _MANY = 8, 64, 1600, 4000, 1 << 2
 def _pays(rows: int, s: int, t: int, k: Tensor) -> bool:
     many = s * t >= _LONG or (s * t >= _SHORT and rows * s * t >= _MANY)
     return (many or rows <= _FEW_ROWS or rows * s <= _FEW_QUERIES_IN_ALL) and k.stride(-1) == 1
-
-
-def _shares_keys(q: Tensor, k: Tensor, v: Tensor, params: Sequence[Tensor]) -> bool:
-    """Whether several heads of queries read one head of keys and values, under masks for all of them."""
-    if q.dim() < 3 or q.shape[-3] == 1 or not k.shape[-3] == v.shape[-3] == 1:
-        return False
-    return all(p.shape[-3] == p.shape[-2] == 1 for p in params)
-
-
-def _grouped(q: Tensor, k: Tensor, v: Tensor, score: str, params: Sequence[Tensor], unseen: str) -> Tensor:
-    """Heads of queries as more queries of one head: no keys are copied."""
-    heads, s, d = q.shape[-3:]
-    y = attention_torch(q.reshape(*q.shape[:-3], 1, heads * s, d), k, v, score, params, unseen)
-    return y.reshape(*y.shape[:-3], heads, s, y.shape[-1])
 
 
 def _as_written(q: Tensor, k: Tensor, v: Tensor, score: str, params: Sequence[Tensor], unseen: str) -> Tensor:
