@@ -183,6 +183,7 @@ class Pooled(nn.Module):
         return turned(torch.softmax(self.queries(self.items(k).tanh()), 1)) @ k
 
 
+NEARBY = torch.randn(S, T, D, generator=torch.Generator().manual_seed(6))
 GENERAL = torch.randn(D, D, generator=torch.Generator().manual_seed(5)) * 0.3
 
 SPELLINGS: dict[str, Case] = {
@@ -207,6 +208,16 @@ SPELLINGS: dict[str, Case] = {
         lambda q, k, v, m: softmax(q @ turned(k) / 3 + (1 - m)[:, None, None, :] * -1e4) @ v, (*PLAIN, ("kept", T))
     ),
     "bias": Case(lambda q, k, v, b: softmax(q @ turned(k) / 3 + b) @ v, (*PLAIN, (1, S, T))),
+    "relative_keys": Case(
+        lambda q, k, v, m: (
+            softmax(
+                (q @ turned(k) + torch.einsum("bhsd,std->bhst", q, NEARBY)) / 3 + (1 - m) * torch.finfo(m.dtype).min
+            )
+            @ v
+        ),
+        (*PLAIN, ("kept", 1, 1, T)),
+        beside=("einsum", "Einsum"),
+    ),
     "constant_bias": Case(lambda q, k, v: softmax(q @ turned(k) / 3 + SLOPES * torch.arange(T)) @ v),
     "causal": Case(lambda q, k, v: softmax((q @ turned(k) / 3).masked_fill(LOWER == 0, -math.inf)) @ v),
     "exponentials": Case(lambda q, k, v: normal(exps(q @ turned(k) / 3)) @ v),
