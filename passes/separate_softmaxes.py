@@ -25,6 +25,7 @@ THROUGH = frozenset(
     """MatMul Gemm Einsum Transpose Split Squeeze Unsqueeze Slice Mul Div Add Sub Sum Where Neg Tanh Sigmoid Max
     Min""".split()
 )
+STEPS = 16  # nodes from the scores to the Reshape
 
 
 def run(host: Host, context: Context) -> bool:
@@ -36,9 +37,10 @@ def run(host: Host, context: Context) -> bool:
     assert isinstance(host, OnnxHost)
     changed = False
     for node in [n for n in host.nodes if n.op == "Softmax"]:
-        way: dict[Value, None] = {}
-        if not _in_place(host, node) or not _way(host, node.inputs[0], way):
+        seen: dict[Value, bool] = {}
+        if not _in_place(host, node) or not _way(host, node.inputs[0], seen):
             continue
+        way = [v for v, leads in seen.items() if leads]
         named = [v for v in way if host.is_named(v)]
         found = {v: sizes for v in way if v.node is not None and (sizes := _found_out(host, v.node))}
         if (named or found) and context.allows(name, node.outputs[0].name):
@@ -65,20 +67,18 @@ def _in_place(host: Host, node: Node) -> bool:
     return not isinstance(last, int) or last % LINE != 0
 
 
-def _way(host: Host, value: Value, way: dict[Value, None]) -> bool:
-    """Whether a value's sizes come from a Reshape that may find out that of the batch; what lies on the way."""
-    node = value.node
-    if value in way:
-        return True
-    if node is None or host.is_output(value) or host.is_constant(value):
-        return False
-    if node.op == "Reshape":
-        leads = -1 in _sizes(host, node) or bool(_found_out(host, node))
-    else:
-        leads = node.op in THROUGH and any([_way(host, v, way) for v in node.inputs])
-    if leads:
-        way[value] = None
-    return leads
+def _way(host: Host, value: Value, seen: dict[Value, bool], steps: int = STEPS) -> bool:
+    """Whether a value's sizes come from a Reshape that may find out that of the batch; `seen` are all asked so far."""
+    if value not in seen:
+        node = value.node
+        seen[value] = False
+        if node is None or not steps or host.is_output(value) or host.is_constant(value):
+            return False
+        if node.op == "Reshape":
+            seen[value] = -1 in _sizes(host, node) or bool(_found_out(host, node))
+        else:
+            seen[value] = node.op in THROUGH and any([_way(host, v, seen, steps - 1) for v in node.inputs])
+    return seen[value]
 
 
 def _sizes(host: Host, node: Node) -> list[int]:

@@ -148,7 +148,7 @@ class _Axes:
         others = scores.q.axes_read | scores.k.axes_read | scores.outer.axes_read
         columns = tuple(a for a in term.axes if a in v.axes_read and a not in others)
         asking = [a for a in term.axes if a not in scores.k.axes_read | v.axes_read]
-        queries = _queries(asking, scores.outer)
+        queries = _queries(asking, scores.q, scores.outer)
         rows = [[a for a in dim if a not in columns and a not in queries] for dim in term.dims]
         operands = [scores.q, scores.k, v, *(t for t in walk(scores.outer) if isinstance(t, (Read, Guard)))]
         known = scores.q.axes_read | scores.k.axes_read | v.axes_read
@@ -180,10 +180,13 @@ class _Axes:
         return min(found, key=lambda f: f[1].layouts, default=((), None))
 
 
-def _queries(asking: Sequence[Axis], outer: Poly) -> Dim:
+def _queries(asking: Sequence[Axis], q: Poly, outer: Poly) -> Dim:
     """The axes of the queries, of those that neither keys nor values have: all of them, heads that share keys too, or
     the one along which a mask varies."""
     reads = {a for t in walk(outer) if isinstance(t, (Read, Guard)) for a in t.axes_read}
+    own = [a for a in asking if a in q.axes_read]
     masked = [a for a in asking if a in reads]
-    known = [a for a in asking if isinstance(a.size, int)]
-    return tuple(masked if len(masked) == 1 else known if known and not masked else asking[-1:])
+    if len(masked) == 1 and masked[0] in own:
+        return tuple(masked)
+    known = [a for a in own if isinstance(a.size, int)]
+    return tuple(known if known and not masked else asking[-1:])

@@ -130,7 +130,7 @@ class ScoreText(Printer):
             raise why
         texts, monos = self._held_with_numbers(term)
         # the largest first: of -1e38 + bias + 1e38 * seen, which is (1 - seen) * -1e38 + bias, the bias is to be left
-        for mono in sorted(monos, key=lambda m: -abs(m.coef)):
+        for mono in sorted(monos, key=lambda m: -abs(m.coef) if isinstance(m.coef, (int, float)) else 0):
             if mono.axes:
                 raise why
             factors = [self.atom(a) if isinstance(a, Fn) else self.constant(single(a, a.dtype)) for a in mono.atoms]
@@ -152,5 +152,6 @@ class ScoreText(Printer):
                 self.operands.append(self._operand(whole))
             except No:
                 continue
-            return [f"p{len(self.operands) - 1}"], [m for m in term.monos if m not in own]
+            self.known[whole] = f"p{len(self.operands) - 1}"
+            return [self.known[whole]], [m for m in term.monos if m not in own]
         return [], list(term.monos)
