@@ -64,7 +64,7 @@ def attention_torch(q: Tensor, k: Tensor, v: Tensor, score: str, params: Sequenc
     other = bool(params) and any(p.dtype not in (q.dtype, torch.bool) for p in params)
     if plan is None or plan.scale == 0.0 or unseen == "clean" or other:
         return _as_written(q, k, v, score, params, unseen)
-    if plan.masked != -math.inf or (on_cpu and not _pays(math.prod(lead), s, t, k)):
+    if plan.masked != -math.inf or (on_cpu and not _pays(math.prod(lead), s, t, k, bool(params))):
         if not on_cpu or q.dtype not in (torch.float32, torch.float64) or torch._C._get_tracing_state():
             return _as_written(q, k, v, score, params, unseen)
         return _in_steps(q, k, v, plan, params, unseen)
@@ -81,13 +81,15 @@ def attention_torch(q: Tensor, k: Tensor, v: Tensor, score: str, params: Sequenc
 # On one core of a CPU, heads of 16 to 64, torch's operator against three of its own: 256 rows of 1 x 50 to 1 x 100 take
 # 1.2 to 3 times as long, 256 x 4 of 20 x 20 1.4 times, up to 64 x 4 of 50 x 50 1.1 to 1.2 times, and more of them, for
 # which memory is fetched anew, 0.4; 128 x 128 0.7, 200 x 200 0.35 of the time, a few rows of any length 0.4 to 0.8, and
-# single queries of 16 and 64 rows 0.66 and 0.96. With keys whose columns do not lie side by side it takes 1.95 times.
-_FEW_ROWS, _FEW_QUERIES_IN_ALL, _SHORT, _LONG, _MANY = 8, 64, 1600, 4000, 1 << 20
+# single queries of 16 and 64 rows 0.66 and 0.96; 4 to 15 keys, for which torch has no quick softmax, 0.5 to 0.7, but up
+# to 1.3 under a mask. With keys whose columns do not lie side by side it takes 1.95 times.
+_FEW_ROWS, _FEW_QUERIES_IN_ALL, _SHORT, _LONG, _MANY, _VECTOR = 8, 64, 1600, 4000, 1 << 20, 16
 
 
-def _pays(rows: int, s: int, t: int, k: Tensor) -> bool:
+def _pays(rows: int, s: int, t: int, k: Tensor, masked: bool) -> bool:
     many = s * t >= _LONG or (s * t >= _SHORT and rows * s * t >= _MANY)
-    return (many or rows <= _FEW_ROWS or rows * s <= _FEW_QUERIES_IN_ALL) and k.stride(-1) == 1
+    few = rows <= _FEW_ROWS or rows * s <= _FEW_QUERIES_IN_ALL or (t < _VECTOR and not masked)
+    return (many or few) and k.stride(-1) == 1
 
 
 def _as_written(q: Tensor, k: Tensor, v: Tensor, score: str, params: Sequence[Tensor], unseen: str) -> Tensor:
