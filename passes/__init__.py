@@ -32,6 +32,7 @@ from . import (
     pad_features,
     project_queries,
     separate_residuals,
+    separate_softmaxes,
     simplify_layout,
     stack_columns,
 )
@@ -80,6 +81,7 @@ PIPELINE: tuple[Pass, ...] = (
     simplify_layout,
     fold_constants,
     separate_residuals,
+    separate_softmaxes,
     pad_features,
 )
 

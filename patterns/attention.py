@@ -10,6 +10,7 @@ attention has, is S = 1; grouped heads are keys that do not vary along an axis o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from recopt.fused import Attention, Heads, View
@@ -18,7 +19,7 @@ from recopt.ir import sizes
 from recopt.ir.normal import mul, normal_mono, substitute, sum_over
 from recopt.ir.rules import FLOATS
 from recopt.ir.tensor import Dim, Tensor
-from recopt.ir.term import Guard, Poly, Read, TooLarge, walk
+from recopt.ir.term import Axis, Guard, Poly, Read, TooLarge, walk
 from recopt.lift.base import Lifted
 from recopt.match import Match, No, dead_after
 from recopt.recognise.epilogue import H
@@ -147,7 +148,7 @@ class _Axes:
         others = scores.q.axes_read | scores.k.axes_read | scores.outer.axes_read
         columns = tuple(a for a in term.axes if a in v.axes_read and a not in others)
         asking = [a for a in term.axes if a not in scores.k.axes_read | v.axes_read]
-        queries = tuple(asking[-1:])
+        queries = _queries(asking, scores.q, scores.outer)
         rows = [[a for a in dim if a not in columns and a not in queries] for dim in term.dims]
         operands = [scores.q, scores.k, v, *(t for t in walk(scores.outer) if isinstance(t, (Read, Guard)))]
         known = scores.q.axes_read | scores.k.axes_read | v.axes_read
@@ -177,3 +178,15 @@ class _Axes:
             if [q.shape[-1], k.shape[-1], v.shape[-1]] == [widths[0], widths[0], widths[1]]:
                 found.append((head, Heads(count, q, k, v, steps)))
         return min(found, key=lambda f: f[1].layouts, default=((), None))
+
+
+def _queries(asking: Sequence[Axis], q: Poly, outer: Poly) -> Dim:
+    """The axes of the queries, of those that neither keys nor values have: all of them, heads that share keys too, or
+    the one along which a mask varies."""
+    reads = {a for t in walk(outer) if isinstance(t, (Read, Guard)) for a in t.axes_read}
+    own = [a for a in asking if a in q.axes_read]
+    masked = [a for a in asking if a in reads]
+    if len(masked) == 1 and masked[0] in own:
+        return tuple(masked)
+    known = [a for a in own if isinstance(a.size, int)]
+    return tuple(known if known and not masked else asking[-1:])

@@ -10,9 +10,9 @@ import numpy as np
 from ..fused import View
 from ..hosts.base import Array, Value
 from ..ir import sizes
-from ..ir.normal import substitute
+from ..ir.normal import add_all, normal_mono, substitute
 from ..ir.tensor import Dim, Tensor
-from ..ir.term import Atom, Axis, Fn, Interned, Poly, Read, number, single
+from ..ir.term import Atom, Axis, Fn, Interned, Mono, Poly, Read, number, single
 from ..lift.base import Lifted
 from ..match import No, fold, is_data
 from .epilogue import COMPARISONS, Printer
@@ -157,8 +157,9 @@ class ScoreText(Printer):
         """A term that no value holds, of terms that some do."""
         if term.number is not None or (term.atom is not None and not isinstance(term.atom, Fn)):
             raise why
-        texts = []
-        for mono in term.monos:
+        texts, monos = self._held_with_numbers(term)
+        # the largest first: of -1e38 + bias + 1e38 * seen, which is (1 - seen) * -1e38 + bias, the bias is to be left
+        for mono in sorted(monos, key=lambda m: -abs(m.coef) if isinstance(m.coef, (int, float)) else 0):
             if mono.axes:
                 raise why
             factors = [self.atom(a) if isinstance(a, Fn) else self.constant(single(a, a.dtype)) for a in mono.atoms]
@@ -166,3 +167,20 @@ class ScoreText(Printer):
                 factors.insert(0, self.constant(number(mono.coef, term.dtype)))
             texts.append(" * ".join(factors))
         return f"({' + '.join(texts)})"
+
+    def _held_with_numbers(self, term: Poly) -> tuple[list[str], list[Mono]]:
+        """An operand that is a term's numbers and some of its data, as (1 - seen) * -1e9 in a sum with a bias; and the
+        monomials that are left."""
+        numbers = [m for m in term.monos if not m.atoms and not m.axes]
+        for leaves in dict.fromkeys(m.leaves for m in term.monos if m not in numbers) if numbers else ():
+            own = [m for m in term.monos if m in numbers or m.leaves == leaves]
+            whole = add_all([normal_mono(m.coef, m.atoms, term.dtype) for m in own], term.dtype)
+            if len(own) == len(term.monos) or any(m.axes for m in own):
+                continue
+            try:
+                self.operands.append(self._operand(whole))
+            except No:
+                continue
+            self.known[whole] = f"p{len(self.operands) - 1}"
+            return [self.known[whole]], [m for m in term.monos if m not in own]
+        return [], list(term.monos)

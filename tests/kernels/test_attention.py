@@ -23,14 +23,14 @@ PLANS = {
     "p1 + 0.5 * h + p0": Affine(0.5, (1, 0)),
     "where(p0, -inf, 0.5 * h)": Affine(0.5, (), 0),
     "where(p0, 0.5 * h + p1, -inf)": Affine(0.5, (1,), 0, True),
-    "where(p0, -1000.0, h)": None,
+    "where(p0, -1000.0, h)": Affine(1.0, (), 0, masked=-1000.0),
     "tanh(h)": None,
     "h * h": None,
     "h + h": None,
     "2.0 * p0 + h": None,
 }
-SCORES = ["h", "0.3 * h", "0.3 * h + p0", "where(p0, -inf, 0.3 * h)", "where(p0 > 0.5, -9.0, h)", "3.0 * tanh(h) + p0"]
-SHAPES = [((3, 2), 5, 7, 4, 6), ((3, 2), 64, 33, 8, 8), ((13,), 1, 9, 5, 3), ((), 4, 4, 2, 2), ((2, 3, 2), 3, 5, 4, 4)]
+SCORES = ["h", "0.3 * h", "0.3 * h + p0", "where(p0, -inf, 0.3 * h)", "where(p0, -9.0, 0.3 * h)", "3.0 * tanh(h) + p0"]
+SHAPES = [((3, 2), 5, 7, 4, 6), ((3, 2), 64, 33, 8, 8), ((13,), 1, 9, 5, 3), ((), 4, 4, 2, 2), ((9, 4), 33, 21, 8, 8)]
 
 
 def reference(q: Tensor, k: Tensor, v: Tensor, score: str, params: list[Tensor]) -> Tensor:
@@ -68,6 +68,15 @@ def test_scores_as_weights(wide: bool) -> None:
         torch.testing.assert_close(y, exact.float())
     y.sum().backward()
     assert q.grad is not None
+
+
+@pytest.mark.parametrize("heads", [1, 3])
+def test_heads_that_share_keys(heads: int) -> None:
+    """With a mask for all of them, or one for each."""
+    q, k, v = torch.randn(2, 2, 3, 5, 4), torch.randn(2, 2, 1, 7, 4), torch.randn(2, 2, 1, 7, 6)
+    p = torch.randn(2, 1, heads, 1, 7)
+    y, exact = attention(q, k, v, "0.3 * h + p0", [p], "nan"), reference(q, k, v, "0.3 * h + p0", [p])
+    torch.testing.assert_close(y, exact.float())
 
 
 def test_keys_that_rows_share() -> None:

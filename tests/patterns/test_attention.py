@@ -92,6 +92,15 @@ def test_on_cuda_no_kernel_weighs_by_scores() -> None:
     check_numbers(case, result)
 
 
+def test_exponentials_over_their_sum_stay_for_onnx_runtime_on_a_cpu() -> None:
+    """They look for no largest score, as Softmax does."""
+    case = SPELLINGS["no_maximum"]
+    file = onnx.load_from_string(to_onnx(Called(case.module()), case.args(BATCH), dynamo=False))
+    result = recopt.optimize(file, target="ort-cpu")
+    assert "Softmax" not in [n.op for n in result.host.nodes]
+    assert "is as short as ort-cpu allows already" in [r.reason for r in result.report.refusals]
+
+
 def softmaxes(host: Host) -> int:
     return sum("softmax" in n.op.lower() for n in host.nodes)
 

@@ -109,6 +109,12 @@ def grouped(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return softmax(q @ turned(k) / 3) @ v
 
 
+def grouped_heads_last(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Two heads of queries for one of keys, and a mask for all heads."""
+    s = torch.einsum("bskgd,btkd->bkgst", q, k).masked_fill(LOWER == 0, -math.inf)
+    return torch.einsum("bkgst,btke->bskge", softmax(s), v)
+
+
 def by_length(q: Tensor, k: Tensor, n: Tensor) -> Tensor:
     s = (q[:, None] * k).sum(-1).masked_fill(torch.arange(T) >= n[:, None], -1e9)
     return (softmax(s)[..., None] * k).sum(1)
@@ -177,6 +183,7 @@ class Pooled(nn.Module):
         return turned(torch.softmax(self.queries(self.items(k).tanh()), 1)) @ k
 
 
+NEARBY = torch.randn(S, T, D, generator=torch.Generator().manual_seed(6))
 GENERAL = torch.randn(D, D, generator=torch.Generator().manual_seed(5)) * 0.3
 
 SPELLINGS: dict[str, Case] = {
@@ -201,6 +208,16 @@ SPELLINGS: dict[str, Case] = {
         lambda q, k, v, m: softmax(q @ turned(k) / 3 + (1 - m)[:, None, None, :] * -1e4) @ v, (*PLAIN, ("kept", T))
     ),
     "bias": Case(lambda q, k, v, b: softmax(q @ turned(k) / 3 + b) @ v, (*PLAIN, (1, S, T))),
+    "relative_keys": Case(
+        lambda q, k, v, m: (
+            softmax(
+                (q @ turned(k) + torch.einsum("bhsd,std->bhst", q, NEARBY)) / 3 + (1 - m) * torch.finfo(m.dtype).min
+            )
+            @ v
+        ),
+        (*PLAIN, ("kept", 1, 1, T)),
+        beside=("einsum", "Einsum"),
+    ),
     "constant_bias": Case(lambda q, k, v: softmax(q @ turned(k) / 3 + SLOPES * torch.arange(T)) @ v),
     "causal": Case(lambda q, k, v: softmax((q @ turned(k) / 3).masked_fill(LOWER == 0, -math.inf)) @ v),
     "exponentials": Case(lambda q, k, v: normal(exps(q @ turned(k) / 3)) @ v),
@@ -231,6 +248,7 @@ SPELLINGS: dict[str, Case] = {
     "packed_chunks": Case(packed_chunks, ((S, 3 * H * D),), beside=("Add", "Div")),  # the sizes of chunks
     "packed_five": Case(packed_five, ((S, 3 * H * D),)),
     "grouped": Case(grouped, ((H, S, D), (2, T, D), (2, T, D))),
+    "grouped_heads_last": Case(grouped_heads_last, ((S, 2, 2, D), (T, 2, D), (T, 2, D))),
     "one_head": Case(lambda q, k, v: torch.bmm(softmax(torch.bmm(q, turned(k)) / 3), v), ((S, D), (T, D), (T, D))),
     "rows_and_heads_in_one": Case(rows_and_heads_in_one, ((S, H * D), (T, H * D), ("mask", T))),
     "target": Case(lambda q, k: (softmax((k @ q[..., None])[..., 0])[:, None] @ k)[:, 0], ((D,), (T, D))),

@@ -85,6 +85,18 @@ class OnnxSurgery(OnnxGraph):
         self._changed()
         return self._see_value(value)
 
+    def is_named(self, value: Value) -> bool:
+        """Whether the file has a name for a size of `value`."""
+        shape = self._ir_values[value].shape
+        return shape is not None and any(isinstance(d, ir.SymbolicDim) and d.value is not None for d in shape)
+
+    def leave_open(self, value: Value) -> None:
+        """The file no longer names the sizes of `value` that are no numbers: a runtime is to find them out."""
+        inner = self._ir_values[value]
+        if inner.shape is not None:
+            inner.shape = ir.Shape(d if isinstance(d, int) else None for d in inner.shape)
+            self._changed()
+
     def share_constant(self, array: Array, *, name: str) -> Value:
         """`add_constant`, but one initializer for equal arrays: scalars, and weights that several steps share."""
         array = np.asarray(array)

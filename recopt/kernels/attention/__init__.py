@@ -8,6 +8,7 @@ own ``scaled_dot_product_attention``; any other is computed as it is written.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 
 import torch
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..epilogue import compile_epilogue
-from .score import Affine, affine
+from .score import Affine, affine, has_operator
 
 
 class AttentionError(ValueError):
@@ -56,18 +57,19 @@ def attention_torch(q: Tensor, k: Tensor, v: Tensor, score: str, params: Sequenc
     there is no softmax: "scores" are the weights."""
     if unseen == "scores":
         return _by_scores(q, k, v, score, params)
-    plan = affine(score)
-    lead, (s, t) = _lead(q, k, v), (q.shape[-2], k.shape[-2])
-    other = any(p.dtype not in (q.dtype, torch.bool) for p in params)  # wider masks hold what q's dtype cannot
+    plan, on_cpu, lead = affine(score), not q.is_cuda, q.shape[:-2]
+    alike = lead == k.shape[:-2] == v.shape[:-2]
+    lead, s, t = lead if alike else _lead(q, k, v), q.shape[-2], k.shape[-2]
+    # wider masks hold what q's dtype cannot
+    other = bool(params) and any(p.dtype not in (q.dtype, torch.bool) for p in params)
     if plan is None or plan.scale == 0.0 or unseen == "clean" or other:
         return _as_written(q, k, v, score, params, unseen)
-    if not q.is_cuda and not _pays(math.prod(lead), s, t):
-        if plan.hidden is not None or q.dtype not in (torch.float32, torch.float64) or torch._C._get_tracing_state():
+    if plan.masked != -math.inf or (on_cpu and not _pays(math.prod(lead), s, t, k, bool(params))):
+        if not on_cpu or q.dtype not in (torch.float32, torch.float64) or torch._C._get_tracing_state():
             return _as_written(q, k, v, score, params, unseen)
         return _in_steps(q, k, v, plan, params, unseen)
-    mask = _mask(plan, params, q.dtype)
-    rank = q.dim()
-    x, y, z = (_four(o, lead) for o in (q, k, v))
+    mask, rank = _mask(plan, params, q.dtype) if params else None, len(lead) + 2
+    x, y, z = (q, k, v) if alike and rank == 4 else (_four(o, lead) for o in (q, k, v))
     bias = None if mask is None else _four(mask, lead)
     out = F.scaled_dot_product_attention(x, y, z, attn_mask=bias, scale=plan.scale)
     if mask is not None and unseen == "nan" and not _sees(mask):
@@ -76,14 +78,18 @@ def attention_torch(q: Tensor, k: Tensor, v: Tensor, score: str, params: Sequenc
     return out if rank == 4 else out.reshape(*lead, s, v.shape[-1])
 
 
-# On one core of a CPU, heads of 16 to 64: 256 rows of 1 x 50 to 1 x 100 take 1.2 to 3 times as long in torch's operator
-# as in three of its own, 256 x 4 of 20 x 20 1.4 times; 50 x 50 takes 0.8, 128 x 128 0.7, 200 x 200 0.35 of the time,
-# and a few rows of any length 0.4 to 0.6.
-_FEW_ROWS, _LONG = 8, 1600
+# On one core of a CPU, heads of 16 to 64, torch's operator against three of its own: 256 rows of 1 x 50 to 1 x 100 take
+# 1.2 to 3 times as long, 256 x 4 of 20 x 20 1.4 times, up to 64 x 4 of 50 x 50 1.1 to 1.2 times, and more of them, for
+# which memory is fetched anew, 0.4; 128 x 128 0.7, 200 x 200 0.35 of the time, a few rows of any length 0.4 to 0.8, and
+# single queries of 16 and 64 rows 0.66 and 0.96; 4 to 15 keys, for which torch has no quick softmax, 0.5 to 0.7, but up
+# to 1.3 under a mask. With keys whose columns do not lie side by side it takes 1.95 times.
+_FEW_ROWS, _FEW_QUERIES_IN_ALL, _SHORT, _LONG, _MANY, _VECTOR = 8, 64, 1600, 4000, 1 << 20, 16
 
 
-def _pays(rows: int, s: int, t: int) -> bool:
-    return rows <= _FEW_ROWS or s * t >= _LONG
+def _pays(rows: int, s: int, t: int, k: Tensor, masked: bool) -> bool:
+    many = s * t >= _LONG or (s * t >= _SHORT and rows * s * t >= _MANY)
+    few = rows <= _FEW_ROWS or rows * s <= _FEW_QUERIES_IN_ALL or (t < _VECTOR and not masked)
+    return (many or few) and k.stride(-1) == 1
 
 
 def _as_written(q: Tensor, k: Tensor, v: Tensor, score: str, params: Sequence[Tensor], unseen: str) -> Tensor:
@@ -102,7 +108,7 @@ def _as_written(q: Tensor, k: Tensor, v: Tensor, score: str, params: Sequence[Te
 def _by_scores(q: Tensor, k: Tensor, v: Tensor, score: str, params: Sequence[Tensor]) -> Tensor:
     """Scores as weights, in the place of the products where nothing else needs those."""
     compiled, h = compile_epilogue(score), q @ k.transpose(-1, -2)
-    wider = any(have < want for p in params for have, want in zip(h.shape, p.shape, strict=True))
+    wider = any(_is_wider(p, h) for p in params)
     grad = torch.is_grad_enabled() and any(t.requires_grad for t in (h, *params))
     weights = compiled.apply(h, params) if wider or grad else compiled.apply_(h, params)
     return weights.to(v.dtype) @ v
@@ -110,14 +116,35 @@ def _by_scores(q: Tensor, k: Tensor, v: Tensor, score: str, params: Sequence[Ten
 
 def _in_steps(q: Tensor, k: Tensor, v: Tensor, plan: Affine, params: Sequence[Tensor], unseen: str) -> Tensor:
     """What `_as_written` computes of an affine score, with the fewest passes over the scores."""
-    scores = (q if plan.scale == 1.0 else q * plan.scale) @ k.transpose(-1, -2)
+    scores = _products(q, k, plan.scale)
     for n in plan.added:
-        wider = any(have < want for have, want in zip(scores.shape, params[n].shape, strict=True))
-        scores = scores + params[n] if wider else scores.add_(params[n])
+        scores = scores + params[n] if _is_wider(params[n], scores) else scores.add_(params[n])
+    if plan.hidden is not None:
+        hidden = params[plan.hidden]
+        hidden = hidden if hidden.dtype == torch.bool else hidden != 0
+        hidden = ~hidden if plan.shown else hidden
+        fill = scores.masked_fill if _is_wider(hidden, scores) else scores.masked_fill_
+        scores = fill(hidden, plan.masked)
     weights = torch.softmax(scores, -1)
     if unseen == "zero" and weights[..., :1].isnan().any():  # as a query that sees nothing has them
         weights = weights.masked_fill((scores == -math.inf).all(-1, keepdim=True), 0.0)
     return weights @ v
+
+
+def _products(q: Tensor, k: Tensor, scale: float) -> Tensor:
+    """scale * q k, [.., S, T]: one operator where no row is shared."""
+    if scale == 1.0 or q.shape[:-2] != k.shape[:-2] or q.numel() * k.shape[-2] < _MUCH:
+        return (q if scale == 1.0 else q * scale) @ k.transpose(-1, -2)
+    s, t, d = q.shape[-2], k.shape[-2], q.shape[-1]
+    flat = k.reshape(-1, t, d).transpose(1, 2)
+    return torch.baddbmm(q.new_empty(()), q.reshape(-1, s, d), flat, beta=0, alpha=scale).view(*q.shape[:-1], t)
+
+
+_MUCH = 1 << 17  # multiplications beside which views take no time
+
+
+def _is_wider(p: Tensor, scores: Tensor) -> bool:
+    return not all(map(operator.le, p.shape, scores.shape))
 
 
 def _mask(plan: Affine, params: Sequence[Tensor], dtype: torch.dtype) -> Tensor | None:
@@ -158,7 +185,7 @@ def attention_cuda(
     """The same on a GPU: one kernel where it fits (`fits` of `halves` and of `triton`) and torch
     has none or a slower one. ``as_queries``: heads may lie beside each other in the result where they do in q, so that
     the layer after it need not copy them there."""
-    wanted = unseen != "scores" and (affine(score) is None or _short(q, k, v))
+    wanted = unseen != "scores" and (not has_operator(affine(score)) or _short(q, k, v))
     if wanted and not (torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v, *params))):
         from .halves import attention_halves
         from .triton import attention_triton

@@ -10,26 +10,32 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Affine:
-    """A score that is scale * h + the sum of `added` parameters, or -inf where `hidden` holds."""
+    """A score that is scale * h + the sum of `added` parameters, or `masked` where `hidden` holds."""
 
     scale: float
     added: tuple[int, ...] = ()
-    hidden: int | None = None  # a parameter: -inf where it is not 0
-    shown: bool = False  # the other way about: -inf where it is 0
+    hidden: int | None = None  # a parameter: masked where it is not 0
+    shown: bool = False  # the other way about: masked where it is 0
+    masked: float = -math.inf
 
 
 @functools.lru_cache(maxsize=1024)
 def affine(score: str) -> Affine | None:
-    """A score as what `scaled_dot_product_attention` computes; None for any other function."""
+    """A score as a scale, what is added and where it is masked; None for any other function."""
     tree = ast.parse(score.strip() or "h", mode="eval").body
     match tree:
         case ast.Call(func=ast.Name(id="where"), args=[ast.Name(id=p), a, b]) if p != "h":
             for hidden, inner, shown in ((a, b, False), (b, a, True)):
-                found = _sum(inner)
-                if _number(hidden) == -math.inf and found is not None:
-                    return Affine(found.scale, found.added, int(p[1:]), shown)
+                found, masked = _sum(inner), _number(hidden)
+                if masked is not None and found is not None:
+                    return Affine(found.scale, found.added, int(p[1:]), shown, masked)
             return None
     return _sum(tree)
+
+
+def has_operator(plan: Affine | None) -> bool:
+    """Whether `scaled_dot_product_attention` computes a score: what it masks is -inf."""
+    return plan is not None and plan.masked == -math.inf
 
 
 def _sum(tree: ast.expr) -> Affine | None:
