@@ -21,18 +21,16 @@ def run(host: Host, context: Context) -> bool:
     if context.target != "cuda" or host.dialect != "aten":
         return False
     norms = [n for n in host.nodes if n.op in lower.NORMS and lower.NORMS[n.op] == len(n.args)]
-    lifted = context.terms_of(host) if norms else None
-    changed = False
-    for node in norms:
-        assert lifted is not None
-        pair = _added(host, lifted, node)
+    if not norms:
+        return False
+    lifted = context.terms_of(host)
+    pairs = [(node, _added(host, lifted, node)) for node in norms]
+    moved: dict[Value, Value] = {}  # one normalised sum is an operand of the next
+    for node, pair in pairs:
         if pair and context.allows(name, node.outputs[0].name):
-            _join(host, context, node, pair)
-            changed = True
-    if changed:
-        context.lifted = None
-        host.erase_dead()
-    return changed
+            x, beside = (moved.get(v, v) for v in pair)
+            moved[node.outputs[0]] = _join(host, context, node, x, beside)
+    return context.settle(host, bool(moved))
 
 
 def _added(host: Host, lifted: Lifted, node: Node) -> tuple[Value, Value] | None:
@@ -53,12 +51,13 @@ def _added(host: Host, lifted: Lifted, node: Node) -> tuple[Value, Value] | None
     return found[0], found[1]
 
 
-def _join(host: Host, context: Context, node: Node, pair: tuple[Value, Value]) -> None:
+def _join(host: Host, context: Context, node: Node, x: Value, beside: Value) -> Value:
     total, y = node.args[0], node.outputs[0]
     with host.at(node):
-        made = host.call(node.op, (pair[0], *node.args[1:], pair[1]), name=y.name, like=y)
+        made = host.call(node.op, (x, *node.args[1:], beside), name=y.name, like=y)
     host.replace(y, made)
     before = tuple(v.node.name for v in (total, y) if v.node is not None)
     after = () if made.node is None else (made.node.name,)
-    detail = f"{y.name} adds up {pair[0].name} and {pair[1].name} itself"
+    detail = f"{y.name} adds up {x.name} and {beside.name} itself"
     context.report.rewrites.append(Rewrite(name, node.op, made.name, before, after, 0.0, 0.0, 1.0, None, detail))
+    return made

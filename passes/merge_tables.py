@@ -14,13 +14,13 @@ from dataclasses import replace
 
 import numpy as np
 
+from recopt.cost import ON_CPU
 from recopt.fused import Again, Bag, EmbeddingBags, Slice, View
 from recopt.hosts.base import Host, Value
 from recopt.rewrite import Context, Place
 from recopt.tables import Change, Fitness, bags_of, in_order, rewrite
 
 name = "merge-tables"
-TARGETS = ("portable", "ort-cpu")
 FEWEST = 20  # tables
 NARROWEST = 8  # columns of rows side by side
 LARGEST = 64 << 20  # bytes of the tables together, which are written anew
@@ -28,7 +28,7 @@ LARGEST = 64 << 20  # bytes of the tables together, which are written anew
 
 def run(host: Host, context: Context) -> bool:
     """Whether any tables were merged."""
-    if host.dialect != "onnx" or context.target not in TARGETS:
+    if host.dialect != "onnx" or context.target not in ON_CPU:
         return False
     places = [place for place in context.places or () if _reads_tables(place)]
     if not any(len(place.spec.bags) >= FEWEST for place in places):

@@ -71,21 +71,25 @@ class Optimized:
             self._capture(args or kwargs)
         return self._executable(*args, **kwargs)
 
-    def replay(self, *example_inputs: Any) -> Replay:
-        """The model at the shapes of these tensors, whose values should be typical, captured once as a CUDA graph whose
-        kernels then read the tensors that each call brings: `scores = run(dense, ids)`. What it returns are the same
-        tensors at each call, overwritten by the next. Raises OptionError for an ONNX model, for anything but tensors of
-        one GPU, and for a model that draws random numbers or writes into its inputs."""
+    def replay(self, *example_inputs: Any, **named: Any) -> Replay:
+        """The model at the shapes, strides and types of these tensors, captured once as a CUDA graph whose kernels then
+        read the tensors that each call brings: `scores = run(dense, ids)`. The values given here should be typical.
+
+        What a call returns are always the same tensors, which the next call overwrites: copy what must last, and call
+        it from one thread at a time. `copied` are the numbers of the inputs that each call copies.
+
+        Raises OptionError for an ONNX model, for anything but tensors of one GPU given by position, for a model that
+        draws random numbers, writes into its inputs or asks the device for values meanwhile, and without torch 2.10, a
+        driver of CUDA 12.4 and a C compiler; a call does for inputs that are not as captured."""
+        if named:
+            raise OptionError(f"replay: {', '.join(named)} must be given by position")
         if self._after is None:
             self._capture(example_inputs)
         if self.host.dialect != "aten":
             raise OptionError("replay is for torch models on a GPU")
-        from .kernels.replay import Replay, ReplayError  # imports torch
+        from .kernels.replay import Replay  # imports torch
 
-        try:
-            return Replay(self._executable, example_inputs)
-        except ReplayError as error:
-            raise OptionError(f"replay: {error}") from error
+        return Replay(self._executable, example_inputs, OptionError)
 
     @property
     def host(self) -> Host:

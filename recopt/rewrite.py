@@ -10,6 +10,7 @@ from . import lower, merge
 from .cost import (
     CPU,
     MACHINES,
+    ON_CPU,
     Cost,
     attention_cost,
     bags_cost,
@@ -253,7 +254,7 @@ def declines(host: Host, found: Match, saved: Cost, target: str) -> str | None:
     if isinstance(found.spec, Attention) and target == "cpu" and host.is_constant(found.spec.q.value):
         # 10 us more at batch 1, 0.9 to 1.3 of the time at 256 rows of 50 keys of 64, one to four queries.
         return "the model learned its queries, which a product with weights serves as well on a CPU"
-    gru = isinstance(found.spec, Gru) and target in ("portable", "ort-cpu")
+    gru = isinstance(found.spec, Gru) and target in ON_CPU
     if gru and sizes.nominal(found.spec.shape[0]) > FEW_ROWS:
         return "ONNX Runtime's GRU takes 1.2 to 1.3 times as long as the steps at the nominal batch"
     if isinstance(found.spec, Gru) and found.reference is not None:

@@ -146,8 +146,13 @@ def test_what_cannot_be_optimized_is_named(
 def test_replays_are_for_torch_models_on_a_gpu() -> None:
     with pytest.raises(OptionError, match="replay is for torch models"):
         recopt.optimize(onnx_tower(1), verify="none").replay(X)
-    with pytest.raises(OptionError, match="replay: input 0 lies on cpu"):
-        recopt.optimize(tower(1), (X,), verify="none").replay(X)
+    fast = recopt.optimize(tower(1), verify="none")
+    with pytest.raises(OptionError, match="replay: x must be given by position"):
+        fast.replay(x=X)
+    with pytest.raises(OptionError, match="input 0 lies on cpu"):
+        fast.replay(X)
+    with pytest.raises(OptionError, match="without inputs"):
+        fast.replay()
 
 
 def test_inspect_and_report_as_data() -> None:

@@ -30,10 +30,6 @@ PLAIN = (Tensor, torch.nn.Parameter)
 Range = tuple[int, int]  # addresses: the first, and the one behind the last
 
 
-class ReplayError(ValueError):
-    """A call that cannot be captured, or inputs other than those captured."""
-
-
 class Found(NamedTuple):
     """A word of a kernel's parameters that holds an input's address and an offset."""
 
@@ -50,20 +46,21 @@ class Replay:
     Not for two threads at once. Calls on several streams wait for each other.
     """
 
-    def __init__(self, function: Callable[..., Any], examples: Sequence[Tensor]) -> None:
+    def __init__(
+        self, function: Callable[..., Any], examples: Sequence[Tensor], error: type[Exception] = ValueError
+    ) -> None:
         """Capture a call at examples, tensors of one GPU, whose values are typical: an input for which zeros would give
-        the same outputs is copied. Raises ReplayError, also where there is no compiler, or a driver before CUDA
-        12.4."""
-        self._device = _device_of(examples)
-        if native.module() is None or native.exchange() is None or not available():
-            raise ReplayError("it needs a C compiler and a driver of CUDA 12.4 or newer")
+        the same outputs is copied. Raises `error` where that cannot be done."""
+        complaint = _unfit(examples) or _lacking()
+        if complaint:
+            raise error(complaint)
+        self._error, self._device = error, examples[0].device
         self._function = function  # whose weights the graph reads
-        with torch.no_grad(), torch.cuda.device(self._device):
-            self._held = [_like(t) for t in examples]
-            _copy(self._held, examples)
-            self._graph, self.outputs = _recorded(function, self._held)
-            self._check_effects(examples)
-            self._plan = self._pointed(examples)
+        try:
+            with torch.no_grad(), torch.cuda.device(self._device):
+                self._capture(examples)
+        except (RuntimeError, TypeError) as failed:  # what is asked of the device meanwhile, missing inputs
+            raise error(f"the call cannot be captured: {str(failed).partition(chr(10))[0]}") from failed
         self.copied = [n for n, t in enumerate(self._held) if t.numel() and n not in self._plan.pointed]
         self._run, self._address = self._plan.run, self._plan.address
 
@@ -71,25 +68,33 @@ class Replay:
         return f"Replay({len(self._held)} inputs, {len(self.copied)} copied)"
 
     def __call__(self, *inputs: Tensor) -> Any:
-        """The outputs at these inputs, of the shapes, strides and types captured, on the current stream. Raises
-        ReplayError for others."""
+        """The outputs at these inputs, of the shapes, strides and types captured, on the current stream. Raises the
+        constructor's `error` for others."""
         if self._run(self._address, inputs) is not None:
             self._again(inputs)
         return self.outputs
+
+    def _capture(self, examples: Sequence[Tensor]) -> None:
+        self._held = [_like(t) for t in examples]
+        _copy(self._held, examples)
+        self._graph, self.outputs = _recorded(self._function, self._held)
+        self._check_effects(examples)
+        self._plan = self._pointed(examples)
 
     def _again(self, inputs: Sequence[Tensor]) -> None:
         """A call that was not made: another device is the current one, or an input is not as captured."""
         with torch.cuda.device(self._device):
             if self._run(self._address, inputs) is not None:
-                raise ReplayError(self._complaint(inputs) or "the context of CUDA is not the one of the capture")
+                raise self._error(self._complaint(inputs) or "the context of CUDA is not the one of the capture")
 
     def _complaint(self, inputs: Sequence[Tensor]) -> str | None:
         """What of the inputs is not as captured."""
         if len(inputs) != len(self._held):
             return f"{len(inputs)} inputs, {len(self._held)} were captured"
+        unfit = _unfit(inputs)
+        if unfit:
+            return unfit
         for n, (given, held) in enumerate(zip(inputs, self._held, strict=True)):
-            if type(given) not in PLAIN:
-                return f"input {n} is of {type(given).__name__}, not a plain tensor"
             if given.device != held.device:
                 return f"input {n} lies on {given.device}, {held.device} was captured"
             if (given.shape, given.dtype) != (held.shape, held.dtype):
@@ -100,15 +105,15 @@ class Replay:
         return None
 
     def _check_effects(self, examples: Sequence[Tensor]) -> None:
-        """Raise ReplayError where a replay draws random numbers, which would be the same at each call, or writes into
-        its inputs."""
+        """Raise where a replay draws random numbers, which would be the same at each call, or writes into its
+        inputs."""
         state = torch.cuda.get_rng_state(self._device)
         self._graph.replay()
         if not torch.equal(state, torch.cuda.get_rng_state(self._device)):
-            raise ReplayError("the call draws random numbers")
+            raise self._error("the call draws random numbers")
         for n, (held, given) in enumerate(zip(self._held, examples, strict=True)):
             if not _same([held], [given]):
-                raise ReplayError(f"the call writes into input {n}")
+                raise self._error(f"the call writes into input {n}")
 
     def _pointed(self, examples: Sequence[Tensor]) -> Plan:
         """A plan that points kernels at those inputs whose words prove to be all there are."""
@@ -220,7 +225,7 @@ class Plan:
             setattr(plan, name, ctypes.cast(getattr(library, call), ctypes.c_void_p).value)
         like = native.seen(t)
         plan.device_type, plan.device = like.device_type, like.device
-        plan.tensor, plan.parameter = map(id, PLAIN)
+        plan.tensor, plan.parameter, plan.is_neg, plan.is_conj = map(id, (*PLAIN, Tensor.is_neg, Tensor.is_conj))
         context, event, executable = ctypes.c_void_p(), ctypes.c_void_p(), ctypes.c_void_p()
         checked(library.cuCtxGetCurrent(ctypes.byref(context)), "finding the context")
         checked(library.cuEventCreate(ctypes.byref(event), 2), "making an event")  # 2: without times
@@ -277,18 +282,25 @@ def given(graph: Captured) -> list[Tensor]:
     return result
 
 
-def _device_of(examples: Sequence[Tensor]) -> torch.device:
-    """The GPU that all examples lie on. Raises ReplayError."""
+def _unfit(examples: Sequence[Tensor]) -> str | None:
+    """Why these are no inputs of a replay."""
     for n, t in enumerate(examples):
         if type(t) not in PLAIN:
-            raise ReplayError(f"input {n} is of {type(t).__name__}, not a plain tensor")
+            return f"input {n} is of {type(t).__name__}, not a plain tensor"
         if not t.is_cuda or t.device != examples[0].device:
-            raise ReplayError(f"input {n} lies on {t.device}: all inputs must lie on one GPU")
+            return f"input {n} lies on {t.device}: all inputs must lie on one GPU"
         if t.layout != torch.strided or t.is_conj() or t.is_neg():
-            raise ReplayError(f"input {n} is not a plain strided tensor")
-    if not examples:
-        raise ReplayError("a call without inputs has nothing to replay")
-    return examples[0].device
+            return f"input {n} is not a plain strided tensor"
+    return None if examples else "a call without inputs has nothing to replay"
+
+
+def _lacking() -> str | None:
+    """What of the machine's a replay lacks."""
+    if native.exchange() is None:
+        return "it needs torch 2.10 or newer"
+    if not available():
+        return "it needs a driver of CUDA 12.4 or newer"
+    return "it needs Triton and a C compiler" if native.module() is None else None
 
 
 def _recorded(function: Callable[..., Any], held: Sequence[Tensor]) -> tuple[torch.cuda.CUDAGraph, Any]:
