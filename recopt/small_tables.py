@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from .broadcasts import NARROW, spread, swaps
 from .hosts.base import Host, Node, Value
 from .hosts.onnx import OnnxHost
+from .ir.sizes import Size
 from .lower.onnx_columns import POINTWISE
 from .lower.onnx_layout import reshape
 from .report import Rewrite
@@ -188,6 +190,15 @@ def _row(host: Host, node: Node, operand: Value, columns: int) -> Value:
     return host.add_constant(held.reshape(-1)[:columns], name=operand.name)
 
 
+def _regroups(host: Host, node: Node, wide: Sequence[Size]) -> bool:
+    """Whether a node makes the same of its operand and of the same numbers in the shape `wide`."""
+    shape = node.args[0].shape
+    if node.op != "Reshape" or not shape or not host.is_constant(node.args[1]) or node.kwargs.get("allowzero"):
+        return False
+    kept = np.flatnonzero(host.constant(node.args[1]) == 0)  # dimensions as long as those of what is reshaped
+    return all(n < len(wide) and wide[n] == shape[n] for n in kept.tolist())
+
+
 def _write(host: OnnxHost, context: Context, name: str, found: _Spread) -> None:
     first, out, ids = found.nodes[0], found.out, found.ids
     assert ids.shape is not None
@@ -206,7 +217,8 @@ def _write(host: OnnxHost, context: Context, name: str, found: _Spread) -> None:
     with host.at(found.nodes[-1]):
         wide = (*ids.shape, found.columns)
         new = host.call("Gather", [table, ids], {"axis": 0}, name=out.name, shape=wide, dtype=out.dtype, like=out)
-        if out.shape is not None and out.shape != wide:
+        regrouped = not host.is_output(out) and all(_regroups(host, n, wide) for n in host.users(out))
+        if out.shape is not None and out.shape != wide and not regrouped:
             new = reshape(host, new, out.shape, out.name)
     host.replace(out, new)
     gone = tuple(n.name for n in found.nodes)

@@ -60,8 +60,8 @@ def neutral(node: Node) -> tuple[tuple[int, ...], int | float] | None:
 
 
 def unchanged(host: Host, node: Node) -> Value | None:
-    """The value that a node gives back as it is: of x + 0 in whole numbers, x * 1, x / 1, x ** 1, a choice that is
-    always the same, max(y, 0) of y = max(x, 0), not y of y = not x."""
+    """The value that a node gives back as it is: of x + 0 in whole numbers or of what is never -0.0, x * 1, x / 1,
+    x ** 1, a choice that is always the same, max(y, 0) of y = max(x, 0), not y of y = not x."""
     if len(node.args) == 1 and not node.kwargs:
         return _repeated(node)
     if (chosen := _chosen(host, node)) is not None:
@@ -76,7 +76,9 @@ def unchanged(host: Host, node: Node) -> Value | None:
                 continue
         elif not isinstance(by, (int, float)) or isinstance(by, bool):
             continue
-        if isinstance(x, Value) and _alike(x, node) and found is not None and _all(by, found[1]):
+        if not isinstance(x, Value) or not _alike(x, node) or found is None:
+            continue
+        if _all(by, found[1]) or (_name(node) == "add" and _all(by, 0.0) and _no_negative_zero(x)):
             return x
     return None
 
@@ -104,6 +106,16 @@ def _repeated(node: Node) -> Value | None:
 def _alike(x: Value, node: Node) -> bool:
     """Whether a node's result has the shape and type of x."""
     return x.shape is not None and (x.shape, x.dtype) == (node.outputs[0].shape, node.outputs[0].dtype)
+
+
+def _no_negative_zero(x: Value) -> bool:
+    """Whether no zero among x can be -0.0, by the operator that makes it."""
+    node = x.node
+    if node is None or node.opaque:
+        return False
+    if node.op == "Cast":
+        return "int" in str(node.args[0].dtype) or node.args[0].dtype == "bool"
+    return _name(node) in ("abs", "exp", "softmax")
 
 
 def _chosen(host: Host, node: Node) -> Value | None:

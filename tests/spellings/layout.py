@@ -119,6 +119,7 @@ FORMS: dict[str, tuple[Callable[[Tensor], Tensor], int, str]] = {
     "power_of_one": (lambda x: folded(x**1.0).reshape(-1, 24).sin(), 1, "the same"),
     "whole_again": (lambda x: x.floor().ceil().floor().sin(), 2, "the first floor"),
     "positive_again": (lambda x: x.relu().relu().relu().sin(), 2, "the first of them"),
+    "never_negative_zero": (lambda x: (x.abs() + 0.0).sin(), 2, "its size"),
     "not_not": (lambda x: (x > 3).logical_not().logical_not(), 1, "the comparison"),
     "gathers": (lambda x: x[:, [3, 1, 7, 7, 2]][:, [1, 0, 2]].sin(), 2, "a gather"),
     "gather_of_a_range": (lambda x: x[:, list(range(4, 12))].sin(), 2, "a slice"),
@@ -173,7 +174,8 @@ LAUNCHES: dict[str, int] = (
     columns_written split_shuffled split_reversed split_on_another_axis split_some chunks_turned unbound_turned view_as
     same_branches to_columns shuffle pixels gathers gather_of_a_range index_select flip_of_slice rolled diagonal
     pad_and_cut pads
-    concat_with_zeros run_time_shapes written_slice whole_again positive_again""".split(),
+    concat_with_zeros run_time_shapes written_slice whole_again positive_again
+    never_negative_zero""".split(),
         2,
     )
     | dict.fromkeys("steps_written slice_across_concat triangle triangle_flat triangle_by_rows".split(), 3)
