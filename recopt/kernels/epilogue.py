@@ -119,8 +119,13 @@ def _scalar(value: float, h: Tensor) -> Tensor:
     return torch.scalar_tensor(value, dtype=h.dtype)
 
 
+def _truth(p: Tensor) -> Tensor:
+    return p if p.dtype == torch.bool and not p.is_cuda else p != 0.0
+
+
 def _torch_function(code: str, text: str) -> Apply:
     namespace: dict[str, Any] = {"inf": math.inf, "nan": math.nan, "f_scalar": _scalar, "f_addcmul": torch.addcmul}
+    namespace["f_truth"] = _truth
     for name, fn in FUNCTIONS.items():
         namespace[f"f_{name}"] = fn.torch
         namespace[f"f_{name}_"] = fn.inplace
@@ -287,7 +292,10 @@ class _Parser:
             return v
         if v.value is not None:
             raise self.fail(f"argument {i + 1} of {name} is a literal", node)
-        return self.compare("!=", v, self.literal(0.0), node)
+        truth = self.compare("!=", v, self.literal(0.0), node)
+        if v.kind == "full":
+            return truth
+        return replace(truth, pure=f"f_truth({v.pure})", inplace=f"f_truth({v.inplace})")  # a mask is one already
 
     def power(self, base: _Value, name: str) -> _Value:
         cost = base.flops + (1 if base.kind == "full" else 0)

@@ -57,20 +57,23 @@ def attention_torch(q: Tensor, k: Tensor, v: Tensor, score: str, params: Sequenc
     there is no softmax: "scores" are the weights."""
     if unseen == "scores":
         return _by_scores(q, k, v, score, params)
-    plan, on_cpu, lead = affine(score), not q.is_cuda, q.shape[:-2]
+    plan, on_cpu = affine(score), not q.is_cuda
+    if not params and plan is not None and unseen == "nan" and q.dim() == 3 and on_cpu and _few(q, k, v):
+        return torch.bmm(torch.softmax(_products(q, k, plan.scale), -1), v)
+    lead = q.shape[:-2]
     alike = lead == k.shape[:-2] == v.shape[:-2]
     lead, s, t = lead if alike else _lead(q, k, v), q.shape[-2], k.shape[-2]
     # wider masks hold what q's dtype cannot
     other = bool(params) and any(p.dtype not in (q.dtype, torch.bool) for p in params)
     if plan is None or plan.scale == 0.0 or unseen == "clean" or other:
         return _as_written(q, k, v, score, params, unseen)
-    if plan.masked != -math.inf or (on_cpu and not _pays(math.prod(lead), s, t, k, bool(params))):
+    if plan.masked != -math.inf or (on_cpu and not _pays(lead, s, t, k, plan, alike)):
         if not on_cpu or q.dtype not in (torch.float32, torch.float64) or torch._C._get_tracing_state():
             return _as_written(q, k, v, score, params, unseen)
         return _in_steps(q, k, v, plan, params, unseen)
     mask, rank = _mask(plan, params, q.dtype) if params else None, len(lead) + 2
     x, y, z = (q, k, v) if alike and rank == 4 else (_four(o, lead) for o in (q, k, v))
-    bias = None if mask is None else _four(mask, lead)
+    bias = mask if mask is None or (on_cpu and rank == 4) else _four(mask, lead)
     out = F.scaled_dot_product_attention(x, y, z, attn_mask=bias, scale=plan.scale)
     if mask is not None and unseen == "nan" and not _sees(mask):
         blind = ~mask.any(-1, keepdim=True) if mask.dtype == torch.bool else (mask == -math.inf).all(-1, keepdim=True)
@@ -82,36 +85,50 @@ def attention_torch(q: Tensor, k: Tensor, v: Tensor, score: str, params: Sequenc
 # 1.2 to 3 times as long, 256 x 4 of 20 x 20 1.4 times, up to 64 x 4 of 50 x 50 1.1 to 1.2 times, and more of them, for
 # which memory is fetched anew, 0.4; 128 x 128 0.7, 200 x 200 0.35 of the time, a few rows of any length 0.4 to 0.8, and
 # single queries of 16 and 64 rows 0.66 and 0.96; 4 to 15 keys, for which torch has no quick softmax, 0.5 to 0.7, but up
-# to 1.3 under a mask. With keys whose columns do not lie side by side it takes 1.95 times.
-_FEW_ROWS, _FEW_QUERIES_IN_ALL, _SHORT, _LONG, _MANY, _VECTOR = 8, 64, 1600, 4000, 1 << 20, 16
+# to 1.3 under a mask. With keys whose columns do not lie side by side it takes 1.95 times. With -10000 added a few
+# rows gain nothing, and the look for queries that see no key costs 2 us: 1 row x 4 of 20 x 21 1.2, 2 x 4 1.4, 1 row x 3
+# of 10 x 11 0.92, 4 of 1 x 17 0.86.
+_FEW_ROWS, _FEW_QUERIES_IN_ALL, _FEW_SCORES, _SHORT, _LONG, _MANY, _VECTOR = 8, 64, 512, 1600, 4000, 1 << 20, 16
 
 
-def _pays(rows: int, s: int, t: int, k: Tensor, masked: bool) -> bool:
+def _pays(lead: torch.Size, s: int, t: int, k: Tensor, plan: Affine, alike: bool) -> bool:
+    rows, masked = math.prod(lead), bool(plan.added) or plan.hidden is not None
     many = s * t >= _LONG or (s * t >= _SHORT and rows * s * t >= _MANY)
-    few = rows <= _FEW_ROWS or rows * s <= _FEW_QUERIES_IN_ALL or (t < _VECTOR and not masked)
-    return (many or few) and k.stride(-1) == 1
+    # not matrices alone, which need views to four dimensions, nor heads that share keys, which would be copied
+    four = len(lead) == 2 or (alike and len(lead) > 2)
+    few = rows <= _FEW_ROWS or rows * s <= _FEW_QUERIES_IN_ALL
+    few = rows * s * t < _FEW_SCORES if plan.added else few
+    return (many or (four and few) or (t < _VECTOR and not masked)) and k.stride(-1) == 1
+
+
+def _few(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether two products of matrices [R, S, D] and a softmax beat torch's operator, which takes the views to four
+    dimensions besides, 0.6 to 0.9 of its time, and which itself wins from some 100 x 100 a row on and on short rows."""
+    (rows, s, _), t = q.shape, k.shape[1]
+    plain = q.dtype == torch.float32 and rows == k.shape[0] == v.shape[0]
+    small = s * t < _SHORT or rows * s * t < _MANY // 8
+    return plain and small and (t >= _VECTOR or rows * s <= _FEW_QUERIES_IN_ALL)
 
 
 def _as_written(q: Tensor, k: Tensor, v: Tensor, score: str, params: Sequence[Tensor], unseen: str) -> Tensor:
-    compiled = compile_epilogue(score)
-    h = q @ k.transpose(-1, -2)
+    h = _products(q, k)
     wide = h if h.dtype in (torch.float32, torch.float64) else h.float()
-    scores = compiled.apply(wide, params)
+    scores = compile_epilogue(score).apply(wide, params)
     weights = torch.softmax(scores, -1)
     if unseen == "zero":
         weights = weights.masked_fill((scores == -math.inf).all(-1, keepdim=True), 0.0)
     elif unseen == "clean":
         weights = weights.masked_fill(weights.isnan(), 0.0)
-    return weights.to(v.dtype) @ v
+    return _weighed(weights.to(v.dtype), v)
 
 
 def _by_scores(q: Tensor, k: Tensor, v: Tensor, score: str, params: Sequence[Tensor]) -> Tensor:
     """Scores as weights, in the place of the products where nothing else needs those."""
-    compiled, h = compile_epilogue(score), q @ k.transpose(-1, -2)
+    compiled, h = compile_epilogue(score), _products(q, k)
     wider = any(_is_wider(p, h) for p in params)
     grad = torch.is_grad_enabled() and any(t.requires_grad for t in (h, *params))
     weights = compiled.apply(h, params) if wider or grad else compiled.apply_(h, params)
-    return weights.to(v.dtype) @ v
+    return _weighed(weights.to(v.dtype), v)
 
 
 def _in_steps(q: Tensor, k: Tensor, v: Tensor, plan: Affine, params: Sequence[Tensor], unseen: str) -> Tensor:
@@ -128,11 +145,18 @@ def _in_steps(q: Tensor, k: Tensor, v: Tensor, plan: Affine, params: Sequence[Te
     weights = torch.softmax(scores, -1)
     if unseen == "zero" and weights[..., :1].isnan().any():  # as a query that sees nothing has them
         weights = weights.masked_fill((scores == -math.inf).all(-1, keepdim=True), 0.0)
-    return weights @ v
+    return _weighed(weights, v)
 
 
-def _products(q: Tensor, k: Tensor, scale: float) -> Tensor:
+with torch.inference_mode(False):
+    _NOTHING = {dtype: torch.zeros((), dtype=dtype) for dtype in (torch.float32, torch.float64)}
+
+
+def _products(q: Tensor, k: Tensor, scale: float = 1.0) -> Tensor:
     """scale * q k, [.., S, T]: one operator where no row is shared."""
+    if _flat(q, k):
+        y = k.transpose(1, 2)
+        return torch.bmm(q, y) if scale == 1.0 else torch.baddbmm(_NOTHING[q.dtype], q, y, beta=0, alpha=scale)
     if scale == 1.0 or q.shape[:-2] != k.shape[:-2] or q.numel() * k.shape[-2] < _MUCH:
         return (q if scale == 1.0 else q * scale) @ k.transpose(-1, -2)
     s, t, d = q.shape[-2], k.shape[-2], q.shape[-1]
@@ -141,6 +165,18 @@ def _products(q: Tensor, k: Tensor, scale: float) -> Tensor:
 
 
 _MUCH = 1 << 17  # multiplications beside which views take no time
+
+
+def _weighed(weights: Tensor, v: Tensor) -> Tensor:
+    """The sums of values, [.., S, E]."""
+    return torch.bmm(weights, v) if _flat(weights, v) else weights @ v
+
+
+def _flat(a: Tensor, b: Tensor) -> bool:
+    """Whether operands on a CPU that nobody watches are as many matrices, [R, .., ..]: 2 us are what `@` asks first."""
+    if a.dim() != 3 or a.is_cuda or a.dtype not in _NOTHING or a.shape[0] != b.shape[0]:
+        return False
+    return not torch._C._get_tracing_state() and torch._C._len_torch_dispatch_stack() == 0
 
 
 def _is_wider(p: Tensor, scores: Tensor) -> bool:
