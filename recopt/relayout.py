@@ -46,6 +46,7 @@ def find(host: Host, context: Context) -> Layouts:
     """All layouts of a graph."""
     names = OPERATORS[host.dialect]
     nodes = [n for n in host.nodes if not n.opaque and (_moves(n, names) or unchanged(host, n) is not None)]
+    nodes = [n for n in nodes if not _are_ids(host, n)]
     found = Layouts({})
     if not nodes:
         return found
@@ -88,6 +89,14 @@ def find(host: Host, context: Context) -> Layouts:
         if ends:
             found.roots.append(value)
     return found
+
+
+def _are_ids(host: Host, node: Node) -> bool:
+    """Whether a node of torch takes elements for embedding bags alone, which read them faster side by side than where
+    they lie: every second of five ids 2.6 us, 4.2 of a slice."""
+    bags = "recopt.embedding_bags.default"
+    readers = host.users(node.outputs[0])
+    return node.op == "aten.index_select.default" and bool(readers) and all(n.op == bags for n in readers)
 
 
 def _moves(node: Node, names: frozenset[str]) -> bool:
