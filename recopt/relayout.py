@@ -163,8 +163,11 @@ class _Work:
 
     @property
     def cost(self) -> PlanCost:
-        """In torch views are free, and what copies is not; in files each node counts, and for `ort-cpu` its time."""
+        """In torch views are free, and what copies is not; in files each node counts, and for `ort-cpu` its time, as
+        for `portable` where results stand beside each other, not inputs alone."""
         if self.host.dialect == "onnx":
+            if self.context.target == "portable":
+                return lambda plan: (by_time if _joins_results(plan) else by_nodes)(plan)
             return by_time if self.context.target == "ort-cpu" else by_nodes
         return lambda plan: (plan_copies(plan), plan.nodes, *plan.cost)
 
@@ -288,6 +291,11 @@ class _Work:
         report.rewrites.append(
             Rewrite(self.name, "layout", root.name, before, after, 0.0, 0.0, float(saved[0]), None, detail)
         )
+
+
+def _joins_results(plan: Plan) -> bool:
+    parts = plan.source.parts if isinstance(plan.source, Join) else ()
+    return any(isinstance(p.source, Value) and p.source.node is not None for p in parts)
 
 
 def pays(saved: Cost) -> bool:
