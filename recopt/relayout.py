@@ -46,7 +46,8 @@ def find(host: Host, context: Context) -> Layouts:
     """All layouts of a graph."""
     names = OPERATORS[host.dialect]
     nodes = [n for n in host.nodes if not n.opaque and (_moves(n, names) or unchanged(host, n) is not None)]
-    nodes = [n for n in nodes if not _are_ids(host, n)]
+    if context.target == "cpu":
+        nodes = [n for n in nodes if not _are_ids(host, n)]
     found = Layouts({})
     if not nodes:
         return found
@@ -294,6 +295,7 @@ class _Work:
 
 
 def _joins_results(plan: Plan) -> bool:
+    """Whether a plan puts what nodes computed beside each other."""
     parts = plan.source.parts if isinstance(plan.source, Join) else ()
     return any(isinstance(p.source, Value) and p.source.node is not None for p in parts)
 

@@ -237,6 +237,7 @@ def _reads_apart(found: Match, spec: EmbeddingBags) -> bool:
 
 
 def _moves(ids: View) -> bool:
+    """Whether ids are not columns of a tensor, or all of it."""
     return len(ids.steps) > 1 or any(isinstance(s, Take) for s in ids.steps)
 
 
