@@ -24,6 +24,7 @@ from .rewrite import Context
 
 ROUNDS = 16  # of chains on what other chains computed
 FEWEST = 2  # columns
+ROW = 5  # operators of ONNX Runtime that take as long, at the nominal batch, as the row of numbers of one
 TALLEST = 200  # operators of a tree: what follows is another, of a later round
 
 
@@ -229,6 +230,8 @@ class _Work:
         ):  # operands' slices become results'
             return False
         root, self.fewer = group[0].out, sum(t.nodes for t in group) - after
+        if self.context.target == "ort-cpu" and ROW * _rows(group) > self.fewer:
+            return False
         if not self.context.allows(self.name, root.name):
             return False
         first = min((t.out for t in group), key=self.position).node
@@ -317,6 +320,18 @@ class _Work:
         if self.context.target == "ort-cpu" and by_time(plan)[0] - plan.cost[0] > self.fewer:
             raise LowerError("columns that take longer to gather than what is saved")
         return self.columns.gathered(plan, name)
+
+
+def _rows(group: Sequence[Tree]) -> int:
+    """The operators of a group on one column alone that would take a row of numbers beside it: 256 sums of a column and
+    three numbers take 2 us more than of three columns and a number each."""
+    operands = list(zip(*(t.parts for t in group), strict=True))
+    columns = {(p.sources, p.where.tobytes()) for parts in operands for p in parts if isinstance(p, Elements)}
+    if len(columns) > 1:
+        return 0
+    rows = sum(len({p.tobytes() for p in parts if isinstance(p, np.ndarray)}) > 1 for parts in operands)
+    trees = [[p for p in parts if isinstance(p, Tree)] for parts in operands]
+    return rows + sum(map(_rows, trees))
 
 
 def _edges_of(columns: Columns, nodes: Iterable[Node]) -> dict[Value, Bucket]:

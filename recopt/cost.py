@@ -56,13 +56,13 @@ _VIEWS = frozenset(
     for name in """
     view.default reshape.default permute.default transpose.int t.default unsqueeze.default squeeze.dim squeeze.dims
     squeeze.default expand.default select.int slice.Tensor flatten.using_ints split.Tensor chunk.default unbind.int
-    alias.default detach.default unflatten.int sym_size.int
+    alias.default detach.default unflatten.int unfold.default sym_size.int
 """.split()
 ) | {"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Shape"}
 
 
 # Operators that read of their first input as much as they write.
-_LOOKUPS = frozenset({"Gather", "aten.embedding.default", "aten.index_select.default", "aten.index.Tensor"})
+LOOKUPS = frozenset({"Gather", "aten.embedding.default", "aten.index_select.default", "aten.index.Tensor"})
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def node_cost(host: Host, node: Node, flops: float = 0.0) -> Cost:
         return Cost()
     written = sum(bytes_of(v) for v in node.outputs)
     read = [bytes_of(v) for v in dict.fromkeys(node.inputs)]
-    if node.op in _LOOKUPS:
+    if node.op in LOOKUPS:
         read[0] = min(read[0], written)
     return Cost(sum(read) + written, flops, _COMPOSITE.get(node.op, 1.0))
 

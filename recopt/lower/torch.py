@@ -152,7 +152,8 @@ def _fold(array: Array, steps: tuple[Step, ...]) -> Array:
     return array
 
 
-def layout(host: FxHost, value: Value, steps: tuple[Step, ...], name: str) -> Value:
+def layout(host: FxHost, value: Value, steps: tuple[Step, ...], name: str, *, dense: bool = False) -> Value:
+    """A value after layout steps. Elements that are taken lie side by side in memory where it is to be `dense`."""
     for step in steps:
         match step:
             case Permute(perm):
@@ -166,13 +167,13 @@ def layout(host: FxHost, value: Value, steps: tuple[Step, ...], name: str) -> Va
             case Flip(dim):
                 value = host.call("aten.flip.default", (value, [dim]), name=name, like=value)
             case Take(dim, places):
-                value = _take(host, value, dim, places, name)
+                value = _take(host, value, dim, places, name, dense)
     return value
 
 
-def _take(host: FxHost, value: Value, dim: int, places: tuple[int, ...], name: str) -> Value:
+def _take(host: FxHost, value: Value, dim: int, places: tuple[int, ...], name: str, dense: bool) -> Value:
     step = places[1] - places[0] if len(places) > 1 else 1
-    if step > 0 and places == (*range(places[0], places[-1] + 1, step),):  # no copy
+    if not dense and step > 0 and places == (*range(places[0], places[-1] + 1, step),):  # no copy
         args = (value, dim, places[0], places[-1] + 1, step)
         return host.call("aten.slice.Tensor", args, name=name, like=value)
     at = host.add_constant(np.array(places, np.int64), name=f"{name}_places")

@@ -19,8 +19,14 @@ PLACES = ", ".join(f"int64[1] p{n} = {{{n}}}" for n in range(27))
 DONE = ("Clip({}, zero)", "Identity({})", "Clip({}, lo, hi)", "Sub({}, hi)")
 SLICED = "  ".join(f"s{n} = Slice(x, p{n}, p{n + 1}, p1)  c{n} = {DONE[n % 4].format(f's{n}')}" for n in range(26))
 SLICED += f"  y = Concat <axis = 1> ({', '.join(f'c{n}' for n in range(26))})"
+BOUNDS = "int64 low = {0}, " + ", ".join(f"int64 b{n} = {{{n + 100}}}" for n in range(26))
+CLIPPED = "i = Cast <to = 7> (x)  " + "  ".join(
+    f"s{n} = Slice(i, p{n}, p{n + 1}, p1)  c{n} = {f'Identity(s{n})' if n % 2 else f'Clip(s{n}, low, b{n})'}"
+    for n in range(26)
+)
+CLIPPED += f"  y = Concat <axis = 1> ({', '.join(f'c{n}' for n in range(26))})"
 # of several operators more, or one of another kind, which a portable file does not have
-MORE = ("a count", "repeated numbers beside labels", "half of the rows, turned and swapped")
+MORE = ("a count", "hashes of one column", "repeated numbers beside labels", "half of the rows, turned and swapped")
 APART = {"portable": MORE, "ort-cpu": ("a count in one operator",)}  # what each target writes otherwise
 # name -> (the input's shape, the outputs, constants, operators, those that are left)
 CASES: dict[str, tuple[str, str, str, str, list[str]]] = {
@@ -78,6 +84,15 @@ CASES: dict[str, tuple[str, str, str, str, list[str]]] = {
     "columns in their places": (
         "n, 26", "float[n, 26] y", f"float zero = {{0}}, float lo = {{-1}}, float hi = {{2}}, {PLACES}",
         SLICED, ["Less", "Min", "Sub", "Where"]),
+    "hashes of one column": (
+        "n, 3", "int64[n, 2] y",
+        "int64[1] zero = {0}, int64[1] one = {1}, int64 a = {31}, int64 b = {37}, int64 m = {7}",
+        "s = Slice(x, zero, one, one)  i = Cast <to = 7> (s)  p = Mul(i, a)  q = Mul(i, b)  j = Mod(p, m)  "
+        "k = Mod(q, m)  y = Concat <axis = 1> (j, k)",
+        ["Cast", "Concat", "Mod", "Mul", "Mul", "Slice"]),
+    "integers clipped one by one": (
+        "n, 26", "int64[n, 26] y", f"{BOUNDS}, {PLACES}", CLIPPED,
+        sorted(["Cast", "Concat", *["Clip"] * 13, *["Slice"] * 26])),
     "one-hots of remainders": (
         "n, 3", "float[n, 3, 5] y, bool[n, 3, 4] z, int64[n, 3, 5] w",
         "int64 m = {7}, int64 d = {5}, int64[2] v = {0, 1}, int64[1] last = {-1}, int64[4] r = {3, 1, 6, 9}",

@@ -358,6 +358,18 @@ def test_rows_that_others_need_too_are_not_looked_up_again() -> None:
         assert any("which others need too" in r.reason for r in result.report.refusals), result.report.refusals
 
 
+def test_parts_of_the_rows_of_one_lookup_stay_parts_on_a_cpu() -> None:
+    def step(m: Any, ids: torch.Tensor) -> torch.Tensor:
+        rows = torch.nn.functional.embedding(ids, m.weights[0])
+        return rows[:, 1:] - rows[:, :-1]
+
+    case = Lookup(step)
+    module, args = case.module(), case.args(BATCH)
+    result = recopt.optimize(to_program(module, args), target="cpu")
+    assert not any(map(is_fused, result.host.nodes)) and "would become several" in result.report.refusals[0].reason
+    torch.testing.assert_close(result(*args), module(*args))
+
+
 class MultiHot(torch.nn.Module):
     """DLRM's features: ragged bags of several tables, each with ids and offsets of its own, and a linear of dense x."""
 

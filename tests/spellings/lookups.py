@@ -100,7 +100,7 @@ LOOKUPS: dict[str, Lookup] = {
     "columns": Lookup(lambda m, ids: torch.cat(_columns(m, ids), 1)),
     "windows": Lookup(lambda m, ids: F.embedding(ids, m.weights[0]).unfold(1, 2, 1).sum(-1), beside=("index_select",)),
     "rows_chosen": Lookup(lambda m, ids: F.embedding(ids, m.weights[0])[:, [2, 0, 2]], beside=("index_select",)),
-    "every_second_row": Lookup(lambda m, ids: F.embedding(ids, m.weights[0])[:, 1::2].sum(1)),
+    "every_second_row": Lookup(lambda m, ids: F.embedding(ids, m.weights[0])[:, 1::2].sum(1), beside=("index_select",)),
     "columns_last_dim": Lookup(lambda m, ids: torch.cat(_columns(m, ids), dim=-1)),
     "columns_split": Lookup(
         lambda m, ids: torch.cat(

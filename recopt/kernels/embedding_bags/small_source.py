@@ -178,8 +178,8 @@ class Source(Words):
             rows = f"({rows} * {weights}.unsqueeze(-1)).sum(-2) if {x}.numel() <= {FEW} else {many}"
         elif t.pool == "sum" and not single:
             read = f"ids[{t.ids}].size(0) * {t.count}" if self.rank == 1 else f"ids[{t.ids}].numel()"
-            # a mask that is a tensor becomes weights there: 6 us more
-            most = _MOST_IDS if t.lengths is None and t.mask is None else _MOST
+            # a mask that is a tensor becomes weights there: 6 us more; and so is what counts, once for each table
+            most = _MOST_IDS if t.lengths is None and t.mask is None and not beside else _MOST
             for other, _ in [(table, x), *reads] if dead or not t.wide else []:  # wide rows lie in memory anyway
                 width = self.shapes.get(other, (None,))[-1]
                 large = f"{read} > {most} or {read} * {other}.size(1) > {_MOST}"
