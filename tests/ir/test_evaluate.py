@@ -30,6 +30,12 @@ def test_a_triangle_of_infinities_is_zero_elsewhere() -> None:
     agree((ops.total(ops.triangle(infinite, 1, lower=False), [1]), causal.sum(1)))
 
 
+def test_padding_by_infinity_leaves_the_inside() -> None:
+    rows = np.pad(SCORES, ((0, 0), (2, 1)), constant_values=-np.inf)
+    agree((tensor.pad(S, 1, 2, 1, -np.inf), rows))
+    agree((tensor.pad(S, 1, 2, 0, -np.inf), rows[:, :-1]))
+
+
 def test_log_of_summed_exponentials_does_not_overflow() -> None:
     agree((ops.pointwise("log", ops.total(ops.pointwise("exp", S), [1])), np.logaddexp.reduce(SCORES, 1)))
 
