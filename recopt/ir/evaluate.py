@@ -3,6 +3,7 @@ every host: it is what rewrites are proved against."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -89,10 +90,15 @@ class _Evaluation:
                 value = np.where(mask, value, carrier(0))
             factors.append(value)
         self.guarded = outside
-        if mask is not None and not factors:
+        coef = self.number(mono.coef)
+        if mask is not None and isinstance(coef, float) and not math.isfinite(coef):
+            # infinity times what a guard rules out is 0 too: torch.full([3, 3], -inf).triu(1)
+            factors.append(np.where(mask, carrier(coef), carrier(0)))
+            coef = 1
+        elif mask is not None and not factors:
             factors.append(mask.astype(carrier))
         product = self.contract(factors, len(axes), [self.extent(a) for a in mono.axes], carrier)
-        return product * self.number(mono.coef)
+        return product * coef
 
     def contract(self, factors: list[Array], free: int, bound: list[int], carrier: type) -> Array:
         """The product of factors, summed over the trailing axes."""

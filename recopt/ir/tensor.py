@@ -6,6 +6,7 @@ index: none of them is work, and the term does not remember them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -347,7 +348,10 @@ def pad(t: Tensor, dim: int, before: Size, after: Size, value: Coef = 0) -> Tens
     inside = guard(position, 0, t.shape[dim], t.dtype)
     mapping = dict(zip(t.dims[dim], unravel(position, [a.size for a in t.dims[dim]]), strict=True))
     body = mul(retyped(inside, t.dtype), substitute(t.body, mapping))
-    if value != 0:
+    if isinstance(value, float) and math.isinf(value):  # less itself it would be NaN inside
+        ends = guard(position, None, 0, t.dtype), guard(position, t.shape[dim], None, t.dtype)
+        body = add(body, *(scale(retyped(end, t.dtype), value) for end in ends))
+    elif value != 0:
         body = add(body, number(value, t.dtype), scale(retyped(inside, t.dtype), -value))
     return Tensor((*t.dims[:dim], dim_axes, *t.dims[dim + 1 :]), body)
 

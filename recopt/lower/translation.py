@@ -121,7 +121,8 @@ def onnx_translations() -> dict[Callable[..., Any], Callable[..., Any]]:
 
     def layer_norm(x: Any, g: Any, b: Any, eps: float, beside: Any = None) -> Any:
         x = x if beside is None else opset18.Add(x, beside)
-        return opset18.LayerNormalization(x, g, b, axis=-1, epsilon=eps)
+        y, _, _ = opset18.LayerNormalization(x, g, b, axis=-1, epsilon=eps)
+        return y
 
     def rms_norm(x: Any, g: Any, eps: float, beside: Any = None) -> Any:
         return _rms_norm(opset18, x if beside is None else opset18.Add(x, beside), g, eps)

@@ -266,6 +266,9 @@ def _picked_one(lifted: Lifted, mono: Mono) -> Poly | None:
             continue
         names = {a: coord(axis(a.size)) for a in mono.axes}
         others = [substitute(single(a, a.dtype), names) for a in mono.atoms if a is not atom]
+        constants = [v for o in others for v in o.leaves if isinstance(v, Value) and lifted.host.is_constant(v)]
+        if not all(_is_finite(lifted, v) for v in constants):  # 0 times infinity is NaN in every row
+            continue
         equal = fn("eq", [substitute(hot.place, names), substitute(hot.ids, names)], "bool")
         product = mul(*others, fn("cast", [equal], atom.dtype))
         bound = [p.atom.axis for p in names.values() if isinstance(p.atom, Coord)]

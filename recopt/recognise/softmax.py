@@ -14,11 +14,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from ..hosts.base import Value
 from ..ir.normal import add, add_all, mul, reduce, scale, substitute, sum_over
 from ..ir.rules import FLOATS, WIDTH, fn
 from ..ir.tensor import Tensor, retyped
-from ..ir.term import Atom, Axis, Coef, Fn, Guard, Mono, Poly, Read, axis, coord, monomial, number, single
+from ..ir.term import Atom, Axis, Fn, Guard, Mono, Poly, Read, axis, coord, monomial, number, single
 from ..lift.base import Lifted
 from ..match import No, is_data
 
@@ -129,7 +131,7 @@ def average(lifted: Lifted, term: Poly) -> Average | None:
     if _along(score, along) is not _along(sums, along):
         raise No("the softmax runs over another axis than the sum, or over other scores")
     # a number among them stays: with it the graph holds -10000 + 10000*m, without it nobody does
-    whole_score = add(_along(score, along), number(_number(score), score.dtype))
+    whole_score = add(_along(score, along), _staying(lifted, score, along))
     unseen = "nan"
     if not below.masks.keys() <= parts.masks.keys():
         raise No("the sum that divides leaves out other weights than the average")
@@ -265,9 +267,19 @@ def _along(score: Poly, along: Sequence[Axis]) -> Poly:
     return add_all(kept, score.dtype) if kept else number(0, score.dtype)
 
 
-def _number(score: Poly) -> Coef:
-    """The number that a score adds."""
-    return next((m.coef for m in score.monos if not m.atoms and not m.axes), 0)
+def _staying(lifted: Lifted, score: Poly, along: Sequence[Axis]) -> Poly:
+    """What a score adds to all along the axes and keeps: its number, and infinities, under which a row is NaN."""
+    same = [m for m in score.monos if m.axes_read.isdisjoint(along)]
+    kept = [m for m in same if not (m.atoms or m.axes) or _is_infinite(lifted, m)]
+    return add(number(0, score.dtype), *(monomial(m, score.dtype) for m in kept))
+
+
+def _is_infinite(lifted: Lifted, mono: Mono) -> bool:
+    """Whether a constant of a term, a number or stored ones, is infinite."""
+    leaves = [a.leaf for a in mono.atoms if isinstance(a, Read) and isinstance(a.leaf, Value)]
+    stored = [lifted.host.constant(v) for v in leaves if lifted.host.is_constant(v)]
+    infinite = any(a.size <= MAX_STORED and np.isinf(a).any() for a in stored)
+    return infinite or (isinstance(mono.coef, float) and math.isinf(mono.coef))
 
 
 def _is_nothing(condition: Poly, scores: Sequence[Poly], along: Sequence[Axis]) -> bool:

@@ -23,6 +23,19 @@ def test_softmax_of_large_scores_does_not_overflow() -> None:
     agree((ops.matmul(ops.softmax(S, 1), v), stable / stable.sum(1, keepdims=True) @ value(v)))
 
 
+def test_a_triangle_of_infinities_is_zero_elsewhere() -> None:
+    causal = np.array([[0, -np.inf, -np.inf], [0, 0, -np.inf], [0, 0, 0]])
+    infinite = tensor.full((3, 3), -np.inf, "float32")
+    agree((ops.triangle(infinite, 1, lower=False), causal))
+    agree((ops.total(ops.triangle(infinite, 1, lower=False), [1]), causal.sum(1)))
+
+
+def test_padding_by_infinity_leaves_the_inside() -> None:
+    rows = np.pad(SCORES, ((0, 0), (2, 1)), constant_values=-np.inf)
+    agree((tensor.pad(S, 1, 2, 1, -np.inf), rows))
+    agree((tensor.pad(S, 1, 2, 0, -np.inf), rows[:, :-1]))
+
+
 def test_log_of_summed_exponentials_does_not_overflow() -> None:
     agree((ops.pointwise("log", ops.total(ops.pointwise("exp", S), [1])), np.logaddexp.reduce(SCORES, 1)))
 

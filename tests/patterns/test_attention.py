@@ -181,6 +181,23 @@ def test_a_query_that_sees_nothing_is_what_it_was() -> None:
     torch.testing.assert_close(y, case.module()(q, k, v, seen), equal_nan=True)
 
 
+def test_rows_that_a_constant_hides_are_nan() -> None:
+    stored = torch.tensor([0.0, -torch.inf, 0.0])[:, None]
+
+    def spell(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        masks = (
+            stored,
+            torch.nn.functional.pad(torch.zeros(2, 3), (0, 0, 0, 1), value=-torch.inf),
+            torch.full((3, 3), -torch.inf).triu(1),
+        )
+        return tuple((x @ x.transpose(1, 2) + mask).softmax(-1) @ x for mask in masks)
+
+    x = torch.randn(5, 3, 4)
+    result = recopt.optimize(to_program(Called(spell), (x,)), target="cpu", verify="none")
+    assert sum(map(is_fused, result.host.nodes)) == 3
+    torch.testing.assert_close(result(x), spell(x), equal_nan=True)
+
+
 def test_a_mask_that_multiplies_leaves_nan_as_it_is() -> None:
     case = SPELLINGS["masked_exponentials"]
     result = recopt.optimize(to_program(Called(case.module()), case.args(BATCH)), target="cpu")

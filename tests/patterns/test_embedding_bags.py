@@ -228,6 +228,14 @@ def test_an_id_that_no_place_of_a_one_hot_has_is_zeros(dynamo: bool) -> None:
     np.testing.assert_allclose(found, expected)
 
 
+def test_a_one_hot_times_an_infinite_number_is_no_lookup() -> None:
+    table = torch.eye(30).masked_fill_(torch.eye(30).roll(1, 0) == 1, torch.inf)
+    case = Lookup(lambda m, ids: F.one_hot(ids[:, 1], 30).float() @ table)
+    args = case.args(BATCH)
+    result = recopt.optimize(to_program(case.module(), args), target="cpu", verify="none")
+    assert_close(result(*args), case.module()(*args), equal_nan=True)
+
+
 @pytest.mark.slow
 def test_ids_that_a_file_divides_as_floats_are_told() -> None:
     case = Lookup(lambda m, ids: torch.nn.functional.embedding(ids.div(7, rounding_mode="floor"), m.weights[0]).sum(1))
