@@ -244,6 +244,11 @@ def _reads_apart(found: Match, spec: EmbeddingBags) -> bool:
     return 0 < len(lookups) < len(moved) + again
 
 
+def _picks(spec: EmbeddingBags) -> bool:
+    """Whether the ids of some lookup are picked among others."""
+    return any(isinstance(s, Take) for b in spec.bags for s in b.ids.steps)
+
+
 def _moves(ids: View) -> bool:
     """Whether ids are not columns of a tensor, or all of it."""
     return len(ids.steps) > 1 or any(isinstance(s, Take) for s in ids.steps)
@@ -285,8 +290,10 @@ def declines(host: Host, found: Match, saved: Cost, target: str) -> str | None:
         return "is one lookup already, which the operator would only wrap"
     if target == "cpu" and isinstance(found.spec, EmbeddingBags) and _reads_apart(found, found.spec):
         return "joins parts of one lookup's rows, which would become several"
-    if found.again and isinstance(found.spec, EmbeddingBags) and (machine is CPU or host.dialect == "onnx"):
-        # No kernel gathers and pools there, and rows that lie in memory are read faster than they are gathered.
+    gathers = machine is CPU or host.dialect == "onnx"
+    if found.again and isinstance(found.spec, EmbeddingBags) and (gathers or _picks(found.spec)):
+        # No kernel gathers and pools there, and rows that lie in memory are read faster than they are gathered. Picked
+        # rows are read by what multiplies them in pairs, on a GPU too.
         return f"looks {', '.join(sorted(v.name for v in found.again))} up again, which others need too"
     if isinstance(found.spec, TargetAttention) and target == "cpu" and _as_much(host, found.spec, saved):
         return "target and items are weighed apart already, which takes a CPU no longer"
