@@ -15,11 +15,13 @@ from torch import Tensor, nn
 import recopt
 
 EDGES = torch.tensor([-1.5, -0.5, 0.0, 0.25, 0.25, 1.0, 2.5])
+MANY = torch.linspace(-2, 2, 31)
 SOME = torch.tensor([-0.0, 1.0, 2.5])
 FOUR = (-2.0, -0.0, 0.5, 1.0)
 FORMS: dict[str, Callable[[Tensor], Tensor]] = {
     "bucketize": lambda x: torch.bucketize(x, EDGES),
     "bucketize to the right": lambda x: torch.bucketize(x, EDGES, right=True),
+    "many edges": lambda x: torch.bucketize(x, MANY),
     "one edge": lambda x: torch.bucketize(x, EDGES[:1]),
     "summed comparisons": lambda x: (x.unsqueeze(-1) > EDGES).sum(-1),
     "those that are not above": lambda x: (~(x.unsqueeze(-1) <= EDGES)).long().sum(-1),

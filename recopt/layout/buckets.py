@@ -25,7 +25,9 @@ from ..lift.base import Lifted
 COMPARISONS = ("lt", "le", "gt", "ge", "eq", "ne")
 MOST = 1024  # boundaries
 MAX_DEPTH = 400  # operators one after the other
-MAX_TEXT = 100_000  # characters of a term that is followed: each step may repeat the one before it several times
+# Characters of a term that is followed, each step of which may repeat the one before it several times: with sums, and
+# without, as torch's exporter writes a search among 63 boundaries.
+MAX_SUMS, MAX_TEXT = 100_000, 100_000_000
 
 
 class NoStep(Exception):
@@ -114,7 +116,7 @@ class _Whole:
             body = substitute(t.body, {}, expand)
         except TooLarge:
             return False
-        if len(body.text) > MAX_TEXT or len(self.varying(body)) != 1:
+        if len(body.text) > (MAX_SUMS if "sum[" in body.text else MAX_TEXT) or len(self.varying(body)) != 1:
             return False
         self.term[value], self.depth[value] = Tensor(t.dims, body), depth
         return True
