@@ -15,6 +15,11 @@ def architecture(device: int) -> int:
     return torch.cuda.get_device_capability(device)[0]
 
 
+def starts_early(device: torch.device) -> bool:
+    """Whether a kernel there can start while the one before it drains: from Hopper on."""
+    return device.type == "cuda" and architecture(device.index) >= 9
+
+
 @functools.lru_cache
 def processors(device: int) -> int:
     """How many streaming multiprocessors it has."""

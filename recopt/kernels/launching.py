@@ -29,6 +29,11 @@ def planned(plans: dict[Hashable, Plan], key: Hashable, bind: Callable[[], Plan]
     return plan
 
 
+def early_options(early: bool) -> dict[str, bool]:
+    """What Triton is told of a kernel that may be `early`, see early.py."""
+    return {"launch_pdl": True} if early else {}
+
+
 class TritonLaunch:
     """A kernel of Triton at one grid: the first call compiles it, later ones, whose arguments are alike, only launch
     it."""

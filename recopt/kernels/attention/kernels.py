@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..linear.kernels import _begin, _drain
+from ..early import begin, drain
 from ..target_attention.kernels import accumulated, as_left, joined, left_columns, product
 
 
@@ -118,7 +118,7 @@ def single_kernel(
     q_row = outer * q_steps[0] + inner * q_steps[1]
     k_row = (outer * k_steps[0] + inner * k_steps[1])[:, None] + t[None, :] * k_steps[2]
     v_row = (outer * v_steps[0] + inner * v_steps[1])[:, None] + t[None, :] * v_steps[2]
-    _begin(EARLY)
+    begin(EARLY)
     x = tl.load(q + q_row[:, None] + d[None, :] * q_steps[3], mask=row_ok[:, None] & (d < D)[None, :], other=0.0)
     y = tl.load(
         k + k_row[:, :, None] + d[None, None, :] * k_steps[3], mask=ok[:, :, None] & (d < D)[None, None, :], other=0.0
@@ -126,7 +126,7 @@ def single_kernel(
     z = tl.load(
         v + v_row[:, :, None] + e[None, None, :] * v_steps[3], mask=ok[:, :, None] & (e < E)[None, None, :], other=0.0
     )
-    _drain(EARLY)
+    drain(EARLY)
     h = tl.sum(x.to(tl.float32)[:, None, :] * y.to(tl.float32), 2)
     places, none = _at(marks, mark_steps, outer[:, None], inner[:, None], 0, t[None, :])
     h = tl.where((t < T)[None, :], SCORE(h, places, none, 0, ok), -float("inf"))
@@ -154,12 +154,12 @@ def weights_kernel(
     ok = row_ok[:, None] & (t < T)[None, :]
     q_row = (outer * q_steps[0] + inner * q_steps[1])[:, None] + d[None, :] * q_steps[2]
     k_row = (outer * k_steps[0] + inner * k_steps[1])[:, None] + t[None, :] * k_steps[2]
-    _begin(EARLY)
+    begin(EARLY)
     x = tl.load(q + q_row, mask=row_ok[:, None] & (d < D)[None, :], other=0.0)
     y = tl.load(
         k + k_row[:, :, None] + d[None, None, :] * k_steps[3], mask=ok[:, :, None] & (d < D)[None, None, :], other=0.0
     )
-    _drain(EARLY)
+    drain(EARLY)
     h = tl.sum(x[:, None, :] * y, 2)
     places, none = _at(marks, mark_steps, outer[:, None], inner[:, None], 0, t[None, :])
     h = tl.where((t < T)[None, :], SCORE(h, places, none, 0, ok), -float("inf"))

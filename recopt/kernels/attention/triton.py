@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..devices import architecture, device_of
+from ..devices import architecture, device_of, starts_early
 from ..epilogue import compile_epilogue
-from ..launching import Grid, TritonLaunch, planned
+from ..launching import Grid, TritonLaunch, early_options, planned
 from ..leading import two_counters
 from ..linear import HALF
 from ..target_attention.triton import plain
@@ -99,7 +99,7 @@ def _bind(
     single = s == 1 and (blocks.queries < 16 if blocks else _power(t) * max(dp, ep) <= MAX_SINGLE)
     blocks = blocks or choose(s, t, max(dp, ep))
     numbers = (*steps[:3], inner, rows if single else s, t, d, e, function, unseen)
-    early = single and q.is_cuda and architecture(q.device.index) >= 9
+    early = single and starts_early(q.device)
     grid: Grid
     if single:
         kernel, grid = kernels.single_kernel, (-(-rows // blocks.queries), 1, 1)
@@ -107,9 +107,7 @@ def _bind(
     else:
         kernel, grid = kernels.block_kernel, (rows, -(-s // blocks.queries), 1)
         constants = (q.dtype == torch.float32, blocks.queries, blocks.keys, dp, ep)
-
-    options = {"num_warps": blocks.warps, "num_stages": blocks.stages, **({"launch_pdl": True} if early else {})}
-    launch = TritonLaunch(kernel, grid, **options)
+    launch = TritonLaunch(kernel, grid, num_warps=blocks.warps, num_stages=blocks.stages, **early_options(early))
 
     def run(q: Tensor, k: Tensor, v: Tensor, params: Sequence[Tensor]) -> Tensor:
         out = torch.empty((*lead, s, e), dtype=q.dtype, device=q.device)

@@ -12,9 +12,9 @@ from collections.abc import Callable, Hashable, Sequence
 import torch
 from torch import Tensor
 
-from ..devices import architecture, device_of
+from ..devices import device_of, starts_early
 from ..epilogue import compile_epilogue
-from ..launching import TritonLaunch, planned
+from ..launching import TritonLaunch, early_options, planned
 from ..leading import two_counters
 from . import AttentionError
 
@@ -102,12 +102,10 @@ def _bind(q: Tensor, k: Tensor, score: str, params: Sequence[Tensor], unseen: st
     marks = tuple((*at, 0, 0 if p.shape[-1] == 1 else p.stride(-1)) for p, at in zip(params, of_marks, strict=True))
     rows, keys, width = math.prod(lead), _power(t), max(16, _power(d))
     each = max(1, 2048 // (keys * width))
-    early = q.is_cuda and architecture(q.device.index) >= 9
+    early = starts_early(q.device)
     # On an H200 2048 and 256 rows of 50 x 128 take 2 warps 15.7 and 2.8 us, 8 warps 18.6 and 3.0; one row 1.8 and 1.7.
     warps = min(8, max(1, each * keys * width // (1024 if rows <= FEW_ROWS else 4096)))
-    launch = TritonLaunch(
-        weights_kernel, (-(-rows // each), 1, 1), num_warps=warps, **({"launch_pdl": True} if early else {})
-    )
+    launch = TritonLaunch(weights_kernel, (-(-rows // each), 1, 1), num_warps=warps, **early_options(early))
     function = compile_epilogue(score).triton_function()
     steps = (*q_steps, q.stride(-1)), (*k_steps, k.stride(-2), k.stride(-1))
     tail = (marks, *steps, inner, rows, t, d, function, unseen, each, keys, width, early)

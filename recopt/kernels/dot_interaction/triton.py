@@ -12,7 +12,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..linear.kernels import _begin, _drain
+from ..devices import starts_early
+from ..early import begin, drain
+from ..launching import early_options
 from . import parse_pairs
 
 
@@ -30,7 +32,7 @@ def dots_kernel(
     row = tl.program_id(0).to(tl.int64)
     at = x + row * x_row + start[:, None]
     products = tl.zeros([HELD, HELD], tl.float32)
-    _begin(EARLY)
+    begin(EARLY)
     for first in tl.static_range(0, SIZE, STEP):
         inside = (n < COUNT)[:, None] & (first + d < SIZE)[None, :]
         v = tl.load(at + (first + d)[None, :], mask=inside, other=0)
@@ -44,7 +46,7 @@ def dots_kernel(
             tl.store(y + first + c, tl.load(beside + row * beside_row + first + c, mask=here), mask=here)
     for first in range(C + P, width, 128):
         tl.store(y + first + c, tl.zeros([128], y.dtype.element_ty), mask=first + c < width)
-    _drain(EARLY)
+    drain(EARLY)
 
 
 def dot_interaction_triton(x: Tensor, beside: Tensor | None, text: str, zeros: int = 0) -> Tensor:
@@ -59,14 +61,13 @@ def dot_interaction_triton(x: Tensor, beside: Tensor | None, text: str, zeros: i
     y = torch.empty((x.shape[0], width), dtype=x.dtype, device=x.device)
     if x.shape[0] == 0:
         return y
-    early = x.is_cuda and torch.cuda.get_device_capability(x.device)[0] >= 9
-    options = {"launch_pdl": True} if early else {}
+    early = starts_early(x.device)
     warps, most = _tile(x.shape[0])
     step = max(16, min(most, triton.next_power_of_2(pairs.size)))
     align = math.gcd(16 // x.element_size(), *pairs.starts)
     dots_kernel[(x.shape[0],)](
         x, beside, y, starts, places, x.stride(0), beside_row, before, len(pairs.pairs), width, len(pairs.starts),
-        pairs.size, len(starts), step, align, "tf32x3", early, num_warps=warps, **options,
+        pairs.size, len(starts), step, align, "tf32x3", early, num_warps=warps, **early_options(early),
     )  # fmt: skip
     return y
 

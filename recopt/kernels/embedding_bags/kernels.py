@@ -12,7 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..linear.kernels import _begin, _drain
+from ..early import begin, drain
 
 # The fields of a record. Of a table: its address, rows, elements from row to row, first element of the slice.
 TABLE, HEIGHT, STRIDE, START = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
@@ -146,7 +146,7 @@ def _dense(record, r, alive, inside, dynamic, CLASS: tl.constexpr, TERM: tl.cons
         at = tl.max_contiguous(tl.multiple_of(at, [1, _bytes(_of(TERM, 1), ALIGN)]), [1, c.shape[0]])
     else:
         at = x + row + c[None, :] * tl.load(record + IDS_STEP)
-    _begin(_of(HOW, 2))
+    begin(_of(HOW, 2))
     return tl.load(at, mask=alive[:, None] & inside[None, :], other=0)
 
 
@@ -159,7 +159,7 @@ def _wide(record, r, alive, inside, dynamic, CLASS: tl.constexpr, TERM: tl.const
     COLUMNS: tl.constexpr = _of(CLASS, 2)
     CHECK: tl.constexpr = _of(HOW, 1)
     c = tl.arange(0, COLUMNS)
-    _begin(_of(HOW, 2))
+    begin(_of(HOW, 2))
     acc = tl.zeros([BAGS, AT_ONCE, COLUMNS], ACC)
     bad = tl.zeros([BAGS, AT_ONCE], tl.int32)
     count = tl.load(record + TERMS)
@@ -240,7 +240,7 @@ def _bag(record, r, inside, rows, dynamic, sizes, CLASS: tl.constexpr, TERM: tl.
         weights_at = bag64 * tl.load(record + WEIGHTS_ROW) + tl.load(record + WEIGHTS_FIRST)
         weights_step = tl.load(record + WEIGHTS_STEP)
     # Until here only constants were read: what the kernel before this one writes is not among them.
-    _begin(_of(HOW, 2))
+    begin(_of(HOW, 2))
     if ragged:
         bounds = _slot(tl.load(record + BOUNDS), dynamic, HOW).to(_pointer(_of(TERM, 7))) + bag
         ids_at = tl.load(bounds).to(tl.int64)
@@ -410,4 +410,4 @@ def bags_kernel(
             _task(out, width, records, task, program % blocks, rows, dynamic, sizes, _of(CLASSES, k), HOW)
         program -= here
         first += counts[k]
-    _drain(_of(HOW, 2))
+    drain(_of(HOW, 2))

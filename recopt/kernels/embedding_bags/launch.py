@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..devices import starts_early
+from ..launching import early_options
 from . import table
 from .config import Config, Staged
 from .known import Known, described
@@ -168,8 +170,8 @@ def _bind_triton(layout: Layout, o: Operands, rows: int, config: Config) -> _Run
     options: dict[str, Any] = {"num_warps": config.warps, "debug": check, "sanitize_overflow": False}
     options |= {"maxnreg": config.registers} if config.registers else {}
     addresses = _Addresses(device) if len(layout.slots) > _MAX_ARGUMENTS else None
-    early = config.early and device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 9
-    options |= {"launch_pdl": True} if early else {}
+    early = config.early and starts_early(device)
+    options |= early_options(early)
     constants = (plan.classes, (addresses is not None, check, early))
     runners: dict[int, Any] = {}
 

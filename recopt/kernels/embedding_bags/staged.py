@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ..devices import starts_early
 from ..launching import BESIDE, LaunchConfig, driver
 from .config import Staged
 from .layout import Layout, Term
@@ -198,7 +199,7 @@ def staged(layout: Layout, o: Operands, config: Staged) -> Launch | None:
     gap = starts[-1] - starts[-2] if len(starts) > 1 else 0
     even = len(starts) == len(rows) and starts == [starts[0] + n * gap for n in range(len(rows))]
     even = even and flat > 0 and len(slots) == 1
-    early = config.early if _is_hopper(table.device) else 0
+    early = config.early if starts_early(table.device) else 0
     options = {
         "TYPE": _TYPES[table.dtype], "WORD": part, "PASS_BY": int(config.pass_by),
         "SCALED": max((s.itemsize for s in o.scales), default=4),
@@ -228,10 +229,6 @@ def _part(layout: Layout, o: Operands) -> int:
     tables = [o.tables[t.source] for t in layout.lookups]
     widest = max(t.shape[1] for t in tables) if all(t.dtype.itemsize == 1 for t in tables) else 128
     return 16 if widest >= 128 else 8 if widest > 32 else 4
-
-
-def _is_hopper(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 9
 
 
 def _copies(x: torch.Tensor, slot: int, column: int) -> list[list[int]]:

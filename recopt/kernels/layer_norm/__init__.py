@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..devices import architecture, device_of
+from ..devices import device_of, starts_early
+from ..launching import early_options
 
 NARROW = 512  # columns; wider rows keep a block of torch's kernel busy
 _TILE = 4096  # numbers that a program holds
@@ -90,12 +91,12 @@ def layer_norm_triton(x: Tensor, g: Tensor, b: Tensor | None, eps: float, beside
     tile, columns, warps = _blocks(rows, width)
     centred, b = b is not None, g if b is None else b
     steps = (*flat.stride(), *(flat if more is None else more).stride(), g.stride(0), b.stride(0))
-    early = x.is_cuda and architecture(x.device.index) >= 9
-    options = {"num_warps": warps, **({"launch_pdl": True} if early else {})}
+    early = starts_early(x.device)
     with device_of(x):
         layer_norm_kernel[(-(-rows // tile), 1, 1)](
-            flat, g, b, more, y, *steps, rows, width, eps, tile, columns, centred, early, **options
-        )
+            flat, g, b, more, y, *steps, rows, width, eps, tile, columns, centred, early,
+            num_warps=warps, **early_options(early),
+        )  # fmt: skip
     return y
 
 

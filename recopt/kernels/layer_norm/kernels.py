@@ -7,7 +7,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..linear.kernels import _begin, _drain
+from ..early import begin, drain
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -20,11 +20,11 @@ def layer_norm_kernel(
     r = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)[:, None]
     c = tl.arange(0, COLUMNS)[None, :]
     there = (r < rows) & (c < width)
-    _begin(EARLY)
+    begin(EARLY)
     h = tl.load(x + r * x_row + c * x_column, mask=there, other=0.0)
     if beside is not None:
         h += tl.load(beside + r * beside_row + c * beside_column, mask=there, other=0.0)
-    _drain(EARLY)
+    drain(EARLY)
     gain = tl.load(g + c * g_step, mask=c < width, other=0.0)
     # Rounded to nearest: rows that do not vary have nothing left, where an error would be multiplied by 1 / sqrt(eps).
     count = tl.zeros((TILE,), tl.float32) + width

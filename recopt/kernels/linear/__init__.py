@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..counters import counters
-from ..devices import architecture, device_of, processors
+from ..devices import architecture, device_of, processors, starts_early
 from ..epilogue import Epilogue, compile_epilogue
-from ..launching import Grid, TritonLaunch, planned
+from ..launching import Grid, TritonLaunch, early_options, planned
 from . import table
 from .config import Config, Group, Hopper, Panel, Reduce, Tile
 
@@ -230,7 +230,7 @@ def _bind(
     strides = tuple(0 if p.numel() == 1 else p.stride(0) for p in params)
     if isinstance(config, Panel | Group | Hopper) and not _fits_hopper(x, w, sxm, sxk):
         config = Tile(128, 64, 32) if m >= 128 and n >= 64 else default_config(m, n, k)
-    early = config.early and x.is_cuda and architecture(x.device.index) >= 9
+    early = config.early and starts_early(x.device)
     numbers: tuple[int, ...] = (m, n, k, sxm, sxk, w.stride(0), w.stride(1))
     more: _More = _nothing
     if isinstance(config, Reduce):
@@ -243,7 +243,7 @@ def _bind(
         more = _more_operands(config, x.reshape(m, k), w, m * n, grid[0])
         numbers = (m, n, k, sxm, w.stride(0))  # the others are 1
     tail = (strides, *numbers, e.triton_function(), b is not None, *constants)
-    launch = TritonLaunch(kernel, grid, **options, **({"launch_pdl": True} if early else {}))
+    launch = TritonLaunch(kernel, grid, **options, **early_options(early))
 
     def run(x: Tensor, w: Tensor, b: Tensor | None, params: Sequence[Tensor]) -> Tensor:
         out = torch.empty(shape, dtype=x.dtype, device=x.device)

@@ -11,24 +11,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from ..early import begin, drain
 from ..triton_math import INTERPRETED
 
 if not INTERPRETED.value:
-    from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
-
-
-@triton.jit
-def _begin(EARLY: tl.constexpr):
-    """An early launch waits here for the previous kernel's results, before it touches memory."""
-    if EARLY:
-        gdc_wait()
-
-
-@triton.jit
-def _drain(EARLY: tl.constexpr):
-    """Let the next kernel's programs start. Not sooner: they would crowd onto the processors that have room."""
-    if EARLY:
-        gdc_launch_dependents()
+    from triton.language.extra.cuda import gdc_launch_dependents
 
 
 @triton.jit
@@ -132,7 +119,7 @@ def tile_kernel(
 
     SWAP computes the tile transposed, so that N fills the tensor core's rows where M is small.
     """
-    _begin(EARLY)
+    begin(EARLY)
     pid = tl.program_id(0)
     part = tl.program_id(1)
     tiles_m = tl.cdiv(M, BM)
@@ -184,7 +171,7 @@ def tile_kernel(
                 a_at, b_at, mask_a, mask_b, step_a, step_b, start, stop, K, "tf32", BK, EVEN_K, ROWS, COLUMNS, 1
             )  # fmt: skip
             acc = tl.where(finite, acc, plain)
-    _drain(EARLY)
+    drain(EARLY)
     if SWAP:
         m = rm[None, :]
         n = rn[:, None]
@@ -224,7 +211,7 @@ def reduce_kernel(
     rk = tl.arange(0, BK)[None, None, :]
     if FETCH:
         _fetch_rows(w + tl.minimum(rn, N - 1).to(tl.int64) * swn, K, BK)
-    _begin(EARLY)
+    begin(EARLY)
     # Where w comes from L2, the next launch can fetch its own meanwhile.
     if FETCH:
         gdc_launch_dependents()
@@ -250,7 +237,7 @@ def reduce_kernel(
         acc += x_block.to(tl.float32) * w_block.to(tl.float32)
         x_at += BK * sxk
         w_at += BK * swk
-    _drain(EARLY)
+    drain(EARLY)
     h = tl.sum(acc, 2)
     if BIAS:
         h += bias
