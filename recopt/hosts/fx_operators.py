@@ -28,30 +28,22 @@ from ..kernels.embedding_bags.small import small
 from ..kernels.epilogue import compile_epilogue
 from ..kernels.gru import KEEP, check_gru, gru
 from ..kernels.gru import gru_call as run_gru
-from ..kernels.layer_norm import check_layer_norm, layer_norm, rms_norm
 from ..kernels.linear import linear as linear_kernel
 from ..kernels.linear import over_space
 from ..kernels.pointwise import pointwise, pointwise_fake, pointwise_torch
 from ..kernels.target_attention import check_operands as check_target_attention
 from ..kernels.target_attention import target_attention
 from ..kernels.target_attention import target_attention_call as run_target_attention
+from .fx_define import define, must_dispatch
+from .fx_norms import LAYER_NORM, RMS_NORM, layer_norm_call, rms_norm_call
 
 LINEAR = "recopt.linear.default"
-
-torch.library.define(
-    "recopt::linear",
-    "(Tensor x, Tensor w, Tensor? b, str epilogue, Tensor[] params) -> Tensor",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
 
 
 def _linear(
     x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None, epilogue: str, params: list[torch.Tensor] | None
 ) -> torch.Tensor:
     return linear_kernel(x, w, b, epilogue, params or ())  # AOTInductor's runtime passes an empty list as None
-
-
-torch.library.impl("recopt::linear", ("cpu", "cuda"), _linear)
 
 
 def _linear_fake(
@@ -84,10 +76,9 @@ def _over_space_fake(
     return x.new_empty((x.shape[0], w.shape[0], *x.shape[2:]))
 
 
-torch.library.register_fake("recopt::linear", _linear_fake)
-
-
-LINEAR_OPERATOR = torch.ops.recopt.linear.default
+LINEAR_OPERATOR = define(
+    "linear", "(Tensor x, Tensor w, Tensor? b, str epilogue, Tensor[] params) -> Tensor", _linear, _linear_fake
+)
 
 
 def linear_call(
@@ -98,8 +89,8 @@ def linear_call(
     torch.jit.trace, and with it the TorchScript exporter, sees the plain operators instead: it knows no custom ones.
     On the CPU the kernel's checks of its operands, made when the node was written, are not made again.
     """
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
-        return torch.ops.recopt.linear.default(x, w, b, epilogue, params)  # type: ignore[no-any-return]  # torch.ops is untyped
+    if must_dispatch():
+        return LINEAR_OPERATOR(x, w, b, epilogue, params)
     if x.is_cuda:
         return linear_kernel(x, w, b, epilogue, params)
     h = torch._C._nn.linear(x, w, b) if w.dim() == 2 else over_space(x, w, b)
@@ -110,15 +101,6 @@ def linear_call(
 EMBEDDING_BAGS = "recopt.embedding_bags.default"
 Tensors = list[torch.Tensor]
 
-torch.library.define(
-    "recopt::embedding_bags",
-    "(Tensor[] tables, Tensor[] ids, Tensor[] offsets, Tensor[] weights, Tensor[] dense, Tensor[] scales, str layout)"
-    " -> Tensor",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
-
-EMBEDDING_BAGS_OPERATOR = torch.ops.recopt.embedding_bags.default
-
 
 def _embedding_bags(
     tables: Tensors | None, ids: Tensors | None, offsets: Tensors | None, weights: Tensors | None,
@@ -127,9 +109,6 @@ def _embedding_bags(
     result = embedding_bags(tables or (), ids or (), offsets or (), weights or (), dense or (), scales or (), layout)
     # The dispatcher hands out no input as the result of an operator that says it makes one.
     return result.clone() if any(result is d for d in dense or ()) else result
-
-
-torch.library.impl("recopt::embedding_bags", ("cpu", "cuda"), _embedding_bags)
 
 
 def _embedding_bags_fake(
@@ -144,7 +123,13 @@ def _embedding_bags_fake(
     return like.new_empty((rows_of(parsed, operands), width), dtype=dtype)
 
 
-torch.library.register_fake("recopt::embedding_bags", _embedding_bags_fake)
+EMBEDDING_BAGS_OPERATOR = define(
+    "embedding_bags",
+    "(Tensor[] tables, Tensor[] ids, Tensor[] offsets, Tensor[] weights, Tensor[] dense, Tensor[] scales, str layout)"
+    " -> Tensor",
+    _embedding_bags,
+    _embedding_bags_fake,
+)
 
 
 def at_once(
@@ -154,7 +139,7 @@ def at_once(
     """The embedding bags of ids [*S, C], where S has `rank` dimensions, as a straight line of torch calls on a CPU, see
     `small`: at batch 1 each look of the operator's at its operands counts. None where there is none, or nothing may
     pass the operator by."""
-    if (tables or dense)[0].is_cuda or torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
+    if (tables or dense)[0].is_cuda or must_dispatch():
         return None
     function = None if torch._C._get_tracing_state() else small(layout, rank, apart)
     try:
@@ -170,10 +155,8 @@ def embedding_bags_call(
     found = at_once(tables, ids, offsets, weights, dense, layout)
     if found is not None:
         return found
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
-        return torch.ops.recopt.embedding_bags.default(  # type: ignore[no-any-return]  # torch.ops is untyped
-            tables, ids, offsets, weights, dense, scales, layout
-        )
+    if must_dispatch():
+        return EMBEDDING_BAGS_OPERATOR(tables, ids, offsets, weights, dense, scales, layout)
     if (tables or dense)[0].is_cuda:
         return embedding_bags(tables, ids, offsets, weights, dense, scales, layout)
     return embedding_bags_torch(tables, ids, offsets, weights, dense, scales, layout)
@@ -181,22 +164,11 @@ def embedding_bags_call(
 
 ATTENTION = "recopt.attention.default"
 
-torch.library.define(
-    "recopt::attention",
-    "(Tensor q, Tensor k, Tensor v, str score, Tensor[] params, str unseen) -> Tensor",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
-
-ATTENTION_OPERATOR = torch.ops.recopt.attention.default
-
 
 def _attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, score: str, params: Tensors | None, unseen: str
 ) -> torch.Tensor:
     return attention(q, k, v, score, params or (), unseen).contiguous()  # as the fake kernel says
-
-
-torch.library.impl("recopt::attention", ("cpu", "cuda"), _attention)
 
 
 def _attention_fake(
@@ -207,29 +179,26 @@ def _attention_fake(
     return q.new_empty(check_attention(q, k, v, params))
 
 
-torch.library.register_fake("recopt::attention", _attention_fake)
+ATTENTION_OPERATOR = define(
+    "attention",
+    "(Tensor q, Tensor k, Tensor v, str score, Tensor[] params, str unseen) -> Tensor",
+    _attention,
+    _attention_fake,
+)
 
 
 def attention_call(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, score: str, params: Tensors, unseen: str
 ) -> torch.Tensor:
     """`recopt::attention` without the dispatcher, as `linear_call`; its operands were checked with the node."""
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
-        return torch.ops.recopt.attention.default(q, k, v, score, params, unseen)  # type: ignore[no-any-return]  # torch.ops is untyped
+    if must_dispatch():
+        return ATTENTION_OPERATOR(q, k, v, score, params, unseen)
     if q.is_cuda:
         return attention_cuda(q, k, v, score, params, unseen, as_queries=True)
     return attention_torch(q, k, v, score, params, unseen)
 
 
 ATTENTION_WEIGHTS = "recopt.attention_weights.default"
-
-torch.library.define(
-    "recopt::attention_weights",
-    "(Tensor q, Tensor k, str score, Tensor[] params, str unseen) -> Tensor",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
-
-ATTENTION_WEIGHTS_OPERATOR = torch.ops.recopt.attention_weights.default
 
 
 def _attention_weights(
@@ -238,34 +207,28 @@ def _attention_weights(
     return attention_weights(q, k, score, params or (), unseen)
 
 
-torch.library.impl("recopt::attention_weights", ("cpu", "cuda"), _attention_weights)
-
-
 def _attention_weights_fake(q: torch.Tensor, k: torch.Tensor, score: str, params: Tensors, unseen: str) -> torch.Tensor:
     """Shape and dtype of the result; AttentionError for operands that do not fit each other."""
     compile_epilogue(score)
     return q.new_empty(check_weights(q, k, params))
 
 
-torch.library.register_fake("recopt::attention_weights", _attention_weights_fake)
+ATTENTION_WEIGHTS_OPERATOR = define(
+    "attention_weights",
+    "(Tensor q, Tensor k, str score, Tensor[] params, str unseen) -> Tensor",
+    _attention_weights,
+    _attention_weights_fake,
+)
 
 
 def attention_weights_call(q: torch.Tensor, k: torch.Tensor, score: str, params: Tensors, unseen: str) -> torch.Tensor:
     """`recopt::attention_weights` without the dispatcher, as `attention_call`."""
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
-        return ATTENTION_WEIGHTS_OPERATOR(q, k, score, params, unseen)  # type: ignore[no-any-return]  # torch.ops is untyped
+    if must_dispatch():
+        return ATTENTION_WEIGHTS_OPERATOR(q, k, score, params, unseen)
     return weights_call(q, k, score, params, unseen)
 
 
 TARGET_ATTENTION = "recopt.target_attention.default"
-
-torch.library.define(
-    "recopt::target_attention",
-    "(Tensor q, Tensor k, Tensor v, Tensor[] weights, Tensor[] params, str text, bool softmax) -> Tensor",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
-
-TARGET_ATTENTION_OPERATOR = torch.ops.recopt.target_attention.default
 
 
 def _target_attention(
@@ -280,9 +243,6 @@ def _target_attention(
     return target_attention(q, k, v, weights, params or (), text, softmax)
 
 
-torch.library.impl("recopt::target_attention", ("cpu", "cuda"), _target_attention)
-
-
 def _target_attention_fake(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, weights: Tensors, params: Tensors, text: str, softmax: bool
 ) -> torch.Tensor:
@@ -290,103 +250,26 @@ def _target_attention_fake(
     return q.new_empty(check_target_attention(q, k, v, weights, params, text))
 
 
-torch.library.register_fake("recopt::target_attention", _target_attention_fake)
+TARGET_ATTENTION_OPERATOR = define(
+    "target_attention",
+    "(Tensor q, Tensor k, Tensor v, Tensor[] weights, Tensor[] params, str text, bool softmax) -> Tensor",
+    _target_attention,
+    _target_attention_fake,
+)
 
 
 def target_attention_call(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, weights: Tensors, params: Tensors, text: str, softmax: bool
 ) -> torch.Tensor:
     """`recopt::target_attention` without the dispatcher, as `attention_call`."""
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
-        return torch.ops.recopt.target_attention.default(q, k, v, weights, params, text, softmax)  # type: ignore[no-any-return]  # torch.ops is untyped
+    if must_dispatch():
+        return TARGET_ATTENTION_OPERATOR(q, k, v, weights, params, text, softmax)
     return run_target_attention(q, k, v, weights, params, text, softmax)
-
-
-LAYER_NORM = "recopt.layer_norm.default"
-
-torch.library.define(
-    "recopt::layer_norm",
-    "(Tensor x, Tensor g, Tensor b, float eps, Tensor? beside=None) -> Tensor",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
-
-LAYER_NORM_OPERATOR = torch.ops.recopt.layer_norm.default
-
-
-def _layer_norm(
-    x: torch.Tensor, g: torch.Tensor, b: torch.Tensor, eps: float, beside: torch.Tensor | None = None
-) -> torch.Tensor:
-    return layer_norm(x, g, b, eps, beside)
-
-
-torch.library.impl("recopt::layer_norm", ("cpu", "cuda"), _layer_norm)
-
-
-def _layer_norm_fake(
-    x: torch.Tensor, g: torch.Tensor, b: torch.Tensor, eps: float, beside: torch.Tensor | None = None
-) -> torch.Tensor:
-    """Shape and dtype of the result; LayerNormError for operands that do not fit each other."""
-    check_layer_norm(x, g, b, beside)
-    return x.new_empty(x.shape)
-
-
-torch.library.register_fake("recopt::layer_norm", _layer_norm_fake)
-
-
-def layer_norm_call(
-    x: torch.Tensor, g: torch.Tensor, b: torch.Tensor, eps: float, beside: torch.Tensor | None = None
-) -> torch.Tensor:
-    """`recopt::layer_norm` without the dispatcher, as `attention_call`."""
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
-        return torch.ops.recopt.layer_norm.default(x, g, b, eps, beside)  # type: ignore[no-any-return]  # torch.ops is untyped
-    return layer_norm(x, g, b, eps, beside)
-
-
-RMS_NORM = "recopt.rms_norm.default"
-
-torch.library.define(
-    "recopt::rms_norm",
-    "(Tensor x, Tensor g, float eps, Tensor? beside=None) -> Tensor",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
-
-RMS_NORM_OPERATOR = torch.ops.recopt.rms_norm.default
-
-
-def _rms_norm(x: torch.Tensor, g: torch.Tensor, eps: float, beside: torch.Tensor | None = None) -> torch.Tensor:
-    return rms_norm(x, g, eps, beside)
-
-
-torch.library.impl("recopt::rms_norm", ("cpu", "cuda"), _rms_norm)
-
-
-def _rms_norm_fake(x: torch.Tensor, g: torch.Tensor, eps: float, beside: torch.Tensor | None = None) -> torch.Tensor:
-    """As `_layer_norm_fake`."""
-    check_layer_norm(x, g, g, beside)
-    return x.new_empty(x.shape)
-
-
-torch.library.register_fake("recopt::rms_norm", _rms_norm_fake)
-
-
-def rms_norm_call(x: torch.Tensor, g: torch.Tensor, eps: float, beside: torch.Tensor | None = None) -> torch.Tensor:
-    """`recopt::rms_norm` without the dispatcher, as `attention_call`."""
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
-        return torch.ops.recopt.rms_norm.default(x, g, eps, beside)  # type: ignore[no-any-return]  # torch.ops is untyped
-    return rms_norm(x, g, eps, beside)
 
 
 GRU = "recopt.gru.default"
 AUGRU = "recopt.augru.default"
 _RECURRENT = "Tensor x, Tensor? h0, Tensor wi, Tensor wh, Tensor bi, Tensor bh, bool after"
-
-torch.library.define("recopt::gru", f"({_RECURRENT}) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
-torch.library.define(
-    "recopt::augru", f"({_RECURRENT}, str keep, Tensor[] gates) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,)
-)
-
-GRU_OPERATOR = torch.ops.recopt.gru.default
-AUGRU_OPERATOR = torch.ops.recopt.augru.default
 
 
 def _gru(
@@ -408,9 +291,8 @@ def _gru_fake(
     return x.new_empty((steps, batch, hidden)).transpose(0, 1)
 
 
-for _name in ("recopt::gru", "recopt::augru"):
-    torch.library.impl(_name, ("cpu", "cuda"), _gru)
-    torch.library.register_fake(_name, _gru_fake)
+GRU_OPERATOR = define("gru", f"({_RECURRENT}) -> Tensor", _gru, _gru_fake)
+AUGRU_OPERATOR = define("augru", f"({_RECURRENT}, str keep, Tensor[] gates) -> Tensor", _gru, _gru_fake)
 
 
 def gru_call(
@@ -418,52 +300,48 @@ def gru_call(
     after: bool, keep: str = KEEP, gates: Tensors | None = None,
 ) -> torch.Tensor:  # fmt: skip
     """`recopt::gru` and `recopt::augru` without the dispatcher, as `attention_call`."""
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
+    if must_dispatch():
         if gates is None:
-            return GRU_OPERATOR(x, h0, wi, wh, bi, bh, after)  # type: ignore[no-any-return]  # torch.ops is untyped
-        return AUGRU_OPERATOR(x, h0, wi, wh, bi, bh, after, keep, gates)  # type: ignore[no-any-return]  # torch.ops is untyped
+            return GRU_OPERATOR(x, h0, wi, wh, bi, bh, after)
+        return AUGRU_OPERATOR(x, h0, wi, wh, bi, bh, after, keep, gates)
     return run_gru(x, h0, wi, wh, bi, bh, after, keep, gates or ())
 
 
 POINTWISE = "recopt.pointwise.default"
 
-torch.library.define(
-    "recopt::pointwise", "(Tensor[] inputs, str program) -> Tensor[]", tags=(torch.Tag.pt2_compliant_tag,)
-)
-torch.library.impl("recopt::pointwise", ("cpu", "cuda"), pointwise)
-torch.library.register_fake("recopt::pointwise", pointwise_fake)
-
-POINTWISE_OPERATOR = torch.ops.recopt.pointwise.default
+POINTWISE_OPERATOR = define("pointwise", "(Tensor[] inputs, str program) -> Tensor[]", pointwise, pointwise_fake)
 
 
 def pointwise_call(inputs: Tensors, program: str) -> Tensors:
     """`recopt::pointwise` without the dispatcher, as `attention_call`; torch's ONNX exporter sees torch's operators."""
     if torch.onnx.is_in_onnx_export():
         return pointwise_torch(inputs, program)
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
-        return POINTWISE_OPERATOR(inputs, program)  # type: ignore[no-any-return]  # torch.ops is untyped
+    if must_dispatch():
+        return POINTWISE_OPERATOR(inputs, program)
     return pointwise(inputs, program)
 
 
 DOT_INTERACTION = "recopt.dot_interaction.default"
 
-torch.library.define(
-    "recopt::dot_interaction",
-    "(Tensor x, Tensor? beside, str pairs, int zeros) -> Tensor",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
-torch.library.impl("recopt::dot_interaction", ("cpu", "cuda"), dot_interaction)
-torch.library.register_fake("recopt::dot_interaction", lambda x, *args: x.new_empty(check_pairs(x, *args)))
 
-DOT_INTERACTION_OPERATOR = torch.ops.recopt.dot_interaction.default
+def _dot_interaction_fake(x: torch.Tensor, beside: torch.Tensor | None, pairs: str, zeros: int) -> torch.Tensor:
+    return x.new_empty(check_pairs(x, beside, pairs, zeros))
+
+
+DOT_INTERACTION_OPERATOR = define(
+    "dot_interaction",
+    "(Tensor x, Tensor? beside, str pairs, int zeros) -> Tensor",
+    dot_interaction,
+    _dot_interaction_fake,
+)
 
 
 def dot_interaction_call(x: torch.Tensor, beside: torch.Tensor | None, pairs: str, zeros: int) -> torch.Tensor:
     """`recopt::dot_interaction` without the dispatcher, as `pointwise_call`."""
     if torch.onnx.is_in_onnx_export():
         return dot_interaction_torch(x, beside, pairs, zeros)
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
-        return DOT_INTERACTION_OPERATOR(x, beside, pairs, zeros)  # type: ignore[no-any-return]  # torch.ops is untyped
+    if must_dispatch():
+        return DOT_INTERACTION_OPERATOR(x, beside, pairs, zeros)
     return dot_interaction(x, beside, pairs, zeros)
 
 

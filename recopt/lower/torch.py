@@ -10,7 +10,8 @@ from ..errors import GraphError, LowerError
 from ..fused import Bilinear, Concat, DotInteraction, Flip, LayerNorm, Linear, Permute, Reshape, Slice, Step, Take, View
 from ..hosts.base import Array, Value
 from ..hosts.fx import FxHost
-from ..hosts.fx_operators import DOT_INTERACTION, LAYER_NORM, LINEAR, RMS_NORM
+from ..hosts.fx_norms import LAYER_NORM, RMS_NORM
+from ..hosts.fx_operators import DOT_INTERACTION, LINEAR
 from ..ir.sizes import Size, product
 from ..kernels.dot_interaction import Pairs
 from ..kernels.layer_norm import NARROW

@@ -7,15 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..hosts.base import Array, Value
+from ..hosts.fx_norms import LAYER_NORM_OPERATOR, RMS_NORM_OPERATOR
 from ..hosts.fx_operators import (
     ATTENTION_OPERATOR,
     ATTENTION_WEIGHTS_OPERATOR,
     AUGRU_OPERATOR,
     EMBEDDING_BAGS_OPERATOR,
     GRU_OPERATOR,
-    LAYER_NORM_OPERATOR,
     LINEAR_OPERATOR,
-    RMS_NORM_OPERATOR,
     TARGET_ATTENTION_OPERATOR,
 )
 from .onnx_epilogue import emit
