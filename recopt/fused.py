@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import TypeAlias
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import TypeAlias, TypeVar, cast
 
 from .hosts.base import Array, Value
 from .ir.sizes import Size
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -413,50 +415,15 @@ Averages: TypeAlias = Attention | AttentionWeights | TargetAttention
 Spec: TypeAlias = DotInteraction | Linear | EmbeddingBags | Averages | Gru | LayerNorm | Bilinear
 
 
-def reading(spec: Spec, current: Callable[[View], View]) -> Spec:
-    """The same operator over other values: `current` of everything that it reads."""
-    if isinstance(spec, Linear):
-        x = replace(spec.x, views=tuple(map(current, spec.x.views))) if isinstance(spec.x, Concat) else current(spec.x)
-        return replace(spec, x=x, w=current(spec.w) if isinstance(spec.w, View) else spec.w)
-
-    if isinstance(spec, Attention):
-        params = tuple(current(p) if isinstance(p, View) else p for p in spec.params)
-        heads = spec.heads
-        if heads is not None:
-            heads = replace(heads, q=current(heads.q), k=current(heads.k), v=current(heads.v))
-        q, k, v = current(spec.q), current(spec.k), current(spec.v)
-        return replace(spec, q=q, k=k, v=v, params=params, heads=heads)
-
-    if isinstance(spec, AttentionWeights):
-        params = tuple(current(p) if isinstance(p, View) else p for p in spec.params)
-        return replace(spec, q=current(spec.q), k=current(spec.k), params=params)
-    if isinstance(spec, (LayerNorm, DotInteraction)):
-        return replace(spec, x=current(spec.x))
-    if isinstance(spec, Bilinear):
-        return replace(spec, x=current(spec.x), q=current(spec.q))
-    if isinstance(spec, TargetAttention):
-        weights, params = (
-            tuple(current(p) if isinstance(p, View) else p for p in items) for items in (spec.weights, spec.params)
-        )
-        return replace(spec, q=current(spec.q), k=current(spec.k), v=current(spec.v), weights=weights, params=params)
-
-    if isinstance(spec, Gru):
-
-        def moved(item: Array | View) -> Array | View:
-            return current(item) if isinstance(item, View) else item
-
-        wi, wh, bi, bh = map(moved, (spec.wi, spec.wh, spec.bi, spec.bh))
-        h0 = None if spec.h0 is None else moved(spec.h0)
-        gates = tuple(map(moved, spec.gates))
-        return replace(spec, x=current(spec.x), h0=h0, wi=wi, wh=wh, bi=bi, bh=bh, gates=gates)
-
-    def term(item: Bag | View | Again) -> Bag | View | Again:
-        if isinstance(item, View):
-            return current(item)
-        if isinstance(item, Again):
-            return item
-        named = {n: getattr(item, n) for n in ("ids", "weights", "offsets", "lengths", "over", "mask", "named")}
-        moved = replace(item, **{name: v and current(v) for name, v in named.items()})  # type: ignore[arg-type]  # names and types are those of Bag
-        return replace(moved, parts=tuple(bag for part in item.parts if isinstance(bag := term(part), Bag)))
-
-    return replace(spec, pieces=tuple(tuple(map(term, piece)) for piece in spec.pieces))
+def reading(item: T, moved: Mapping[Value, Value]) -> T:
+    """An operator, or a part of one, over other values: whatever it views of `moved` it views of what became of it."""
+    if isinstance(item, View):
+        return cast(T, replace(item, value=moved[item.value])) if item.value in moved else item
+    if isinstance(item, tuple):
+        parts = tuple(reading(part, moved) for part in item)
+        return cast(T, parts) if any(new is not old for new, old in zip(parts, item, strict=True)) else item
+    if not is_dataclass(item) or isinstance(item, type):
+        return item
+    parts_of = {field.name: getattr(item, field.name) for field in fields(item)}
+    changed = {name: new for name, old in parts_of.items() if (new := reading(old, moved)) is not old}
+    return replace(item, **changed) if changed else item

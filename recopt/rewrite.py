@@ -321,9 +321,6 @@ def write(host: Host, chosen: list[Chosen], pattern: ModuleType, context: Contex
     written: list[tuple[Match, Value]] = []
     moved: dict[Value, Value] = {}
 
-    def current(view: View) -> View:
-        return replace(view, value=moved.get(view.value, view.value))
-
     for group in _groups(host, chosen, context.target):
         first = group[0].match.root.node  # the earliest: all of a group read the same, and constants
         first = group[0].match.at or first
@@ -332,11 +329,11 @@ def write(host: Host, chosen: list[Chosen], pattern: ModuleType, context: Contex
             steps: list[tuple[Step, ...]]
             serves = group[0].match.serves
             if serves:
-                spec, steps = reading(group[0].match.spec, current), [s for _, s in serves]
+                spec, steps = reading(group[0].match.spec, moved), [s for _, s in serves]
             elif len(group) == 1:
-                spec, steps = reading(group[0].match.spec, current), [()]
+                spec, steps = reading(group[0].match.spec, moved), [()]
             else:
-                specs = [reading(item.match.spec, current) for item in group]
+                specs = [reading(item.match.spec, moved) for item in group]
                 spec, steps = merge.joined(host, [s for s in specs if isinstance(s, Linear)])
             whole = lower.write(host, spec, context.target)
             made = [lower.view(host, View(whole, spec.shape, s), spec.name) if s else whole for s in steps]
@@ -350,7 +347,7 @@ def write(host: Host, chosen: list[Chosen], pattern: ModuleType, context: Contex
             moved[old] = value
         if not serves:
             for item, value in zip(group, made, strict=True):
-                written.append((replace(item.match, spec=reading(item.match.spec, current)), value))
+                written.append((replace(item.match, spec=reading(item.match.spec, moved)), value))
     host.erase_dead()
     return written
 

@@ -11,7 +11,7 @@ import numpy as np
 from . import lower
 from .cost import bags_cost
 from .errors import VerifyError
-from .fused import Bag, EmbeddingBags, Reshape, Spec, View, reading
+from .fused import Bag, EmbeddingBags, Reshape, Spec, reading
 from .hosts.base import Array, Host, Value
 from .ir.rules import FLOATS
 from .lift.base import Lifted, reads
@@ -159,14 +159,11 @@ def rewrite(host: Host, context: Context, name: str, changes: Sequence[Change]) 
     roots = [c.place.value.name for c in changes]
     moved: dict[Value, Value] = {}
 
-    def current(view: View) -> View:
-        return replace(view, value=moved.get(view.value, view.value))
-
     for change in changes:
         old = change.place.value
         assert old.node is not None
         with host.at(old.node):
-            new = lower.write(host, reading(change.spec, current), context.target)
+            new = lower.write(host, reading(change.spec, moved), context.target)
         host.replace(old, new)
         moved[old] = new
     verdicts: Sequence[Verdict | None] = [None] * len(changes)
@@ -186,7 +183,7 @@ def rewrite(host: Host, context: Context, name: str, changes: Sequence[Change]) 
     host.erase_dead()
     for place in context.places or ():
         made = kept.get(place.value)
-        place.spec = _bags(reading(made.spec if made else place.spec, current))
+        place.spec = _bags(reading(made.spec if made else place.spec, moved))
         if made:
             place.value = moved[place.value]
             place.nodes = needless(host, place.value, [view.value for view in place.spec.views])
