@@ -13,9 +13,9 @@ from recopt.hosts.base import Value
 from recopt.ir import sizes
 from recopt.ir.normal import mul, read, substitute, sum_over
 from recopt.ir.tensor import Tensor
-from recopt.ir.term import Axis, Guard, Read, TooLarge, coord, walk
+from recopt.ir.term import Axis, Guard, Read, coord, walk
 from recopt.lift.base import Lifted
-from recopt.match import Match, No, dead_after
+from recopt.match import Attempts, Match, No, dead_after, understood
 from recopt.recognise.epilogue import H
 from recopt.recognise.places import Place, ScoreText, together
 from recopt.recognise.scores import scores_of
@@ -28,31 +28,25 @@ operator = "recopt::attention_weights"
 
 def roots(lifted: Lifted) -> list[Value]:
     """The values that may be the weights of a softmax, last first."""
-    found = [v for node in lifted.host.nodes if node not in lifted.opaque for v in node.outputs if weighs(lifted, v)]
-    return found[::-1]
+    return [v for v in understood(lifted) if weighs(lifted, v)][::-1]
 
 
 def match(lifted: Lifted, root: Value) -> Match | None:
     """`root` as the weights of one query a row. None where it is nothing like it; raises No with the reason where it
     nearly is."""
-    refused: No | None = None
+    attempts = Attempts()
     seen = lifted.definition[root], lifted.local(root)  # through layout, then as the graph has it
     for term in [t for t in seen if t is not None]:
         for along in term.axes[::-1]:
-            try:
+            with attempts:
                 found = _averaging(lifted, term, along)
                 if found is not None:
-                    refused = None  # of another axis: this is the softmax's
+                    attempts.refused = None  # of another axis: this is the softmax's
                     made = _match(lifted, root, term, along, found)
                     if made is not None:
                         return made
                     break
-            except TooLarge:
-                continue
-            except No as why:
-                refused = refused or why
-    if refused is not None:
-        raise refused
+    attempts.none()
     return None
 
 

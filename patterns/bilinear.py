@@ -17,9 +17,9 @@ from recopt.ir import sizes
 from recopt.ir.normal import mul, normal_mono, scale, substitute, sum_over
 from recopt.ir.rules import FLOATS
 from recopt.ir.tensor import Tensor
-from recopt.ir.term import Axis, Mono, Poly, Read, TooLarge, axis, coord, single
+from recopt.ir.term import Axis, Mono, Poly, Read, axis, coord, single
 from recopt.lift.base import Lifted
-from recopt.match import Match, No, dead_after, fold, is_data
+from recopt.match import Attempts, Match, No, dead_after, fold, is_data, understood
 from recopt.recognise.contractions import is_contraction
 from recopt.recognise.operands import stored_as
 from recopt.recognise.places import Place, together
@@ -47,13 +47,10 @@ class _Found:
 def roots(lifted: Lifted) -> list[Value]:
     """The values that sum a projection times other data, or data, weights and other data, last first."""
     found: list[Value] = []
-    for node in lifted.host.nodes:
-        if node in lifted.opaque:
-            continue
-        for value in node.outputs:
-            seen = lifted.definition.get(value)
-            if value.dtype in FLOATS and seen is not None and (_sides(lifted, seen) or _thrice(lifted, seen)):
-                found.append(value)
+    for value in understood(lifted):
+        seen = lifted.definition.get(value)
+        if value.dtype in FLOATS and seen is not None and (_sides(lifted, seen) or _thrice(lifted, seen)):
+            found.append(value)
     return found[::-1]
 
 
@@ -109,22 +106,17 @@ def _opened(mono: Mono, dtype: str) -> tuple[Mono, list[Axis]] | None:
 def match(lifted: Lifted, root: Value) -> Match | None:
     """`root` as a product with q projected. None where it is no such product, or that is no less work; raises No with
     the reason where it nearly is."""
-    refused: No | None = None
+    attempts = Attempts()
     for term in (lifted.definition[root], lifted.local(root)):  # seen through layout, then as the graph has it
         if term is None:
             continue
-        try:
+        with attempts:
             ways = [_projection(lifted, *side) for side in _sides(lifted, term)] + _thrice(lifted, term)
             made = (_match(lifted, root, term, found) for found in ways if found is not None)
             best = next((m for m in made if m is not None), None)
             if best is not None:
                 return best
-        except TooLarge:
-            continue
-        except No as why:
-            refused = refused or why
-    if refused is not None:
-        raise refused
+    attempts.none()
     return None
 
 

@@ -21,7 +21,7 @@ from recopt.ir.sizes import Size
 from recopt.ir.tensor import Tensor
 from recopt.ir.term import Atom, Axis, Poly, Read, TooLarge, axis, coord, number
 from recopt.lift.base import Lifted
-from recopt.match import Match, No, dead_after, fold, is_data
+from recopt.match import Match, No, dead_after, fold, is_data, understood
 from recopt.recognise.views import regroup
 
 name = "dot-interaction"
@@ -48,11 +48,10 @@ class _Found:
 def roots(lifted: Lifted) -> list[Value]:
     """The values that sum a product of a tensor with itself, last first."""
     found = []
-    for node in lifted.host.nodes:
-        for value in node.outputs if node not in lifted.opaque else ():
-            if value.dtype in FLOATS:
-                with suppress(TooLarge):
-                    found += [value] if _opened(lifted, _seen(lifted, value)) is not None else []
+    for value in understood(lifted):
+        if value.dtype in FLOATS:
+            with suppress(TooLarge):
+                found += [value] if _opened(lifted, _seen(lifted, value)) is not None else []
     return found[::-1]
 
 

@@ -25,7 +25,7 @@ from recopt.ir.sizes import Size
 from recopt.ir.tensor import Dim, Tensor
 from recopt.ir.term import Atom, Axis, Leaf, Poly, Read, TooLarge, axis, coord, single
 from recopt.lift.base import Lifted
-from recopt.match import Match, No, dead_after, is_data
+from recopt.match import Attempts, Match, No, dead_after, is_data, understood
 from recopt.patterns import linear
 from recopt.recognise.contractions import is_contraction
 from recopt.recognise.epilogue import H
@@ -49,15 +49,12 @@ MAX_FACTORS = 4  # products of products that are looked through
 def roots(lifted: Lifted) -> list[Value]:
     """The values that sum one thing that is data times another, last first."""
     found: list[Value] = []
-    for node in lifted.host.nodes:
-        if node in lifted.opaque:
-            continue
-        for value in node.outputs:
-            seen = lifted.definition.get(value)
-            if value.dtype not in FLOATS or seen is None or not any(m.axes for m in seen.body.monos):
-                continue  # known without looking at its node again, which is most of what this costs
-            if any(_sums_products(lifted, t) for t in _terms(lifted, value)):
-                found.append(value)
+    for value in understood(lifted):
+        seen = lifted.definition.get(value)
+        if value.dtype not in FLOATS or seen is None or not any(m.axes for m in seen.body.monos):
+            continue  # known without looking at its node again, which is most of what this costs
+        if any(_sums_products(lifted, t) for t in _terms(lifted, value)):
+            found.append(value)
     return found[::-1]
 
 
@@ -118,20 +115,15 @@ def _sums_products(lifted: Lifted, t: Tensor) -> bool:
 def match(lifted: Lifted, root: Value) -> Match | None:
     """`root` as a fused target attention. None where it is nothing like one; raises No where it nearly is."""
     near: tuple[Linear, ...] = ()
-    refused: No | None = None
+    attempts = Attempts()
     for term in _terms(lifted, root):
         for weights, values, along, softmax in _weighted(lifted, term):
-            try:
+            with attempts:
                 found = _network(lifted, weights, along)
                 if isinstance(found, _Network):
                     return _match(lifted, root, term, found, values, along, softmax)
                 near = near or (() if softmax or found is None else found)
-            except TooLarge:
-                continue
-            except No as why:
-                refused = refused or why
-    if refused is not None:
-        raise refused
+    attempts.none()
     if near:  # a softmax of one is attention, of queries that the model learned
         x = near[0].x
         read = x.value.name if isinstance(x, View) else "a concat"

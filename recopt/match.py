@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeAlias
@@ -14,12 +14,10 @@ from .hosts.base import Array, Host, Node, Value
 from .ir.evaluate import evaluate
 from .ir.show import show
 from .ir.tensor import Tensor
-from .ir.term import Interned, Leaf
+from .ir.term import Interned, Leaf, TooLarge
 from .lift.base import Lifted
 
 MAX_FOLDED = 64 << 20  # elements of a constant that a pattern may compute
-
-
 LONGEST = 300  # characters of a term in a refusal: of a whole model's none reads on
 
 
@@ -38,6 +36,27 @@ class No(Exception):
 
 def _brief(arg: object) -> object:
     return f"{arg[:LONGEST]} .." if isinstance(arg, str) and len(arg) > LONGEST else arg
+
+
+class Attempts:
+    """Ways to match that are tried one after the other, each `with attempts:`, which takes its refusal. What is too
+    large to follow is no attempt."""
+
+    def __init__(self) -> None:
+        self.refused: No | None = None
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        if isinstance(error, No):
+            self.refused = self.refused or error
+        return isinstance(error, (No, TooLarge))
+
+    def none(self) -> None:
+        """That none matched: raises the first refusal, if there was any."""
+        if self.refused is not None:
+            raise self.refused
 
 
 @dataclass(frozen=True)
@@ -66,6 +85,11 @@ class Match:
     def detail(self) -> str:
         """The meaning as text."""
         return show(self.meaning)
+
+
+def understood(lifted: Lifted) -> Iterator[Value]:
+    """The values of a graph that its nodes make, but for nodes without a meaning, in order."""
+    return (value for node in lifted.host.nodes if node not in lifted.opaque for value in node.outputs)
 
 
 def is_data(lifted: Lifted, term: Interned) -> bool:
