@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timing import captured, copies, device_times, turns
+from timing import captured, copies, device_times, graph_of, turns
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -60,20 +60,6 @@ MASKED = (
 )  # fmt: skip
 Inputs = tuple[Any, ...]
 Run = Callable[..., Tensor]
-
-
-def graph_of(call: Callable[[], object]) -> Callable[[], None]:
-    """A CUDA graph of one call, after a warm-up on a stream of its own."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            call()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        call()
-    return graph.replay
 
 
 def walls(calls: Mapping[str, Callable[[], object]], rounds: int = 50) -> dict[str, float]:
@@ -192,13 +178,13 @@ def requests(peers: dict[str, Run], sets: list[Inputs]) -> dict[str, float]:
 def _measured(peers: dict[str, Run], sets: list[Inputs], exact: Tensor) -> dict[str, Any]:
     scale = exact.square().mean().sqrt()
     row: dict[str, Any] = {"device_us": {}, "error": {}}
-    graphs = {"empty": graph_of(lambda: None)}
+    graphs = {"empty": graph_of(lambda: None)[0].replay}
     for name, run in peers.items():
         calls = [partial(run, *s) for s in sets]
         out = calls[0]()[: exact.shape[0]].double()
         row["error"][name] = float((out - exact).abs().max() / scale)
         row["device_us"][name] = device_times(calls, least_us=1000.0).median
-        graphs[name] = graph_of(calls[0])
+        graphs[name] = graph_of(calls[0])[0].replay
     wall = walls(graphs)
     row["empty_us"] = wall.pop("empty")
     return row | {"wall_us": wall, "operator_us": {name: us - row["empty_us"] for name, us in wall.items()}}

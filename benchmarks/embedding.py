@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from timing import copies, device_times, host_times, turns
+from timing import copies, device_times, graph_of, host_times, turns
 from torch import Tensor
 
 from recopt.kernels.embedding_bags import bytes_moved, embedding_bags, hinted
@@ -208,18 +208,7 @@ def copy_bandwidth() -> float:
 
 def graphed(call: Callable[[], Tensor]) -> Callable[[], object]:
     """A CUDA graph of one call, replayed and waited for."""
-    for _ in range(2):
-        call()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        call()
-
-    def replay() -> None:
-        graph.replay()
-        torch.cuda.synchronize()
-
-    return replay
+    return waited(graph_of(call)[0].replay)
 
 
 def waited(call: Callable[[], object]) -> Callable[[], object]:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timing import Times, summary, turns
+from timing import Times, graph_of, summary, turns
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -94,15 +94,7 @@ def graphed(function: Callable[..., object], inputs: Inputs) -> Call:
     own = [t.clone() for t in inputs]
     large = max(t.numel() for t in inputs) >= 1 << 20
     to, given = (own, list(inputs)) if large else (pieces(own), pieces(inputs))
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            function(*own)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = function(*own)
+    graph, result = graph_of(lambda: function(*own))
 
     def call() -> object:
         if large:

@@ -81,18 +81,24 @@ def _words(t: Tensor) -> Tensor:
     return t.view(WORDS[t.dtype]) if t.dtype in WORDS else t
 
 
-def captured(function: Callable[..., Any], args: Sequence[Tensor]) -> Callable[..., Any]:
-    """A CUDA graph of one call, after a warm-up on a stream of its own, which copies its arguments into its inputs."""
-    held = tuple(t.clone() for t in args)
+def graph_of(call: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any]:
+    """A CUDA graph of one call, after a warm-up on a stream of its own, and the result that its replays overwrite."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(3):
-            function(*held)
+            call()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        result = function(*held)
+        result = call()
+    return graph, result
+
+
+def captured(function: Callable[..., Any], args: Sequence[Tensor]) -> Callable[..., Any]:
+    """A CUDA graph of one call, which copies its arguments into its inputs."""
+    held = tuple(t.clone() for t in args)
+    graph, result = graph_of(lambda: function(*held))
     together = [n for n, t in enumerate(held) if t.nbytes < LARGE]
     together = together if len(together) > 1 else []
     alone = [n for n in range(len(held)) if n not in together]
