@@ -9,8 +9,9 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from spellings.case import Plain
 from spellings.export import BATCH, run_onnx, to_onnx
-from torch import Tensor, nn
+from torch import Tensor
 
 import recopt
 
@@ -48,17 +49,8 @@ X = torch.cat(
 ).reshape(-1, 6)  # fmt: skip
 
 
-class Spelled(nn.Module):
-    def __init__(self, spell: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.spell = spell
-
-    def forward(self, *args: Tensor) -> Tensor:
-        return self.spell(*args)
-
-
 def optimized(spell: Callable[[Tensor], Tensor], dynamo: bool) -> tuple[bytes, recopt.Optimized]:
-    file = to_onnx(Spelled(spell), (torch.randn(BATCH, 6),), dynamo)
+    file = to_onnx(Plain(spell), (torch.randn(BATCH, 6),), dynamo)
     return file, recopt.optimize(onnx.load_from_string(file))
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from spellings.case import Case
-from spellings.export import run_onnx
+from spellings.export import BATCH, run_onnx, to_program
 from torch import Tensor, nn
 
 import recopt
@@ -116,6 +116,13 @@ class Drawn(Protocol):
     def args(self, batch: int) -> tuple[Tensor, ...]: ...
 
 
+class Refused(Drawn, Protocol):
+    """Such a case that must be refused, for the reason given, if any."""
+
+    @property
+    def reason(self) -> str: ...
+
+
 def check_numbers(case: Drawn, run: Callable[..., Any]) -> None:
     """`run` gives what the case's module does, at several batch sizes; NaN where it gives NaN."""
     module = case.module()
@@ -126,6 +133,17 @@ def check_numbers(case: Drawn, run: Callable[..., Any]) -> None:
         expected, found = ((v if isinstance(v, (tuple, list)) else (v,)) for v in (expected, found))
         for e, f in zip(expected, found, strict=True):
             torch.testing.assert_close(torch.as_tensor(np.asarray(f)), e, equal_nan=True)
+
+
+def check_refused(case: Refused, pattern: str) -> recopt.Optimized:
+    """A near miss optimized for a CPU: it gives what its module does, nothing of it is undone, and where it names a
+    reason, that is the pattern's."""
+    result = recopt.optimize(to_program(case.module(), case.args(BATCH)), target="cpu")
+    check_numbers(case, result)
+    assert pattern not in result.report.counts() and not result.report.undone
+    given = [refusal.reason for refusal in result.report.refusals if refusal.pattern == pattern]
+    assert not case.reason or any(case.reason in reason for reason in given), given
+    return result
 
 
 def exporters(names: Iterable[str]) -> list[Any]:

@@ -9,6 +9,7 @@ from typing import Any
 import onnx
 import pytest
 import torch
+from spellings.case import Plain
 from spellings.export import BATCH, run_onnx, runs_as, to_onnx, to_program
 from torch import Tensor, nn
 
@@ -90,17 +91,6 @@ NEAR_MISSES: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-class Spelled(nn.Module):
-    """A spelling as a module."""
-
-    def __init__(self, spell: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.spell = spell
-
-    def forward(self, *args: Tensor) -> Tensor:
-        return self.spell(*args)
-
-
 def check_numbers(spell: Callable[[Tensor], Tensor], run: Callable[[Tensor], Any]) -> None:
     for batch in (1, 3):
         x = torch.randn(batch, T, D, generator=torch.Generator().manual_seed(batch)) + 0.3
@@ -109,7 +99,7 @@ def check_numbers(spell: Callable[[Tensor], Tensor], run: Callable[[Tensor], Any
 
 @pytest.mark.parametrize("name", SPELLINGS)
 def test_torch(name: str) -> None:
-    result = recopt.optimize(to_program(Spelled(SPELLINGS[name]), (torch.randn(BATCH, T, D),)))
+    result = recopt.optimize(to_program(Plain(SPELLINGS[name]), (torch.randn(BATCH, T, D),)))
     assert result.report.counts()["layer-norm"] == 1 and not result.report.undone
     ops = {n.op for n in result.host.nodes}
     assert "aten.layer_norm.default" in ops and not ops & {"aten.sqrt.default", "aten.rsqrt.default", "aten.div.Tensor"}
@@ -119,7 +109,7 @@ def test_torch(name: str) -> None:
 @pytest.mark.parametrize("dynamo", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", SPELLINGS)
 def test_onnx(name: str, dynamo: bool) -> None:
-    file = to_onnx(Spelled(SPELLINGS[name]), (torch.randn(BATCH, T, D),), dynamo)
+    file = to_onnx(Plain(SPELLINGS[name]), (torch.randn(BATCH, T, D),), dynamo)
     result = recopt.optimize(onnx.load_from_string(file), target="portable")
     assert sum(n.op == "LayerNormalization" for n in result.host.nodes) == 1
     assert not result.report.undone and not any(n.op == "Sqrt" for n in result.host.nodes)
@@ -132,7 +122,7 @@ def test_onnx(name: str, dynamo: bool) -> None:
 @pytest.mark.parametrize("name", [*RMS_SPELLINGS, "module"])
 def test_rms_torch(name: str, target: str) -> None:
     spell = RMS_SPELLINGS.get(name, MODULE)
-    result = recopt.optimize(to_program(Spelled(spell), (torch.randn(BATCH, T, D),)), target=target)
+    result = recopt.optimize(to_program(Plain(spell), (torch.randn(BATCH, T, D),)), target=target)
     assert result.report.counts()["layer-norm"] == 1 and not result.report.undone
     ops = {n.op for n in result.host.nodes}
     assert ops - {"aten._assert_tensor_metadata.default"} <= {"recopt.rms_norm.default", "aten.add.Tensor"}
@@ -143,7 +133,7 @@ def test_rms_torch(name: str, target: str) -> None:
 @pytest.mark.parametrize("name", RMS_SPELLINGS)
 def test_rms_onnx(name: str, dynamo: bool, tmp_path: Path) -> None:
     """What ONNX Runtime makes one kernel of, or one node in the domain recopt; the second time nothing is done."""
-    file = onnx.load_from_string(to_onnx(Spelled(RMS_SPELLINGS[name]), (torch.randn(BATCH, T, D),), dynamo))
+    file = onnx.load_from_string(to_onnx(Plain(RMS_SPELLINGS[name]), (torch.randn(BATCH, T, D),), dynamo))
     for target in ("portable", "recopt"):
         result = recopt.optimize(file, target=target)
         if target == "portable" and name in ("norm", "unit_length"):  # without an epsilon that makes no kernel
@@ -160,7 +150,7 @@ def test_rms_onnx(name: str, dynamo: bool, tmp_path: Path) -> None:
 
 
 def test_rms_has_an_operator_since_opset_23(tmp_path: Path) -> None:
-    file = onnx.load_from_string(to_onnx(Spelled(RMS_SPELLINGS["einsum"]), (torch.randn(BATCH, T, D),), False))
+    file = onnx.load_from_string(to_onnx(Plain(RMS_SPELLINGS["einsum"]), (torch.randn(BATCH, T, D),), False))
     file.opset_import[0].version = 23
     result = recopt.optimize(file, target="ort-cpu")
     assert [n.op for n in result.host.nodes] == ["RMSNormalization"]
@@ -169,13 +159,13 @@ def test_rms_has_an_operator_since_opset_23(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", NEAR_MISSES)
 def test_near_misses(name: str) -> None:
-    result = recopt.optimize(to_program(Spelled(NEAR_MISSES[name]), (torch.randn(BATCH, T, D),)))
+    result = recopt.optimize(to_program(Plain(NEAR_MISSES[name]), (torch.randn(BATCH, T, D),)))
     assert "layer-norm" not in result.report.counts()
     check_numbers(NEAR_MISSES[name], result)
 
 
 def test_an_old_opset_has_no_such_operator() -> None:
-    file = to_onnx(Spelled(SPELLINGS["plain"]), (torch.randn(BATCH, T, D),), dynamo=False)
+    file = to_onnx(Plain(SPELLINGS["plain"]), (torch.randn(BATCH, T, D),), dynamo=False)
     old = onnx.load_from_string(file)
     old.opset_import[0].version = 13
     result = recopt.optimize(old, target="portable")
@@ -189,7 +179,7 @@ def test_an_old_opset_has_no_such_operator() -> None:
 @pytest.mark.parametrize("kind", [nn.LayerNorm, nn.RMSNorm])
 def test_narrow_rows_have_a_kernel_on_cuda(kind: type[nn.Module], width: int, dtype: torch.dtype, own: bool) -> None:
     x, norm = torch.randn(BATCH, T, width, dtype=dtype), kind(width, dtype=dtype).requires_grad_(False)
-    model = Spelled(lambda x: norm(x).cumsum(-1))
+    model = Plain(lambda x: norm(x).cumsum(-1))
     result = recopt.optimize(to_program(model, (x,)), target="cuda")
     assert sum(n.op.startswith("recopt.") for n in result.host.nodes) == own
     torch.testing.assert_close(result(x[:1]), model(x[:1]))
@@ -210,6 +200,6 @@ def test_a_view_of_a_normalisation_is_no_second_one() -> None:
         return y + project(y.transpose(0, 1)).transpose(0, 1)
 
     x = torch.randn(BATCH, T, D)
-    result = recopt.optimize(to_program(Spelled(spell), (x,)), target="cuda")
+    result = recopt.optimize(to_program(Plain(spell), (x,)), target="cuda")
     assert sum(n.op == "recopt.layer_norm.default" for n in result.host.nodes) == 1
     torch.testing.assert_close(result(x[:3]), spell(x[:3]))

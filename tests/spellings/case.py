@@ -16,6 +16,17 @@ K, N, T = 24, 40, 5
 CUT_K, CUT_N = 7, 16  # where the spellings that work in pieces cut
 
 
+class Plain(nn.Module):
+    """A spelling without weights as a module."""
+
+    def __init__(self, spell: Callable[..., Any]) -> None:
+        super().__init__()
+        self.spell = spell
+
+    def forward(self, *args: Tensor) -> Any:
+        return self.spell(*args)
+
+
 @dataclass(frozen=True)
 class Case:
     """One spelling: `module()` computes what `reference()` does, on any `inputs(batch)`; all seeded, all in eval.
