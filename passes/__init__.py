@@ -107,6 +107,8 @@ def asked(passes: Sequence[Asked] | None) -> list[Pass]:
             chosen |= {p.name: p for p in PIPELINE if not is_optional(p)}
         else:
             found = _named(item) if isinstance(item, str) else item
+            if not isinstance(getattr(found, "name", None), str):
+                raise OptionError(f"a pass is a name or an object that has one, not {item!r}")
             chosen[found.name] = found
     order = [p.name for p in PIPELINE]
     unknown = [name for name in chosen if name not in order]

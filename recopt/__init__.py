@@ -14,7 +14,7 @@ from typing import Any
 
 try:
     from .api import Inspection, Optimized, diff, inspect, optimize
-    from .errors import GraphError, LoadError, LowerError, OptionError, RecoptError, VerifyError
+    from .errors import GraphError, LoadError, LowerError, OptionError, RecoptError, VerifyError, WriteError
     from .load import load
     from .report import Report
 except KeyboardInterrupt:  # torch takes seconds, in which the command line's own code does not run yet
@@ -41,6 +41,7 @@ __all__ = [
     "RecoptError",
     "Report",
     "VerifyError",
+    "WriteError",
     "diff",
     "inspect",
     "load",

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import cost
-from .errors import OptionError
+from .errors import LoadError, OptionError, WriteError
 from .hosts.base import Array, Host
 from .hosts.onnx_contrib import FUSED
 from .ir import sizes
@@ -131,16 +131,21 @@ class Optimized:
         """Write the model to `path`: `.onnx` (with its external data beside it, where it has any), or `.pt2`.
         Raises OptionError for another suffix, a folder that does not exist, an existing file without `force`, and where
         the external data would replace the file that the original's weights lie in, unless `path` is the original.
-        Nothing half-written is left."""
+        Raises WriteError where the system refuses. Nothing half-written is left."""
         target = Path(path)
         wanted = ".onnx" if self.host.dialect == "onnx" else ".pt2"
         if target.suffix != wanted:
             raise OptionError(f"{target}: this model is saved as NAME{wanted}")
         if not target.parent.is_dir():
             raise OptionError(f"{target}: its folder does not exist")
+        if target.exists() and not target.is_file():
+            raise OptionError(f"{target}: exists and is not a file")
         if target.exists() and not force:
             raise OptionError(f"{target}: exists already")
-        self.host.save(target)
+        try:
+            self.host.save(target)
+        except OSError as error:
+            raise WriteError(target, error.strerror or error) from error
 
     def diff(self) -> str:
         """What was removed, added and rewired, as text, grouped by rewrite."""
@@ -232,7 +237,13 @@ def _inspected(host: Host) -> Inspection:
 
 
 def diff(before: Host, after: Host, report: Report | None = None) -> str:
-    """What was removed (-), added (+) and rewired (~) between two graphs, as text; "" when nothing was."""
+    """What was removed (-), added (+) and rewired (~) between two graphs, as text; "" when nothing was.
+
+    The graphs are what `recopt.load` returns, or an Optimized's `.host`; with a `report` the changes are grouped by
+    rewrite. Raises LoadError for anything else."""
+    for host in (before, after):
+        if not isinstance(host, Host):
+            raise LoadError(f"cannot compare an object of type {type(host).__name__}: load it first")
     return text.diff(before, after, report)
 
 

@@ -27,7 +27,7 @@ import recopt
 import recopt.passes
 import recopt.patterns
 
-from .errors import LoadError, OptionError, RecoptError, VerifyError
+from .errors import LoadError, OptionError, RecoptError, VerifyError, WriteError
 from .report import Report
 from .view import table
 
@@ -39,10 +39,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-
-
-class WriteError(RecoptError):
-    """A file that could not be written; nothing of it is left behind."""
 
 
 class Level(StrEnum):
@@ -306,7 +302,7 @@ def _staged(paths: Sequence[Path], force: bool, kept: Set[Path]) -> Iterator[lis
             for file, path in sorted(moves, key=lambda move: move[1] in paths):
                 file.replace(path)
     except OSError as error:
-        raise WriteError(f"{path}: {error.strerror or error}") from error
+        raise WriteError(path, error.strerror or error) from error
 
 
 @contextmanager

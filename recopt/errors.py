@@ -23,5 +23,13 @@ class LowerError(RecoptError):
     """A fused operator that cannot be written for the chosen target."""
 
 
+class WriteError(RecoptError, OSError):
+    """A file that could not be written, for what the system says; nothing of it is left behind."""
+
+    def __init__(self, path: object, reason: object) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.strerror = str(reason)
+
+
 class VerifyError(RecoptError):
     """The rewritten model could not be run beside the original, so nothing is proved."""

@@ -16,7 +16,7 @@ def load(path: str | os.PathLike[str]) -> Host:
     model."""
     file = Path(path)
     if not file.is_file():
-        raise LoadError(f"{file}: no such file")
+        raise LoadError(f"{file}: {'not a file' if file.exists() else 'no such file'}")
     if file.suffix != ".pt2":
         from .hosts.onnx import OnnxHost
 
@@ -55,8 +55,8 @@ def host_of(model: Any, example_inputs: Any = None, dynamic_shapes: Any = None) 
     if _is(model, "recopt.api", "Optimized"):
         raise LoadError("the model is optimized already: give its .model, or the original")
     raise LoadError(
-        f"cannot optimize a {type(model).__name__}: need an nn.Module, an ExportedProgram, an ONNX or .pt2 path, "
-        "a ModelProto or an onnx_ir.Model"
+        f"cannot optimize an object of type {type(model).__name__}: need an nn.Module, an ExportedProgram, an ONNX or "
+        ".pt2 path, a ModelProto or an onnx_ir.Model"
     )
 
 

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path
 
 from .errors import OptionError, VerifyError
@@ -47,8 +48,9 @@ class Options:
     def __post_init__(self) -> None:
         if self.verify not in LEVELS:
             raise OptionError(f"no verification level {self.verify!r}; there are: {', '.join(LEVELS)}")
-        if self.tolerance is not None and not 0 <= self.tolerance < float("inf"):
-            raise OptionError(f"a tolerance must be a number of at least 0, not {self.tolerance}")
+        given = self.tolerance
+        if given is not None and not (isinstance(given, Real) and 0 <= given < float("inf")):
+            raise OptionError(f"a tolerance must be a number of at least 0, not {given!r}")
         self.modules  # noqa: B018  # raises where there is no such pass
 
     @property

@@ -16,7 +16,7 @@ from models import Named, onnx_tower, tower
 from torch.testing import assert_close
 
 import recopt
-from recopt.errors import LoadError, OptionError
+from recopt.errors import LoadError, OptionError, WriteError
 
 X = torch.randn(5, 16, generator=torch.Generator().manual_seed(1))
 DENSE, ITEM = torch.randn(3, 6), torch.randn(3, 8)
@@ -112,6 +112,14 @@ def test_a_file_is_saved_whole_where_it_was_asked_for_or_not_at_all(tmp_path: Pa
     (tmp_path / "out.onnx").write_text("mine")
     with pytest.raises(OptionError, match="folder does not exist"):
         fast.save(tmp_path / "nowhere" / "out.onnx")
+    with pytest.raises(WriteError, match=r"^/proc/out\.onnx: "):
+        fast.save("/proc/out.onnx")
+    (tmp_path / "folder.onnx").mkdir()
+    with pytest.raises(OptionError, match="not a file"):
+        fast.save(tmp_path / "folder.onnx")
+    (tmp_path / "folder.onnx").rmdir()
+    with pytest.raises(LoadError, match="of type str: load it first"):
+        recopt.diff("in.onnx", "out.onnx")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"copy its \.model"):
         copy.deepcopy(fast)
     with pytest.raises(OptionError, match="exists already"):
@@ -127,7 +135,12 @@ def test_a_file_is_saved_whole_where_it_was_asked_for_or_not_at_all(tmp_path: Pa
         (object(), {}, LoadError, "need an nn.Module"),
         ("nowhere.onnx", {}, LoadError, "no such file"),
         ("nowhere.pt2", {}, LoadError, "no such file"),
+        (".", {}, LoadError, "not a file"),
         (onnx_tower(1), {"dynamic_shapes": {}}, OptionError, "has its shapes already"),
+        (onnx_tower(1), {"example_inputs": (X[:, :2],)}, OptionError, "the model takes float32"),
+        (onnx_tower(1), {"example_inputs": (X.double(),)}, OptionError, "is float64"),
+        (tower(1), {"passes": [3]}, OptionError, "a name or an object that has one, not 3"),
+        (tower(1), {"tolerance": "high"}, OptionError, "not 'high'"),
         (tower(1), {"example_inputs": (X, X)}, LoadError, "example inputs do not fit"),
         (tower(1), {"example_inputs": 3}, LoadError, "need a tuple or a dict"),
         (tower(1), {"example_inputs": (X,), "dynamic_shapes": 3}, OptionError, "dynamic_shapes is of int"),

@@ -184,4 +184,21 @@ class OnnxHost(OnnxSurgery):
             raise OptionError(
                 f"the model takes {len(names)} inputs ({', '.join(names)}), {len(given)} examples were given"
             )
-        return [g if v.dtype is None else np.asarray(g) for v, g in zip(self.inputs, given, strict=True)]
+        return [_example(value, each) for value, each in zip(self.inputs, given, strict=True)]
+
+
+def _example(value: Value, given: Any) -> Any:
+    """An example of an input, as an array where that is a tensor. Raises OptionError where it is not what the model
+    declares."""
+    if value.dtype is None:
+        return given
+    array = np.asarray(given)
+    wanted = value.shape
+    fits = wanted is None or len(wanted) == array.ndim
+    fits = fits and all(not isinstance(w, int) or w == n for w, n in zip(wanted or (), array.shape, strict=False))
+    if not fits or (array.dtype.kind in "fiub" and str(array.dtype) != value.dtype):
+        shape = "any shape" if wanted is None else f"({', '.join(map(str, wanted))})"
+        raise OptionError(
+            f"the example of input {value.name} is {array.dtype} {array.shape}, the model takes {value.dtype} {shape}"
+        )
+    return array
