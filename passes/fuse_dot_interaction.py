@@ -1,5 +1,4 @@
-"""Dot products of pairs of vectors, in every spelling, become `recopt::dot_interaction` on CUDA, with what is joined in
-front of them.
+"""On CUDA, dot products of pairs of vectors become `recopt::dot_interaction`, with what is joined in front of them.
 
 Elsewhere the product of all with all is as fast.
 """

@@ -177,9 +177,8 @@ def optimize(
     onnx_ir.Model. `example_inputs` is a tuple of positional or a dict of keyword arguments; a module without any is
     captured at its first call. `dynamic_shapes` is torch.export's; without it dimension 0 is symbolic wherever it is
     the batch. `target`: "cpu" (default) or "cuda" for torch; "portable" (default), "ort-cpu", "ort-cuda" or "recopt"
-    for ONNX. `passes` names the passes to run: "default"
-    for all that are not optional, "quantize_tables" or "quantize_tables:bits=4", or `recopt.passes.QuantizeTables(4)`.
-    `verify`: "none", "shapes", "rewrites" (each rewrite
+    for ONNX. `passes` names the passes to run: "default" for all that are not optional, "quantize_tables" or
+    "quantize_tables:bits=4", or `recopt.passes.QuantizeTables(4)`. `verify`: "none", "shapes", "rewrites" (each rewrite
     against the float64 evaluator) or "model" (also the whole model before and after, to `tolerance`, relative and
     absolute; default torch.testing.assert_close's). `measure=True` times each rewrite and leaves out the slower ones.
 

@@ -52,12 +52,15 @@ class Level(StrEnum):
 
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="An ONNX file, or a .pt2 of torch.export.")]
 Target = Annotated[
-    str | None, typer.Option(metavar="T", help="What runs the result: portable, ort-cpu, ort-cuda, recopt.")
+    str | None,
+    typer.Option(
+        metavar="T", help="What runs the result: portable (default), ort-cpu, ort-cuda, recopt; of a .pt2 cpu, cuda."
+    ),
 ]
 Only = Annotated[list[str] | None, typer.Option(metavar="PASS", help="Run this pass alone; may be repeated.")]
 Also = Annotated[
     list[str] | None,
-    typer.Option(metavar="PASS[:K=V,..]", help="Run this optional pass too; may be repeated."),
+    typer.Option(metavar="PASS[:K=V,..]", help="Run this optional pass too (see `recopt passes`); may be repeated."),
 ]
 Skip = Annotated[list[str] | None, typer.Option(metavar="PASS", help="Leave this pass out; may be repeated.")]
 Tolerance = Annotated[float | None, typer.Option(min=0.0, help="Largest relative error; default: from the dtype.")]

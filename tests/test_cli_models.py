@@ -112,12 +112,20 @@ def empty() -> None:
     Path("bad.onnx").touch()
 
 
+def of_another_time() -> None:
+    proto = onnx.load("in.onnx")
+    proto.opset_import[0].version = 999  # whose operators may mean anything
+    onnx.save(proto, "bad.onnx")
+
+
 def truncated() -> None:
     file = Path("in.onnx").read_bytes()
     Path("bad.onnx").write_bytes(file[: len(file) // 2])
 
 
-@pytest.mark.parametrize("make", [cyclic, ill_typed, undefined, unknown_operator, text, empty, truncated])
+@pytest.mark.parametrize(
+    "make", [cyclic, ill_typed, undefined, unknown_operator, text, empty, truncated, of_another_time]
+)
 @pytest.mark.parametrize("command", ["optimize", "inspect", "bisect"])
 def test_a_bad_file_is_one_line(
     command: str, make: Callable[[], None], model: str, capsys: pytest.CaptureFixture[str]

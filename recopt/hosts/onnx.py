@@ -31,7 +31,7 @@ class OnnxHost(OnnxSurgery):
         """A host for a file or a model in memory, which is never changed; external data stays memory-mapped.
 
         Raises LoadError when there is no such file, when it holds no ONNX model, when the graph is cyclic or ill-typed,
-        and when its opset is older than 11 and cannot be converted.
+        and when its opset is older than 11 and cannot be converted, or newer than the installed onnx knows.
         """
         try:
             if isinstance(source, ir.Model):

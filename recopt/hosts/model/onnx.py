@@ -86,7 +86,8 @@ def dense(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def modernise(model: ir.Model) -> ir.Model:
     """Opset 11 at least, initializers that are no inputs (files older than IR version 4 list them as both), no second
-    name for the standard domain, and open sizes where some converters write -1."""
+    name for the standard domain, and open sizes where some converters write -1. Raises LoadError for an opset that
+    cannot be converted, or that nobody here knows."""
     for imports in (model.graph.opset_imports, *(f.opset_imports for f in model.functions.values())):
         if "ai.onnx" in imports:
             imports[""] = imports.pop("ai.onnx")
@@ -99,6 +100,9 @@ def modernise(model: ir.Model) -> ir.Model:
         model.graph.inputs.extend(inputs)
         model.ir_version = 4
     opset = model.graph.opset_imports.get("", OLDEST_OPSET)
+    newest = onnx.defs.onnx_opset_version()
+    if opset > newest:
+        raise LoadError(f"opset {opset} is newer than {newest}, the last that onnx {onnx.__version__} knows")
     if opset >= OLDEST_OPSET:
         return model
     refusal = f"opset {opset} is older than {OLDEST_OPSET} and cannot be converted"
