@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
@@ -137,3 +142,14 @@ def operands(text: str, rows: int = 5, dim: int = 7, seed: int = 0, ids: torch.d
         if t.every:
             dense[t.source] = torch.randn(t.every, dim)
     return Operands(tables, ids_, offsets, weights, dense, scales)
+
+
+def check_stops_the_device(script: str) -> None:
+    """A program that says "in range" and then reads a row that is none ends there, in a process of its own: what stands
+    on a device after that can no longer be used."""
+    root = str(Path(__file__).parents[2])
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([root, *sys.path])}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=300)
+    assert "in range" in done.stdout
+    assert done.returncode != 0
+    assert "assert" in done.stderr

@@ -11,19 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .case import Plain
+
 H, S, T, D = 4, 10, 11, 8  # heads, queries, keys, their width: all different
 PLAIN = ((H, S, D), (H, T, D), (H, T, D))
-
-
-class Spelled(nn.Module):
-    """A spelling as a module."""
-
-    def __init__(self, spell: Callable[..., Any]) -> None:
-        super().__init__()
-        self.spell = spell
-
-    def forward(self, *args: Tensor) -> Any:
-        return self.spell(*args)
 
 
 @dataclass(frozen=True)
@@ -41,7 +32,7 @@ class Case:
 
     def module(self) -> nn.Module:
         """The spelling as a module in eval."""
-        return (self.spell if isinstance(self.spell, nn.Module) else Spelled(self.spell)).eval()
+        return (self.spell if isinstance(self.spell, nn.Module) else Plain(self.spell)).eval()
 
     def args(self, batch: int) -> tuple[Tensor, ...]:
         """Seeded inputs; the first key of a row is always seen."""
