@@ -27,8 +27,11 @@ class WriteError(RecoptError, OSError):
     """A file that could not be written, for what the system says; nothing of it is left behind."""
 
     def __init__(self, path: object, reason: object) -> None:
-        super().__init__(f"{path}: {reason}")
-        self.strerror = str(reason)
+        super().__init__(str(path), str(reason))
+        self.errno = None
+
+    def __str__(self) -> str:
+        return f"{self.args[0]}: {self.args[1]}"
 
 
 class VerifyError(RecoptError):
