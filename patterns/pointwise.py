@@ -27,7 +27,7 @@ from recopt.layout import memory
 from recopt.layout.element import Cut, Refine, TooLong, places
 from recopt.layout.elements import JOINS, Elements
 from recopt.layout.loops import Form, form_of, loop_of, pieces
-from recopt.lift.aten_elements import POINTWISE
+from recopt.lift.aten_composites import POINTWISE
 from recopt.lift.base import Lifted
 from recopt.match import No
 
@@ -39,7 +39,7 @@ MAX_LINES = 3000  # of a program
 MAX_LOOPS = 96  # each a branch of the kernel, which compiles for about 0.1 s
 MAX_INPUTS = 128  # of a kernel
 MAX_AGAIN = 16  # times that what there is to compute may be computed
-REDUCTIONS = ("sum", "mean", "amax", "amin")
+REDUCTIONS = ("sum", "mean", "amax", "amin", "max", "min", "prod", "var", "std", "linalg_vector_norm", "any", "all")
 JOINED = 128  # parts that torch's concat on a GPU takes in one launch
 # Operators whose result is their input under another shape.
 VIEWS = memory.VIEWS | memory.REGROUPS | {"aten.alias.default", "aten.detach.default"}
@@ -128,7 +128,8 @@ def _stated(every: Elements, node: Node) -> bool:
     alone = Elements(every.lifted, [node])
     try:
         for value in node.outputs:
-            alone.of(value, places(value.shape or ()))
+            if every.host.is_output(value) or list(every.host.users(value)):
+                alone.of(value, places(value.shape or ()))
     except (Cut, Refine):
         return True
     except (No, TooLarge):
@@ -273,13 +274,23 @@ def _match(elements: Elements, outputs: Sequence[Value]) -> Spec:
             for line, s in zip(loop.lines, sources, strict=True)
         )
         loops.append(Loop(loop.out, loop.axes, loop.place, lines, loop.result))
-    heads = tuple((str(v.dtype), tuple(str(s) for s in v.shape or ())) for v in inputs)
-    tails = tuple((str(v.dtype), tuple(_size(s) for s in v.shape or ())) for v in outputs)
-    program = Program(tuple((d, tuple(s.replace(" ", "") for s in sh)) for d, sh in heads), tails, tuple(loops))
+    program = Program(_heads(inputs), _heads(outputs), tuple(loops))
     bound = {s for _, shape in program.inputs for s in shape}
-    if unknown := [s for s in program.symbols if s not in bound]:
-        raise No("size {} is no dimension of what it reads", unknown[0])
-    return Spec(tuple(inputs), tuple(outputs), program)
+    inputs += dict.fromkeys(_sized(elements, s) for s in program.symbols if s not in bound)
+    return Spec(tuple(inputs), tuple(outputs), Program(_heads(inputs), program.outputs, program.loops))
+
+
+def _heads(values: Iterable[Value | Array]) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """Types and sizes of tensors, as a program states them."""
+    return tuple((str(v.dtype), tuple(str(s).replace(" ", "") for s in v.shape or ())) for v in values)
+
+
+def _sized(elements: Elements, symbol: str) -> Value:
+    """An input of the graph that has a size: of what is filled with a number nothing else may be read."""
+    for value in elements.host.inputs:
+        if not value.scalar and value.dtype in WIDTH and symbol in map(str, value.shape or ()):
+            return value
+    raise No("size {} is no dimension of what the graph reads", symbol)
 
 
 def _check_work(elements: Elements, groups: Iterable[Sequence[Form]]) -> None:
@@ -297,7 +308,3 @@ def _last_reduction(elements: Elements) -> Node | None:
     """The reduction that a region which would be too long ends at."""
     found = [n for n in elements.nodes if n.op.split(".")[1] in REDUCTIONS]
     return max(found, key=lambda n: elements.lifted.order[n.outputs[0]], default=None)
-
-
-def _size(size: sizes.Size) -> str:
-    return str(size).replace(" ", "")

@@ -93,11 +93,11 @@ class Elements:
         node = value.node
         if node is None or node not in self.nodes:
             return self._load(value, index)
-        from ..lift.aten_elements import POINTWISE
+        from ..lift.aten_composites import POINTWISE
 
         if node.op in JOINS:
             return self._joined(node, index)
-        if node.op in POINTWISE:
+        if node.op in POINTWISE and not value.index:
             return POINTWISE[node.op](self, node, index)
         t = self.layout(node)[value.index]
         if t is None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from spellings.pointwise import CASES, Module, inputs
@@ -77,6 +78,20 @@ def test_whatever_comes_has_the_originals_bits(name: str, data: st.DataObject) -
     ids = torch.tensor(data.draw(st.lists(whole, min_size=count, max_size=count)), dtype=torch.int64)
     args = x.reshape(-1, 6), ids.reshape(-1, 6)
     check_bits(results(module, args), results(found, args))
+
+
+def test_what_depends_on_an_order_of_sums_is_close() -> None:
+    def function(x: Tensor, ids: Tensor) -> object:
+        spread = (
+            x.std(1, keepdim=True) + x.var(1, unbiased=False, keepdim=True) + x.reshape(-1, 2, 3).var((1, 2))[:, None]
+        )
+        return torch.cat([(x - x.mean(1, keepdim=True)) / spread, F.normalize(x), F.softplus(x * 9)], 1)
+
+    found = optimized(Module(function))
+    assert operators(found) == [OPERATOR], found.report.refusals
+    for batch in (1, 7):
+        args = inputs(batch)
+        torch.testing.assert_close(results(found, args), results(Module(function), args), equal_nan=True)
 
 
 def test_an_empty_batch() -> None:

@@ -78,6 +78,37 @@ def _space(x: Tensor, ids: Tensor) -> Tensor:
     return torch.cat([y[:, 1:], y[:, :1]], 1).reshape(-1, 6).roll(2, 1)
 
 
+def _limits(x: Tensor, ids: Tensor) -> Tensor:
+    parts = [
+        F.hardtanh(x, -0.5, 1.5),
+        F.relu6(x * 4 + 0.5),
+        F.leaky_relu(x, 0.2),
+        F.threshold(x, 0.25, -1.0),
+        torch.frac(x),
+    ]
+    return torch.cat([*parts, torch.round(x, decimals=2), torch.sgn(x)], 1)
+
+
+def _truths(x: Tensor, ids: Tensor) -> Tensor:
+    few = torch.tensor([1, -7, LARGEST, 3])
+    rows = torch.stack([(x > 1).any(1), torch.isfinite(x).all(1), (ids[:, :3] != 0).all(-1)], 1)
+    counts = torch.count_nonzero(ids % 3, 1).unsqueeze(1)
+    listed = torch.isin(ids % 8, few), torch.isin(ids, few, invert=True)
+    return torch.cat([*listed, rows, counts, torch.cumsum(ids % 3 == 0, 1)], 1)
+
+
+def _bits(x: Tensor, ids: Tensor) -> Tensor:
+    by = torch.tensor([0, 5, 63, 64, -1, 100])
+    narrow = ids.to(torch.int32)
+    parts = [ids >> by, ids << by, narrow >> by.to(torch.int32), (ids.unsqueeze(-1) >> torch.arange(9)).flatten(1) & 1]
+    return torch.cat(parts, 1)
+
+
+def _written(x: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    hot = x.new_zeros(ids.shape[0], 9).scatter(1, ids[:, :4] % 9, 2.5)
+    return hot * 2 - 1, torch.scatter_add(ids, 1, ids[:, 2:] % 6, ids[:, 1:] + 1)
+
+
 CASES: dict[str, Function] = {
     "columns hashed, each by its own size": _columns,
     "pieces of many kinds joined": _mixed,
@@ -105,12 +136,18 @@ CASES: dict[str, Function] = {
     "sums of few": lambda x, ids: torch.cat(
         [x.round().sum(1, keepdim=True), (ids % 9).sum(1, keepdim=True).float()], 1
     ),
-    "largest of few": lambda x, ids: torch.stack([x.amax(1), x.amin(1)], 1),
+    "largest of few": lambda x, ids: torch.stack([x.amax(1), x.amin(1), x.max(1).values, x.prod(1)], 1),
     "padded and cut": lambda x, ids: F.pad(x * 2, (1, 2))[:, 2:8],
     "stacked": lambda x, ids: torch.stack([x, x.abs(), -x], 2).flatten(1),
     "split and joined": lambda x, ids: torch.cat([c + n for n, c in enumerate(reversed(x.split(2, 1)))], 1),
     "expanded": lambda x, ids: (x.unsqueeze(1).expand(-1, 4, -1) * torch.arange(1.0, 5.0).unsqueeze(1) + 1).flatten(1),
     "casts": lambda x, ids: torch.nan_to_num(x, 0.0, 9.0, -9.0).to(torch.int64).to(torch.float32) + (x > 0),
     "roots and signs": lambda x, ids: torch.cat([torch.sqrt(x.abs()), x.ceil(), x.floor(), torch.round(x)], 1),
+    "limits": _limits,
+    "curves": lambda x, ids: torch.cat([F.silu(x), torch.logit(x, 0.01)], 1),
+    "truths of few": _truths,
+    "shifts by columns": _bits,
+    "written to places": _written,
+    "every pair": lambda x, ids: torch.einsum("bi,bj->bij", x, x + 1)[:, [1, 2, 2], [0, 0, 1]] - 1,
     "normalised": lambda x, ids: ((x - EDGES[:6]) / (MANY[:6] + 3)).reciprocal(),
 }
