@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from spellings.pointwise import CASES, Module, inputs
+from spellings.pointwise import CASES, TABLE, Module, inputs
 from torch import Tensor, nn
 
 import recopt
@@ -180,6 +180,16 @@ def test_a_lookup_in_a_table_fed_at_run_time_stays() -> None:
     assert any("gather" in op for op in operators(found))
     args = inputs(3)
     check_bits(results(module, args), results(found, args))
+
+
+def test_a_table_that_may_be_read_outside_does_not_spoil_its_region() -> None:
+    def function(x: Tensor, ids: Tensor) -> object:
+        return torch.cat([TABLE[ids.clamp(-3, 3)], (x.abs() * 2 + 1) / 3], 1)  # a negative place counts from the end
+
+    found = optimized(Module(function))
+    assert operators(found) == ["aten.clamp.default", "aten.index.Tensor", OPERATOR]
+    args = inputs(3)
+    check_bits(results(Module(function), args), results(found, args))
 
 
 def test_columns_of_one_chain_are_one_loop() -> None:

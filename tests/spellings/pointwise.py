@@ -130,6 +130,9 @@ CASES: dict[str, Function] = {
     "masks": lambda x, ids: x.masked_fill((ids % 3 == 0) | (ids * 641 % 641 != 0), -1e4).clamp(-10, 10),
     "a condition along another axis": lambda x, ids: torch.where((ids[:, :1] > 0), x, torch.zeros_like(x)) * 0.5,
     "constant columns": lambda x, ids: (x[:, ORDER] + 1)[:, [2, 0]],
+    "small tables at computed places": lambda x, ids: torch.stack(
+        [TABLE[ids & 31], TABLE[ids.clamp(-1, 38) + 1], TABLE[torch.bucketize(x, EDGES).clamp(1, 6) - 1 + (ids > 3)]], 1
+    ),
     "a small table": lambda x, ids: TABLE[ids % 40] * x,
     "one-hot by comparison": lambda x, ids: ((ids % 5).unsqueeze(-1) == torch.arange(5)).float().sum(1),
     "multi-hot": lambda x, ids: F.one_hot(ids % 5, 5).amax(1).to(x.dtype),
