@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
 from ..hosts.base import Node, Value
@@ -171,6 +172,17 @@ def _running(e: Elements, node: Node, index: Index) -> Element:
     return folded(e, "add", [step("where", step("le", n, here), p, 0) for n, p in enumerate(parts)])
 
 
+def _moments(step: Step, parts: Sequence[Element], less: float) -> tuple[Element, Element]:
+    """The mean of few and their variance."""
+
+    def total(of: Sequence[Element]) -> Element:
+        return functools.reduce(lambda a, b: step("add", a, b), of)
+
+    mean = step("div", total(parts), len(parts))
+    apart = [step("sub", p, mean) for p in parts]
+    return mean, step("div", total([step("mul", a, a) for a in apart]), max(0.0, len(parts) - less))
+
+
 def _spread(root: bool) -> Function:
     """The variance of few, or its root."""
 
@@ -181,15 +193,27 @@ def _spread(root: bool) -> Function:
         correction = told.get("correction")
         less = float(unbiased is not False) if correction is None else correction
         places = together(node, index, told.get("dim"), told.get("keepdim"))
-        step, count = _steps(e, wide_of(dtype)), len(places)
-        parts = [e.operand(node.args[0], p, wide_of(dtype)) for p in places]
-        mean = step("div", folded(e, "add", parts), count)
-        apart = [step("sub", p, mean) for p in parts]
-        total = folded(e, "add", [step("mul", a, a) for a in apart])
-        found = step("div", total, max(0.0, count - less))
+        step = _steps(e, wide_of(dtype))
+        _, found = _moments(step, [e.operand(node.args[0], p, wide_of(dtype)) for p in places], less)
         return e.cast(step("sqrt", found) if root else found, dtype)
 
     return element
+
+
+def _layer_norm(e: Elements, node: Node, index: Index) -> Element:
+    """`recopt::layer_norm` of few columns."""
+    x, g, b, eps = node.args[:4]
+    beside, dtype = arguments(node, "beside", 4).get("beside"), dtype_of(node)
+    step = _steps(e, dtype)
+
+    def at(place: Index) -> Element:
+        own = e.operand(x, place, dtype)
+        return own if beside is None else step("add", own, e.operand(beside, place, dtype))
+
+    mean, variance = _moments(step, [at(p) for p in together(node, index, len(index) - 1, True)], 0.0)
+    assert isinstance(eps, float)
+    y = step("div", step("sub", at(index), mean), step("sqrt", step("add", variance, eps)))
+    return step("add", step("mul", y, e.operand(g, index, dtype)), e.operand(b, index, dtype))
 
 
 def _norm(e: Elements, node: Node, index: Index) -> Element:
@@ -286,6 +310,7 @@ POINTWISE: dict[str, Function] = {
     **named("cumsum.default", _running),
     **named("var.dim var.correction", _spread(root=False)),
     **named("std.dim std.correction", _spread(root=True)),
+    "recopt.layer_norm.default": _layer_norm,
     **named("linalg_vector_norm.default", _norm),
     **named("scatter.value", _scatter_value),
     **named("scatter_add.default", _scatter_add),

@@ -199,9 +199,20 @@ def test_columns_of_one_chain_are_one_loop() -> None:
     assert str(node.args[1]).count("loop") == 1
 
 
-def test_a_reduction_that_many_elements_share_ends_a_region() -> None:
+def test_a_reduction_of_a_row_is_computed_once_for_it() -> None:
     def function(x: Tensor, ids: Tensor) -> object:
         wide = torch.exp(torch.cat([x + n for n in range(10)], 1) * 0.1) + 1.0
+        return wide / wide.sum(1, keepdim=True) - 0.5
+
+    found = optimized(Module(function))
+    assert operators(found) == [OPERATOR]
+    args = inputs(1)
+    torch.testing.assert_close(results(found, args), results(Module(function), args))
+
+
+def test_a_reduction_that_many_elements_share_ends_a_region() -> None:
+    def function(x: Tensor, ids: Tensor) -> object:
+        wide = torch.exp(x.unsqueeze(1) * torch.arange(60.0).unsqueeze(1) * 0.01) + 1.0
         return wide / wide.sum(1, keepdim=True) - 0.5
 
     found = optimized(Module(function))
