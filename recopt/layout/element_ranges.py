@@ -69,6 +69,10 @@ def _quotient(a: Range, b: Range) -> Range | None:
     return None if b[0] <= 0 else _of_ends(operator.floordiv)(a, b)
 
 
+def _toward_zero(a: Range, b: Range) -> Range | None:
+    return None if b[0] <= 0 else _of_ends(lambda p, q: p // q if p >= 0 else -(-p // q))(a, b)
+
+
 def _both(a: Range, b: Range) -> Range | None:
     tops = [high for low, high in (a, b) if low >= 0]
     return (0, min(tops)) if tops else None
@@ -87,6 +91,7 @@ RANGES: dict[str, Callable[..., Range | None]] = {
     "add": _of_ends(operator.add), "sub": _of_ends(operator.sub), "mul": _of_ends(operator.mul),
     "min": lambda a, b: (min(a[0], b[0]), min(a[1], b[1])), "max": lambda a, b: (max(a[0], b[0]), max(a[1], b[1])),
     "rem": _remainder, "rem_by": lambda a, b, *_: _remainder(a, b), "fmod": _signed_remainder, "floordiv": _quotient,
+    "truncdiv": _toward_zero,
     "and": _both, "or": _either, "xor": _either, "shr": _shift(operator.rshift), "shl": _shift(operator.lshift),
     "where": lambda a, b: (min(a[0], b[0]), max(a[1], b[1])), "cast": lambda a: a, "sign": lambda a: (-1, 1),
     "abs": lambda a: (max(a[0], -a[1], 0), max(-a[0], a[1])), "neg": lambda a: (-a[1], -a[0]),
