@@ -41,7 +41,9 @@ MAX_LINES = 3000  # of a program
 MAX_LOOPS = 96  # each a branch of the kernel, which compiles for about 0.1 s
 MAX_INPUTS = 128  # of a kernel
 MAX_AGAIN = 16  # times that what there is to compute may be computed
-REDUCTIONS = frozenset("sum mean amax amin max min prod var std linalg_vector_norm any all layer_norm".split())
+REDUCTIONS = frozenset(
+    "sum mean amax amin max min prod var std linalg_vector_norm any all layer_norm softmax _softmax".split()
+)
 JOINED = 128  # parts that torch's concat on a GPU takes in one launch
 # Operators whose result is their input under another shape.
 VIEWS = memory.VIEWS | memory.REGROUPS | {"aten.alias.default", "aten.detach.default"}

@@ -216,6 +216,18 @@ def _layer_norm(e: Elements, node: Node, index: Index) -> Element:
     return step("add", step("mul", y, e.operand(g, index, dtype)), e.operand(b, index, dtype))
 
 
+def _softmax(e: Elements, node: Node, index: Index) -> Element:
+    x, axis, *dtype = node.args
+    if any(d not in (None, False) for d in (*dtype, *node.kwargs.values())) or not isinstance(axis, int):
+        raise No("{} of another type", node.op)
+    step = _steps(e, wide_of(dtype_of(node)))
+    parts = [e.operand(x, p, wide_of(dtype_of(node))) for p in together(node, index, axis, True)]
+    largest = folded(e, "max", parts)
+    total = folded(e, "add", [step("exp", step("sub", p, largest)) for p in parts])
+    own = step("exp", step("sub", e.operand(x, index, wide_of(dtype_of(node))), largest))
+    return e.cast(step("div", own, total), dtype_of(node))
+
+
 def _norm(e: Elements, node: Node, index: Index) -> Element:
     dtype, told = dtype_of(node), arguments(node, "ord dim keepdim dtype")
     if told.get("ord", 2) != 2 or told.get("dtype") is not None or dtype not in ("float32", "float64"):
@@ -310,6 +322,7 @@ POINTWISE: dict[str, Function] = {
     **named("cumsum.default", _running),
     **named("var.dim var.correction", _spread(root=False)),
     **named("std.dim std.correction", _spread(root=True)),
+    **named("softmax.int _softmax.default", _softmax),
     "recopt.layer_norm.default": _layer_norm,
     **named("linalg_vector_norm.default", _norm),
     **named("scatter.value", _scatter_value),

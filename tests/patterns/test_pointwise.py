@@ -85,7 +85,9 @@ def test_what_depends_on_an_order_of_sums_is_close() -> None:
         spread = (
             x.std(1, keepdim=True) + x.var(1, unbiased=False, keepdim=True) + x.reshape(-1, 2, 3).var((1, 2))[:, None]
         )
-        return torch.cat([(x - x.mean(1, keepdim=True)) / spread, F.normalize(x), F.softplus(x * 9)], 1)
+        return torch.cat(
+            [(x - x.mean(1, keepdim=True)) / spread, F.normalize(x), F.softplus(x * 9), torch.softmax(x, 1)], 1
+        )
 
     found = optimized(Module(function))
     assert operators(found) == [OPERATOR], found.report.refusals
