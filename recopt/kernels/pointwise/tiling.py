@@ -19,8 +19,7 @@ Width = tuple[int | None, int]  # a loop's columns: as its program states them, 
 
 def choose(rows: int, widths: Sequence[Width]) -> Tiling:
     """The tiling for so many rows: few rows are cut finely, so that every loop has processors of its own, and so are
-    more where few programs fill their tiles; where tiles are mostly empty, a row has few columns and rows are many to
-    a tile.
+    more where few programs fill their tiles.
 
     Measured on an H200, device us of benchmarks/layout.py's features and columns. 65536 rows: 16 by 512 with 2 warps
     72.9 and 112.2, 32 by 512 the same 76.5 and 112.6, 64 by 1024 with 4 warps 84.4 and 135.1. 2048 rows: 16 by 512 with
@@ -38,7 +37,7 @@ def choose(rows: int, widths: Sequence[Width]) -> Tiling:
     full = sum(columns for _, columns in widths) * coarse.rows / max(units * coarse.tile, 1)
     if full > 1 / 3 and -(-rows // coarse.rows) * units < 1200:
         return Tiling(8, 256, 4)
-    return Tiling(128, 512, 2) if full < 1 / 4 and rows >= 8192 else coarse
+    return coarse
 
 
 def tiles(widths: Sequence[Width], tiling: Tiling) -> int:
