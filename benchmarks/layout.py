@@ -3,9 +3,10 @@ many slices, against eager PyTorch, its CUDA graph, Inductor and ONNX Runtime.
 
 `python benchmarks/layout.py [--device cuda] [--batches 1 256 2048] [--workloads features columns] [--peers eager ours]`
 prints the wall time in us of a call of each peer, which take turns on rotating inputs; a CUDA graph's inputs are copied
-into it within the clock, but not of "ours-replay", which reads them where they lie. On a GPU it prints the kernels a
-call launches, and the device time at `--device-batch` rows beside that of a copy of as many bytes; on a CPU ONNX
-Runtime runs the exported file and what recopt makes of it, with as many threads as torch.
+into it within the clock, by kernels of the graph itself in "graph-copies" (of eager) and "ours-copies", but not of
+"ours-replay", which reads them where they lie. On a GPU it prints the kernels a call launches, and the device time at
+`--device-batch` rows beside that of a copy of as many bytes; on a CPU ONNX Runtime runs the exported file and what
+recopt makes of it, with as many threads as torch.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
-from timing import captured, device_times
+from timing import captured, copying, device_times
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -133,9 +134,12 @@ WORKLOADS: dict[str, Callable[[], nn.Module]] = {
     "slices": Slices,
 }
 PEERS = {
-    "cuda": ("eager", "graph", "inductor", "reduce-overhead", "max-autotune", "ours", "ours-graph", "ours-replay"),
+    "cuda": (
+        "eager", "graph", "graph-copies", "inductor", "reduce-overhead", "max-autotune", "ours", "ours-graph",
+        "ours-copies", "ours-replay",
+    ),
     "cpu": ("eager", "inductor", "ours", "ort", "ort-ours"),
-}
+}  # fmt: skip
 LAUNCHING = ("eager", "inductor", "ours")  # those whose device time a graph of ours can take
 
 
@@ -207,10 +211,11 @@ def peer(name: str, model: nn.Module, args: Inputs, made: dict[str, Any]) -> Cal
         return captured(model, args)
     if name == "ours-graph":
         return captured(peer("ours", model, args, made), args)
-    if name == "ours-replay":
+    if name in ("ours-replay", "ours-copies", "graph-copies"):
         from recopt.kernels.replay import Replay
 
-        return Replay(peer("ours", model, args, made), args)
+        function = model if name == "graph-copies" else peer("ours", model, args, made)
+        return Replay(function if name == "ours-replay" else copying(function, args), args)
     if name == "inductor":
         return torch.compile(model, dynamic=False)
     if name in ("reduce-overhead", "max-autotune"):

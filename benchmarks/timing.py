@@ -115,6 +115,24 @@ def captured(function: Callable[..., Any], args: Sequence[Tensor]) -> Callable[.
     return call
 
 
+def copying(function: Callable[..., Any], args: Sequence[Tensor]) -> Callable[..., Any]:
+    """A function that copies its contiguous arguments first, in one launch of at most 60 pieces: captured, its copies
+    are part of the graph."""
+    held = [t.clone() for t in args]
+    step = max(8192, -(-sum(_words(t).numel() for t in held) // 60))
+
+    def pieces(tensors: Sequence[Tensor]) -> list[Tensor]:
+        return [piece for t in tensors for piece in _words(t).view(-1).split(step)]
+
+    into = pieces(held)
+
+    def call(*given: Tensor) -> Any:
+        torch._foreach_copy_(into, pieces(given))
+        return function(*held)
+
+    return call
+
+
 def turns(call: Callable[..., object], sets: Sequence[Sequence[Tensor]]) -> Callable[[], object]:
     """A call whose inputs take turns, one set at least and its copy: none lies where the last one did."""
     rotating = itertools.cycle([*sets, [t.clone() for t in sets[0]]] if len(sets) == 1 else sets)

@@ -9,6 +9,8 @@ a table.
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -26,8 +28,8 @@ from recopt.kernels.pointwise import Line, Loop, Program
 from recopt.layout import memory
 from recopt.layout.element import Cut, Refine, TooLong, places
 from recopt.layout.elements import JOINS, Elements
-from recopt.layout.loops import Form, form_of, loop_of, pieces
-from recopt.lift.aten_elements import POINTWISE
+from recopt.layout.loops import AXIS, Form, form_of, loop_of, pieces
+from recopt.lift.aten_composites import POINTWISE
 from recopt.lift.base import Lifted
 from recopt.match import No
 
@@ -39,7 +41,9 @@ MAX_LINES = 3000  # of a program
 MAX_LOOPS = 96  # each a branch of the kernel, which compiles for about 0.1 s
 MAX_INPUTS = 128  # of a kernel
 MAX_AGAIN = 16  # times that what there is to compute may be computed
-REDUCTIONS = ("sum", "mean", "amax", "amin")
+REDUCTIONS = frozenset(
+    "sum mean amax amin max min prod var std linalg_vector_norm any all layer_norm softmax _softmax".split()
+)
 JOINED = 128  # parts that torch's concat on a GPU takes in one launch
 # Operators whose result is their input under another shape.
 VIEWS = memory.VIEWS | memory.REGROUPS | {"aten.alias.default", "aten.detach.default"}
@@ -128,7 +132,8 @@ def _stated(every: Elements, node: Node) -> bool:
     alone = Elements(every.lifted, [node])
     try:
         for value in node.outputs:
-            alone.of(value, places(value.shape or ()))
+            if every.host.is_output(value) or list(every.host.users(value)):
+                alone.of(value, places(value.shape or ()))
     except (Cut, Refine):
         return True
     except (No, TooLarge):
@@ -273,31 +278,47 @@ def _match(elements: Elements, outputs: Sequence[Value]) -> Spec:
             for line, s in zip(loop.lines, sources, strict=True)
         )
         loops.append(Loop(loop.out, loop.axes, loop.place, lines, loop.result))
-    heads = tuple((str(v.dtype), tuple(str(s) for s in v.shape or ())) for v in inputs)
-    tails = tuple((str(v.dtype), tuple(_size(s) for s in v.shape or ())) for v in outputs)
-    program = Program(tuple((d, tuple(s.replace(" ", "") for s in sh)) for d, sh in heads), tails, tuple(loops))
+    program = Program(_heads(inputs), _heads(outputs), tuple(loops))
     bound = {s for _, shape in program.inputs for s in shape}
-    if unknown := [s for s in program.symbols if s not in bound]:
-        raise No("size {} is no dimension of what it reads", unknown[0])
-    return Spec(tuple(inputs), tuple(outputs), program)
+    inputs += dict.fromkeys(_sized(elements, s) for s in program.symbols if s not in bound)
+    return Spec(tuple(inputs), tuple(outputs), Program(_heads(inputs), program.outputs, program.loops))
+
+
+def _heads(values: Iterable[Value | Array]) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """Types and sizes of tensors, as a program states them."""
+    return tuple((str(v.dtype), tuple(str(s).replace(" ", "") for s in v.shape or ())) for v in values)
+
+
+def _sized(elements: Elements, symbol: str) -> Value:
+    """An input of the graph that has a size: of what is filled with a number nothing else may be read."""
+    for value in elements.host.inputs:
+        if not value.scalar and value.dtype in WIDTH and symbol in map(str, value.shape or ()):
+            return value
+    raise No("size {} is no dimension of what the graph reads", symbol)
 
 
 def _check_work(elements: Elements, groups: Iterable[Sequence[Form]]) -> None:
     """Raise TooLong where values that many elements share would be computed again for each: a reduction, mostly."""
-    again = sum(
-        len(forms) * len(forms[0].lines) * sizes.nominal(sizes.product(a.size for a in forms[0].piece.axes))
-        for forms in groups
-    )
+    again = sum(len(forms) * _work(forms[0]) for forms in groups)
     once = sum(sizes.nominal(sizes.product(v.shape or ())) for node in elements.nodes for v in node.outputs)
     if again > MAX_AGAIN * once:
         raise TooLong("it would compute {:.0f} times as much as there is to compute", again / max(once, 1))
+
+
+def _work(form: Form) -> float:
+    """How many values are computed for a piece: the kernel computes what is the same along all but the first axis once
+    for a row."""
+    rows, *rest = [sizes.nominal(a.size) for a in form.piece.axes] or [1]
+    others = [AXIS.format(n) for n in range(1, len(rest) + 1)]
+    wide: set[str] = set()
+    for line in form.lines:
+        used = " ".join(map(str, (*line.index, *line.args)))
+        if any(a in used for a in others) or wide & set(re.findall(r"t\d+", used)):
+            wide.add(line.name)
+    return rows * (len(form.lines) - len(wide) + math.prod(rest) * len(wide))
 
 
 def _last_reduction(elements: Elements) -> Node | None:
     """The reduction that a region which would be too long ends at."""
     found = [n for n in elements.nodes if n.op.split(".")[1] in REDUCTIONS]
     return max(found, key=lambda n: elements.lifted.order[n.outputs[0]], default=None)
-
-
-def _size(size: sizes.Size) -> str:
-    return str(size).replace(" ", "")

@@ -314,11 +314,10 @@ class FxGraph(Host):
         return specs
 
     def _device(self) -> torch.device:
-        stored = next((t for t in self._tensors.values() if isinstance(t, torch.Tensor)), None)
-        if stored is not None:
-            return stored.device
-        fed = next((n.meta["val"] for n in self._fed() if isinstance(n.meta["val"], torch.Tensor)), None)
-        return torch.device("cpu") if fed is None else fed.device
+        """Where the program runs: numbers that torch wrote as tensors lie on the CPU also where all else does not."""
+        held = (*self._tensors.values(), *(n.meta["val"] for n in self._fed()))
+        devices = [t.device for t in held if isinstance(t, torch.Tensor)]
+        return next((d for d in devices if d.type != "cpu"), torch.device("cpu"))
 
 
 def _is_attribute(arg: object) -> TypeGuard[fx.Node]:

@@ -21,6 +21,7 @@ from ..ir.term import Atom, Coord, Fn, Guard, Mono, Poly, Read, number, walk
 from ..lift.base import Items, Lifted, Opaque
 from ..match import No
 from .element import Cut, Element, Index, Number, Refine, TooLong, is_negative, is_plain, only_moves, within
+from .element_ranges import Range, whole_range
 from .positions import EXACT
 
 PACKED = 1 << 16  # elements up to which constants share a tensor with others of their dtype
@@ -38,7 +39,8 @@ class Elements:
         self.layouts: dict[Node, list[Tensor | None]] = {}
         self.packed: dict[str, list[Array]] = {}
         self.offsets: dict[Value, int] = {}
-        self.bounds: dict[Element, tuple[int, int]] = {}  # of what is read of constants
+        self.bounds: dict[Element, Range] = {}  # of what is read of constants
+        self.ranges: dict[Element, Range] = {}
         self.refused: tuple[No, Node | None] | None = None  # the first refusal, and the node that it is about
 
     def make(
@@ -85,7 +87,8 @@ class Elements:
             try:
                 found = self.memo[key] = self._of(value, index)
             except No as why:
-                self.refused = self.refused or (why, value.node)  # the innermost
+                if value.node in self.nodes:
+                    self.refused = self.refused or (why, value.node)  # the innermost
                 raise
         return found
 
@@ -93,11 +96,11 @@ class Elements:
         node = value.node
         if node is None or node not in self.nodes:
             return self._load(value, index)
-        from ..lift.aten_elements import POINTWISE
+        from ..lift.aten_composites import POINTWISE
 
         if node.op in JOINS:
             return self._joined(node, index)
-        if node.op in POINTWISE:
+        if node.op in POINTWISE and not value.index:
             return POINTWISE[node.op](self, node, index)
         t = self.layout(node)[value.index]
         if t is None:
@@ -301,7 +304,7 @@ class Elements:
         atom = place.atom
         if isinstance(atom, Fn) and atom.name in ("where", "lt", "cast"):
             args = [self.as_value(a) for a in atom.args]
-            if atom.name == "where" and is_negative(args[0], args[2]) and self.range(args[2])[0] is not None:
+            if atom.name == "where" and is_negative(args[0], args[2]) and self.range(args[2])[0] >= 0:
                 return args[2]  # an index that is never negative does not count from the end
             if atom.name == "cast":
                 return args[0]
@@ -326,21 +329,9 @@ class Elements:
         found = self.as_value(single(mono.atoms[0], "int64"))
         return found if mono.coef == 1 else self.make("mul", "int64", found, self.literal(mono.coef, "int64"))
 
-    def range(self, x: Element) -> tuple[int | None, int | None]:
-        """The smallest value of a whole number, None where it is unknown or negative, and the largest."""
-        inner = x.args[0] if x.op == "cast" else None
-        if isinstance(inner, Element) and "int" in inner.dtype and x.dtype in ("int32", "int64"):
-            low, high = self.range(inner)
-            return (low, high) if high is not None and high <= np.iinfo(x.dtype).max else (None, None)
-        if x in self.bounds:
-            low, high = self.bounds[x]
-            return (low if low >= 0 else None), high
-        by = x.args[1] if x.op == "rem" else None
-        if isinstance(by, Element) and by.op == "lit" and isinstance(by.args[0], int) and by.args[0] > 0:
-            return 0, by.args[0] - 1
-        if x.op == "bucket" and isinstance(x.args[1], int):
-            return 0, x.args[1]
-        return None, None
+    def range(self, x: Element) -> Range:
+        """The smallest and the largest value that a whole number can be."""
+        return whole_range(x, self.bounds, self.ranges)
 
     def inside(self, index: Poly, size: Size) -> bool:
         """Whether a computed index lies inside."""
@@ -348,7 +339,7 @@ class Elements:
         if not isinstance(atom, Read) or not isinstance(atom.leaf, Element):
             return False
         low, high = self.range(atom.leaf)
-        return low is not None and high is not None and sizes.at_least(size, high + 1)
+        return low >= 0 and sizes.at_least(size, high + 1)
 
     # --- joins
 

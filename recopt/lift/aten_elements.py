@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +16,7 @@ from ..ir.normal import add
 from ..ir.ranges import value_range
 from ..ir.rules import FLOATS, WIDTH
 from ..ir.term import number
+from ..kernels.pointwise import HALF
 from ..layout.element import Element, Index
 from ..layout.elements import Elements
 from ..match import No
@@ -20,23 +24,23 @@ from .aten_types import promoted
 
 Function = Callable[[Elements, Node, Index], Element]
 WHOLE = ("int32", "int64")  # that hold any bucket
-LARGEST = {
-    "float16": 65504.0,
-    "bfloat16": (2.0 - 2.0**-7) * 2.0**127,
-    "float32": (2.0 - 2.0**-23) * 2.0**127,
-    "float64": (2.0 - 2.0**-52) * 2.0**1023,
-}
 MAX_REDUCED = 64  # elements that a reduction takes together
 
 
-def _dtype(node: Node) -> str:
+def wide_of(dtype: str) -> str:
+    """The type in which torch computes what is several operators, and rounds once."""
+    return "float32" if dtype in HALF else dtype
+
+
+def dtype_of(node: Node) -> str:
+    """The type of a node's first result. Raises No for one that the language does not have."""
     dtype = node.outputs[0].dtype
     if dtype not in WIDTH:
         raise No("{} is of {}", node.name, dtype)
     return dtype
 
 
-def _promoted(*args: object) -> str:
+def promoted_of(*args: object) -> str:
     """torch.result_type of two operands."""
     return promoted(*(tensor.full(a.shape or (), 0, str(a.dtype)) if isinstance(a, Value) else a for a in args))
 
@@ -45,7 +49,7 @@ def _binary(op: str) -> Function:
     """op(a, b), or op(a, alpha * b)."""
 
     def element(e: Elements, node: Node, index: Index) -> Element:
-        dtype = _dtype(node)
+        dtype = dtype_of(node)
         name = {"add": "or", "mul": "and"}.get(op, op) if dtype == "bool" else op
         if dtype == "bool" and name not in ("or", "and", "xor", "min", "max"):
             raise No("{} of truth values", node.op)
@@ -73,10 +77,10 @@ def _modulo(op: str) -> Function:
     inner = _binary(op)
 
     def element(e: Elements, node: Node, index: Index) -> Element:
-        if _dtype(node) not in ("float32", "int8", "int16", "int32", "int64", "uint8"):
-            raise No("{} of {}", node.op, _dtype(node))
+        if dtype_of(node) not in ("float32", "int8", "int16", "int32", "int64", "uint8"):
+            raise No("{} of {}", node.op, dtype_of(node))
         divisor = node.args[1]
-        if divisor == 0 and "int" in _dtype(node):
+        if divisor == 0 and "int" in dtype_of(node):
             raise No("a division by 0")
         return inner(e, node, index)
 
@@ -85,7 +89,7 @@ def _modulo(op: str) -> Function:
 
 def _divide(e: Elements, node: Node, index: Index) -> Element:
     mode = node.kwargs.get("rounding_mode", node.args[2] if len(node.args) > 2 else None)
-    dtype = _dtype(node)
+    dtype = dtype_of(node)
     if mode is not None and dtype in FLOATS:
         raise No("a rounded division of floats")
     op = {None: "div", "floor": "floordiv", "trunc": "truncdiv"}[mode]
@@ -93,14 +97,14 @@ def _divide(e: Elements, node: Node, index: Index) -> Element:
 
 
 def _floor_divide(e: Elements, node: Node, index: Index) -> Element:
-    if _dtype(node) in FLOATS:
+    if dtype_of(node) in FLOATS:
         raise No("a rounded division of floats")
-    return e.make("floordiv", _dtype(node), *(e.operand(arg, index, _dtype(node)) for arg in node.args[:2]))
+    return e.make("floordiv", dtype_of(node), *(e.operand(arg, index, dtype_of(node)) for arg in node.args[:2]))
 
 
 def _unary(op: str) -> Function:
     def element(e: Elements, node: Node, index: Index) -> Element:
-        dtype = _dtype(node)
+        dtype = dtype_of(node)
         if (dtype == "bool" and op != "not") or (dtype == "uint8" and op in ("neg", "sign", "abs")):
             raise No("{} of {}", node.op, dtype)
         x = e.operand(node.args[0], index, dtype)
@@ -113,7 +117,7 @@ def _unary(op: str) -> Function:
 
 def _compare(op: str) -> Function:
     def element(e: Elements, node: Node, index: Index) -> Element:
-        dtype = _promoted(*node.args[:2])
+        dtype = promoted_of(*node.args[:2])
         if dtype == "bool" and op not in ("eq", "ne"):
             raise No("an order of truth values")
         a, b = (e.operand(arg, index, dtype) for arg in node.args[:2])
@@ -176,7 +180,7 @@ def _logical(op: str) -> Function:
 
 def _shift(op: str) -> Function:
     def element(e: Elements, node: Node, index: Index) -> Element:
-        dtype, by = _dtype(node), node.args[1]
+        dtype, by = dtype_of(node), node.args[1]
         if isinstance(by, bool) or not isinstance(by, int) or not 0 <= by < WIDTH[dtype] - (dtype != "uint8"):
             raise No("a shift by {}", by)
         return e.make(op, dtype, e.operand(node.args[0], index, dtype), e.literal(by, dtype))
@@ -185,9 +189,9 @@ def _shift(op: str) -> Function:
 
 
 def _clamp(e: Elements, node: Node, index: Index) -> Element:
-    dtype = _dtype(node)
+    dtype = dtype_of(node)
     x = e.operand(node.args[0], index, dtype)
-    given = dict(zip(("min", "max"), node.args[1:], strict=False)) | dict(node.kwargs)
+    given = arguments(node, "min max")
     for name, op in (("min", "max"), ("max", "min")):
         if given.get(name) is not None:
             x = e.make(op, dtype, x, e.operand(given[name], index, dtype))
@@ -196,7 +200,7 @@ def _clamp(e: Elements, node: Node, index: Index) -> Element:
 
 def _bounded(op: str) -> Function:
     def element(e: Elements, node: Node, index: Index) -> Element:
-        dtype = _dtype(node)
+        dtype = dtype_of(node)
         if dtype == "bool":
             raise No("{} of truth values", node.op)
         return e.make(op, dtype, *(e.operand(arg, index, dtype) for arg in node.args[:2]))
@@ -205,22 +209,12 @@ def _bounded(op: str) -> Function:
 
 
 def _relu(e: Elements, node: Node, index: Index) -> Element:
-    dtype = _dtype(node)
+    dtype = dtype_of(node)
     return e.make("max", dtype, e.operand(node.args[0], index, dtype), e.literal(0, dtype))
 
 
-def _square(e: Elements, node: Node, index: Index) -> Element:
-    x = e.operand(node.args[0], index, _dtype(node))
-    return e.make("mul", _dtype(node), x, x)
-
-
-def _reciprocal(e: Elements, node: Node, index: Index) -> Element:
-    dtype = _dtype(node)
-    return e.make("div", dtype, e.operand(1.0, index, dtype), e.operand(node.args[0], index, dtype))
-
-
 def _power(e: Elements, node: Node, index: Index) -> Element:
-    dtype, exponent = _dtype(node), node.args[1]
+    dtype, exponent = dtype_of(node), node.args[1]
     x = e.operand(node.args[0], index, dtype)
     if exponent == 2:
         return e.make("mul", dtype, x, x)
@@ -234,7 +228,7 @@ def _power(e: Elements, node: Node, index: Index) -> Element:
 
 
 def _where(e: Elements, node: Node, index: Index) -> Element:
-    dtype = _dtype(node)
+    dtype = dtype_of(node)
     condition = e.operand(node.args[0], index, "bool")
     return e.make("where", dtype, condition, *(_exact(e, arg, index, dtype) for arg in node.args[1:3]))
 
@@ -246,14 +240,14 @@ def _exact(e: Elements, arg: object, index: Index, dtype: str) -> Element:
 
 def _masked_fill(e: Elements, node: Node, index: Index) -> Element:
     x, mask, value = node.args[:3]
-    dtype = _dtype(node)
+    dtype = dtype_of(node)
     return e.make("where", dtype, e.operand(mask, index, "bool"), _exact(e, value, index, dtype), e.operand(x, index))
 
 
 def _cast(e: Elements, node: Node, index: Index) -> Element:
     if any(node.kwargs.get(k) is not None for k in ("device", "layout")):
         raise No("{} to another device", node.op)
-    return e.operand(node.args[0], index, _dtype(node))
+    return e.operand(node.args[0], index, dtype_of(node))
 
 
 def _same(e: Elements, node: Node, index: Index) -> Element:
@@ -263,28 +257,6 @@ def _same(e: Elements, node: Node, index: Index) -> Element:
 def _isnan(e: Elements, node: Node, index: Index) -> Element:
     x = e.operand(node.args[0], index)
     return e.make("isnan", "bool", x) if x.dtype in FLOATS else e.literal(0, "bool")
-
-
-def _isinf(e: Elements, node: Node, index: Index) -> Element:
-    x = e.operand(node.args[0], index)
-    if x.dtype not in FLOATS:
-        return e.literal(0, "bool")
-    return e.make("eq", "bool", e.make("abs", x.dtype, x), e.literal(float("inf"), x.dtype))
-
-
-def _nan_to_num(e: Elements, node: Node, index: Index) -> Element:
-    x = e.operand(node.args[0], index)
-    if x.dtype not in FLOATS:
-        return x
-    largest = LARGEST[x.dtype]
-    default = {"nan": 0.0, "posinf": largest, "neginf": -largest}
-    given = dict(zip(default, node.args[1:], strict=False)) | dict(node.kwargs)
-    given = {k: v if given.get(k) is None else given[k] for k, v in default.items()}
-    y = x
-    for name, value in (("neginf", float("-inf")), ("posinf", float("inf"))):
-        hit = e.make("eq", "bool", x, e.literal(value, x.dtype))
-        y = e.make("where", x.dtype, hit, e.literal(given[name], x.dtype), y)
-    return e.make("where", x.dtype, e.make("isnan", "bool", x), e.literal(given["nan"], x.dtype), y)
 
 
 def _not(e: Elements, node: Node, index: Index) -> Element:
@@ -299,8 +271,7 @@ def _bucketize(e: Elements, node: Node, index: Index) -> Element:
     if not isinstance(x, Value) or not isinstance(boundaries, Value) or not e.host.is_constant(boundaries):
         raise No("{} by boundaries that are computed", node.name)
     array = e.host.constant(boundaries)
-    named = ("out_int32", "right")
-    given = dict(zip(named, node.args[2:], strict=False)) | dict(node.kwargs)
+    given = arguments(node, "out_int32 right", 2)
     right = bool(given.get("right", False)) or given.get("side") == "right"
     if array.ndim != 1 or array.dtype.name not in FLOATS | {"int32", "int64"}:
         raise No("boundaries of shape {}", array.shape)
@@ -308,14 +279,14 @@ def _bucketize(e: Elements, node: Node, index: Index) -> Element:
     if not (np.all(plain[:-1] <= plain[1:])):
         raise No("boundaries that are not sorted")
     at = e.operand(x, index)
-    dtype = _promoted(x, boundaries) if at.dtype != array.dtype.name else at.dtype
+    dtype = promoted_of(x, boundaries) if at.dtype != array.dtype.name else at.dtype
     if dtype != array.dtype.name:
         raise No("{} in boundaries of {}", at.dtype, array.dtype)
     found = e.cast(at, dtype)
     if array.size == 0:
-        return e.literal(0, _dtype(node))
+        return e.literal(0, dtype_of(node))
     start = number(e.pack(boundaries, array))
-    return e.make("bucket", _dtype(node), found, array.size, int(right), source=array.dtype.name, index=(start,))
+    return e.make("bucket", dtype_of(node), found, array.size, int(right), source=array.dtype.name, index=(start,))
 
 
 def _one_hot(e: Elements, node: Node, index: Index) -> Element:
@@ -323,101 +294,111 @@ def _one_hot(e: Elements, node: Node, index: Index) -> Element:
         raise No("a one-hot whose width depends on data")
     place = e.make("at", "int64", index=(index[-1],))
     ids = e.operand(node.args[0], index[:-1], "int64")
-    return e.cast(_in_bucket(e, ids, place) or e.make("eq", "bool", place, ids), _dtype(node))
+    return e.cast(_in_bucket(e, ids, place) or e.make("eq", "bool", place, ids), dtype_of(node))
+
+
+def together(node: Node, index: Index, dims: object, keepdim: object) -> list[Index]:
+    """Where the elements lie that a reduction of a node's first operand takes together. Raises No where they are not
+    few."""
+    x = node.args[0]
+    if not isinstance(x, Value) or x.shape is None:
+        raise No("{} of no known shape", node.name)
+    rank = len(x.shape)
+    listed = (
+        [dims] if isinstance(dims, int) else list(dims) if isinstance(dims, (list, tuple)) and dims else range(rank)
+    )
+    chosen = sorted({d % rank for d in listed}) if rank else []
+    lengths = [n if isinstance(n := x.shape[d], int) else 0 for d in chosen]
+    if not 0 < math.prod(lengths) <= MAX_REDUCED:
+        raise No("a reduction over {}", [x.shape[d] for d in chosen])
+    found = []
+    for at in itertools.product(*map(range, lengths)):
+        place = list(index)
+        for d, n in zip(chosen, at, strict=True):
+            if keepdim:
+                place[d] = number(n)
+            else:
+                place.insert(d, number(n))
+        found.append(tuple(place))
+    return found
+
+
+def arguments(node: Node, names: str, first: int = 1) -> dict[str, Any]:
+    """Arguments by name, the first of them at a place."""
+    return dict(zip(names.split(), node.args[first:], strict=False)) | dict(node.kwargs)
+
+
+def folded(e: Elements, op: str, parts: Sequence[Element]) -> Element:
+    """Elements one after the other."""
+    return functools.reduce(lambda a, b: e.make(op, a.dtype, a, b), parts)
 
 
 def _reduced(op: str, average: bool = False) -> Function:
     """A reduction over few elements, one after the other."""
 
     def element(e: Elements, node: Node, index: Index) -> Element:
-        x, dtype = node.args[0], _dtype(node)
-        given = dict(zip(("dim", "keepdim"), node.args[1:], strict=False)) | dict(node.kwargs)
-        if not isinstance(x, Value) or x.shape is None:
-            raise No("{} of no known shape", node.name)
-        dims = given.get("dim")
-        dims = range(len(x.shape)) if dims in (None, []) else [dims] if isinstance(dims, int) else dims
-        chosen = sorted({d % len(x.shape) for d in dims}) if x.shape else []
-        lengths = [x.shape[d] for d in chosen]
-        count = 1
-        for n in lengths:
-            if not isinstance(n, int) or not 0 < n <= MAX_REDUCED:
-                raise No("a reduction over {}", n)
-            count *= n
-        if count > MAX_REDUCED:
-            raise No("a reduction over {}", count)
-        wide = "float32" if dtype in ("float16", "bfloat16") else dtype
-        rest = list(index)
-        for d in chosen:
-            if given.get("keepdim"):
-                rest[d] = number(0)
-            else:
-                rest.insert(d, number(0))
-        total: Element | None = None
-        for at in itertools.product(*(range(int(n)) for n in lengths)):
-            for d, place in zip(chosen, at, strict=True):
-                rest[d] = number(place)
-            part = e.operand(x, tuple(rest), wide)
-            total = part if total is None else e.make(op, wide, total, part)
-        assert total is not None
+        dtype = dtype_of(node)
+        told, wide = arguments(node, "dim keepdim"), wide_of(dtype)
+        places = together(node, index, told.get("dim"), told.get("keepdim"))
+        total = folded(e, op, [e.operand(node.args[0], place, wide) for place in places])
         if average:
-            total = e.make("div", wide, total, e.literal(count, wide))
+            total = e.make("div", wide, total, e.literal(len(places), wide))
         return e.cast(total, dtype)
 
     return element
 
 
-def _named(names: str, function: Function) -> dict[str, Function]:
+def named(names: str, function: Function) -> dict[str, Function]:
+    """A row for each of these names."""
     return {f"aten.{name}": function for name in names.split()}
 
 
-POINTWISE: dict[str, Function] = {
-    **_named("add.Tensor add.Scalar", _binary("add")),
-    **_named("sub.Tensor sub.Scalar", _binary("sub")),
-    **_named("rsub.Scalar rsub.Tensor", _reversed("sub")),
-    **_named("mul.Tensor mul.Scalar", _binary("mul")),
-    **_named("div.Tensor div.Scalar div.Tensor_mode div.Scalar_mode true_divide.Tensor", _divide),
-    **_named("floor_divide.default floor_divide.Scalar", _floor_divide),
-    **_named("remainder.Scalar remainder.Tensor", _modulo("rem")),
-    **_named("fmod.Scalar fmod.Tensor", _modulo("fmod")),
-    **_named("bitwise_and.Tensor bitwise_and.Scalar __and__.Tensor __and__.Scalar", _binary("and")),
-    **_named("bitwise_or.Tensor bitwise_or.Scalar __or__.Tensor __or__.Scalar", _binary("or")),
-    **_named("bitwise_xor.Tensor bitwise_xor.Scalar __xor__.Tensor __xor__.Scalar", _binary("xor")),
-    **_named("bitwise_not.default", _unary("not")),
-    **_named("__rshift__.Scalar bitwise_right_shift.Tensor_Scalar", _shift("shr")),
-    **_named("__lshift__.Scalar bitwise_left_shift.Tensor_Scalar", _shift("shl")),
-    **_named("logical_and.default", _logical("and")),
-    **_named("logical_or.default", _logical("or")),
-    **_named("logical_xor.default", _logical("xor")),
-    **_named("logical_not.default", _not),
-    **_named("eq.Tensor eq.Scalar", _compare("eq")),
-    **_named("ne.Tensor ne.Scalar not_equal.Tensor not_equal.Scalar", _compare("ne")),
-    **_named("lt.Tensor lt.Scalar less.Tensor less.Scalar", _compare("lt")),
-    **_named("le.Tensor le.Scalar", _compare("le")),
-    **_named("gt.Tensor gt.Scalar greater.Tensor greater.Scalar", _compare("gt")),
-    **_named("ge.Tensor ge.Scalar", _compare("ge")),
-    **_named("where.self where.ScalarSelf where.ScalarOther where.Scalar", _where),
-    **_named("masked_fill.Scalar masked_fill.Tensor", _masked_fill),
-    **_named("clamp.default clamp.Tensor clip.default", _clamp),
-    **_named("clamp_min.default maximum.default", _bounded("max")),
-    **_named("clamp_max.default minimum.default", _bounded("min")),
-    **_named("relu.default", _relu),
-    **_named("square.default", _square),
-    **_named("reciprocal.default", _reciprocal),
-    **_named("pow.Tensor_Scalar", _power),
-    **_named("to.dtype _to_copy.default", _cast),
-    **_named("clone.default contiguous.default", _same),
-    **_named("isnan.default", _isnan),
-    **_named("isinf.default", _isinf),
-    **_named("nan_to_num.default", _nan_to_num),
-    **_named("bucketize.Tensor searchsorted.Tensor", _bucketize),
-    **_named("one_hot.default", _one_hot),
-    **_named("sum.dim_IntList sum.default", _reduced("add")),
-    **_named("mean.dim", _reduced("add", average=True)),
-    **_named("amax.default", _reduced("max")),
-    **_named("amin.default", _reduced("min")),
+SINGLE: dict[str, Function] = {
+    **named("add.Tensor add.Scalar", _binary("add")),
+    **named("sub.Tensor sub.Scalar", _binary("sub")),
+    **named("rsub.Scalar rsub.Tensor", _reversed("sub")),
+    **named("mul.Tensor mul.Scalar", _binary("mul")),
+    **named("div.Tensor div.Scalar div.Tensor_mode div.Scalar_mode true_divide.Tensor", _divide),
+    **named("floor_divide.default floor_divide.Scalar", _floor_divide),
+    **named("remainder.Scalar remainder.Tensor", _modulo("rem")),
+    **named("fmod.Scalar fmod.Tensor", _modulo("fmod")),
+    **named("bitwise_and.Tensor bitwise_and.Scalar __and__.Tensor __and__.Scalar", _binary("and")),
+    **named("bitwise_or.Tensor bitwise_or.Scalar __or__.Tensor __or__.Scalar", _binary("or")),
+    **named("bitwise_xor.Tensor bitwise_xor.Scalar __xor__.Tensor __xor__.Scalar", _binary("xor")),
+    **named("bitwise_not.default", _unary("not")),
+    **named("__rshift__.Scalar bitwise_right_shift.Tensor_Scalar", _shift("shr")),
+    **named("__lshift__.Scalar bitwise_left_shift.Tensor_Scalar", _shift("shl")),
+    **named("logical_and.default", _logical("and")),
+    **named("logical_or.default", _logical("or")),
+    **named("logical_xor.default", _logical("xor")),
+    **named("logical_not.default", _not),
+    **named("eq.Tensor eq.Scalar", _compare("eq")),
+    **named("ne.Tensor ne.Scalar not_equal.Tensor not_equal.Scalar", _compare("ne")),
+    **named("lt.Tensor lt.Scalar less.Tensor less.Scalar", _compare("lt")),
+    **named("le.Tensor le.Scalar", _compare("le")),
+    **named("gt.Tensor gt.Scalar greater.Tensor greater.Scalar", _compare("gt")),
+    **named("ge.Tensor ge.Scalar", _compare("ge")),
+    **named("where.self where.ScalarSelf where.ScalarOther where.Scalar", _where),
+    **named("masked_fill.Scalar masked_fill.Tensor", _masked_fill),
+    **named("clamp.default clamp.Tensor clip.default", _clamp),
+    **named("clamp_min.default maximum.default", _bounded("max")),
+    **named("clamp_max.default minimum.default", _bounded("min")),
+    **named("relu.default", _relu),
+    **named("pow.Tensor_Scalar", _power),
+    **named("to.dtype _to_copy.default", _cast),
+    **named("clone.default contiguous.default", _same),
+    **named("isnan.default", _isnan),
+    **named("bucketize.Tensor searchsorted.Tensor", _bucketize),
+    **named("one_hot.default", _one_hot),
+    **named("sum.dim_IntList sum.default", _reduced("add")),
+    **named("mean.dim", _reduced("add", average=True)),
+    **named("amax.default max.dim", _reduced("max")),
+    **named("amin.default min.dim", _reduced("min")),
+    **named("prod.dim_int", _reduced("mul")),
     **{
         f"aten.{name}.default": _unary(name)
         for name in """neg abs floor ceil round trunc sign sqrt rsqrt exp log log1p log2 log10 expm1 tanh sigmoid
         sin cos erf""".split()
     },
+    **named("sgn.default", _unary("sign")),
 }

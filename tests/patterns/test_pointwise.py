@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from spellings.pointwise import CASES, Module, inputs
+from spellings.pointwise import CASES, TABLE, Module, inputs
 from torch import Tensor, nn
 
 import recopt
@@ -77,6 +78,22 @@ def test_whatever_comes_has_the_originals_bits(name: str, data: st.DataObject) -
     ids = torch.tensor(data.draw(st.lists(whole, min_size=count, max_size=count)), dtype=torch.int64)
     args = x.reshape(-1, 6), ids.reshape(-1, 6)
     check_bits(results(module, args), results(found, args))
+
+
+def test_what_depends_on_an_order_of_sums_is_close() -> None:
+    def function(x: Tensor, ids: Tensor) -> object:
+        spread = (
+            x.std(1, keepdim=True) + x.var(1, unbiased=False, keepdim=True) + x.reshape(-1, 2, 3).var((1, 2))[:, None]
+        )
+        return torch.cat(
+            [(x - x.mean(1, keepdim=True)) / spread, F.normalize(x), F.softplus(x * 9), torch.softmax(x, 1)], 1
+        )
+
+    found = optimized(Module(function))
+    assert operators(found) == [OPERATOR], found.report.refusals
+    for batch in (1, 7):
+        args = inputs(batch)
+        torch.testing.assert_close(results(found, args), results(Module(function), args), equal_nan=True)
 
 
 def test_an_empty_batch() -> None:
@@ -167,6 +184,16 @@ def test_a_lookup_in_a_table_fed_at_run_time_stays() -> None:
     check_bits(results(module, args), results(found, args))
 
 
+def test_a_table_that_may_be_read_outside_does_not_spoil_its_region() -> None:
+    def function(x: Tensor, ids: Tensor) -> object:
+        return torch.cat([TABLE[ids.clamp(-3, 3)], (x.abs() * 2 + 1) / 3], 1)  # a negative place counts from the end
+
+    found = optimized(Module(function))
+    assert operators(found) == ["aten.clamp.default", "aten.index.Tensor", OPERATOR]
+    args = inputs(3)
+    check_bits(results(Module(function), args), results(found, args))
+
+
 def test_columns_of_one_chain_are_one_loop() -> None:
     (node,) = [
         n for n in optimized(Module(CASES["columns hashed, each by its own size"])).host.nodes if n.op == OPERATOR
@@ -174,9 +201,20 @@ def test_columns_of_one_chain_are_one_loop() -> None:
     assert str(node.args[1]).count("loop") == 1
 
 
-def test_a_reduction_that_many_elements_share_ends_a_region() -> None:
+def test_a_reduction_of_a_row_is_computed_once_for_it() -> None:
     def function(x: Tensor, ids: Tensor) -> object:
         wide = torch.exp(torch.cat([x + n for n in range(10)], 1) * 0.1) + 1.0
+        return wide / wide.sum(1, keepdim=True) - 0.5
+
+    found = optimized(Module(function))
+    assert operators(found) == [OPERATOR]
+    args = inputs(1)
+    torch.testing.assert_close(results(found, args), results(Module(function), args))
+
+
+def test_a_reduction_that_many_elements_share_ends_a_region() -> None:
+    def function(x: Tensor, ids: Tensor) -> object:
+        wide = torch.exp(x.unsqueeze(1) * torch.arange(60.0).unsqueeze(1) * 0.01) + 1.0
         return wide / wide.sum(1, keepdim=True) - 0.5
 
     found = optimized(Module(function))

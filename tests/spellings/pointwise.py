@@ -78,6 +78,37 @@ def _space(x: Tensor, ids: Tensor) -> Tensor:
     return torch.cat([y[:, 1:], y[:, :1]], 1).reshape(-1, 6).roll(2, 1)
 
 
+def _limits(x: Tensor, ids: Tensor) -> Tensor:
+    parts = [
+        F.hardtanh(x, -0.5, 1.5),
+        F.relu6(x * 4 + 0.5),
+        F.leaky_relu(x, 0.2),
+        F.threshold(x, 0.25, -1.0),
+        torch.frac(x),
+    ]
+    return torch.cat([*parts, torch.round(x, decimals=2), torch.sgn(x)], 1)
+
+
+def _truths(x: Tensor, ids: Tensor) -> Tensor:
+    few = torch.tensor([1, -7, LARGEST, 3])
+    rows = torch.stack([(x > 1).any(1), torch.isfinite(x).all(1), (ids[:, :3] != 0).all(-1)], 1)
+    counts = torch.count_nonzero(ids % 3, 1).unsqueeze(1)
+    listed = torch.isin(ids % 8, few), torch.isin(ids, few, invert=True)
+    return torch.cat([*listed, rows, counts, torch.cumsum(ids % 3 == 0, 1)], 1)
+
+
+def _bits(x: Tensor, ids: Tensor) -> Tensor:
+    by = torch.tensor([0, 5, 63, 64, -1, 100])
+    narrow = ids.to(torch.int32)
+    parts = [ids >> by, ids << by, narrow >> by.to(torch.int32), (ids.unsqueeze(-1) >> torch.arange(9)).flatten(1) & 1]
+    return torch.cat(parts, 1)
+
+
+def _written(x: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    hot = x.new_zeros(ids.shape[0], 9).scatter(1, ids[:, :4] % 9, 2.5)
+    return hot * 2 - 1, torch.scatter_add(ids, 1, ids[:, 2:] % 6, ids[:, 1:] + 1)
+
+
 CASES: dict[str, Function] = {
     "columns hashed, each by its own size": _columns,
     "pieces of many kinds joined": _mixed,
@@ -99,18 +130,27 @@ CASES: dict[str, Function] = {
     "masks": lambda x, ids: x.masked_fill((ids % 3 == 0) | (ids * 641 % 641 != 0), -1e4).clamp(-10, 10),
     "a condition along another axis": lambda x, ids: torch.where((ids[:, :1] > 0), x, torch.zeros_like(x)) * 0.5,
     "constant columns": lambda x, ids: (x[:, ORDER] + 1)[:, [2, 0]],
+    "small tables at computed places": lambda x, ids: torch.stack(
+        [TABLE[ids & 31], TABLE[ids.clamp(-1, 38) + 1], TABLE[torch.bucketize(x, EDGES).clamp(1, 6) - 1 + (ids > 3)]], 1
+    ),
     "a small table": lambda x, ids: TABLE[ids % 40] * x,
     "one-hot by comparison": lambda x, ids: ((ids % 5).unsqueeze(-1) == torch.arange(5)).float().sum(1),
     "multi-hot": lambda x, ids: F.one_hot(ids % 5, 5).amax(1).to(x.dtype),
     "sums of few": lambda x, ids: torch.cat(
         [x.round().sum(1, keepdim=True), (ids % 9).sum(1, keepdim=True).float()], 1
     ),
-    "largest of few": lambda x, ids: torch.stack([x.amax(1), x.amin(1)], 1),
+    "largest of few": lambda x, ids: torch.stack([x.amax(1), x.amin(1), x.max(1).values, x.prod(1)], 1),
     "padded and cut": lambda x, ids: F.pad(x * 2, (1, 2))[:, 2:8],
     "stacked": lambda x, ids: torch.stack([x, x.abs(), -x], 2).flatten(1),
     "split and joined": lambda x, ids: torch.cat([c + n for n, c in enumerate(reversed(x.split(2, 1)))], 1),
     "expanded": lambda x, ids: (x.unsqueeze(1).expand(-1, 4, -1) * torch.arange(1.0, 5.0).unsqueeze(1) + 1).flatten(1),
     "casts": lambda x, ids: torch.nan_to_num(x, 0.0, 9.0, -9.0).to(torch.int64).to(torch.float32) + (x > 0),
     "roots and signs": lambda x, ids: torch.cat([torch.sqrt(x.abs()), x.ceil(), x.floor(), torch.round(x)], 1),
+    "limits": _limits,
+    "curves": lambda x, ids: torch.cat([F.silu(x), torch.logit(x, 0.01)], 1),
+    "truths of few": _truths,
+    "shifts by columns": _bits,
+    "written to places": _written,
+    "every pair": lambda x, ids: torch.einsum("bi,bj->bij", x, x + 1)[:, [1, 2, 2], [0, 0, 1]] - 1,
     "normalised": lambda x, ids: ((x - EDGES[:6]) / (MANY[:6] + 3)).reciprocal(),
 }

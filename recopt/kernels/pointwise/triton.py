@@ -15,12 +15,13 @@ import linecache
 import math
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import HALF, Line, Loop, PointwiseError, Program, bind, evaluate, parse_program, shapes
+from .tiling import Tiling, choose, shape_of, tiles
 
 TYPES = {
     "bool": "tl.int1", "uint8": "tl.uint8", "int8": "tl.int8", "int16": "tl.int16", "int32": "tl.int32",
@@ -35,27 +36,6 @@ _PLAIN = {
     "ge": "({0} >= {1})", "isnan": "({0} != {0})", "where": "tl.where({0}, {1}, {2})",
     "floor": "tl.floor({0})", "ceil": "tl.ceil({0})",
 }  # fmt: skip
-
-
-class Tiling(NamedTuple):
-    """Rows a block, elements a tile, warps a program."""
-
-    rows: int = 16
-    tile: int = 512
-    warps: int = 2
-
-
-def choose(rows: int) -> Tiling:
-    """The tiling for so many rows: few rows are cut finely, so that every loop has processors of its own.
-
-    Measured on an H200, device us of benchmarks/layout.py's features and columns. 65536 rows: 16 by 512 with 2 warps
-    72.9 and 112.2, 32 by 512 the same 76.5 and 112.6, 64 by 1024 with 4 warps 84.4 and 135.1. 2048 rows: 16 by 512 with
-    2 warps 4.2 and 4.9, with 4 4.3 and 5.2, 8 by 256 with 2 4.5 and 6.0. 256 rows: 8 by 256 with 4 warps 2.0 and 2.0,
-    32 by 512 2.3 and 2.2.
-    """
-    if rows <= 4:
-        return Tiling(1 if rows == 1 else 4, 256, 2)
-    return Tiling(8, 256, 4) if rows <= 512 else Tiling(16, 512, 2)
 
 
 # --- the source
@@ -255,14 +235,6 @@ def _flat(index: Sequence[str], strides: Sequence[str]) -> str:
     return "(" + (" + ".join(terms) or "0") + ")"
 
 
-def _shape(inner: int | None, tiling: Tiling) -> tuple[int, int]:
-    """Rows and columns of a tile of a loop of `inner` columns (None: not known before): those that leave fewest
-    columns empty, the wider where equal."""
-    widths = [2**n for n in range(9)] if inner is not None else [128]
-    columns = min(widths, key=lambda w: (-(-(inner or 1) // w) * w * (1 if w >= min(inner or 1, 32) else 2), -w))
-    return max(1, min(tiling.rows, tiling.tile // columns)), columns
-
-
 def _inner(loop: Loop) -> tuple[str, int | None]:
     """The columns of a loop as text, and as a number where they are one."""
     number = math.prod(int(s) for s in loop.axes[1:]) if all(s.isdigit() for s in loop.axes[1:]) else None
@@ -272,7 +244,7 @@ def _inner(loop: Loop) -> tuple[str, int | None]:
 def _branch(program: Program, loop: Loop, strided: Sequence[bool], tiling: Tiling) -> list[str]:
     """A loop's tile: its rows, its other axes from the column, its lines, its store."""
     inner, number = _inner(loop)
-    rows, columns = _shape(number, tiling)
+    rows, columns = shape_of(number, tiling)
     writer = _Writer(program, loop, strided, (rows, columns))
     writer.add(f"row = block * {tiling.rows} + (unit - first) // across * {rows} + tl.arange(0, {rows})[:, None]")
     writer.add(f"rest = (unit - first) % across * {columns} + tl.arange(0, {columns})[None, :]")
@@ -303,7 +275,7 @@ def source(program: Program, strided: Sequence[bool], tiling: Tiling) -> tuple[s
     body = ["    block = tl.program_id(0) // units", "    unit = tl.program_id(0) % units", "    first = 0"]
     for loop in program.loops:
         inner, number = _inner(loop)
-        rows, columns = _shape(number, tiling)
+        rows, columns = shape_of(number, tiling)
         body.append(f"    across = ({inner} + {columns - 1}) // {columns}")
         body.append(f"    tiles = {tiling.rows // rows} * across")
         body.append("    if (unit >= first) & (unit < first + tiles):")
@@ -368,12 +340,10 @@ def _bind(inputs: Sequence[Tensor], text: str, tiling: Tiling | None) -> Callabl
     ]
     axes = [[int(evaluate(s, symbols)) for s in loop.axes] for loop in program.loops]
     rows = max([a[0] if a else 1 for a in axes if 0 not in a], default=0)
-    tiling = tiling or choose(rows)
+    widths = [(_inner(loop)[1], math.prod(a[1:])) for loop, a in zip(program.loops, axes, strict=True)]
+    tiling = tiling or choose(rows, widths)
     strides = [s for t, apart in zip(inputs, strided, strict=True) if apart for s in t.stride()]
-    units = 0
-    for loop, a in zip(program.loops, axes, strict=True):
-        tile = _shape(_inner(loop)[1], tiling)
-        units += tiling.rows // tile[0] * -(-math.prod(a[1:]) // tile[1])
+    units = tiles(widths, tiling)
     grid = (-(-rows // tiling.rows) * units, 1, 1)
     kernel = _kernel(text, strided, tiling)
     spans = [sum(n * s for n, s in zip(t.shape, t.stride(), strict=True)) for t in inputs]
