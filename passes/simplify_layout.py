@@ -14,6 +14,7 @@ from recopt.hosts.base import Host
 from recopt.joins import simplify_joins
 from recopt.late_choices import postpone_choices
 from recopt.pairs import join_pairs
+from recopt.past_pointwise import move_past_pointwise
 from recopt.relayout import relayout
 from recopt.remainders import simplify_remainders
 from recopt.rewrite import Context
@@ -31,6 +32,7 @@ def run(host: Host, context: Context) -> bool:
     steps = (
         keep_row_order,
         relayout,
+        move_past_pointwise,
         write_in_place,
         simplify_joins,
         turn_at_once,
