@@ -19,6 +19,7 @@ from recopt.relayout import relayout
 from recopt.remainders import simplify_remainders
 from recopt.rewrite import Context
 from recopt.row_order import keep_row_order
+from recopt.single_operators import write_single
 from recopt.small_tables import look_up_small
 from recopt.sums import simplify_sums
 from recopt.turned_columns import read_turned
@@ -31,6 +32,7 @@ def run(host: Host, context: Context) -> bool:
     """Whether anything was rewritten."""
     steps = (
         keep_row_order,
+        write_single,
         relayout,
         move_past_pointwise,
         write_in_place,

@@ -139,6 +139,14 @@ def reversals(host: Host, node: Node) -> Found:
     return source if axes[0] == axes[1] and isinstance(source, Value) and source.shape is not None else None
 
 
+def again(host: Host, node: Node) -> Found:
+    """A reshape to the shape that it has, though nobody knows it."""
+    before = node.args[0].node
+    same = before is not None and before.op == "Reshape" and not before.opaque and before.args[1] is node.args[1]
+    before_value: Value = node.args[0]
+    return before_value if same and before is not None and before.kwargs == node.kwargs else None
+
+
 def one_hot(host: Host, node: Node) -> Found:
     """A one-hot of other numbers, or with another dimension, says what was done to it."""
     places = [n for n, a in enumerate(node.args) if a is not None and made_by(host, a, "OneHot") is not None]
@@ -173,6 +181,7 @@ RULES: dict[str, tuple[Callable[[Host, Node], Found], ...]] = {
     **dict.fromkeys(POINTWISE, (one_hot,)),
     **dict.fromkeys(REDUCTIONS, (unturned,)),
     "Cast": (casts, one_hot),
+    "Reshape": (again,),
     "Trilu": (triangles,),
     "Pad": (pads,),
     "Transpose": (unturned, one_hot),
