@@ -13,7 +13,7 @@ from recopt.convolutions import fold_channels
 from recopt.hosts.base import Host
 from recopt.joins import simplify_joins
 from recopt.late_choices import postpone_choices
-from recopt.pairs import join_pairs
+from recopt.pairs import join_layout_pairs, join_pairs
 from recopt.past_pointwise import move_past_pointwise
 from recopt.relayout import relayout
 from recopt.remainders import simplify_remainders
@@ -32,6 +32,7 @@ def run(host: Host, context: Context) -> bool:
     """Whether anything was rewritten."""
     steps = (
         keep_row_order,
+        join_layout_pairs,
         write_single,
         relayout,
         move_past_pointwise,

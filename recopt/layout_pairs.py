@@ -27,6 +27,7 @@ class One(NamedTuple):
 
 
 Found: TypeAlias = One | Value | None
+Rule: TypeAlias = Callable[[Host, Node], Found]
 
 
 def made_by(host: Host, value: Value | None, *ops: str) -> Node | None:
@@ -177,7 +178,7 @@ REDUCTIONS = (
     *ARGUMENTS,
     *SOFTMAXES,
 )
-RULES: dict[str, tuple[Callable[[Host, Node], Found], ...]] = {
+RULES: dict[str, tuple[Rule, ...]] = {
     **dict.fromkeys(POINTWISE, (one_hot,)),
     **dict.fromkeys(REDUCTIONS, (unturned,)),
     "Cast": (casts, one_hot),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -10,12 +10,18 @@ from . import layout_pairs
 from .hosts.base import Host, Node, Value
 from .hosts.onnx import OnnxHost
 from .ir.rules import FLOATS
-from .layout_pairs import ARGUMENTS, One, axes_of, made_by
+from .layout_pairs import ARGUMENTS, One, Rule, axes_of, made_by
 from .lower.onnx_columns import extremes
 from .report import Rewrite
 from .rewrite import Context
 
 GEMMS = ("Gemm", "com.microsoft::FusedGemm")
+
+
+def join_layout_pairs(host: Host, context: Context, name: str) -> bool:
+    """Write the one operator where one of the two changes a type or a layout: before layouts are planned, which a
+    reduction may take in. True where any is written."""
+    return isinstance(host, OnnxHost) and _join(host, context, name, layout_pairs.RULES)
 
 
 def join_pairs(host: Host, context: Context, name: str) -> bool:
@@ -28,9 +34,13 @@ def join_pairs(host: Host, context: Context, name: str) -> bool:
     """
     if not isinstance(host, OnnxHost):
         return False
+    return any([_join(host, context, name, rules) for rules in (RULES, layout_pairs.RULES)])
+
+
+def _join(host: OnnxHost, context: Context, name: str, rules: Mapping[str, Sequence[Rule]]) -> bool:
     changed = False
     for node in list(host.nodes):
-        for rule in (*RULES.get(node.op, ()), *layout_pairs.RULES.get(node.op, ())) if not node.opaque else ():
+        for rule in rules.get(node.op, ()) if not node.opaque else ():
             one = rule(host, node)
             if one is not None and context.allows(name, node.outputs[0].name):
                 _write(host, context, name, node, one)
@@ -183,7 +193,7 @@ def _added(host: Host, node: Node) -> One | None:
     return None
 
 
-RULES: dict[str, tuple[Callable[[Host, Node], One | None], ...]] = {
+RULES: dict[str, tuple[Rule, ...]] = {
     "Where": (_choice,),
     "Relu": (_clip,),
     "Clip": (_clip,),
