@@ -13,7 +13,7 @@ from recopt.convolutions import fold_channels
 from recopt.hosts.base import Host
 from recopt.joins import simplify_joins
 from recopt.late_choices import postpone_choices
-from recopt.pairs import join_layout_pairs, join_pairs
+from recopt.pairs import join_pairs, join_reductions
 from recopt.past_pointwise import move_past_pointwise
 from recopt.relayout import relayout
 from recopt.remainders import simplify_remainders
@@ -32,10 +32,9 @@ def run(host: Host, context: Context) -> bool:
     """Whether anything was rewritten."""
     steps = (
         keep_row_order,
-        join_layout_pairs,
+        join_reductions,
         write_single,
         relayout,
-        move_past_pointwise,
         write_in_place,
         simplify_joins,
         turn_at_once,
@@ -45,6 +44,8 @@ def run(host: Host, context: Context) -> bool:
         simplify_broadcasts,
         simplify_remainders,
         simplify_sums,
+        move_past_pointwise,  # the steps before know choices and columns by the layouts around them
+        simplify_broadcasts,
         join_pairs,
         fold_channels,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias, cast
 
 import numpy as np
 
@@ -13,6 +13,8 @@ from .lower.onnx_columns import POINTWISE
 
 AXES = 13  # opset from which the axis of a Softmax is one dimension
 ARGUMENTS = ("ArgMax", "ArgMin")
+RESHAPES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
+NUMBERS = {"float32": 1, "uint8": 2, "int8": 3, "int32": 6, "int64": 7, "bool": 9, "float16": 10, "float64": 11}
 SOFTMAXES = ("Softmax", "LogSoftmax", "Hardmax")
 
 
@@ -140,12 +142,60 @@ def reversals(host: Host, node: Node) -> Found:
     return source if axes[0] == axes[1] and isinstance(source, Value) and source.shape is not None else None
 
 
-def again(host: Host, node: Node) -> Found:
-    """A reshape to the shape that it has, though nobody knows it."""
+def reshapes(host: Host, node: Node) -> Found:
+    """A reshape to the shape that it has, though nobody knows it; one after another, to numbers alone."""
     before = node.args[0].node
-    same = before is not None and before.op == "Reshape" and not before.opaque and before.args[1] is node.args[1]
-    before_value: Value = node.args[0]
-    return before_value if same and before is not None and before.kwargs == node.kwargs else None
+    if before is None or before.opaque or before.op not in RESHAPES or node.kwargs != {}:
+        return None
+    if before.op == "Reshape" and before.args[1] is node.args[1] and not before.kwargs:
+        same: Value = node.args[0]
+        return same
+    known = host.is_constant(node.args[1]) and host.constant(node.args[1]).all()  # 0 would keep a size
+    return (
+        One("Reshape", [before.args[0], node.args[1]], {}) if known and made_by(host, node.args[0], before.op) else None
+    )
+
+
+def alone(host: Host, node: Node) -> Found:
+    """One tensor beside none is itself."""
+    only = node.args[0] if len(node.args) == 1 else None
+    return only if isinstance(only, Value) and only.shape is not None else None
+
+
+def picked(host: Host, node: Node) -> Found:
+    """A tensor of a sequence that is written out."""
+    before = node.args[0].node
+    if before is None or before.opaque or before.op != "SequenceConstruct" or not host.is_constant(node.args[1]):
+        return None
+    at = int(host.constant(node.args[1]).item())
+    return cast("Value", before.args[at]) if -len(before.args) <= at < len(before.args) else None
+
+
+def written_out(host: Host, node: Node) -> Found:
+    """The tensors of a sequence that is written out, joined."""
+    before = made_by(host, node.args[0], "SequenceConstruct")
+    if before is None or node.kwargs.get("new_axis", 0):
+        return None
+    return One("Concat", list(before.args), {"axis": node.kwargs["axis"]})
+
+
+def turns(host: Host, node: Node) -> Found:
+    """Two transposes are one or none."""
+    before = made_by(host, node.args[0], "Transpose")
+    first, second = (_perm(before), _perm(node)) if before is not None else (None, None)
+    if before is None or first is None or second is None:
+        return None
+    perm = [first[p] for p in second]
+    source = before.args[0]
+    return One("Transpose", [source], {"perm": perm}) if perm != sorted(perm) else cast("Value", source)
+
+
+def like(host: Host, node: Node) -> Found:
+    """A cast to a type that is known."""
+    to = node.args[1].dtype
+    if to not in NUMBERS:
+        return None
+    return One("Cast", [node.args[0]], {"to": NUMBERS[to], **node.kwargs})
 
 
 def one_hot(host: Host, node: Node) -> Found:
@@ -178,13 +228,19 @@ REDUCTIONS = (
     *ARGUMENTS,
     *SOFTMAXES,
 )
+# before layouts are planned, which may take a transpose in
+EARLY: dict[str, tuple[Rule, ...]] = {**dict.fromkeys(REDUCTIONS, (unturned,)), "Transpose": (unturned,)}
 RULES: dict[str, tuple[Rule, ...]] = {
     **dict.fromkeys(POINTWISE, (one_hot,)),
-    **dict.fromkeys(REDUCTIONS, (unturned,)),
+    **EARLY,
     "Cast": (casts, one_hot),
-    "Reshape": (again,),
+    "Reshape": (reshapes,),
+    "Concat": (alone,),
+    "SequenceAt": (picked,),
+    "ConcatFromSequence": (written_out,),
+    "CastLike": (like,),
     "Trilu": (triangles,),
     "Pad": (pads,),
-    "Transpose": (unturned, one_hot),
+    "Transpose": (turns, unturned, one_hot),
     "ReverseSequence": (reversals,),
 }

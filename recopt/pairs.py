@@ -18,10 +18,9 @@ from .rewrite import Context
 GEMMS = ("Gemm", "com.microsoft::FusedGemm")
 
 
-def join_layout_pairs(host: Host, context: Context, name: str) -> bool:
-    """Write the one operator where one of the two changes a type or a layout: before layouts are planned, which a
-    reduction may take in. True where any is written."""
-    return isinstance(host, OnnxHost) and _join(host, context, name, layout_pairs.RULES)
+def join_reductions(host: Host, context: Context, name: str) -> bool:
+    """Write reductions of transposed tensors as ones of the tensors, before layouts are planned. True where any is."""
+    return isinstance(host, OnnxHost) and _join(host, context, name, layout_pairs.EARLY)
 
 
 def join_pairs(host: Host, context: Context, name: str) -> bool:

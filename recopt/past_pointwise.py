@@ -9,6 +9,7 @@ from typing import TypeAlias
 import numpy as np
 
 from . import lower
+from .columns import ROW
 from .errors import LowerError
 from .hosts.base import Array, Host, Node, Value
 from .hosts.onnx import OnnxHost
@@ -34,6 +35,7 @@ class _Moved:
     node: Node
     form: Form
     args: tuple[_Arg, ...]
+    rows: int  # operands that were single numbers and are several now
 
 
 _Arg: TypeAlias = "Elements | _Moved | Array | None"
@@ -100,14 +102,17 @@ class _Work:
             return None
         some = [n for n in nodes if n is not None]
         args: list[_Arg] = []
+        rows = 0
         for operands in zip(*(n.args for n in some), strict=True):
             try:
                 args.append(self.operand(wanted, operands))
             except NotLayout:
                 return None
+            many = isinstance(args[-1], np.ndarray) and args[-1].size > 1
+            rows += many and all(v is not None and self.host.constant(v).size == 1 for v in operands)
         fits = any(isinstance(a, Elements) for a in args) and (first.op != "Clip" or _are_numbers(args[1:]))
         shapes = [wanted.form.shape, *(value.shape or () for value, _ in wanted.sources)]
-        return _Moved(first, wanted.form, tuple(args)) if fits and not _loses_zeros(first, args, shapes) else None
+        return _Moved(first, wanted.form, tuple(args), rows) if fits and not _loses_zeros(first, args, shapes) else None
 
     def is_like(self, node: Node, first: Node) -> bool:
         """Whether a node computes what the first does, each element from the element there."""
@@ -159,7 +164,8 @@ class _Work:
     def written(self, arg: _Arg) -> int:
         """The nodes that are written for an argument; many where it is not known how."""
         if isinstance(arg, _Moved):
-            return 1 + sum(map(self.written, arg.args))
+            slower = ROW * arg.rows if self.context.target == "ort-cpu" else 0
+            return 1 + slower + sum(map(self.written, arg.args))
         plan = self.plan(arg) if isinstance(arg, Elements) else None
         if plan is None:
             return 1 << 30 if isinstance(arg, Elements) else 0

@@ -52,7 +52,8 @@ def write_single(host: Host, context: Context, name: str) -> bool:
             )
         host.replace(root, new)
         _account(context, name, root, dead, [new], gone)
-    ranges = [r for root in found.roots if root.node not in gone and (r := _range(root, found.deep[root]))]
+    read = [v for v in found.deep if host.is_output(v) or any(n.op not in ("Slice", "Split") for n in host.users(v))]
+    ranges = [r for value in read if value.node not in gone and (r := _range(value, found.deep[value]))]
     for source, dim in dict.fromkeys((r.source, r.dim) for r in ranges):
         own = [r for r in ranges if (r.source, r.dim) == (source, dim) and r.root.node not in gone]
         if source.node not in gone:
@@ -126,7 +127,7 @@ def _blocks(host: OnnxHost, numbers: Array, out: tuple[int, ...]) -> Iterator[tu
 
 
 class _Range(NamedTuple):
-    """A root that is a run of its source along one dimension."""
+    """A value that is a run of its source along one dimension."""
 
     root: Value
     source: Value
