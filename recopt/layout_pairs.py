@@ -205,6 +205,9 @@ def one_hot(host: Host, node: Node) -> Found:
         return None
     before = node.args[places[0]].node
     ids, depth, values = before.args
+    kinds, dtype = (ids.dtype, depth.dtype), node.outputs[0].dtype
+    if dtype != values.dtype and (kinds != ("int64", "int64") or dtype not in ("float32", "int64")):
+        return None  # ONNX Runtime has few of them
     if node.op == "Transpose":
         perm, rank = _perm(node), len(node.outputs[0].shape or ())
         axis = int(before.kwargs.get("axis", -1)) % max(rank, 1)
@@ -218,9 +221,7 @@ def one_hot(host: Host, node: Node) -> Found:
         return None
     args = [values if n == places[0] else None if a is None else host.constant(a).reshape(())
             for n, a in enumerate(node.args)]  # fmt: skip
-    return One(
-        "OneHot", [ids, depth, One(node.op, args, dict(node.kwargs), node.outputs[0].dtype)], dict(before.kwargs)
-    )
+    return One("OneHot", [ids, depth, One(node.op, args, dict(node.kwargs), dtype)], dict(before.kwargs))
 
 
 REDUCTIONS = (
