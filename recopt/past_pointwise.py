@@ -26,6 +26,7 @@ from .report import Rewrite
 from .rewrite import Context
 
 DEEPEST = 8  # operators one after the other
+WIDEST = 16  # operands in all: x + x, taken apart again and again, would be many
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +75,10 @@ class _Work:
             if deeper is moved or not isinstance(deeper, _Moved):
                 break
             moved = deeper
-            leaves = [v for e in _elements(moved) for v in e.leaves]
+            read = list(_elements(moved))
+            if len(read) > WIDEST:
+                break
+            leaves = [v for e in read for v in e.leaves]
             dead = dead_nodes(self.host, [root], leaves, self.gone)
             saved = len(dead) - self.written(moved)
             if saved > (best[0] if best else 0) and self.is_less(moved, dead):
