@@ -13,11 +13,13 @@ from recopt.convolutions import fold_channels
 from recopt.hosts.base import Host
 from recopt.joins import simplify_joins
 from recopt.late_choices import postpone_choices
-from recopt.pairs import join_pairs
+from recopt.pairs import join_pairs, join_reductions
+from recopt.past_pointwise import move_past_pointwise
 from recopt.relayout import relayout
 from recopt.remainders import simplify_remainders
 from recopt.rewrite import Context
 from recopt.row_order import keep_row_order
+from recopt.single_operators import write_single
 from recopt.small_tables import look_up_small
 from recopt.sums import simplify_sums
 from recopt.turned_columns import read_turned
@@ -30,6 +32,8 @@ def run(host: Host, context: Context) -> bool:
     """Whether anything was rewritten."""
     steps = (
         keep_row_order,
+        join_reductions,
+        write_single,
         relayout,
         write_in_place,
         simplify_joins,
@@ -40,6 +44,8 @@ def run(host: Host, context: Context) -> bool:
         simplify_broadcasts,
         simplify_remainders,
         simplify_sums,
+        move_past_pointwise,  # the steps before know choices and columns by the layouts around them
+        simplify_broadcasts,
         join_pairs,
         fold_channels,
     )

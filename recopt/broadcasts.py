@@ -18,7 +18,7 @@ from .lower.onnx_layout import reshape
 from .report import Rewrite
 from .rewrite import Context
 
-EXPANDS = ("Expand", "ConstantOfShape")
+EXPANDS = ("Expand", "Tile", "ConstantOfShape")
 NARROW = 64  # columns up to which ONNX Runtime's Where and Equal are faster on an operand that is filled first
 ROWS = 512  # of the nominal batch, from which that pays: a row takes 25 ns, what fills a microsecond at batch 1
 EXACT = 1 << 24  # below it a whole number is one in float32, and no other number becomes that
@@ -74,11 +74,32 @@ def unexpanded(host: OnnxHost, lifted: Lifted, node: Node) -> list[Value | None]
     for n, arg in enumerate(args):
         if arg is None or arg.node is None or arg.node.op not in EXPANDS or host.is_constant(arg):
             continue
-        if shape is not None and any(
-            a is not None and m != n and _shape(lifted, a) == shape for m, a in enumerate(args)
-        ):
-            args[n] = arg.node.args[0] if arg.node.op == "Expand" else _filler(host, arg.node)
+        narrow: tuple[Size, ...] | None = ()
+        if arg.node.op != "ConstantOfShape":
+            narrow = _shape(lifted, arg.node.args[0])
+            if arg.node.op == "Tile" and not _broadcasts(narrow, _shape(lifted, arg)):
+                continue
+        shapes = [narrow if m == n else _shape(lifted, a) for m, a in enumerate(args) if a is not None]
+        if shape is not None and _together(shapes) == shape:
+            args[n] = _filler(host, arg.node) if arg.node.op == "ConstantOfShape" else arg.node.args[0]
     return list(node.args) if node.op == "Where" and _loses_sign(lifted, node, args) else args
+
+
+def _broadcasts(narrow: tuple[Size, ...] | None, wide: tuple[Size, ...] | None) -> bool:
+    """Whether what is tiled could be expanded as well."""
+    same = narrow is not None and wide is not None and len(narrow) == len(wide)
+    return same and all(a in (1, b) for a, b in zip(narrow or (), wide or (), strict=True))
+
+
+def _together(shapes: Sequence[tuple[Size, ...] | None]) -> tuple[Size, ...] | None:
+    """The shape of what is broadcast together; None where that is not known."""
+    known = [s for s in shapes if s is not None]
+    rank = max(map(len, known), default=0)
+    padded = [(1,) * (rank - len(s)) + s for s in known]
+    found = [{s for s in sizes if s != 1} or {1} for sizes in zip(*padded, strict=True)]
+    if len(known) < len(shapes) or any(len(s) > 1 for s in found):
+        return None
+    return tuple(s.pop() for s in found)
 
 
 def _may_lose_sign(host: Host, x: Value) -> bool:

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from .hosts.base import Array, Host, Node, Value
+from . import layout_pairs
+from .hosts.base import Host, Node, Value
 from .hosts.onnx import OnnxHost
 from .ir.rules import FLOATS
+from .layout_pairs import ARGUMENTS, One, Rule, axes_of, made_by
 from .lower.onnx_columns import extremes
 from .report import Rewrite
 from .rewrite import Context
 
 GEMMS = ("Gemm", "com.microsoft::FusedGemm")
-ARGUMENTS = ("ArgMax", "ArgMin")
 
 
-class _One(NamedTuple):
-    """The operator in the place of a node and of those before it that nothing else reads."""
-
-    op: str
-    args: Sequence[Value | Array | None]
-    kwargs: dict[str, object]
+def join_reductions(host: Host, context: Context, name: str) -> bool:
+    """Write reductions of transposed tensors as ones of the tensors, before layouts are planned. True where any is."""
+    return isinstance(host, OnnxHost) and _join(host, context, name, layout_pairs.EARLY)
 
 
 def join_pairs(host: Host, context: Context, name: str) -> bool:
@@ -36,9 +33,13 @@ def join_pairs(host: Host, context: Context, name: str) -> bool:
     """
     if not isinstance(host, OnnxHost):
         return False
+    return any([_join(host, context, name, rules) for rules in (RULES, layout_pairs.RULES)])
+
+
+def _join(host: OnnxHost, context: Context, name: str, rules: Mapping[str, Sequence[Rule]]) -> bool:
     changed = False
     for node in list(host.nodes):
-        for rule in RULES.get(node.op, ()) if not node.opaque else ():
+        for rule in rules.get(node.op, ()) if not node.opaque else ():
             one = rule(host, node)
             if one is not None and context.allows(name, node.outputs[0].name):
                 _write(host, context, name, node, one)
@@ -47,26 +48,35 @@ def join_pairs(host: Host, context: Context, name: str) -> bool:
     return context.settle(host, changed)
 
 
-def _write(host: OnnxHost, context: Context, name: str, node: Node, one: _One) -> None:
+def _write(host: OnnxHost, context: Context, name: str, node: Node, one: One | Value) -> None:
     out = node.outputs[0]
     with host.at(node):
-        args = [host.share_constant(a, name=f"{out.name}_bound") if isinstance(a, np.ndarray) else a for a in one.args]
-        new = host.call(one.op, args, one.kwargs, name=out.name, shape=out.shape, dtype=out.dtype, like=out)
+        new = _made(host, out, one) if isinstance(one, One) else one
     host.replace(out, new)
-    gone = (node.name, *(v.node.name for v in node.inputs if v.node is not None and v not in args))
+    kept = new.node.inputs if new.node else ()
+    gone = (node.name, *(v.node.name for v in node.inputs if v.node is not None and v not in kept))
     made = (new.node.name,) if new.node else ()
-    context.report.rewrites.append(Rewrite(name, "pair", out.name, gone, made, 0.0, 0.0, 1.0, None, f"one {one.op}"))
+    what = f"one {one.op}" if isinstance(one, One) else "none"
+    context.report.rewrites.append(Rewrite(name, "pair", out.name, gone, made, 0.0, 0.0, 1.0, None, what))
 
 
-def _made_by(host: Host, value: Value | None, *ops: str) -> Node | None:
-    """The operator that makes a value for one reader alone."""
-    node = value.node if value is not None else None
-    if node is None or value is None or node.opaque or node.op not in ops or len(node.outputs) != 1:
-        return None
-    return node if len(host.users(value)) == 1 and not host.is_output(value) else None
+def _made(host: OnnxHost, out: Value, one: One) -> Value:
+    args: list[Value | None] = []
+    for arg in one.args:
+        if isinstance(arg, One):  # of constants: an operator of the graph until those are folded
+            parts = [
+                host.share_constant(a, name=f"{out.name}_number") if isinstance(a, np.ndarray) else a for a in arg.args
+            ]
+            (like,) = (a for a in arg.args if isinstance(a, Value))
+            args.append(
+                host.call(arg.op, parts, arg.kwargs, name=f"{out.name}_values", shape=like.shape, dtype=arg.dtype)
+            )
+        else:
+            args.append(host.share_constant(arg, name=f"{out.name}_bound") if isinstance(arg, np.ndarray) else arg)
+    return host.call(one.op, args, one.kwargs, name=out.name, shape=out.shape, dtype=out.dtype, like=out)
 
 
-def _choice(host: Host, node: Node) -> _One | None:
+def _choice(host: Host, node: Node) -> One | None:
     """A choice by not c is the other one by c, where choices alone read not c: as ONNX Runtime has it once it loaded a
     model."""
     condition, a, b = node.args
@@ -74,7 +84,7 @@ def _choice(host: Host, node: Node) -> _One | None:
     if before is None or before.op != "Not" or before.opaque or host.is_output(condition):
         return None
     only = all(u.op == "Where" and condition not in u.args[1:] for u in host.users(condition))
-    return _One("Where", [before.args[0], b, a], {}) if only else None
+    return One("Where", [before.args[0], b, a], {}) if only else None
 
 
 def _bounds(host: Host, node: Node) -> tuple[float, float] | None:
@@ -94,9 +104,9 @@ def _bounds(host: Host, node: Node) -> tuple[float, float] | None:
     return (bounds[0], bounds[1]) if given and bounds[0] <= bounds[1] else None
 
 
-def _clip(host: Host, node: Node) -> _One | None:
+def _clip(host: Host, node: Node) -> One | None:
     """Bounds within bounds are the nearer ones, where numbers lie between them."""
-    before = _made_by(host, node.args[0], "Relu", "Clip")
+    before = made_by(host, node.args[0], "Relu", "Clip")
     if before is None or {node.op, before.op} == {"Relu"}:
         return None
     outer, inner = _bounds(host, node), _bounds(host, before)
@@ -106,36 +116,26 @@ def _clip(host: Host, node: Node) -> _One | None:
     dtype = str(node.outputs[0].dtype)
     if not low <= high:
         return None
-    return _One("Clip", [before.args[0], np.array(low, dtype), np.array(high, dtype)], {})
+    return One("Clip", [before.args[0], np.array(low, dtype), np.array(high, dtype)], {})
 
 
-def _kept(host: Host, node: Node) -> _One | None:
+def _kept(host: Host, node: Node) -> One | None:
     """A reduction whose dimensions come back keeps them."""
     before = node.args[0].node
     reduces = before is not None and (before.op.startswith("Reduce") or before.op in ARGUMENTS)
-    if before is None or not reduces or _made_by(host, node.args[0], before.op) is None:
+    if before is None or not reduces or made_by(host, node.args[0], before.op) is None:
         return None
-    axes = _axes(host, before)
+    axes = axes_of(host, before)
     shape, out = before.args[0].shape, node.outputs[0].shape
     if before.kwargs.get("keepdims", 1) or not axes or shape is None:
         return None
     dropped = {a % len(shape) for a in axes}
     if out != tuple(1 if n in dropped else size for n, size in enumerate(shape)):
         return None
-    return _One(before.op, before.args, {**before.kwargs, "keepdims": 1})
+    return One(before.op, before.args, {**before.kwargs, "keepdims": 1})
 
 
-def _axes(host: Host, node: Node) -> list[int]:
-    """The dimensions that a node reduces over, where it says which."""
-    if node.op in ARGUMENTS:
-        return [int(node.kwargs.get("axis", 0))]
-    given = node.args[1] if len(node.args) > 1 else None
-    if given is not None:
-        return [int(a) for a in host.constant(given)] if host.is_constant(given) else []
-    return [int(a) for a in node.kwargs.get("axes") or ()]
-
-
-def _turned(host: Host, node: Node) -> _One | None:
+def _turned(host: Host, node: Node) -> One | None:
     """A product reads a transposed matrix where it lies."""
     args, kwargs = list(node.args), dict(node.kwargs)
     for n, which in ((0, "transA"), (1, "transB")):
@@ -152,12 +152,12 @@ def _turned(host: Host, node: Node) -> _One | None:
         if others or len(args[n].shape or ()) != 2 or list(turn.kwargs.get("perm") or (1, 0)) != [1, 0]:
             continue
         args[n], kwargs[which] = turn.args[0], 1 - int(kwargs.get(which, 0))
-    return _One(node.op, args, kwargs) if args != list(node.args) else None
+    return One(node.op, args, kwargs) if args != list(node.args) else None
 
 
-def _padded(host: Host, node: Node) -> _One | None:
+def _padded(host: Host, node: Node) -> One | None:
     """A convolution pads with zeros itself."""
-    pad = _made_by(host, node.args[0], "Pad")
+    pad = made_by(host, node.args[0], "Pad")
     shape = pad.args[0].shape if pad is not None else None
     if pad is None or not shape or node.kwargs.get("auto_pad", "NOTSET") != "NOTSET":
         return None
@@ -176,23 +176,23 @@ def _padded(host: Host, node: Node) -> _One | None:
     if any(before[:2] + after[:2]) or min(before + after) < 0:
         return None
     pads = [n + more for n, more in zip(own, before[2:] + after[2:], strict=True)]
-    return _One("Conv", [pad.args[0], *node.args[1:]], {**node.kwargs, "pads": pads})
+    return One("Conv", [pad.args[0], *node.args[1:]], {**node.kwargs, "pads": pads})
 
 
-def _added(host: Host, node: Node) -> _One | None:
+def _added(host: Host, node: Node) -> One | None:
     """What is added to each number of a product of two matrices is its third operand."""
     shape = node.outputs[0].shape
     for product, other in (node.args, node.args[::-1]):
-        made = _made_by(host, product, "Gemm", "MatMul")
+        made = made_by(host, product, "Gemm", "MatMul")
         if made is None or len(made.args) > 2 or made.kwargs.get("alpha", 1.0) != 1.0 or product.dtype not in FLOATS:
             continue
         matrices = all(len(v.shape or ()) == 2 for v in (*made.args, other))
         if matrices and product.shape == other.shape == shape:
-            return _One("Gemm", [*made.args, other], {k: v for k, v in made.kwargs.items() if k != "beta"})
+            return One("Gemm", [*made.args, other], {k: v for k, v in made.kwargs.items() if k != "beta"})
     return None
 
 
-RULES: dict[str, tuple[Callable[[Host, Node], _One | None], ...]] = {
+RULES: dict[str, tuple[Rule, ...]] = {
     "Where": (_choice,),
     "Relu": (_clip,),
     "Clip": (_clip,),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, field
 
 from . import lower
@@ -213,24 +213,7 @@ class _Work:
 
     def dead(self, roots: Sequence[Value], kept: Sequence[Value]) -> list[Node]:
         """What nothing needs once these roots are made of `kept`, what is gone already apart."""
-        needed = {*kept, *(self.now.get(v, v) for v in kept)}
-        replaced, dead = set(roots), dict[Node, None]()
-        pending = [v.node for v in roots if v.node is not None]
-        while pending:
-            node = pending.pop()
-            if node in dead or node.opaque or node in self.gone:
-                continue
-            others = [v for v in node.outputs if v not in replaced]
-            if any(
-                v in needed
-                or self.host.is_output(v)
-                or not all(u in dead or u in self.gone for u in self.host.users(v))
-                for v in others
-            ):
-                continue
-            dead[node] = None
-            pending += [v.node for v in node.inputs if v.node is not None]
-        return [n for n in dead if not all(self.host.is_constant(v) for v in n.outputs)]
+        return dead_nodes(self.host, roots, {*kept, *(self.now.get(v, v) for v in kept)}, self.gone)
 
     def finished(self, root: Value, plan: Plan, elements: Elements, dead: Sequence[Node]) -> _Choice | None:
         """A choice that keeps what can be seen of a tensor of torch: whose memory it is, and that it is contiguous
@@ -292,6 +275,24 @@ class _Work:
         report.rewrites.append(
             Rewrite(self.name, "layout", root.name, before, after, 0.0, 0.0, float(saved[0]), None, detail)
         )
+
+
+def dead_nodes(host: Host, roots: Sequence[Value], needed: Iterable[Value], gone: Set[Node]) -> list[Node]:
+    """What nothing needs once roots are made of `needed`, what is `gone` already apart."""
+    replaced, kept, dead = set(roots), set(needed), dict[Node, None]()
+    pending = [v.node for v in roots if v.node is not None]
+    while pending:
+        node = pending.pop()
+        if node in dead or node.opaque or node in gone:
+            continue
+        others = [v for v in node.outputs if v not in replaced]
+        if any(
+            v in kept or host.is_output(v) or not all(u in dead or u in gone for u in host.users(v)) for v in others
+        ):
+            continue
+        dead[node] = None
+        pending += [v.node for v in node.inputs if v.node is not None]
+    return [n for n in dead if not all(host.is_constant(v) for v in n.outputs)]
 
 
 def _joins_results(plan: Plan) -> bool:

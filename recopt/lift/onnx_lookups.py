@@ -78,11 +78,32 @@ def scatter_elements(
     alike = all(a == b for n, (a, b) in enumerate(zip(x.shape, ids.shape, strict=True)) if n != d)
     if not alike or updates.shape != ids.shape or reduction not in ("none", "add"):
         raise Opaque("a scatter into a part of a tensor, or that does not add")
+    starts = known_places(c, x, ids, d) if reduction == "none" else None
+    if starts is not None:
+        for row, start in enumerate(starts):
+            places = [start if n == d else 0 for n in range(len(x.dims))]
+            x = tensor.overwritten(x, tensor.slice_dim(updates, d, row, 1), places)
+        return x
     if reduction == "none" and ids.shape[d] != 1:
         raise Opaque("a scatter of several elements, of which the last stays")
     c.lifted.notes["one-hot", c.node.outputs[0]] = True  # an id that has no place is an error
     write = ops.scatter_add if reduction == "add" else ops.scatter_one
     return write(x, d, non_negative(c, ids, x.shape[d]), updates)
+
+
+def known_places(c: Call, x: Tensor, ids: Tensor, d: int) -> list[Size] | None:
+    """Where the ids along a dimension write, each the same for all others; None where data says that."""
+    found: list[Size] = []
+    for row in range(integer(ids.shape[d])) if ids.shape[d] in FEW else ():
+        one = tensor.slice_dim(ids, d, row, 1)
+        start, _ = box_start(c, one.at([ravel(dim) for dim in one.dims]), ())
+        if start is None:
+            return None
+        start = sizes.add(start, x.shape[d]) if sizes.at_least(-1, start) else start
+        if not (sizes.at_least(start, 0) and sizes.at_least(x.shape[d], sizes.add(start, 1))):
+            return None
+        found.append(start)
+    return found or None
 
 
 def gather_nd(c: Call, x: Tensor, ids: Tensor, batch_dims: int = 0) -> Tensor:

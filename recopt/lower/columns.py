@@ -48,6 +48,11 @@ AGAIN = frozenset({"abs", "relu", "sign"})
 BACK = frozenset({"not", "logical_not", "bitwise_not", "bitwisenot"})
 
 
+# names of operators on two conditions -> the condition that leaves the other as it is
+CONDITION = {"and": True, "logical_and": True, "or": False, "logical_or": False, "xor": False, "logical_xor": False,
+             "equal": True, "eq": True}  # fmt: skip
+
+
 def neutral(node: Node) -> tuple[tuple[int, ...], int | float] | None:
     """The operands of a node that may leave the other as it is, and the number with which they do, to the bit."""
     name = _name(node)
@@ -66,7 +71,7 @@ def unchanged(host: Host, node: Node) -> Value | None:
         return _repeated(node)
     if (chosen := _chosen(host, node)) is not None:
         return chosen if _alike(chosen, node) else None
-    found = neutral(node) if len(node.outputs) == 1 and len(node.args) == 2 else None
+    found = (neutral(node) or _condition(node)) if len(node.outputs) == 1 and len(node.args) == 2 else None
     for n in found[0] if found else ():
         x, by = node.args[1 - n], node.args[n]
         if isinstance(by, Value) and host.is_constant(by):
@@ -81,6 +86,12 @@ def unchanged(host: Host, node: Node) -> Value | None:
         if _all(by, found[1]) or (_name(node) == "add" and _all(by, 0.0) and _no_negative_zero(x)):
             return x
     return None
+
+
+def _condition(node: Node) -> tuple[tuple[int, ...], bool] | None:
+    """Likewise of an operator on two conditions."""
+    conditions = all(isinstance(a, Value) and a.dtype == "bool" for a in node.args)
+    return ((0, 1), CONDITION[_name(node)]) if conditions and _name(node) in CONDITION else None
 
 
 def _name(node: Node) -> str:

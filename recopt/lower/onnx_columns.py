@@ -182,7 +182,11 @@ class OnnxColumns:
         for n, bound in enumerate(bounds):  # `arguments` gave both
             assert bound is not None
             op, operands = ("Max", "Min")[n], [bound, value]
-            if "float" in str(out.dtype) and not self.host.constant(bound).all():
+            if not rows[n]:  # one number for all columns, and none on the other side: without one, infinities go
+                far = np.array((np.inf, -np.inf)[n], out.dtype) if "float" in str(out.dtype) else None
+                other = None if far is None else self.constant(far, name)
+                op, operands = "Clip", [value, bound, other] if n == 0 else [value, other, bound]
+            elif "float" in str(out.dtype) and not self.host.constant(bound).all():
                 over = self.host.call(("Less", "Greater")[n], [value, bound], name=named, shape=shape, dtype="bool")
                 op, operands = "Where", [over, bound, value]
             value = self.host.call(op, operands, name=named, shape=shape, dtype=out.dtype, like=out)

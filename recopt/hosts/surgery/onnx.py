@@ -345,9 +345,14 @@ class OnnxSurgery(OnnxGraph):
             if node.opaque:
                 continue
             attributes = tuple((k, _key(v)) for k, v in sorted(node.kwargs.items()))
-            first_outputs = seen.setdefault((node.op, node.args, attributes, len(node.outputs)), node.outputs)
+            args = tuple(sorted(node.args, key=id)) if node.op in SYMMETRIC else node.args
+            first_outputs = seen.setdefault((node.op, args, attributes, len(node.outputs)), node.outputs)
             for old, new in zip(node.outputs, first_outputs, strict=True):
                 self.replace(old, new)
+
+
+# of which the order of two operands says nothing; of Max and Min it may say which zero is taken
+SYMMETRIC = frozenset({"Add", "Mul", "And", "Or", "Xor", "Equal", "BitwiseAnd", "BitwiseOr", "BitwiseXor"})
 
 
 def _fits(function: ir.Function, model: ir.Model) -> bool:
