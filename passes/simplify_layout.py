@@ -21,6 +21,7 @@ from recopt.row_order import keep_row_order
 from recopt.small_tables import look_up_small
 from recopt.sums import simplify_sums
 from recopt.turned_columns import read_turned
+from recopt.turned_joins import turn_before
 from recopt.turned_rows import turn_at_once
 
 name = "simplify-layout"
@@ -33,6 +34,7 @@ def run(host: Host, context: Context) -> bool:
         relayout,
         write_in_place,
         simplify_joins,
+        turn_before,
         turn_at_once,
         read_turned,
         postpone_choices,
