@@ -88,10 +88,12 @@ def _fits(host: Host, node: Node) -> bool:
         return node.kwargs["axis"] in (1, -1) and len(data) == len(node.args)
     if node.op not in POINTWISE or not same_anywhere(host, node):
         return _picks(host, node)
-    if node.op == "Where" and host.is_constant(node.args[0]):  # by a column of it ONNX Runtime keeps other zeros' signs
-        return False
     held = [host.constant(a) for a in node.args if a is not None and host.is_constant(a)]
     rows = all(a.size == 1 or a.size == a.shape[-1] == out[1] for a in held)
+    if node.op in ("Max", "Min") and not (len(data) == 1 and all(a.all() for a in held)):
+        return False  # of two zeros ONNX Runtime takes the one or the other by how many lie side by side
+    if node.op == "Where" and [host.is_constant(a) for a in node.args] != [False, True, False]:
+        return False  # which operand's -0.0 it makes 0.0 depends on what is broadcast
     return rows and all(a.shape == out for a in data)
 
 
