@@ -23,6 +23,7 @@ from recopt.single_operators import write_single
 from recopt.small_tables import look_up_small
 from recopt.sums import simplify_sums
 from recopt.turned_columns import read_turned
+from recopt.turned_joins import turn_before
 from recopt.turned_rows import turn_at_once
 
 name = "simplify-layout"
@@ -37,6 +38,7 @@ def run(host: Host, context: Context) -> bool:
         relayout,
         write_in_place,
         simplify_joins,
+        turn_before,
         turn_at_once,
         read_turned,
         postpone_choices,

@@ -199,6 +199,8 @@ def _condition(host: OnnxHost, operand: Value, columns: int, turned: bool) -> Va
     name, shape = operand.name, (*(operand.shape or ())[:-1], columns)
     before = flat_condition(operand)
     if before is not None:
+        of = negated(before)
+        before, turned = of or before, turned != (of is not None)
         ids = host.call("Cast", [before], {"to": 6}, name=f"{name}_numbers", shape=before.shape, dtype="int32")
         rows = host.share_constant(np.repeat([[turned], [not turned]], columns, 1), name="truths")
         return host.call("Gather", [rows, ids], {"axis": 0}, name=f"{name}_filled", shape=shape, dtype="bool")
@@ -214,17 +216,18 @@ def flat_condition(operand: Value) -> Value | None:
 
 def contrary(host: OnnxHost, condition: Value) -> Value:
     """Where a condition does not hold."""
-    of = _negated(condition)
+    of = negated(condition)
     return of or _negation(host, condition)
 
 
 def lasting(host: OnnxHost, condition: Value) -> Value:
     """A condition that no Not makes: ONNX Runtime would take that away and swap the operands of the choice."""
-    of = _negated(condition)
+    of = negated(condition)
     return _negation(host, of) if of else condition
 
 
-def _negated(condition: Value) -> Value | None:
+def negated(condition: Value) -> Value | None:
+    """What a Not makes a condition of."""
     node = condition.node
     return node.args[0] if node is not None and node.op == "Not" and not node.opaque else None
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from . import lower
 from .column_trees import Tree, fitted, keeps_apart, key_of, nodes_of, skeleton, slots
+from .cost import ON_CPU
 from .errors import LowerError
 from .hosts.base import Array, Host, Node, Value
 from .ir import tensor
@@ -230,7 +231,8 @@ class _Work:
         ):  # operands' slices become results'
             return False
         root, self.fewer = group[0].out, sum(t.nodes for t in group) - after
-        if self.context.target == "ort-cpu" and ROW * _rows(group) > self.fewer:
+        rows = _rows(group) if self.context.target == "ort-cpu" else 0
+        if self.context.target in ON_CPU and ROW * (rows + _repeated(group)) > self.fewer:
             return False
         if not self.context.allows(self.name, root.name):
             return False
@@ -332,6 +334,14 @@ def _rows(group: Sequence[Tree]) -> int:
     rows = sum(len({p.tobytes() for p in parts if isinstance(p, np.ndarray)}) > 1 for parts in operands)
     trees = [[p for p in parts if isinstance(p, Tree)] for parts in operands]
     return rows + sum(map(_rows, trees))
+
+
+def _repeated(group: Sequence[Tree]) -> int:
+    """The operators of a group of one column beside several, which ONNX Runtime takes row by row too."""
+    operands = list(zip(*(t.parts for t in group), strict=True))
+    read = [{(p.sources, p.where.tobytes()) for p in parts if isinstance(p, Elements)} for parts in operands]
+    beside = any(len(columns) == 1 for columns in read) and any(len(columns) > 1 for columns in read)
+    return beside + sum(_repeated([p for p in parts if isinstance(p, Tree)]) for parts in operands)
 
 
 def _edges_of(columns: Columns, nodes: Iterable[Node]) -> dict[Value, Bucket]:

@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from . import lower
+from .cost import ON_CPU
 from .errors import LowerError
 from .hosts.base import Array, Host, Node, Value
 from .hosts.onnx import OnnxHost
 from .ir.sizes import nominal
-from .layout.moves import Plan, by_nodes, by_time
+from .layout.moves import Plan, by_time
 from .layout.moves_check import agrees
 from .layout.positions import Elements, form_of
 from .layout.shortest import shortest
@@ -172,7 +173,7 @@ def _write(
             which[at] = len(sources)
     after = replace(wanted, sources=(*sources, (stand_in, (0,))), which=which, where=where, pieces=None)
     after = _used(after)
-    plan, before = shortest(after, by_time), shortest(wanted, by_time if context.target == "ort-cpu" else by_nodes)
+    plan, before = shortest(after, by_time), shortest(wanted, by_time, context.target in ON_CPU)
     if plan is None or before is None or not agrees(plan, after):
         return False
     if not _pays(host, before, plan, source, chains, context.target) or not context.allows(name, root.name):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .broadcasts import contrary, flat_condition, lasting, narrow_condition, swaps, unexpanded
+from .broadcasts import contrary, flat_condition, lasting, narrow_condition, negated, swaps, unexpanded
 from .cost import ON_CPU
 from .hosts.base import Array, Host, Node, Value
 from .hosts.onnx import OnnxHost
@@ -139,9 +139,11 @@ def _at_places(host: OnnxHost, choice: Sequence[Value], places: Sequence[Node]) 
     name = first.outputs[0].name
     with host.at(first):
         index = host.share_constant(union, name=f"{name}_places")
-        own = host.call(
-            "Gather", [_flat(host, condition), index], {"axis": 1}, name=condition.name, shape=rows, dtype="bool"
-        )
+        flat = _flat(host, condition)
+        of = negated(flat)
+        own = host.call("Gather", [of or flat, index], {"axis": 1}, name=condition.name, shape=rows, dtype="bool")
+        if of is not None:  # of fewer rows, or none: a condition that is filled takes it in
+            own = host.call("Not", [own], name=condition.name, shape=rows, dtype="bool")
         wide = (*rows, *(first.args[0].shape or ())[2:])
         args = [reshape(host, own, (*rows, 1), condition.name)]
         for arg in others:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, field
 
 from . import lower
+from .cost import ON_CPU
 from .errors import LowerError
 from .fused import Reshape
 from .hosts.base import Host, Node, Value
@@ -172,11 +173,16 @@ class _Work:
             return by_time if self.context.target == "ort-cpu" else by_nodes
         return lambda plan: (plan_copies(plan), plan.nodes, *plan.cost)
 
+    @property
+    def turns(self) -> bool:
+        """Whether ONNX Runtime on a CPU is to run it."""
+        return self.host.dialect == "onnx" and self.context.target in ON_CPU
+
     def alone(self, root: Value) -> None:
         """Rewrite one root where that alone makes the graph smaller."""
         best: tuple[Cost, _Choice, list[Node]] | None = None
         for elements in dict.fromkeys((self.found.deep[root], self.found.shallow[root])):
-            plan = shortest(elements, self.cost)
+            plan = shortest(elements, self.cost, self.turns)
             if plan is None:
                 continue
             dead = self.dead([root], elements.leaves)
@@ -196,7 +202,7 @@ class _Work:
         kept = [v for root in group for v in self.found.deep[root].leaves]
         dead = self.dead(group, kept)
         for root in group:
-            plan = shortest(self.found.deep[root], self.cost)
+            plan = shortest(self.found.deep[root], self.cost, self.turns)
             choice = None if plan is None else self.finished(root, plan, self.found.deep[root], dead)
             if choice is None:
                 return

@@ -34,6 +34,7 @@ FLOORS = (
         "late_choices",
         "whole_ranges",
         "small_tables",
+        "turned_joins",
         "turned_rows",
         "row_order",
         "pairs",

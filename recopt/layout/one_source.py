@@ -12,10 +12,12 @@ import numpy as np
 from ..fused import Permute, Reshape
 from ..hosts.base import Array, Value
 from ..ir import sizes
-from ..ir.sizes import Size
+from ..ir.sizes import Size, nominal
 from .moves import Cut, Expand, Join, Plan, Take
-from .positions import Form
+from .positions import MOST, Form
 from .row_moves import rows_taken
+
+TURNED = 128  # columns up to which a transpose there and back is faster than a gather: of 256 with 256 rows it is not
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,23 @@ def _taken(start: Plan, form: Form, out: Form, where: Array) -> Iterator[Plan]:
             position = position * count + place
         if np.array_equal(np.broadcast_to(position, out.counts), where):
             yield start.then(out.shape, Take(d, index, inner))
+
+
+def turned(plan: Plan) -> Iterator[Plan]:
+    """A plan that ends with a gather of single columns [rows, columns], with one of the rows of a transpose instead."""
+    take = plan.moves[-1] if plan.moves else None
+    if not isinstance(take, Take) or take.index.ndim != 1 or take.dim != 1 or take.block != 1 or len(plan.shape) != 2:
+        return
+    source, rows = plan.source, plan.shape[0]
+    if isinstance(source, Join):
+        width: Size = sum(int(part.shape[-1]) for part in source.parts) if source.dim == 1 else MOST
+    else:
+        width = (source.shape or (MOST,))[-1]
+    if len(plan.moves) > 1 or not isinstance(width, int) or width > TURNED:
+        return
+    lines = Take(0, take.index, int(nominal(rows)))
+    start = Plan(source, (rows, width))
+    yield start.then((width, rows), Permute((1, 0)), lines).then(plan.shape, Permute((1, 0)))
 
 
 def gathered(start: Plan, form: Form, order: tuple[int, ...], out: Form, where: Array) -> Iterator[Plan]:

@@ -25,6 +25,11 @@ CLIPPED = "i = Cast <to = 7> (x)  " + "  ".join(
     for n in range(26)
 )
 CLIPPED += f"  y = Concat <axis = 1> ({', '.join(f'c{n}' for n in range(26))})"
+TURNS = "  ".join(
+    f"s{n} = Slice(x, p{n}, p{n + 1}, p1)  c{n} = {f'Clip(s{n}, zero, hi)' if n % 2 else f'Sqrt(s{n})'}"
+    for n in range(12)
+)
+TURNS += f"  y = Concat <axis = 1> ({', '.join(f'c{n}' for n in range(12))})"
 # of several operators more, or one of another kind, which a portable file does not have
 MORE = ("a count", "hashes of one column", "repeated numbers beside labels", "half of the rows, turned and swapped")
 APART = {"portable": MORE, "ort-cpu": ("a count in one operator",)}  # what each target writes otherwise
@@ -83,7 +88,10 @@ CASES: dict[str, tuple[str, str, str, str, list[str]]] = {
         ["Cast", "Gather", "Gather", "Mod", "Where"]),
     "columns in their places": (
         "n, 26", "float[n, 26] y", f"float zero = {{0}}, float lo = {{-1}}, float hi = {{2}}, {PLACES}",
-        SLICED, ["Less", "Min", "Sub", "Where"]),
+        SLICED, ["Concat", "Gather", "Gather", "Gather", "Less", "Min", "Sub", "Transpose", "Transpose", "Where"]),
+    "operators in turns": (
+        "n, 12", "float[n, 12] y", f"float zero = {{0}}, float hi = {{0.5}}, {PLACES}", TURNS,
+        ["Clip", "Concat", "Gather", "Gather", "Gather", "Sqrt", "Transpose", "Transpose"]),
     "hashes of one column": (
         "n, 3", "int64[n, 2] y",
         "int64[1] zero = {0}, int64[1] one = {1}, int64 a = {31}, int64 b = {37}, int64 m = {7}",
