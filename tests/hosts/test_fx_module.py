@@ -149,6 +149,13 @@ def test_bindings_are_the_overloads(name: str) -> None:
         assert_close(program(x), module(x), equal_nan=True)
 
 
+@pytest.mark.parametrize("name", ["gathers", "turns"])
+def test_a_compiler_takes_the_bindings(name: str) -> None:
+    program = FxHost.capture(Form(name), (X,)).module()
+    torch._dynamo.reset()
+    assert_close(torch.compile(program, backend="eager")(X), program(X), equal_nan=True)
+
+
 def test_hooks_see_the_calls_of_a_module() -> None:
     module = FxHost.capture(Form("division"), (X,)).module()
     seen: list[Tensor] = []
