@@ -25,7 +25,7 @@ _SLICE = re.compile(r"slice\((.*?), (.*?), (.*?)\)")
 
 def is_whole(node: fx.Node) -> bool:
     """Whether a call is a slice of everything, which the caller does not get: its first argument."""
-    if str(node.target) != "aten.slice.Tensor" or any(user.op == "output" for user in node.users):
+    if str(node.target) != "aten.slice.Tensor" or node.kwargs or any(user.op == "output" for user in node.users):
         return False
     return _slice(node.args) == _ALL
 
