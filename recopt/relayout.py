@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from . import lower
 from .cost import ON_CPU
 from .errors import LowerError
-from .fused import Reshape
+from .fused import Permute, Reshape
 from .hosts.base import Host, Node, Value
 from .ir.sizes import Size
 from .layout.memory import REGROUPS, VIEWS, copies, takes_apart
@@ -226,18 +226,25 @@ class _Work:
         where some operator made it so. None where nothing but views would take the place of views."""
         if self.host.dialect == "onnx" or is_fresh(plan):
             return _Choice(root, plan, elements, None)
-        if not any(copies(n) for n in dead):
+        if not any(map(self.copies, dead)):
             return None if self.host.is_output(root) and not plan.moves else _Choice(root, plan, elements, None)
         if not self.host.is_output(root):
-            strides = not all(self.takes(n, plan) for n in self.host.users(root))
+            strides = not all(self.takes(n, plan, root) for n in self.host.users(root))
             return _Choice(root, plan, elements, "aten.contiguous.default" if strides else None)
         return _Choice(root, plan, elements, None if self.is_new(plan, dead) else CLONE)
 
-    def takes(self, node: Node, plan: Plan) -> bool:
+    def copies(self, node: Node) -> bool:
+        """Whether a node of the graph moves elements."""
+        return copies(node) and not (node.op in REGROUPS and self.host.is_view(node))
+
+    def takes(self, node: Node, plan: Plan, root: Value) -> bool:
         """Whether a node of torch takes a plan as it lies: recopt's do, and pointwise operators what was computed or
-        given. A slice is copied first: the sine of 256 rows of 12 of 24 numbers takes 9 us, and 6 with the copy."""
+        given, turned where the original was. A slice is copied first: the sine of 256 rows of 12 of 24 numbers takes
+        9 us, and 6 with the copy."""
         source = plan.source
-        whole = isinstance(source, Value) and not plan.moves and (source.node is None or self.computes(source.node))
+        turned = all(isinstance(m, (Permute, Reshape)) for m in plan.moves) and not self.host.is_contiguous(root)
+        given = isinstance(source, Value) and (source.node is None or self.computes(source.node))
+        whole = given and (turned or not plan.moves)
         return node.op.startswith("recopt.") or (whole and self.computes(node))
 
     def is_new(self, plan: Plan, dead: Sequence[Node]) -> bool:
@@ -259,7 +266,7 @@ class _Work:
             slow = sum(self.cost(c.plan)[0] - c.plan.nodes for c in choices)  # gathers like several operators
             return len(dead) - written - int(slow), len(dead) - written
         kernels = sum(plan_copies(c.plan) + (c.finish == CLONE or bool(c.finish and c.plan.moves)) for c in choices)
-        return sum(map(copies, dead)) - kernels, len(dead) - written
+        return sum(map(self.copies, dead)) - kernels, len(dead) - written
 
     def write(self, choices: Sequence[_Choice], dead: Sequence[Node], saved: Cost) -> None:
         """Write and account for it, where the elements are proved to be the same."""

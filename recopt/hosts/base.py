@@ -129,6 +129,14 @@ class Host(abc.ABC):
     def is_constant(self, value: Value) -> bool:
         """Whether `value` is a parameter, buffer, initializer, or computed from such alone by pure nodes."""
 
+    def is_view(self, node: Node) -> bool:
+        """Whether the first result of `node` lay in the memory of its first operand when it was captured."""
+        return False
+
+    def is_contiguous(self, value: Value) -> bool:
+        """Whether `value` lay in memory in the order of its dimensions when it was captured."""
+        return True
+
     @abc.abstractmethod
     def constant(self, value: Value) -> Array:
         """The value of a constant, computed by the host's own operators where it is computed, cached; never copied

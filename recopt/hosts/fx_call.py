@@ -19,7 +19,6 @@ from .fx_straight import straighten
 CHECK = "_check"  # the submodule that checks inputs
 _SIGNATURE = re.compile(r"^def forward\(self(?:, )?([\w, ]*)\):$", re.MULTILINE)
 _LINE = re.compile(rf"^    {CHECK} = self\.{CHECK}\((.*?)\);.*$", re.MULTILINE)
-_MODULE_CALL = torch.nn.Module.__call__
 
 Expected: TypeAlias = tuple[str, tuple[int | str, ...], torch.dtype | None]
 
@@ -37,10 +36,10 @@ class InputCheck(torch.nn.Module):
 
     def asked(self, line: re.Match[str]) -> str:
         """The line of generated code that calls the check, where a call is made only of what is new."""
-        tensors, place = line[1].split(", "), f"self._modules[{CHECK!r}]"
+        tensors = line[1].split(", ")
         key = [f"getattr({t}, 'shape', None), " for t in tensors]
         key += [f"getattr({t}, 'dtype', None), " for t, e in zip(tensors, self.expected, strict=True) if e[2]]
-        return f"    if ({''.join(key)}) not in {place}.seen: {place}({line[1]})"
+        return f"    if ({''.join(key)}) not in recopt_seen: self._modules[{CHECK!r}]({line[1]})"
 
     def forward(self, *tensors: torch.Tensor) -> None:
         if torch.compiler.is_compiling() or torch._C._get_tracing_state():
@@ -69,50 +68,53 @@ class InputCheck(torch.nn.Module):
         self.seen.add((*shapes, *dtypes))
 
 
-def is_watched(module: torch.nn.Module) -> bool:
-    """Whether hooks, of the module or of all, a tracer, a mode or a compiler are to see its calls."""
-    return bool(
-        torch.compiler.is_compiling()
-        or torch._C._get_tracing_state()
-        or torch._C._len_torch_dispatch_stack() > 0
-        or module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or hooks._global_forward_hooks
-        or hooks._global_forward_pre_hooks
-        or hooks._global_backward_hooks
-        or hooks._global_backward_pre_hooks
-        or torch.nn.Module.__call__ is not _MODULE_CALL
-    )
-
-
-def through_module(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """nn.Module's call, which a tracer may have replaced."""
-    return torch.nn.Module.__call__(module, *args, **kwargs)
-
-
-def _straight(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
-    return (through_module if is_watched(module) else type(module).forward)(module, *args, **kwargs)
+# What generated code calls the module's own functions; no value of a graph is named so.
+_SCOPE: dict[str, Any] = {
+    f"recopt_{name}": value
+    for name, value in {
+        "is_compiling": torch.compiler.is_compiling,
+        "tracing": torch._C._get_tracing_state,
+        "modes": torch._C._len_torch_dispatch_stack,
+        "before_all": hooks._global_forward_pre_hooks,
+        "after_all": hooks._global_forward_hooks,
+        "before_all_backward": hooks._global_backward_pre_hooks,
+        "after_all_backward": hooks._global_backward_hooks,
+        "Module": torch.nn.Module,
+        "module_call": torch.nn.Module.__call__,
+    }.items()
+}
+# Whether hooks, of the module or of all, a tracer, a mode or a compiler are to see a call. As text, and with attributes
+# from the module's dictionary, it takes 0.12 us less than as a function.
+_IS_WATCHED = " or ".join(
+    ["recopt_is_compiling()", "recopt_tracing()", "recopt_modes()"]
+    + [f"recopt_own['_{kind}_hooks']" for kind in ("forward", "forward_pre", "backward", "backward_pre")]
+    + [name for name in _SCOPE if "_all" in name]
+    + ["recopt_Module.__call__ is not recopt_module_call"]
+)
+_OWN = re.compile(r"\bself\.(_modules|_buffers|_parameters)\[")
 
 
 def entry(program: torch.nn.Module, code: PythonCode) -> Callable[..., Any]:
     """The `__call__` for a module's generated code.
 
     before:  def forward(self, x): self._check(x); ..
-    after:   def forward(self, x): if is_watched(self): return through_module(self, x)
+    after:   def forward(self, x): if <watched>: return Module.__call__(self, x)
                                    if (x.shape,) not in <seen>: self._check(x)
                                    ..
     """
-    signature, check = _SIGNATURE.search(code.src), program._modules.get(CHECK)
-    if signature is None:
-        return _straight
-    watched = f"\n    if is_watched(self): return through_module(self, {signature[1]})"
-    body = code.src[signature.end() :]
-    if isinstance(check, InputCheck):
-        body = _LINE.sub(check.asked, body)
-    body, functions = straighten(program, code, body)
-    scope = {**code.globals, **functions, "is_watched": is_watched, "through_module": through_module}
-    exec(code.src[: signature.end()] + watched + body, scope)
+    scope, check = {**code.globals, **_SCOPE}, program._modules.get(CHECK)
+    if signature := _SIGNATURE.search(code.src):
+        head, given, body = code.src[: signature.end()], signature[1], code.src[signature.end() :]
+        if isinstance(check, InputCheck):
+            body = _LINE.sub(check.asked, body)
+            scope["recopt_seen"] = check.seen
+        body, functions = straighten(program, code, body)
+        scope |= functions
+    else:
+        head, given = "def forward(self, *args, **kwargs):", "*args, **kwargs"
+        body = "\n    return type(self).forward(self, *args, **kwargs)"
+    watched = f"\n    if {_IS_WATCHED}: return recopt_Module.__call__(self, {given})"
+    body = _OWN.sub(r"recopt_own['\1'][", body)
+    exec(f"{head}\n    recopt_own = self.__dict__{watched}{body}", scope)
     call: Callable[..., Any] = scope["forward"]
     return call

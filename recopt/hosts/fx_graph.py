@@ -245,6 +245,20 @@ class FxGraph(Host):
             node = self._producer[value.node]
         return value.dtype is not None and not value.scalar and self._is_pure(node)
 
+    def is_view(self, node: Node) -> bool:
+        tensors = [self._node_of(v).meta.get("val") for v in (*node.inputs[:1], *node.outputs[:1])]
+        kept = [t.untyped_storage()._cdata for t in tensors if isinstance(t, torch.Tensor)]
+        return len(kept) == 2 and kept[0] == kept[1]
+
+    def is_contiguous(self, value: Value) -> bool:
+        val = self._node_of(value).meta["val"]
+        step: int | torch.SymInt = 1
+        for size, stride in zip(reversed(val.shape), reversed(val.stride()), strict=True):
+            if str(size) != "1" and str(stride) != str(step):
+                return False
+            step = step * size
+        return True
+
     def _is_pure(self, root: fx.Node) -> bool:
         """Whether `root` needs stored tensors only. A loop, not a recursion: graphs are thousands of nodes deep."""
         stack = [root]

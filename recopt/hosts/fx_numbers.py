@@ -1,5 +1,5 @@
-"""What a module need not make at every call: tensors of numbers (`x * 2` makes one, 0.5 to 2 us) and of nothing but
-numbers (`arange(8)`).
+"""What a module need not make at every call: tensors of numbers (`x * 2` makes one, 0.5 to 2 us), and of nothing but
+numbers and tensors that forward writes out (`arange(8) * torch.tensor(3)`).
 
 A stored number is a CPU tensor without dimensions, whose type counts as little as a number's beside one that has some.
 """
@@ -7,7 +7,7 @@ A stored number is a CPU tensor without dimensions, whose type counts as little 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -73,20 +73,25 @@ def _number(beside: object, value: object) -> Tensor | None:
     return torch.tensor(value) if exact else None
 
 
-def made_of_numbers(graph: fx.Graph) -> dict[fx.Node, Tensor | None]:
-    """The values that calls make of numbers alone, None where they go into other such values only: where what reads
-    them gives none of their memory to the caller."""
+def made_of_numbers(graph: fx.Graph, constants: Mapping[fx.Node, Tensor]) -> dict[fx.Node, Tensor | None]:
+    """The values that calls make of numbers and constants alone, None where they go into other such values only: where
+    what reads them gives none of their memory to the caller. Constants are no weights and no buffers, which may be
+    loaded anew."""
+    known = {node: tensor for node, tensor in constants.items() if not tensor.requires_grad}
+    views = set(known)  # of constants, which are no work
     made: dict[fx.Node, Tensor] = {}
     for node in graph.nodes:
-        if _is_made(node) and all(n in made for n in node.all_input_nodes):
-            args, kwargs = fx.map_arg((node.args, node.kwargs), made.__getitem__)
+        if _is_made(node) and all(n in known for n in node.all_input_nodes):
+            args, kwargs = fx.map_arg((node.args, node.kwargs), known.__getitem__)
             with torch.no_grad():
-                made[node] = node.target(*args, **kwargs)
+                known[node] = made[node] = node.target(*args, **kwargs)
+            if not _is_read(node) and not views.isdisjoint(node.all_input_nodes):
+                views.add(node)
     found: dict[fx.Node, Tensor | None] = {}
     for node in reversed(made):
         if all(user in found for user in node.users):
             found[node] = None
-        elif all(user in found or _is_read(user) for user in node.users):
+        elif node not in views and all(user in found or _is_read(user) for user in node.users):
             found[node] = made[node]
     return found
 

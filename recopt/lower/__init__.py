@@ -234,7 +234,7 @@ def moves(host: Host, plans: Sequence[tuple[Value, Plan, str | None]], now: Mapp
             if host.dialect == "aten":
                 from .torch_moves import moved as torch_moved
 
-                made.append(torch_moved(_fx(host), plan, value.name, now, finish))
+                made.append(torch_moved(_fx(host), plan, value.name, now, finish, value))
                 continue
             from .onnx_moves import moved
 

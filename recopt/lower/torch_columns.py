@@ -122,7 +122,7 @@ class TorchColumns:
         return made
 
     def gathered(self, plan: Plan, name: str) -> Value:
-        return moved(self.host, plan, name, {}, None)
+        return moved(self.host, plan, name, {})
 
     def summed(self, node: Node, data: Value, name: str) -> Value:
         return self._call("aten.sum.dim_IntList", (data, [2]), {}, name, node.outputs[0])

@@ -14,12 +14,18 @@ from ..layout.moves import Cut, Expand, Join, Move, Pad, Plan, Take
 from .torch import layout
 
 
-def moved(host: FxHost, plan: Plan, name: str, now: Mapping[Value, Value], finish: str | None) -> Value:
-    """The value of a plan, over the values that its sources are `now`, through the operator `finish` if one is given.
-    Raises LowerError."""
+def moved(
+    host: FxHost, plan: Plan, name: str, now: Mapping[Value, Value], finish: str | None = None, of: Value | None = None
+) -> Value:
+    """The value of a plan, over the values that its sources are `now`, through the operator `finish` if one is given: a
+    copy lies in memory in order where the value that it is `of` does. Raises LowerError."""
     try:
         value = _moved(host, plan, name, now)
-        return value if finish is None else host.call(finish, (value,), name=name, like=value)
+        if finish is None:
+            return value
+        ordered = finish == "aten.clone.default" and of is not None and host.is_contiguous(of)
+        kwargs = {"memory_format": "contiguous_format"} if ordered else {}
+        return host.call(finish, (value,), kwargs, name=name, like=value)
     except GraphError as error:
         raise LowerError(f"layout {name}: {error}") from error
 

@@ -40,6 +40,58 @@ FORMS: dict[str, Callable[[Tensor], tuple[Any, ...]]] = {
     "makers": lambda x: (torch.arange(0, 8, 2), torch.full((x.shape[0], 2), 3), torch.full_like(x, 2), x.new_zeros(2)),
     "layouts": lambda x: (x.t(), x.transpose(0, 1), x.unsqueeze(1).squeeze(1), x[:, None].expand(-1, 2, 4)),
     "slices": lambda x: (x[:, 1:3], x[1:], x[:, ::2], x[:, -2:], x[..., 1:2], x[..., 1], x.tril(), x.triu(1)),
+    "slices of slices": lambda x: (
+        IMAGE[1:, 0, 2:] + IMAGE[..., -1][..., None][:2, 0] + x.sum(),
+        IMAGE[:, ::2][:, 1:][:, :, 1].unfold(0, 2, 1) + x.sum(),
+        (lambda y: (y[0:].sin(), y[0:][:, 1:].cos(), y[0:][0, 1]))(x[:, 1:] * 1),
+        (lambda y: (y[:, 1:].sin(), y[:, 1].cos()))(x[1:]),
+    ),
+    "gathers": lambda x: (
+        x[:, IDS],
+        x[IDS[0], IDS[1]],
+        IMAGE[:, IDS[0]] + x.sum(),
+        IMAGE[IDS[0], :, IDS[1]] + x.sum(),
+        x[:, IDS[0].int()],
+        IMAGE[:, IMAGE[0] > 0] + x.sum(),
+        x[:, torch.tensor(2)],
+        W[x.argmax() % 4],
+    ),
+    "orders": lambda x: (
+        *x.sort(1, True),
+        *x.topk(2, 1, largest=False),
+        *x.max(1, True),
+        x.argsort(0),
+        x.argmin(1, True),
+        x.prod(1),
+        x.cumprod(0),
+        x.any(1, True),
+        (x > 0).all(0),
+        x.logsumexp((0, 1), True),
+        x.count_nonzero(1),
+        x.isclose(x + 1e-9),
+        torch.searchsorted(W[0].sort()[0], x, side="right", out_int32=True),
+    ),
+    "turns": lambda x: (
+        x.roll(1, 1),
+        x.roll((1, 2), (0, 1)),
+        x.rot90(1, (0, 1)),
+        x.tile(2, 1),
+        x.repeat(1, 2),
+        x.repeat_interleave(2, 1),
+        torch.einsum("bk,nk->bn", x, W),
+        x.flatten(),
+        x.unbind(1),
+        x.diagonal(1),
+        x.narrow(1, 1, 2),
+        x.scatter(1, IDS[:1], 2.0),
+        F.pixel_shuffle(IMAGE[:, :, None], 2),
+        F.channel_shuffle(IMAGE[..., None], 2),
+        torch.lerp(x, x + 1, 0.3),
+        torch.addcmul(x, x, x, value=2),
+        F.group_norm(IMAGE, 2),
+        F.rms_norm(x, (4,)),
+        F.avg_pool1d(IMAGE, 2, 1, 1),
+    ),
     "splits": lambda x: (*x.chunk(2, -1), *x.split([1, 3], -1), *x.split(3, -1)),
     "joins": lambda x: (torch.stack([x, x], 1), torch.cat([x, x], -1), x.gather(0, IDS[:1]), x.index_select(1, IDS[0])),
     "norms": lambda x: (
@@ -97,6 +149,13 @@ def test_bindings_are_the_overloads(name: str) -> None:
         assert_close(program(x), module(x), equal_nan=True)
 
 
+@pytest.mark.parametrize("name", ["gathers", "turns"])
+def test_a_compiler_takes_the_bindings(name: str) -> None:
+    program = FxHost.capture(Form(name), (X,)).module()
+    torch._dynamo.reset()
+    assert_close(torch.compile(program, backend="eager")(X), program(X), equal_nan=True)
+
+
 def test_hooks_see_the_calls_of_a_module() -> None:
     module = FxHost.capture(Form("division"), (X,)).module()
     seen: list[Tensor] = []
@@ -118,6 +177,18 @@ def test_a_caller_may_write_into_what_it_gets() -> None:
     program = FxHost.capture(lambda_module(lambda x: (torch.arange(3).view(3, 1), torch.ones(4) + x)), (X,)).module()
     program(X)[0].zero_()
     assert program(X)[0].flatten().tolist() == [0, 1, 2]
+
+
+def test_what_forward_writes_out_is_computed_once_but_for_what_the_caller_gets() -> None:
+    def forward(x: Tensor) -> tuple[Tensor, ...]:
+        hidden = torch.tensor([1.0, 0.0, 1.0, 0.0])
+        return x + (1 - hidden[None]).masked_fill(hidden[:1] > 0, -1e4) * 2, hidden * 3, W.t(), x @ W.t()
+
+    program = FxHost.capture(lambda_module(forward), (X,)).module()
+    program(X)[1].zero_()
+    assert_close(program(X), forward(X))
+    calls = [node.name for node in program.graph.nodes if node.op == "call_function"]
+    assert len(calls) == 5, calls  # an addition, a multiplication, two turns, of which one is returned, a product
 
 
 def test_a_cast_of_an_input_asks_for_its_dtype() -> None:

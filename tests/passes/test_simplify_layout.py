@@ -116,6 +116,19 @@ def test_outputs_do_not_share_what_they_did_not() -> None:
     assert [n.op for n in result.host.nodes].count("aten.clone.default") == 1
 
 
+def test_outputs_lie_in_memory_as_they_did() -> None:
+    def function(x: Tensor) -> tuple[Tensor, Tensor]:
+        heads = x.view(x.shape[0], -1, 3, 2).squeeze(1).unsqueeze(1).transpose(1, 2).contiguous()
+        return heads, x.unfold(1, 4, 4).reshape(x.shape[0], -1)  # what is unfolded so lies there already
+
+    result = recopt.optimize(Spelled(function).eval(), (example(BATCH),))
+    assert "simplify-layout" in result.report.counts()
+    x = example(3)
+    heads, patches = result(x)
+    assert heads.is_contiguous() and torch.equal(heads, function(x)[0])
+    assert patches.data_ptr() == x.data_ptr() and torch.equal(patches, x)
+
+
 @pytest.mark.parametrize("host", ["torch", "onnx"])
 def test_what_is_zero_for_most_is_not_for_all(host: str) -> None:
     def spell(x: Tensor) -> Tensor:

@@ -171,7 +171,7 @@ LAUNCHES: dict[str, int] = (
     dict.fromkeys(FORMS, 1)
     | dict.fromkeys(
         """concat_of_concats_of_part concat_swapped concat_twice_the_same stack_of_selected_even stack_of_some scattered
-    columns_written split_shuffled split_reversed split_on_another_axis split_some chunks_turned unbound_turned view_as
+    columns_written split_shuffled split_reversed split_on_another_axis split_some unbound_turned view_as
     same_branches to_columns shuffle pixels gathers gather_of_a_range index_select flip_of_slice rolled diagonal
     pad_and_cut pads
     concat_with_zeros run_time_shapes written_slice whole_again positive_again
