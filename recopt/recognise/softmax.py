@@ -275,11 +275,11 @@ def _staying(lifted: Lifted, score: Poly, along: Sequence[Axis]) -> Poly:
 
 
 def _is_infinite(lifted: Lifted, mono: Mono) -> bool:
-    """Whether a constant that a term adds or chooses is infinite: a number, stored ones, where(mask, 0, -inf). Sums and
-    maxima of scores are not looked through."""
-    if mono.axes or (isinstance(mono.coef, float) and math.isinf(mono.coef)):
-        return not mono.axes
-    return any(_holds_infinity(lifted, a) for a in mono.atoms)
+    """Whether a constant that a term adds or chooses is infinite: a number, stored ones, where(mask, 0, -inf). Sums
+    and maxima of data are not looked through."""
+    if isinstance(mono.coef, float) and math.isinf(mono.coef):
+        return True
+    return any(_holds_infinity(lifted, a) for a in mono.atoms if not mono.axes or not is_data(lifted, a))
 
 
 def _holds_infinity(lifted: Lifted, atom: Atom) -> bool:
