@@ -75,7 +75,7 @@ def _chains(host: Host, found: Layouts, wanted: Elements) -> dict[Value, list[_C
     chains: dict[Value, list[_Chain]] = {}
     for value, order in wanted.sources:
         chain = _chain(host, found, value) if order == (0,) and not host.is_output(value) else None
-        if chain is None or not _keeps_zeros(chain):
+        if chain is None or not _keeps_zeros(host, chain):
             continue
         others = chains.setdefault(chain.source, [])
         if all(set(chain.columns).isdisjoint(other.columns) for other in others):
@@ -213,9 +213,9 @@ def _pays(host: Host, before: Plan, after: Plan, source: Value, chains: Sequence
         new += len(chain.nodes)
         nodes -= len(chain.nodes)
         zeros = [not b.all() for n in chain.nodes if n.op == "Clip" for b, _ in _bounds(host, n)]
-        further = _masked(chain) + sum(zeros) + len(zeros) // 2
-        rowed = [n for n in chain.nodes if n.op != "Clip" and _by_rows(host, n, _masked(chain))]
-        beside = len(rowed) + sum(n.op == "Where" for n in rowed) + _masked(chain) + len(zeros) + 2 * sum(zeros)
+        further = _masked(host, chain) + sum(zeros) + len(zeros) // 2
+        rowed = [n for n in chain.nodes if n.op != "Clip" and _by_rows(host, n, _masked(host, chain))]
+        beside = len(rowed) + sum(n.op == "Where" for n in rowed) + _masked(host, chain) + len(zeros) + 2 * sum(zeros)
         idle = len(chain.nodes) * (width - len(chain.columns)) * NUMBER
         new += further + (idle + beside * ROW) * rows / OPERATOR
         nodes -= further
@@ -232,23 +232,24 @@ def _held(host: Host, operand: Value | None) -> bool:
     return operand is not None and host.is_constant(operand)
 
 
-def _masked(chain: _Chain) -> bool:
+def _masked(host: Host, chain: _Chain) -> bool:
     """Whether the other columns are chosen in the end, as not all operators have numbers that change nothing."""
-    return any(node.op != "Clip" and _unchanging(node) is None for node in chain.nodes)
+    return any(node.op != "Clip" and _unchanging(host, node) is None for node in chain.nodes)
 
 
-def _keeps_zeros(chain: _Chain) -> bool:
+def _keeps_zeros(host: Host, chain: _Chain) -> bool:
     """Whether ONNX Runtime's choice gives what the chain computes: of what it takes first, it makes -0.0 to 0.0."""
-    return "float" not in str(chain.out.dtype) or not _masked(chain) or chain.nodes[-1].op == "Abs"
+    return "float" not in str(chain.out.dtype) or not _masked(host, chain) or chain.nodes[-1].op == "Abs"
 
 
-def _unchanging(node: Node) -> tuple[tuple[int, ...], float] | None:
-    """Which operands may be a number that leaves the other as it is, and that number."""
+def _unchanging(host: Host, node: Node) -> tuple[tuple[int, ...], float] | None:
+    """The operands of which a number leaves the other as it is, and that number; None where another is one: k - x."""
     if node.op == "Where":
         return (1,), -np.inf if node.args[0].node.op == "Less" else np.inf
     if node.op in ("Max", "Min") and len(node.args) == 2 and "float" in str(node.outputs[0].dtype):
         return (0, 1), -np.inf if node.op == "Max" else np.inf
-    return neutral(node)
+    found = neutral(node)
+    return found if found and all(n in found[0] for n, a in enumerate(node.args) if _held(host, a)) else None
 
 
 def _over_all(host: OnnxHost, whole: Value, chain: _Chain, width: int) -> Value:
@@ -256,7 +257,7 @@ def _over_all(host: OnnxHost, whole: Value, chain: _Chain, width: int) -> Value:
     columns = lower.columns_of(host)
     value = whole
     for node in chain.nodes:
-        name, free = node.outputs[0].name, _unchanging(node)
+        name, free = node.outputs[0].name, _unchanging(host, node)
         if node.op == "Where":
             row = columns.constant(_row(host.constant(node.args[1]), chain, width, free[1] if free else 1), name)
             over = host.call(node.args[0].node.op, [value, row], name=name, shape=whole.shape, dtype="bool")
@@ -270,13 +271,13 @@ def _over_all(host: OnnxHost, whole: Value, chain: _Chain, width: int) -> Value:
         for n, arg in enumerate(node.args):
             if arg is None or not host.is_constant(arg):
                 args.append(None if arg is None else value)
-            elif host.constant(arg).size == 1 and _masked(chain):
+            elif host.constant(arg).size == 1 and _masked(host, chain):
                 args.append(arg)
             else:
                 fill = free[1] if free is not None and n in free[0] else 1
                 args.append(columns.constant(_row(host.constant(arg), chain, width, fill), name))
         value = columns.call(node, args, whole.shape or (), name)
-    if not _masked(chain):
+    if not _masked(host, chain):
         return value
     mask = np.isin(np.arange(width), chain.columns)
     condition = host.share_constant(mask, name=f"{chain.out.name}_columns")

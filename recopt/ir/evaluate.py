@@ -91,6 +91,8 @@ class _Evaluation:
             factors.append(value)
         self.guarded = outside
         coef = self.number(mono.coef)
+        if carrier is np.int64 and isinstance(coef, int):  # products of numbers wrap around, as their data does
+            coef = (coef + 2**63) % 2**64 - 2**63
         if mask is not None and isinstance(coef, float) and not math.isfinite(coef):
             # infinity times what a guard rules out is 0 too: torch.full([3, 3], -inf).triu(1)
             factors.append(np.where(mask, carrier(coef), carrier(0)))

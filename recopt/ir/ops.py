@@ -14,7 +14,7 @@ from .ranges import value_range
 from .rules import FLOATS, WIDTH, fn
 from .sizes import Size
 from .tensor import Dim, ShapeError, Tensor, aligned, new_dims, ravel, retyped, unravel
-from .term import Axis, Fn, Poly, TooLarge, number
+from .term import Axis, Poly, number
 
 FEW = 8  # elements whose product is written out
 
@@ -41,20 +41,7 @@ def pointwise(name: str, *tensors: Tensor, dtype: str | None = None, attrs: tupl
     dims, bodies = aligned(tensors)
     if name in BOOLEAN:
         dtype = "bool"
-    body = fn(name, bodies, dtype or bodies[-1].dtype, attrs)
-    if name in ("mod", "floordiv", "shift_right") and _may_wrap(name, body, *bodies):
-        raise TooLarge
-    return Tensor(dims, body)
-
-
-def _may_wrap(name: str, body: Poly, x: Poly, by: Poly) -> bool:
-    """Whether a sum or product of data, which may have wrapped around, was divided term by term: 7*x % 7 -> 0. A
-    remainder by a power of two is that of what did not wrap."""
-    atom, divisor = body.atom, by.number
-    whole = isinstance(atom, Fn) and any(arg is x for arg in atom.args)
-    if whole or x.atom is not None or not x.leaves or x.dtype in FLOATS or None not in value_range(x):
-        return False
-    return not (name == "mod" and isinstance(divisor, int) and divisor > 0 and divisor & (divisor - 1) == 0)
+    return Tensor(dims, fn(name, bodies, dtype or bodies[-1].dtype, attrs))
 
 
 def add(*tensors: Tensor) -> Tensor:
@@ -241,8 +228,6 @@ def truncated_quotient(a: Tensor, b: Tensor) -> Tensor:
 
 def sizes_known_non_negative(position: Poly) -> bool:
     """Whether an index is at least 0 by its form."""
-    from .ranges import value_range
-
     low, _ = value_range(position)
     return low is not None and sizes.at_least(low, 0)
 

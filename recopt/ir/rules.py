@@ -70,17 +70,15 @@ def _cast(args: list[Poly], dtype: str, attrs: tuple[Hashable, ...]) -> Poly | N
             return number(value, dtype)
         if dtype == "bool":
             return number(int(value != 0), dtype)
-        return number(int(value), dtype) if abs(value) < 2 ** (WIDTH[dtype] - 1) else None
+        held = abs(value) < 2 ** (WIDTH[dtype] - 1) and (value >= 0 or dtype != "uint8")
+        return number(int(value), dtype) if held else None
     atom = x.atom
     if isinstance(atom, (Guard, Coord)):
         return poly(x.monos, dtype)  # exact in every type
     if isinstance(atom, Fn) and atom.name == "cast":
         inner = atom.args[0]
-        same_kind = (inner.dtype in FLOATS) == (atom.dtype in FLOATS) and {inner.dtype, atom.dtype} != {
-            "float16",
-            "bfloat16",
-        }
-        if same_kind and WIDTH[atom.dtype] >= WIDTH[inner.dtype] and atom.dtype != "bool":
+        same_kind = (inner.dtype in FLOATS) == (atom.dtype in FLOATS)
+        if same_kind and WIDTH[atom.dtype] > WIDTH[inner.dtype]:
             return fn("cast", [inner], dtype)
     return fn("ne", [x, number(0, x.dtype)], dtype) if dtype == "bool" and x.dtype not in FLOATS else None
 
@@ -115,12 +113,56 @@ def _split(x: Poly, divisor: sizes.Size) -> tuple[Poly, Poly]:
     return add_all(quotient, x.dtype), add_all(rest, x.dtype)
 
 
+def _may_wrap(x: Poly) -> bool:
+    """Whether an integer is a sum or product of data that may have wrapped around: 7*x % 7 is not 0 then."""
+    if x.atom is not None or not x.leaves:
+        return False
+    low, high = value_range(x)
+    if low is None or high is None:
+        return True
+    most = 1 << WIDTH[x.dtype] - 1
+    return (isinstance(low, int) and low < -most) or (isinstance(high, int) and high >= most)
+
+
+def _whole_divisor(by: Poly) -> sizes.Size | None:
+    """The number that `by` is, where it is a positive integer."""
+    divisor = by.number
+    if by.dtype in FLOATS or divisor is None or isinstance(divisor, float) or not sizes.at_least(divisor, 1):
+        return None
+    return divisor
+
+
 def _floordiv(args: list[Poly], dtype: str, attrs: tuple[Hashable, ...]) -> Poly | None:
+    """As `_quotient` says, where x did not wrap around."""
+    divisor = _whole_divisor(args[1])
+    return (
+        None
+        if divisor is None or (divisor != 1 and _may_wrap(args[0]))
+        else _quotient(args[0], args[1], divisor, dtype)
+    )
+
+
+def _mod(args: list[Poly], dtype: str, attrs: tuple[Hashable, ...]) -> Poly | None:
+    """As `_remainder` says, where x did not wrap around; by a power of two, wherever that is."""
+    divisor = _whole_divisor(args[1])
+    power = isinstance(divisor, int) and divisor & (divisor - 1) == 0
+    return (
+        None if divisor is None or (not power and _may_wrap(args[0])) else _remainder(args[0], args[1], divisor, dtype)
+    )
+
+
+def divided(place: Poly, size: sizes.Size) -> tuple[Poly, Poly]:
+    """place // size and place % size for a place in a tensor, which is too small to have wrapped around."""
+    by = number(size)
+    divisor = _whole_divisor(by) if _may_wrap(place) else None
+    quotient = None if divisor is None else _quotient(place, by, divisor, "int64")
+    remainder = None if divisor is None else _remainder(place, by, divisor, "int64")
+    return quotient or fn("floordiv", [place, by], "int64"), remainder or fn("mod", [place, by], "int64")
+
+
+def _quotient(x: Poly, by: Poly, divisor: sizes.Size, dtype: str) -> Poly | None:
     """(c*q + r) // c -> q + r // c; r // c -> 0 where 0 <= r < c; (a*p + r) // ab -> p // b where 0 <= r < a;
     p // a // b -> p // ab; p % ab // a -> p // a % b."""
-    x, divisor = args[0], args[1].number
-    if dtype in FLOATS or divisor is None or isinstance(divisor, float) or not sizes.at_least(divisor, 1):
-        return None
     if divisor == 1:
         return x
     quotient, rest = _split(x, divisor)
@@ -129,23 +171,21 @@ def _floordiv(args: list[Poly], dtype: str, attrs: tuple[Hashable, ...]) -> Poly
     shared = _shared(rest, divisor)
     if shared is not None:
         _, coarse, _, left = shared
-        return add(quotient, fn("floordiv", [coarse, number(left, args[1].dtype)], dtype))
+        return add(quotient, fn("floordiv", [coarse, number(left, by.dtype)], dtype))
     inner, factor = _divided(rest)
     if inner is not None and inner.name == "floordiv":
-        product = number(sizes.mul(factor, divisor), args[1].dtype)
-        return add(quotient, fn("floordiv", [inner.args[0], product], dtype))
-    if inner is not None and (left := sizes.divide(factor, divisor)) is not None:
-        outer = fn("floordiv", [inner.args[0], args[1]], dtype)
-        return add(quotient, fn("mod", [outer, number(left, args[1].dtype)], dtype))
-    return add(quotient, raw_fn("floordiv", [rest, args[1]], dtype)) if quotient.monos else None
+        product = sizes.mul(factor, divisor)
+        if not isinstance(product, int) or product < 1 << WIDTH[by.dtype] - 1:
+            return add(quotient, fn("floordiv", [inner.args[0], number(product, by.dtype)], dtype))
+    elif inner is not None and (left := sizes.divide(factor, divisor)) is not None:
+        outer = fn("floordiv", [inner.args[0], by], dtype)
+        return add(quotient, fn("mod", [outer, number(left, by.dtype)], dtype))
+    return add(quotient, raw_fn("floordiv", [rest, by], dtype)) if quotient.monos else None
 
 
-def _mod(args: list[Poly], dtype: str, attrs: tuple[Hashable, ...]) -> Poly | None:
+def _remainder(x: Poly, by: Poly, divisor: sizes.Size, dtype: str) -> Poly | None:
     """(c*q + r) % c -> r % c; r % c -> r where 0 <= r < c; (a*p + r) % ab -> a*(p % b) + r where 0 <= r < a;
     p % ab % a -> p % a."""
-    x, divisor = args[0], args[1].number
-    if dtype in FLOATS or divisor is None or isinstance(divisor, float) or not sizes.at_least(divisor, 1):
-        return None
     if divisor == 1:
         return number(0, dtype)
     quotient, rest = _split(x, divisor)
@@ -154,11 +194,11 @@ def _mod(args: list[Poly], dtype: str, attrs: tuple[Hashable, ...]) -> Poly | No
     shared = _shared(rest, divisor)
     if shared is not None:
         factor, coarse, fine, left = shared
-        return add(scale(fn("mod", [coarse, number(left, args[1].dtype)], dtype), factor), fine)
+        return add(scale(fn("mod", [coarse, number(left, by.dtype)], dtype), factor), fine)
     inner, factor = _divided(rest)
     if inner is not None and inner.name == "mod" and sizes.divide(factor, divisor) is not None:
-        return fn("mod", [inner.args[0], args[1]], dtype)
-    return raw_fn("mod", [rest, args[1]], dtype) if quotient.monos else None
+        return fn("mod", [inner.args[0], by], dtype)
+    return raw_fn("mod", [rest, by], dtype) if quotient.monos else None
 
 
 def _shared(x: Poly, divisor: sizes.Size) -> tuple[sizes.Size, Poly, Poly, sizes.Size] | None:
@@ -225,7 +265,7 @@ def _where(args: list[Poly], dtype: str, attrs: tuple[Hashable, ...]) -> Poly | 
 
 def _less(args: list[Poly], dtype: str, attrs: tuple[Hashable, ...]) -> Poly | None:
     """x < y of integers whose ranges lie apart -> true, false. A size that is no axis of what is asked may be 0."""
-    if args[0].dtype in FLOATS or args[1].dtype in FLOATS:
+    if any(a.dtype in FLOATS or _may_wrap(a) for a in args):  # x < x + 1 is false of the largest number
         return None
     difference = add(args[0], scale(args[1], -1))
     low, high = value_range(difference)

@@ -15,7 +15,7 @@ from itertools import count
 from . import sizes
 from .normal import add, add_all, guard, mul, read, scale, substitute
 from .order import bound_order, read_jointly
-from .rules import fn
+from .rules import divided
 from .sizes import Size
 from .term import Axis, Coef, Leaf, Poly, axis, coord, number
 
@@ -105,9 +105,8 @@ def unravel(position: Poly, extents: Sequence[Size]) -> list[Poly]:
         return [position]
     result: list[Poly] = []
     for n in range(len(extents)):
-        inner = number(sizes.product(extents[n + 1 :]))
-        result.append(fn("floordiv", [position, inner], "int64"))
-        position = fn("mod", [position, inner], "int64")
+        quotient, position = divided(position, sizes.product(extents[n + 1 :]))
+        result.append(quotient)
     return result
 
 

@@ -194,8 +194,7 @@ def loop_of(elements: Elements, forms: Sequence[Form]) -> tuple[Loop, list[Value
     tables: dict[bytes, str] = {}
     for n, kind in enumerate(first.kinds):
         values = [f.numbers[n] for f in forms]
-        same = all(v == values[0] and repr(v) == repr(values[0]) for v in values)
-        if same:
+        if len(set(map(repr, values))) == 1:  # to the bit: of -0.0 and 0.0 and of NaN == says otherwise
             filled[n] = repr(values[0])
             continue
         steps = {int(b) - int(a) for a, b in itertools.pairwise(values)} if kind == "" else set()

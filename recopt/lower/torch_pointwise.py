@@ -19,7 +19,7 @@ def pointwise(host: FxHost, spec: Spec, name: str) -> tuple[Value, ...]:
     text = str(spec.program)
     like = next(v for v in spec.inputs if isinstance(v, Value))
     try:
-        if parse_program(text) != spec.program:
+        if str(parse_program(text)) != text:
             raise LowerError(f"the program of {name} does not read as it was written")
         inputs = [v if isinstance(v, Value) else host.add_constant(v, name=f"{name}_numbers") for v in spec.inputs]
         first = host.call(POINTWISE, (inputs, text), name=name, like=like)

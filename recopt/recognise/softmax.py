@@ -275,11 +275,27 @@ def _staying(lifted: Lifted, score: Poly, along: Sequence[Axis]) -> Poly:
 
 
 def _is_infinite(lifted: Lifted, mono: Mono) -> bool:
-    """Whether a constant of a term, a number or stored ones, is infinite."""
-    leaves = [a.leaf for a in mono.atoms if isinstance(a, Read) and isinstance(a.leaf, Value)]
-    stored = [lifted.host.constant(v) for v in leaves if lifted.host.is_constant(v)]
-    infinite = any(a.size <= MAX_STORED and np.isinf(a).any() for a in stored)
-    return infinite or (isinstance(mono.coef, float) and math.isinf(mono.coef))
+    """Whether a constant that a term adds or chooses is infinite: a number, stored ones, where(mask, 0, -inf). Sums
+    and maxima of data are not looked through."""
+    if isinstance(mono.coef, float) and math.isinf(mono.coef):
+        return True
+    return any(_holds_infinity(lifted, a) for a in mono.atoms if not mono.axes or not is_data(lifted, a))
+
+
+def _holds_infinity(lifted: Lifted, atom: Atom) -> bool:
+    if isinstance(atom, Fn) and atom.dtype in FLOATS:
+        return any(_is_infinite(lifted, m) for p in atom.args for m in p.monos)
+    if not isinstance(atom, Read) or not isinstance(atom.leaf, Value) or atom.dtype not in FLOATS:
+        return False
+    return lifted.noted("holds infinity", atom.leaf, lambda value: _stores_infinity(lifted, value))
+
+
+def _stores_infinity(lifted: Lifted, value: Value) -> bool:
+    if lifted.host.is_constant(value):
+        few = value.shape is not None and math.prod(map(int, value.shape)) <= MAX_STORED  # no table is read
+        return few and value.dtype in FLOATS and bool(np.isinf(lifted.host.constant(value)).any())
+    t = lifted.definition.get(value)
+    return t is not None and value not in t.body.leaves and any(_is_infinite(lifted, m) for m in t.body.monos)
 
 
 def _is_nothing(condition: Poly, scores: Sequence[Poly], along: Sequence[Axis]) -> bool:

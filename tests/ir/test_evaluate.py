@@ -23,6 +23,12 @@ def test_softmax_of_large_scores_does_not_overflow() -> None:
     agree((ops.matmul(ops.softmax(S, 1), v), stable / stable.sum(1, keepdims=True) @ value(v)))
 
 
+def test_numbers_wrap_around_as_data_does() -> None:
+    ids = source("ids", N, dtype="int64", high=50)
+    agree((ops.times(ops.times(ids, 2**62 + 1), 4), 4 * value(ids)))
+    agree((ops.times(ops.times(ids, -(2**63)), -1), value(ids) * np.int64(-(2**63))))
+
+
 def test_a_triangle_of_infinities_is_zero_elsewhere() -> None:
     causal = np.array([[0, -np.inf, -np.inf], [0, 0, -np.inf], [0, 0, 0]])
     infinite = tensor.full((3, 3), -np.inf, "float32")

@@ -9,7 +9,7 @@ from recopt.ir import ops, tensor
 from recopt.ir.evaluate import evaluate
 from recopt.ir.functions import FUNCTIONS
 from recopt.ir.normal import add, guard, mul, scale, sum_over
-from recopt.ir.rules import fn
+from recopt.ir.rules import divided, fn
 from recopt.ir.show import show
 from recopt.ir.term import Axis, Poly, TooLarge, axis, coord, number, single
 
@@ -65,7 +65,8 @@ FIRES: dict[str, tuple[Poly, Poly]] = {
     "not ids < 8": (f("logical_not", SMALL, dtype="bool"), f("ge", ids, EIGHT, dtype="bool")),
     "x // 1": (div(ids, ONE), ids),
     "(8i + j) // 8": (div(add(scale(i, 8), j), EIGHT), i),
-    "(8i + ids) // 8": (div(add(scale(i, 8), ids), EIGHT), add(i, div(ids, EIGHT))),
+    "(8i + ids) // 8": (divided(add(scale(i, 8), ids), 8)[0], add(i, div(ids, EIGHT))),
+    "(9i + ids) % 9": (divided(add(scale(i, 9), ids), 9)[1], mod(ids, c(9, "int64"))),
     "ids // 3 // 8": (div(div(ids, THREE), EIGHT), div(ids, DOZENS)),
     "ids % 24 // 8": (div(mod(ids, DOZENS), EIGHT), mod(div(ids, EIGHT), THREE)),
     "x % 1": (mod(ids, ONE), c(0, "int64")),
@@ -109,6 +110,11 @@ DIFFER: dict[str, tuple[Poly, Poly]] = {
     "1/(x + y)": (f("reciprocal", add(x, y)), add(f("reciprocal", x), f("reciprocal", y))),
     "floor division of floats": (f("floordiv", add(scale(x, 8), y), c(8)), add(x, f("floordiv", y, c(8)))),
     "ids // 8": (div(ids, EIGHT), c(0, "int64")),
+    "8*ids // 8, which wraps around": (div(scale(ids, 8), EIGHT), ids),
+    "9*ids % 9, which wraps around": (mod(scale(ids, 9), c(9, "int64")), c(0, "int64")),
+    "6*ids % 9 // 3, which wraps around": (div(mod(scale(ids, 6), c(9, "int64")), THREE), mod(scale(ids, 2), THREE)),
+    "ids < ids + 1": (fn("lt", [ids, add(ids, ONE)], "bool"), c(1, "bool")),
+    "from int8 through uint8": (cast(cast(cast(ids, "int8"), "uint8"), "int32"), cast(cast(ids, "int8"), "int32")),
     "ids // -3": (div(ids, c(-3, "int64")), scale(div(ids, THREE), -1)),
     "ids % 8 % 3": (mod(mod(ids, EIGHT), THREE), mod(ids, THREE)),
     "7*(ids // 8) + ids % 8": (add(scale(div(ids, EIGHT), 7), mod(ids, EIGHT)), ids),

@@ -198,3 +198,17 @@ def test_what_large_whole_numbers_need_alone_stays_alone(name: str) -> None:
     rewritten = recopt.optimize(onnx.load_from_string(file), target="ort-cpu").to_proto().SerializeToString()
     expected, found = (run_onnx(f, tuple(a.numpy() for a in args))[0] for f in (file, rewritten))
     np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("kind", ["int64", "float"])
+def test_columns_taken_from_a_constant(kind: str) -> None:
+    """Columns that become k - x beside others that stay as they are: k - x leaves x for no k."""
+    taken = "c0 = Sub(k, x0)  c1 = Sub(x1, k)  c2 = Sub(x2, k)  c3 = Sub(x3, k)  y = Concat<axis = 1>(c0, c1, c2, c3)"
+    text = f"""<ir_version: 9, opset_import: ["": 17]>
+    g ({kind}[n, 4] x) => ({kind}[n, 4] y) <int64[4] one = {{1, 1, 1, 1}}, {kind} k = {{5}}>
+    {{ x0, x1, x2, x3 = Split<axis = 1>(x, one)  {taken} }}"""
+    model = onnx.parser.parse_model(text)
+    found = recopt.optimize(model, target="portable", verify="none").to_proto()
+    x = np.arange(12).reshape(3, 4).astype("int64" if kind == "int64" else "float32")
+    (now,), (then,) = (run_onnx(m.SerializeToString(), (x,)) for m in (found, model))
+    np.testing.assert_array_equal(now, then)

@@ -176,7 +176,7 @@ def test_a_query_that_sees_nothing_is_what_it_was() -> None:
     torch.testing.assert_close(y, case.module()(q, k, v, seen), equal_nan=True)
 
 
-def test_rows_that_a_constant_hides_are_nan() -> None:
+def test_rows_that_constants_or_data_hide_are_nan() -> None:
     stored = torch.tensor([0.0, -torch.inf, 0.0])[:, None]
 
     def spell(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -184,12 +184,13 @@ def test_rows_that_a_constant_hides_are_nan() -> None:
             stored,
             torch.nn.functional.pad(torch.zeros(2, 3), (0, 0, 0, 1), value=-torch.inf),
             torch.full((3, 3), -torch.inf).triu(1),
+            torch.where(x[:, :, :1] > 0, 0.0, -torch.inf),
         )
         return tuple((x @ x.transpose(1, 2) + mask).softmax(-1) @ x for mask in masks)
 
     x = torch.randn(5, 3, 4)
     result = recopt.optimize(to_program(Called(spell), (x,)), target="cpu", verify="none")
-    assert sum(map(is_fused, result.host.nodes)) == 3
+    assert sum(map(is_fused, result.host.nodes)) == 4
     torch.testing.assert_close(result(x), spell(x), equal_nan=True)
 
 

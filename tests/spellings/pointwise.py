@@ -127,7 +127,7 @@ CASES: dict[str, Function] = {
     "mixed bits": lambda x, ids: ((ids ^ (ids >> 33)) * -49064778989728563) ^ ((ids << 5) | 3),
     "crossed columns": lambda x, ids: ((ids[:, :1] * 1000003 + ids[:, 1:]) % 997).float(),
     "comparisons and truth values": lambda x, ids: (x > 0.1) & ~(ids == 3) | torch.isnan(x),
-    "masks": lambda x, ids: x.masked_fill((ids % 3 == 0) | (ids * 641 % 641 != 0), -1e4).clamp(-10, 10),
+    "masks": lambda x, ids: x.masked_fill((ids % 3 == 0) | (ids * 641 % 641 != 0), torch.nan).clamp(-10, 10),
     "a condition along another axis": lambda x, ids: torch.where((ids[:, :1] > 0), x, torch.zeros_like(x)) * 0.5,
     "constant columns": lambda x, ids: (x[:, ORDER] + 1)[:, [2, 0]],
     "small tables at computed places": lambda x, ids: torch.stack(
