@@ -33,6 +33,7 @@ from . import (
     project_queries,
     separate_residuals,
     separate_softmaxes,
+    share_copies,
     simplify_layout,
     stack_columns,
 )
@@ -60,6 +61,7 @@ DEFAULT = "default"  # stands for all passes that are not optional
 
 PIPELINE: tuple[Pass, ...] = (
     clean_up,
+    share_copies,  # before lookups are what several read
     fuse_target_attention,
     fuse_attention,
     fuse_embedding_bags,

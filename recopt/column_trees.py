@@ -4,7 +4,7 @@ What it lacks are operators whose numbers change nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -63,6 +63,38 @@ def keeps_apart(tree: Tree, columns: Columns) -> bool:
     if tree.lanes or tree.bucket is not None or columns.spreads(tree.node):
         return False
     return all(keeps_apart(p, columns) for p in tree.parts if isinstance(p, Tree))
+
+
+def reads_of(group: Sequence[Tree]) -> list[Elements]:
+    """What the trees of a group read, one each."""
+    return [p for t in group for p in t.parts if isinstance(p, Elements)] or reads_of(
+        [p for t in group for p in t.parts if isinstance(p, Tree)]
+    )
+
+
+def distinct(group: Sequence[Tree]) -> tuple[Array, Array] | None:
+    """Which columns of a group, whose trees read one value and keep its columns apart, are to be computed, in the order
+    in which they are read, and which of these each column is. None where no two are the same."""
+    where = np.concatenate([p.where for p in reads_of(group)])
+    rows = [np.ascontiguousarray(row).view(np.uint8).reshape(row.size, -1) for row in (where, *_rows(group))]
+    _, first, back = np.unique(np.concatenate(rows, 1), axis=0, return_index=True, return_inverse=True)
+    if len(first) == len(where):
+        return None
+    order = np.argsort(where[first], kind="stable")
+    return first[order], np.argsort(order)[back.reshape(-1)]
+
+
+def _rows(group: Sequence[Tree]) -> Iterator[Array]:
+    """The numbers that columns have of their own, operand by operand."""
+    for n, first in enumerate(group[0].parts):
+        parts = [t.parts[n] for t in group]
+        if isinstance(first, Tree):
+            yield from _rows([p for p in parts if isinstance(p, Tree)])
+        elif isinstance(first, Number):
+            numbers = np.array([p.value for p in parts if isinstance(p, Number)], first.dtype)
+            yield np.repeat(numbers, [t.width for t in group])
+        elif isinstance(first, np.ndarray):
+            yield np.concatenate([np.asarray(p).reshape(-1) for p in parts])
 
 
 def nodes_of(tree: Tree) -> list[Node]:

@@ -8,14 +8,14 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from . import lower
-from .column_trees import Tree, fitted, keeps_apart, key_of, nodes_of, skeleton, slots
+from .column_trees import Tree, distinct, fitted, keeps_apart, key_of, nodes_of, reads_of, skeleton, slots
 from .cost import ON_CPU
 from .errors import LowerError
 from .hosts.base import Array, Host, Node, Value
 from .ir import tensor
 from .ir.sizes import Size
 from .layout.buckets import Bucket, buckets, cone
-from .layout.moves import by_time
+from .layout.moves import Plan, by_time
 from .layout.positions import MOST, Elements, Form, NotLayout, form_of, itself, of_term, through
 from .layout.shortest import shortest
 from .lower.columns import Columns, Fixed, Number
@@ -43,6 +43,7 @@ class _Work:
     done: set[Node] = field(default_factory=set)
     layouts: dict[Value, list[tuple[int, Value]]] = field(default_factory=dict)  # of a value, with their order
     fewer: int = 0  # nodes, once what is written now is
+    kept: Array | None = None  # the columns of what is written now, where some are the same
 
     def run(self) -> bool:
         self.order = {node: n for n, node in enumerate(self.host.nodes)}
@@ -236,6 +237,7 @@ class _Work:
             return False
         if not self.context.allows(self.name, root.name):
             return False
+        self.kept, places = self.shared(group) or (None, np.arange(sum(t.width for t in group)))
         first = min((t.out for t in group), key=self.position).node
         assert first is not None
         try:
@@ -247,7 +249,7 @@ class _Work:
         made = []
         for t in group:
             value = t.out
-            positions = np.arange(begin, begin + t.width)
+            positions = places[begin : begin + t.width]
             begin += t.width
             assert value.shape is not None and value.dtype is not None
             piece = Elements(
@@ -285,7 +287,7 @@ class _Work:
             below = [p for t in group for p in t.parts if isinstance(p, Tree)]
             return self.columns.summed(first.node, self.stacked(below, name, first.lanes), name)
         args = [self.argument(group, n, name, lanes) for n in range(len(first.parts))]
-        width = sum(t.width for t in group)
+        width = sum(t.width for t in group) if self.kept is None else len(self.kept)
         shape = (out.shape[0], width // lanes, lanes) if lanes else (out.shape[0], width)
         return self.columns.call(first.node, args, shape, name)
 
@@ -305,23 +307,39 @@ class _Work:
             row = np.repeat(np.array(numbers, first.dtype), [t.width for t in group])
         else:
             row = np.concatenate([np.asarray(p).reshape(-1) for p in parts])
+        row = row if self.kept is None else row[self.kept]
         same = row.size > 0 and row.tobytes() == row[:1].tobytes() * row.size
         return self.columns.constant(row[:1] if same else row.reshape(-1, lanes) if lanes else row, name)
 
+    def shared(self, group: Sequence[Tree]) -> tuple[Array, Array] | None:
+        """What `distinct` finds, where the columns without the repeated ones are read by fewer operators."""
+        if slots(group[0]) != 1 or not all(keeps_apart(t, self.columns) for t in group):
+            return None
+        found = distinct(group)
+        if found is None:
+            return None
+        reads = reads_of(group)
+        where = np.concatenate([p.where for p in reads])
+        few, all_ = (self.plan(reads[0], w, 0) for w in (where[found[0]], where))
+        return found if few is not None and (all_ is None or few.cost[0] < all_.cost[0]) else None
+
     def gathered(self, parts: Sequence[Elements], name: str, lanes: int) -> Value:
         where = np.concatenate([p.where for p in parts])
-        first = parts[0]
-        form = Form(first.form.opens, (1, where.size))
-        if lanes:
-            rows = where.reshape(-1, lanes)
-            where = rows[:, 0] if (rows == rows[:, :1]).all() else where  # one element for all lanes
-            form = Form((*first.form.opens, 1), (1, len(rows), where.size // len(rows)))
-        plan = shortest(Elements(form, first.dtype, first.sources, np.zeros(where.size, np.int32), where))
+        plan = self.plan(parts[0], where if self.kept is None else where[self.kept], lanes)
         if plan is None:
             raise LowerError("columns that no layout operator gathers")
         if self.context.target == "ort-cpu" and by_time(plan)[0] - plan.cost[0] > self.fewer:
             raise LowerError("columns that take longer to gather than what is saved")
         return self.columns.gathered(plan, name)
+
+    def plan(self, first: Elements, where: Array, lanes: int) -> Plan | None:
+        """How columns of one value are read."""
+        form = Form(first.form.opens, (1, where.size))
+        if lanes:
+            rows = where.reshape(-1, lanes)
+            where = rows[:, 0] if (rows == rows[:, :1]).all() else where  # one element for all lanes
+            form = Form((*first.form.opens, 1), (1, len(rows), where.size // len(rows)))
+        return shortest(Elements(form, first.dtype, first.sources, np.zeros(where.size, np.int32), where))
 
 
 def _rows(group: Sequence[Tree]) -> int:

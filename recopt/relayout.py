@@ -6,6 +6,8 @@ import contextlib
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from . import lower
 from .cost import ON_CPU
 from .errors import LowerError
@@ -123,6 +125,8 @@ def relayout(host: Host, context: Context, name: str) -> bool:
     if writes_in_place(host):
         return False
     found = find(host, context)
+    if host.dialect == "onnx" and _without_idle(host, context, name, found):
+        found = find(host, context)
     work = _Work(host, context, name, found)
     for root in reversed(found.roots):
         work.alone(root)
@@ -132,6 +136,31 @@ def relayout(host: Host, context: Context, name: str) -> bool:
     if not work.now:
         return False
     return context.settle(host, True, merged=True)
+
+
+def _without_idle(host: Host, context: Context, name: str, found: Layouts) -> bool:
+    """Read past layouts that leave a value as it is, as a Flatten of two dimensions does. Whether there are any."""
+    idle = [v for v, local in found.local.items() if not host.is_output(v) and _is_idle(v, local)]
+    idle = [v for v in idle if context.allows(name, v.name)]
+    whole: dict[Value, Value] = {}
+    for value in idle:
+        assert value.node is not None
+        (source,) = found.local[value].leaves
+        whole[value] = whole.get(source, source)
+        host.replace(value, whole[value])
+        context.report.rewrites.append(
+            Rewrite(name, "nothing", value.name, (value.node.name,), (), 0.0, 0.0, 1.0, None, "leaves a value as it is")
+        )
+    return context.settle(host, bool(idle))
+
+
+def _is_idle(value: Value, local: Elements) -> bool:
+    source = local.leaves[0] if local.single else None
+    if source is None or (source.shape, source.dtype) != (value.shape, value.dtype):
+        return False
+    return local.sources[0][1] == tuple(range(len(local.form.symbolic))) and bool(
+        (local.where == np.arange(local.form.total)).all()
+    )
 
 
 def writes_in_place(host: Host) -> bool:

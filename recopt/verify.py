@@ -99,13 +99,8 @@ def verify_match(lifted: Lifted, match: Match, seed: int = 0) -> Verdict:
     worst = Verdict(0.0, 0.0)
     for batch in BATCHES:
         symbols = Symbols(batch)
-        leaf = _Leaves(lifted, symbols, np.random.default_rng(seed), match.inside, match.meaning.body)
         try:
-            stated = [v for v in match.inside if v in lifted.definition]  # not all outputs of a native operator are
-            for value in sorted(stated, key=lambda v: lifted.order.get(v, 0)):  # a chain would nest too deep
-                leaf(value)
-            known = match.reference
-            expected = evaluate(match.meaning, leaf, symbols) if known is None else known(leaf, symbols)
+            leaf, expected = _meant(lifted, match, symbols, seed)
             actual = computed(match.spec, leaf, symbols)
         except IndexError as outside:
             return Verdict(float("inf"), float("inf"), f"symbols={batch} seed={seed}: {outside}")
@@ -120,6 +115,22 @@ def verify_match(lifted: Lifted, match: Match, seed: int = 0) -> Verdict:
     return worst
 
 
+def _meant(lifted: Lifted, match: Match, symbols: Symbols, seed: int, first: int = 0) -> tuple[_Leaves, Array]:
+    """The arrays of leaves, and the meaning of the root on them; integers are drawn from 0, and from 1 where those name
+    places outside of a tensor, as lengths less one do. Raises IndexError where both do."""
+    leaf = _Leaves(lifted, symbols, np.random.default_rng(seed), match.inside, match.meaning.body, first)
+    try:
+        stated = [v for v in match.inside if v in lifted.definition]  # not all outputs of a native operator are
+        for value in sorted(stated, key=lambda v: lifted.order.get(v, 0)):  # a chain would nest too deep
+            leaf(value)
+        known = match.reference
+        return leaf, evaluate(match.meaning, leaf, symbols) if known is None else known(leaf, symbols)
+    except IndexError:
+        if first:
+            raise
+    return _meant(lifted, match, symbols, seed, first=1)
+
+
 class _Leaves:
     """The arrays of leaves: constants as they are, what is computed from other leaves computed, and what is `inside` a
     match; the rest random."""
@@ -131,8 +142,10 @@ class _Leaves:
         rng: np.random.Generator,
         inside: frozenset[Value],
         meaning: Poly,
+        first: int,
     ) -> None:
         self.lifted, self.symbols, self.rng, self.inside, self.meaning = lifted, symbols, rng, inside, meaning
+        self.first = first
         self.arrays: dict[Leaf, Array] = {}
 
     def __call__(self, leaf: Leaf) -> Array:
@@ -157,8 +170,11 @@ class _Leaves:
             return evaluate(t, self, self.symbols)
         shape = [sizes.evaluate(s, self.symbols) for s in t.shape]
         if value.dtype in FLOATS and value in self.names_rows:
-            return self.rng.integers(0, 2, shape).astype(np.float64)
-        return self.rng.standard_normal(shape) if value.dtype in FLOATS else self.rng.integers(0, 2, shape)
+            return self.rng.integers(self.first, self.first + 2, shape).astype(np.float64)
+        if value.dtype in FLOATS:
+            return self.rng.standard_normal(shape)
+        first = self.first if value.dtype != "bool" else 0
+        return self.rng.integers(first, first + 2, shape)
 
     @cached_property
     def names_rows(self) -> frozenset[Leaf]:

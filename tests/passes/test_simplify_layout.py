@@ -208,6 +208,28 @@ def test_one_operator_of_two(body: str) -> None:
         np.testing.assert_array_equal(np.signbit(found) & (found == 0), np.signbit(expected) & (expected == 0))
 
 
+IDLE = {
+    "t = Flatten(x)  u = Cos(t)  y = Add(t, u)": ["Add", "Cos"],
+    "s = Reshape(x, whole)  t = Flatten(s)  u = Cos(x)  y = Add(t, u)": ["Add", "Cos"],
+    "r = Sin(x)  u = Flatten(r)  y = Concat <axis = 1> (x, u)": ["Concat", "Sin"],
+    "s = Concat <axis = 1> (q, q)  t = Flatten(s)  u = Flatten(x)  y = Concat <axis = 1> (t, u)": ["Concat"] * 2
+    + ["Flatten"],
+}
+
+
+@pytest.mark.parametrize("body", IDLE)
+def test_what_leaves_a_value_as_it_is_goes(body: str) -> None:
+    constants = "int64[2] whole = {0, 6}"
+    text = f"(float[n, 6] x, float[n, 1, 3] q) => (float[a, b] y) <{constants}> {{ {body} }}"
+    file = onnx.parser.parse_model('<ir_version: 9, opset_import: ["": 17]> g ' + text)
+    result = recopt.optimize(file, target="ort-cpu")
+    assert sorted(n.op for n in result.host.nodes) == IDLE[body] and not result.report.undone
+    for rows in (0, 1, 5):
+        feeds = [np.random.default_rng(rows).normal(size=(rows, *s)).astype(np.float32) for s in ((6,), (1, 3))]
+        found, expected = (run_onnx(m.SerializeToString(), tuple(feeds))[0] for m in (result.to_proto(), file))
+        np.testing.assert_array_equal(found, expected)
+
+
 # operators on x [n, 3, 8] -> those that are left
 CONVOLUTIONS = {
     "h = Conv(x, w, b)  y = Mul(h, g)": ["Conv"],

@@ -180,6 +180,27 @@ def test_two_chains_that_differ_stay_two() -> None:
     assert "stack-columns" not in result.report.counts()
 
 
+@pytest.mark.parametrize("target", ["portable", "ort-cpu"])
+def test_columns_that_are_read_again_are_computed_once(target: str) -> None:
+    """Ids of lookups are cast one by one, and all columns once more."""
+    tables = [torch.randn(20 + n, 4) for n in range(4)]
+
+    def spell(x: Tensor, ids: Tensor) -> Tensor:
+        looked_up = [F.embedding(x[:, n].long(), table) for n, table in enumerate(tables)]
+        whole = x.long()
+        return torch.cat([*looked_up, torch.sin(whole.float()), (whole % 7).float()], 1)
+
+    args = torch.rand(BATCH, COUNT) * 20, torch.randint(0, 9, (BATCH, COUNT))
+    file = to_onnx(Spelled(spell), args, dynamo=False)
+    result = recopt.optimize(onnx.load_from_string(file), target=target)
+    casts = [n for n in result.host.nodes if n.op == "Cast" and n.outputs[0].dtype == "int64"]
+    assert [n.inputs[0].name for n in casts] == [result.host.inputs[0].name]
+    for batch in (0, 1, 5):
+        feed = (np.random.default_rng(batch).random((batch, COUNT), np.float32) * 20, np.ones((batch, COUNT), np.int64))
+        expected, found = (run_onnx(f, feed)[0] for f in (file, result.to_proto().SerializeToString()))
+        np.testing.assert_allclose(found, expected, rtol=1.3e-6, atol=1e-5)
+
+
 # ONNX Runtime answers these otherwise for one int64 than for two beside each other; Clip takes one bound
 ONE = torch.tensor(1)
 ALONE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {

@@ -280,3 +280,22 @@ def test_a_product_of_a_concat_of_which_one_part_is_not_read_at_all() -> None:
 
     given = (torch.randn(4, 3), torch.randn(4, 3))
     torch.testing.assert_close(recopt.optimize(Net(), given)(*given), Net()(*given))
+
+
+class Last(torch.nn.Module):
+    """The row of the last item of each history, whose length says where that is, beside a user's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.items, self.users = torch.nn.Embedding(20, 4), torch.nn.Embedding(9, 4)
+
+    def forward(self, items: torch.Tensor, length: torch.Tensor, user: torch.Tensor) -> torch.Tensor:
+        last = items.gather(1, (length - 1).view(-1, 1)).squeeze(1)
+        return self.users(user) + self.items(last)
+
+
+def test_lengths_less_one_name_places_when_a_rewrite_is_proved() -> None:
+    model, args = Last().eval(), (torch.randint(0, 20, (4, 6)), torch.tensor([1, 6, 2, 3]), torch.arange(4))
+    result = recopt.optimize(model, args)
+    assert result.report.counts().get("embedding-bags") == 1 and not result.report.undone
+    torch.testing.assert_close(result(*args), model(*args))
