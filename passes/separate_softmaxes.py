@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from recopt.cost import ON_CPU
 from recopt.hosts.base import Host, Node, Value
 from recopt.report import Rewrite
 from recopt.rewrite import Context
@@ -18,7 +19,6 @@ name = "separate-softmaxes"
 # ONNX Runtime writes a Softmax over its scores wherever it knows that nobody else needs them and that both have one
 # shape. On a CPU (1.31, one core) that takes 1.3 to 1.8 times as long as beside them, for 10 to 200 columns but for
 # whole lines of a cache; models of 5 to 64 positions take 0.88 to 0.95 of the time with the name of one size left out.
-TARGETS = ("portable", "ort-cpu")
 LINE = 16  # numbers of a cache's line
 # What makes scores of queries, keys and masks; their sizes are those of what they read.
 THROUGH = frozenset(
@@ -30,7 +30,7 @@ STEPS = 16  # nodes from the scores to the Reshape
 
 def run(host: Host, context: Context) -> bool:
     """Whether anything was rewritten."""
-    if context.target not in TARGETS:
+    if context.target not in ON_CPU:
         return False
     from recopt.hosts.onnx import OnnxHost
 

@@ -19,9 +19,9 @@ from recopt.hosts.base import Host, Node, Value
 from recopt.ir import sizes
 from recopt.layout.memory import copies
 from recopt.layout.positions import Elements, Source
-from recopt.relayout import OPERATORS, find, writes_in_place
 from recopt.report import Rewrite
 from recopt.rewrite import Context
+from recopt.simplify.relayout import OPERATORS, find, writes_in_place
 
 name = "share-copies"
 

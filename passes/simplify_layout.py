@@ -7,24 +7,24 @@ after:   at most one each of slice, gather, reshape, transpose, expand, pad, and
 
 from __future__ import annotations
 
-from recopt.broadcasts import simplify_broadcasts
-from recopt.columns_in_place import write_in_place
-from recopt.convolutions import fold_channels
 from recopt.hosts.base import Host
-from recopt.joins import simplify_joins
-from recopt.late_choices import postpone_choices
-from recopt.pairs import join_pairs, join_reductions
-from recopt.past_pointwise import move_past_pointwise
-from recopt.relayout import relayout
-from recopt.remainders import simplify_remainders
 from recopt.rewrite import Context
-from recopt.row_order import keep_row_order
-from recopt.single_operators import write_single
-from recopt.small_tables import look_up_small
-from recopt.sums import simplify_sums
-from recopt.turned_columns import read_turned
-from recopt.turned_joins import turn_before
-from recopt.turned_rows import turn_at_once
+from recopt.simplify.broadcasts import simplify_broadcasts
+from recopt.simplify.columns_in_place import write_in_place
+from recopt.simplify.convolutions import fold_channels
+from recopt.simplify.joins import simplify_joins
+from recopt.simplify.late_choices import postpone_choices
+from recopt.simplify.pairs import join_pairs, join_reductions
+from recopt.simplify.past_pointwise import move_past_pointwise
+from recopt.simplify.relayout import relayout
+from recopt.simplify.remainders import simplify_remainders
+from recopt.simplify.row_order import keep_row_order
+from recopt.simplify.single_operators import write_single
+from recopt.simplify.small_tables import look_up_small
+from recopt.simplify.sums import simplify_sums
+from recopt.simplify.turned_columns import read_turned
+from recopt.simplify.turned_joins import turn_before
+from recopt.simplify.turned_rows import turn_at_once
 
 name = "simplify-layout"
 

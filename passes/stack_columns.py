@@ -6,9 +6,9 @@ after:   (ids % [10, 20, ...])[:, 0], ..., whose slices the layout pass takes in
 
 from __future__ import annotations
 
-from recopt import columns
 from recopt.hosts.base import Host
 from recopt.rewrite import Context
+from recopt.simplify import columns
 
 name = "stack-columns"
 

@@ -1,4 +1,4 @@
-"""What recopt/columns.py needs of a dialect to write one chain over all columns."""
+"""What recopt/simplify/columns.py needs of a dialect to write one chain over all columns."""
 
 from __future__ import annotations
 

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .hosts.base import Array, Host, Node, Value
-from .hosts.onnx import OnnxHost
-from .ir.sizes import Size
-from .lower.onnx_columns import POINTWISE, same_anywhere
-from .report import Rewrite
-from .rewrite import Context
+from ..hosts.base import Array, Host, Node, Value
+from ..hosts.onnx import OnnxHost
+from ..ir.sizes import Size
+from ..lower.onnx_columns import POINTWISE, same_anywhere
+from ..report import Rewrite
+from ..rewrite import Context
 
 Piece = tuple[Node, int, Array]  # an operator, which of its operands is data, and the other for a row of columns
 

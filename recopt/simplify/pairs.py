@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from ..hosts.base import Host, Node, Value
+from ..hosts.onnx import OnnxHost
+from ..ir.rules import FLOATS
+from ..lower.onnx_columns import extremes
+from ..report import Rewrite
+from ..rewrite import Context
 from . import layout_pairs
-from .hosts.base import Host, Node, Value
-from .hosts.onnx import OnnxHost
-from .ir.rules import FLOATS
 from .layout_pairs import ARGUMENTS, One, Rule, axes_of, made_by
-from .lower.onnx_columns import extremes
-from .report import Rewrite
-from .rewrite import Context
 
 GEMMS = ("Gemm", "com.microsoft::FusedGemm")
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .hosts.base import Array, Node, Value
-from .layout.buckets import Bucket
-from .layout.positions import Elements
-from .lower.columns import Columns, Fixed, Number, neutral
+from ..hosts.base import Array, Node, Value
+from ..layout.buckets import Bucket
+from ..layout.positions import Elements
+from ..lower.columns import Columns, Fixed, Number, neutral
 
 HEAD = 5  # what of a key is about the operator alone
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from .errors import GraphError
-from .hosts.base import Array, Host, Node, Value
-from .ir.normal import add, normal_mono
-from .ir.tensor import Tensor
-from .ir.term import Coord, Poly, Read, number
-from .lift.base import Lifted
-from .match import No, fold, is_data
-from .report import Rewrite
-from .rewrite import Context
+from ..errors import GraphError
+from ..hosts.base import Array, Host, Node, Value
+from ..ir.normal import add, normal_mono
+from ..ir.tensor import Tensor
+from ..ir.term import Coord, Poly, Read, number
+from ..lift.base import Lifted
+from ..match import No, fold, is_data
+from ..report import Rewrite
+from ..rewrite import Context
 
 
 def fold_channels(host: Host, context: Context, name: str) -> bool:

@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .hosts.base import Array, Host, Node, Value
-from .hosts.onnx import OnnxHost
-from .layout.positions import Elements, form_of
+from ..hosts.base import Array, Host, Node, Value
+from ..hosts.onnx import OnnxHost
+from ..layout.positions import Elements, form_of
+from ..report import Rewrite
+from ..rewrite import Context
 from .relayout import dead_nodes, find
-from .report import Rewrite
-from .rewrite import Context
 
 MODES = 11  # opset from which DepthToSpace has one
 EINSUM = 12

@@ -7,16 +7,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .cost import ON_CPU
-from .hosts.base import Array, Host, Node, Value
-from .hosts.onnx import OnnxHost
-from .ir.rules import FLOATS
-from .ir.sizes import Size, nominal, product
-from .lift.base import Lifted
-from .lower.onnx_columns import POINTWISE, same_anywhere
-from .lower.onnx_layout import reshape
-from .report import Rewrite
-from .rewrite import Context
+from ..cost import ON_CPU
+from ..hosts.base import Array, Host, Node, Value
+from ..hosts.onnx import OnnxHost
+from ..ir.rules import FLOATS
+from ..ir.sizes import Size, nominal, product
+from ..lift.base import Lifted
+from ..lower.onnx_columns import POINTWISE, same_anywhere
+from ..lower.onnx_layout import reshape
+from ..report import Rewrite
+from ..rewrite import Context
 
 EXPANDS = ("Expand", "Tile", "ConstantOfShape")
 NARROW = 64  # columns up to which ONNX Runtime's Where and Equal are faster on an operand that is filled first

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from . import lower
-from .fused import Permute, Reshape, View
-from .hosts.base import Host, Node, Value
-from .ir.normal import add, scale
-from .ir.tensor import Tensor
-from .ir.term import Axis, Read, coord, number
-from .lift.base import Lifted
-from .report import Rewrite
-from .rewrite import Context
+from .. import lower
+from ..fused import Permute, Reshape, View
+from ..hosts.base import Host, Node, Value
+from ..ir.normal import add, scale
+from ..ir.tensor import Tensor
+from ..ir.term import Axis, Read, coord, number
+from ..lift.base import Lifted
+from ..report import Rewrite
+from ..rewrite import Context
 
 
 def keep_row_order(host: Host, context: Context, name: str) -> bool:

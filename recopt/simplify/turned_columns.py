@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from .cost import ON_CPU
-from .hosts.base import Host, Node
-from .report import Rewrite
-from .rewrite import Context
+from ..cost import ON_CPU
+from ..hosts.base import Host, Node
+from ..report import Rewrite
+from ..rewrite import Context
 
 
 def read_turned(host: Host, context: Context, name: str) -> bool:

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .cost import ON_CPU
-from .hosts.base import Array, Host, Node, Value
-from .hosts.onnx import OnnxHost
-from .layout.shortest import TURNED
-from .lower.onnx_columns import POINTWISE, same_anywhere
-from .report import Rewrite
-from .rewrite import Context
+from ..cost import ON_CPU
+from ..hosts.base import Array, Host, Node, Value
+from ..hosts.onnx import OnnxHost
+from ..layout.shortest import TURNED
+from ..lower.onnx_columns import POINTWISE, same_anywhere
+from ..report import Rewrite
+from ..rewrite import Context
 
 WIDER = 4  # times as many columns as are joined, which the source may have at most
 

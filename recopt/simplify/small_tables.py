@@ -7,16 +7,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..hosts.base import Host, Node, Value
+from ..hosts.onnx import OnnxHost
+from ..ir.sizes import Size
+from ..layout.moves import Cut, Move, Plan, Take
+from ..lower.onnx_columns import POINTWISE
+from ..lower.onnx_layout import reshape
+from ..lower.onnx_moves import moved
+from ..report import Rewrite
+from ..rewrite import Context
 from .broadcasts import NARROW, spread, swaps
-from .hosts.base import Host, Node, Value
-from .hosts.onnx import OnnxHost
-from .ir.sizes import Size
-from .layout.moves import Cut, Move, Plan, Take
-from .lower.onnx_columns import POINTWISE
-from .lower.onnx_layout import reshape
-from .lower.onnx_moves import moved
-from .report import Rewrite
-from .rewrite import Context
 from .whole_ranges import whole_range
 
 ROWS = 1024  # of a table

@@ -7,21 +7,21 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from . import lower
+from .. import lower
+from ..cost import ON_CPU
+from ..errors import LowerError
+from ..hosts.base import Array, Host, Node, Value
+from ..ir import tensor
+from ..ir.sizes import Size
+from ..layout.buckets import Bucket, buckets, cone
+from ..layout.moves import Plan, by_time
+from ..layout.positions import MOST, Elements, Form, NotLayout, form_of, itself, of_term, through
+from ..layout.shortest import shortest
+from ..lower.columns import Columns, Fixed, Number
+from ..report import Rewrite
+from ..rewrite import Context
 from .column_trees import Tree, distinct, fitted, keeps_apart, key_of, nodes_of, reads_of, skeleton, slots
-from .cost import ON_CPU
-from .errors import LowerError
-from .hosts.base import Array, Host, Node, Value
-from .ir import tensor
-from .ir.sizes import Size
-from .layout.buckets import Bucket, buckets, cone
-from .layout.moves import Plan, by_time
-from .layout.positions import MOST, Elements, Form, NotLayout, form_of, itself, of_term, through
-from .layout.shortest import shortest
-from .lower.columns import Columns, Fixed, Number
 from .relayout import Layouts, find, writes_in_place
-from .report import Rewrite
-from .rewrite import Context
 
 ROUNDS = 16  # of chains on what other chains computed
 FEWEST = 2  # columns

@@ -7,21 +7,21 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from . import lower
-from .cost import ON_CPU
-from .errors import LowerError
-from .hosts.base import Array, Host, Node, Value
-from .hosts.onnx import OnnxHost
-from .ir.sizes import nominal
-from .layout.moves import Plan, by_time
-from .layout.moves_check import agrees
-from .layout.positions import Elements, form_of
-from .layout.shortest import shortest
-from .lower.columns import neutral
-from .lower.onnx_columns import extremes, same_anywhere
+from .. import lower
+from ..cost import ON_CPU
+from ..errors import LowerError
+from ..hosts.base import Array, Host, Node, Value
+from ..hosts.onnx import OnnxHost
+from ..ir.sizes import nominal
+from ..layout.moves import Plan, by_time
+from ..layout.moves_check import agrees
+from ..layout.positions import Elements, form_of
+from ..layout.shortest import shortest
+from ..lower.columns import neutral
+from ..lower.onnx_columns import extremes, same_anywhere
+from ..report import Rewrite
+from ..rewrite import Context
 from .relayout import Layouts, find
-from .report import Rewrite
-from .rewrite import Context
 
 # Operators that take ONNX Runtime little on columns that they are not for: 0.3 ns a number.
 CHEAP = frozenset("Add Sub Mul Div Neg Abs Sqrt Relu Max Min Clip Floor Ceil".split())

@@ -7,9 +7,9 @@ from typing import NamedTuple, TypeAlias, cast
 
 import numpy as np
 
-from .hosts.base import Array, Host, Node, Value
-from .layout.positions import EXACT
-from .lower.onnx_columns import POINTWISE
+from ..hosts.base import Array, Host, Node, Value
+from ..layout.positions import EXACT
+from ..lower.onnx_columns import POINTWISE
 
 AXES = 13  # opset from which the axis of a Softmax is one dimension
 ARGUMENTS = ("ArgMax", "ArgMin")

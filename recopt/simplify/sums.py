@@ -6,15 +6,15 @@ from string import ascii_letters
 
 import numpy as np
 
-from . import lower
+from .. import lower
+from ..cost import ON_CPU
+from ..hosts.base import Host, Node
+from ..hosts.onnx import OnnxHost
+from ..ir import sizes
+from ..lower.onnx_layout import reshape
+from ..report import Rewrite
+from ..rewrite import Context
 from .broadcasts import EXACT
-from .cost import ON_CPU
-from .hosts.base import Host, Node
-from .hosts.onnx import OnnxHost
-from .ir import sizes
-from .lower.onnx_layout import reshape
-from .report import Rewrite
-from .rewrite import Context
 
 EINSUM = 12  # opset from which there is one
 ONES = 5000  # from which an Einsum is faster than a sum: of 4000 both take 6 us, of 10 000 13 and 21, of none 5 and 4

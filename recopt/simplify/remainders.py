@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from .cost import ON_CPU
-from .hosts.base import Array, Host, Node, Value
-from .hosts.onnx import OnnxHost
-from .ir.sizes import nominal, product
-from .report import Rewrite
-from .rewrite import Context
+from ..cost import ON_CPU
+from ..hosts.base import Array, Host, Node, Value
+from ..hosts.onnx import OnnxHost
+from ..ir.sizes import nominal, product
+from ..report import Rewrite
+from ..rewrite import Context
 
 BITWISE = 18  # opset from which there is a bitwise and
 MANY = 1024  # numbers of the nominal batch, whose divisions take 7 us

@@ -8,21 +8,21 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from . import lower
-from .cost import ON_CPU
-from .errors import LowerError
-from .fused import Permute, Reshape
-from .hosts.base import Host, Node, Value
-from .ir.sizes import Size
-from .layout.memory import REGROUPS, VIEWS, copies, takes_apart
-from .layout.moves import Cost as PlanCost
-from .layout.moves import Cut, Join, Pad, Plan, Take, by_nodes, by_time, shape_after
-from .layout.moves_check import agrees
-from .layout.positions import CASTS, Elements, NotLayout, itself, of_term, through, uncast
-from .layout.shortest import shortest
-from .lower.columns import unchanged
-from .report import Refusal, Rewrite
-from .rewrite import Context
+from .. import lower
+from ..cost import ON_CPU
+from ..errors import LowerError
+from ..fused import Permute, Reshape
+from ..hosts.base import Host, Node, Value
+from ..ir.sizes import Size
+from ..layout.memory import REGROUPS, VIEWS, copies, takes_apart
+from ..layout.moves import Cost as PlanCost
+from ..layout.moves import Cut, Join, Pad, Plan, Take, by_nodes, by_time, shape_after
+from ..layout.moves_check import agrees
+from ..layout.positions import CASTS, Elements, NotLayout, itself, of_term, through, uncast
+from ..layout.shortest import shortest
+from ..lower.columns import unchanged
+from ..report import Refusal, Rewrite
+from ..rewrite import Context
 
 OPERATORS: dict[str, frozenset[str]] = {
     "onnx": frozenset(

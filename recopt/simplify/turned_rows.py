@@ -7,19 +7,19 @@ from itertools import pairwise
 
 import numpy as np
 
-from . import lower
-from .cost import ON_CPU
-from .errors import LowerError
-from .fused import Permute
-from .hosts.base import Array, Host, Node, Value
-from .ir.sizes import nominal
-from .layout.moves import Plan, Take, by_time
-from .layout.moves_check import agrees
-from .layout.one_source import of_one
-from .layout.positions import Elements, Form, form_of
+from .. import lower
+from ..cost import ON_CPU
+from ..errors import LowerError
+from ..fused import Permute
+from ..hosts.base import Array, Host, Node, Value
+from ..ir.sizes import nominal
+from ..layout.moves import Plan, Take, by_time
+from ..layout.moves_check import agrees
+from ..layout.one_source import of_one
+from ..layout.positions import Elements, Form, form_of
+from ..report import Rewrite
+from ..rewrite import Context
 from .relayout import Layouts, find
-from .report import Rewrite
-from .rewrite import Context
 
 MATRICES = 64  # of the nominal batch: each is given to the threads by itself, which takes 0.35 us
 NUMBERS = 4096  # of a matrix, from which its turning is what takes the time

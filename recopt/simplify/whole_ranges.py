@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from . import lower
-from .hosts.base import Host, Node, Value
-from .lower.onnx_columns import same_anywhere
+from .. import lower
+from ..hosts.base import Host, Node, Value
+from ..lower.onnx_columns import same_anywhere
 
 Range = tuple[int, int]
 

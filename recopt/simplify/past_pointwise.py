@@ -8,22 +8,22 @@ from typing import TypeAlias
 
 import numpy as np
 
-from . import lower
+from .. import lower
+from ..errors import LowerError
+from ..hosts.base import Array, Host, Node, Value
+from ..hosts.onnx import OnnxHost
+from ..ir import sizes
+from ..ir.rules import FLOATS
+from ..ir.sizes import Size
+from ..layout.moves import Plan, by_nodes, by_time
+from ..layout.moves_check import agrees
+from ..layout.positions import Elements, Form, NotLayout, form_of, itself, through
+from ..layout.shortest import shortest
+from ..lower.onnx_columns import POINTWISE, same_anywhere
+from ..report import Rewrite
+from ..rewrite import Context
 from .columns import ROW
-from .errors import LowerError
-from .hosts.base import Array, Host, Node, Value
-from .hosts.onnx import OnnxHost
-from .ir import sizes
-from .ir.rules import FLOATS
-from .ir.sizes import Size
-from .layout.moves import Plan, by_nodes, by_time
-from .layout.moves_check import agrees
-from .layout.positions import Elements, Form, NotLayout, form_of, itself, through
-from .layout.shortest import shortest
-from .lower.onnx_columns import POINTWISE, same_anywhere
 from .relayout import Layouts, dead_nodes, find
-from .report import Rewrite
-from .rewrite import Context
 
 DEEPEST = 8  # operators one after the other
 WIDEST = 16  # operands in all: x + x, taken apart again and again, would be many

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ..cost import ON_CPU
+from ..hosts.base import Array, Host, Node, Value
+from ..hosts.onnx import OnnxHost
+from ..ir.sizes import nominal, product
+from ..lower.onnx_layout import reshape
+from ..report import Rewrite
+from ..rewrite import Context
 from .broadcasts import contrary, flat_condition, lasting, narrow_condition, negated, swaps, unexpanded
-from .cost import ON_CPU
-from .hosts.base import Array, Host, Node, Value
-from .hosts.onnx import OnnxHost
-from .ir.sizes import nominal, product
-from .lower.onnx_layout import reshape
-from .report import Rewrite
-from .rewrite import Context
 
 # ns of ONNX Runtime on a CPU: a number of a choice, a row whose condition is filled, an operator
 NUMBER, FILLED, OPERATOR = 0.45, 3.3, 1200.0
