@@ -19,7 +19,7 @@ from recopt.simplify.past_pointwise import move_past_pointwise
 from recopt.simplify.relayout import relayout
 from recopt.simplify.remainders import simplify_remainders
 from recopt.simplify.row_order import keep_row_order
-from recopt.simplify.single_operators import write_single
+from recopt.simplify.single_operators import split_once, write_single
 from recopt.simplify.small_tables import look_up_small
 from recopt.simplify.sums import simplify_sums
 from recopt.simplify.turned_columns import read_turned
@@ -41,6 +41,7 @@ def run(host: Host, context: Context) -> bool:
         turn_before,
         turn_at_once,
         read_turned,
+        split_once,
         postpone_choices,
         look_up_small,
         simplify_broadcasts,

@@ -183,7 +183,7 @@ def loop_of(elements: Elements, forms: Sequence[Form]) -> tuple[Loop, list[Value
     """Pieces that differ in numbers as one loop, over a further axis where they are several; and its lines' sources."""
     first = forms[0]
     several = len(forms) > 1
-    sizes_ = [str(a.size) for a in first.piece.axes]
+    sizes_ = [str(a.size).replace(" ", "") for a in first.piece.axes]  # a loop's axes stand apart
     at = min(1, len(sizes_))
     if several:
         sizes_.insert(at, str(len(forms)))

@@ -31,8 +31,8 @@ class _Operator(NamedTuple):
 def write_single(host: Host, context: Context, name: str) -> bool:
     """Write layouts of several operators as one. True where any is.
 
-    before:  Reshape(Tile(Unsqueeze(x)));  Reshape(Transpose(Reshape(x)));  Slice(x), Slice(x);  Split(Split(x))
-    after:   Tile(x);                      DepthToSpace(x);                 Split(x);            Split(x)
+    before:  Reshape(Tile(Unsqueeze(x)));  Reshape(Transpose(Reshape(x)))
+    after:   Tile(x);                      DepthToSpace(x)
     """
     if not isinstance(host, OnnxHost):
         return False
@@ -52,6 +52,19 @@ def write_single(host: Host, context: Context, name: str) -> bool:
             )
         host.replace(root, new)
         _account(context, name, root, dead, [new], gone)
+    return context.settle(host, bool(gone), merged=True)
+
+
+def split_once(host: Host, context: Context, name: str) -> bool:
+    """Write slices of one tensor as one Split of it. True where any are.
+
+    before:  Slice(x), Slice(x);  Split(Split(x))
+    after:   Split(x);            Split(x)
+    """
+    if not isinstance(host, OnnxHost):
+        return False
+    found = find(host, context)
+    gone: set[Node] = set()
     read = [v for v in found.deep if host.is_output(v) or any(n.op not in ("Slice", "Split") for n in host.users(v))]
     ranges = [r for value in read if value.node not in gone and (r := _range(value, found.deep[value]))]
     for source, dim in dict.fromkeys((r.source, r.dim) for r in ranges):
@@ -169,11 +182,12 @@ def _split(host: OnnxHost, context: Context, name: str, ranges: Sequence[_Range]
     shapes = [(*source.shape[:dim], count, *source.shape[dim + 1 :]) for count in counts]
     first = min((r.root.node for r in apart if r.root.node), key=host.nodes.index)
     with host.at(first):
-        args, kwargs = [source], {"axis": dim}
+        args: list[Value] = [source]
+        kwargs: dict[str, Any] = {"axis": dim}
         if host.opset >= SPLIT_INPUT:
             args.append(_constant(host, apart[0].root, counts))
         else:
-            kwargs["split"] = counts  # type: ignore[assignment]  # an attribute of several numbers
+            kwargs["split"] = counts
         further = [(shape, source.dtype) for shape in shapes[1:]]
         new = host.call("Split", args, kwargs, name=apart[0].root.name, shape=shapes[0], dtype=source.dtype,
                         further=further)  # fmt: skip

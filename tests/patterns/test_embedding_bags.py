@@ -157,7 +157,7 @@ QUICK: dict[str, tuple[Callable[[Tensor, Tensor, Tensor], Tensor], str]] = {
     "short": (lambda i, a, b: F.avg_pool1d(E(i, a).transpose(1, 2), 3).squeeze(-1), "Gather ReduceMean Transpose"),
     "mean": (
         lambda i, a, b: torch.stack([E(i[:, 0], a), E(i[:, 1], b), E(i[:, 2], a)]).mean(0),
-        "Gather Gather Gather Gather Gather Gather Mul Squeeze Sum",
+        "Gather Gather Gather Mul Split Squeeze Sum",
     ),
     "taken": (
         lambda i, a, b: (E(i, a) - (1 - (i != 0).float().unsqueeze(2)) * 1e9).amax(1),
