@@ -93,6 +93,7 @@ class _Run:
                 only,
                 self.inputs,
                 self.example,
+                self.before,
             )
             for n, module in enumerate(self.options.modules):
                 if exact and is_lossy(module):
