@@ -41,7 +41,7 @@ class HotRows:
         counts = self._counts()
         given = host if context.given is None else context.given
         stored = {value.name for node in given.nodes for value in node.inputs if value.node is None}
-        if stored.isdisjoint(counts):  # where some are there, the counts may serve several models
+        if counts and stored.isdisjoint(counts):  # where some are there, the counts may serve several models
             raise OptionError(f"hot-rows: the model reads no tensor called {' or '.join(sorted(counts))}")
         places = find(host, context, self.name)
         made: dict[Value, tuple[View, Array]] = {}

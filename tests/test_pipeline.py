@@ -275,7 +275,9 @@ def test_debug_says_more_at_each_level(capsys: pytest.CaptureFixture[str], monke
     [
         ({"verify": "maybe"}, "no verification level 'maybe'; there are: none, shapes"),
         ({"passes": ["fuse-linear", "nope"]}, "no pass is called 'nope'; there are: clean-up"),
-        ({"passes": "fuse-linear"}, "a list of names or objects, not the text 'fuse-linear'"),
+        ({"passes": "fuse-linear"}, "a list of names or objects, not 'fuse-linear'"),
+        ({"passes": 3}, "a list of names or objects, not 3"),
+        ({"passes": [passes.HotRows]}, "a name or an object that has one"),
         ({"tolerance": -1.0}, "at least 0"),
         ({"tolerance": float("nan")}, "at least 0"),
         ({"target": "tpu"}, "tpu"),
@@ -285,6 +287,13 @@ def test_debug_says_more_at_each_level(capsys: pytest.CaptureFixture[str], monke
 def test_wrong_options_are_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises((OptionError, LowerError), match=message):
         recopt.optimize(tower(1), (X,), **options)
+
+
+@pytest.mark.parametrize(("made", "given"), [("QuantizeTables", {"bits": 8.0}), ("QuantizeTables", {"error": "low"}),
+                                             ("CartesianTables", {"budget": "much"})])  # fmt: skip
+def test_wrong_parameters_are_named(made: str, given: dict[str, Any]) -> None:
+    with pytest.raises(OptionError, match=re.escape(f"not {next(iter(given.values()))!r}")):
+        getattr(passes, made)(**given)
 
 
 def test_only_the_passes_asked_for_run() -> None:
