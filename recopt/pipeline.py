@@ -154,9 +154,8 @@ class _Run:
     def leave_out_wrong(self, verdict: Verdict, inputs: Sequence[Sequence[Array]]) -> bool:
         """Leave out the first pass after which the model disagrees without any rewrite; False where it does so
         before."""
-        for n in range(len(self.options.modules) + 1):
-            if not self.agree(self.passes(limit=0, first=n)[0], inputs).ok:
-                break
+        firsts = range(len(self.options.modules) + 1)
+        n = next((n for n in firsts if not self.agree(self.passes(limit=0, first=n)[0], inputs).ok), 0)
         if n == 0:
             return False
         name = self.options.modules[n - 1].name
