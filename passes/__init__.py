@@ -7,7 +7,7 @@ an object that holds them.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol, TypeAlias
 
 from recopt.errors import OptionError
@@ -101,15 +101,15 @@ def is_lossy(item: Pass) -> bool:
 def asked(passes: Sequence[Asked] | None) -> list[Pass]:
     """The passes asked for, in the pipeline's order. Raises OptionError for one that does not exist, for parameters
     that it does not have."""
-    if isinstance(passes, str):
-        raise OptionError(f"passes are a list of names or objects, not the text {passes!r}")
+    if isinstance(passes, str) or not isinstance(passes, Iterable | None):
+        raise OptionError(f"passes are a list of names or objects, not {passes!r}")
     chosen: dict[str, Pass] = {}
     for item in (DEFAULT,) if passes is None else passes:
         if item == DEFAULT:
             chosen |= {p.name: p for p in PIPELINE if not is_optional(p)}
         else:
             found = _named(item) if isinstance(item, str) else item
-            if not isinstance(getattr(found, "name", None), str):
+            if isinstance(found, type) or not isinstance(getattr(found, "name", None), str):
                 raise OptionError(f"a pass is a name or an object that has one, not {item!r}")
             chosen[found.name] = found
     order = [p.name for p in PIPELINE]

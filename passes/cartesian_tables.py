@@ -10,6 +10,7 @@ there is a sum in which it could name another row.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import ClassVar
 
 import numpy as np
@@ -33,8 +34,8 @@ class CartesianTables:
     name: ClassVar[str] = "cartesian-tables"
 
     def __post_init__(self) -> None:
-        if self.budget < 0:
-            raise OptionError(f"cartesian-tables: a budget of at least 0 bytes, not {self.budget}")
+        if not (isinstance(self.budget, Integral) and self.budget >= 0):
+            raise OptionError(f"cartesian-tables: a budget of at least 0 bytes, not {self.budget!r}")
 
     def run(self, host: Host, context: Context) -> bool:
         """Whether any tables were joined."""

@@ -30,7 +30,7 @@ class HotRows:
     """Optional. Rows that are read most come first in their tables: counts=FILE says how often each row is read.
 
     `counts` maps a table's name to a number a row, or is the path of an .npz or .json that does. Raises OptionError
-    for a file that does not hold that.
+    for a file that does not hold that, and where the model has no tensor of any of the names.
     """
 
     counts: Any = field(default="")
@@ -39,6 +39,10 @@ class HotRows:
     def run(self, host: Host, context: Context) -> bool:
         """Whether any table was sorted."""
         counts = self._counts()
+        given = host if context.given is None else context.given
+        stored = {value.name for node in given.nodes for value in node.inputs if value.node is None}
+        if counts and stored.isdisjoint(counts):  # where some are there, the counts may serve several models
+            raise OptionError(f"hot-rows: the model reads no tensor called {' or '.join(sorted(counts))}")
         places = find(host, context, self.name)
         made: dict[Value, tuple[View, Array]] = {}
         found, fitness = bags_of(places), Fitness(host, places)

@@ -13,6 +13,7 @@ is made of the errors of all rows of the table, of how many a bag adds up, and o
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from numbers import Integral, Real
 from typing import Any, ClassVar
 
 import numpy as np
@@ -44,10 +45,10 @@ class QuantizeTables:
     lossy: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.bits not in (16, 8, 4):
-            raise OptionError(f"quantize-tables: tables of 16, 8 or 4 bits, not {self.bits}")
-        if not self.error > 0:
-            raise OptionError(f"quantize-tables: an error above 0, not {self.error}")
+        if not (isinstance(self.bits, Integral) and self.bits in (16, 8, 4)):
+            raise OptionError(f"quantize-tables: tables of 16, 8 or 4 bits, not {self.bits!r}")
+        if not (isinstance(self.error, Real) and self.error > 0):
+            raise OptionError(f"quantize-tables: an error above 0, not {self.error!r}")
 
     def run(self, host: Host, context: Context) -> bool:
         """Whether any table was stored anew."""

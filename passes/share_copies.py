@@ -36,9 +36,9 @@ def run(host: Host, context: Context) -> bool:
     shown = _shown(host)
     changed = False
     for value, local in found.local.items():
-        key = (
-            _key(value, found.deep[value], numbers) if len(local.sources) > 1 else None
-        )  # else it may only be reshaped
+        if len(local.sources) < 2:  # it may only be reshaped
+            continue
+        key = _key(value, found.deep[value], numbers)
         if key is None:
             continue
         first = held.setdefault(key, value)

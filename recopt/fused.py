@@ -239,7 +239,19 @@ class Heads:
 
 
 @dataclass(frozen=True)
-class Attention:
+class _Reading:
+    """What reads no other views than those that are fields of it, or in tuples that are."""
+
+    @property
+    def views(self) -> tuple[View, ...]:
+        """Every value of the graph that it reads."""
+        held = [getattr(self, field.name) for field in fields(self)]
+        parts = [part for item in held for part in (item if isinstance(item, tuple) else (item,))]
+        return tuple(part for part in parts if isinstance(part, View))
+
+
+@dataclass(frozen=True)
+class Attention(_Reading):
     """`recopt::attention`: y[rows.., s, e] = sum_t softmax_t(score(h)) v[rows.., t, e], h = sum_d q[rows.., s, d] *
     k[rows.., t, d], then `steps` on y.
 
@@ -262,14 +274,9 @@ class Attention:
     name: str = "attention"
     heads: Heads | None = None  # the same operands, where the graph holds them so
 
-    @property
-    def views(self) -> tuple[View, ...]:
-        """Every value of the graph that it reads."""
-        return (self.q, self.k, self.v, *(p for p in self.params if isinstance(p, View)))
-
 
 @dataclass(frozen=True)
-class AttentionWeights:
+class AttentionWeights(_Reading):
     """`recopt::attention_weights`: y[rows.., t] = softmax_t(score(h)), h = sum_d q[rows.., d] * k[rows.., t, d], then
     `steps` on y; q [rows.., D] and k [rows.., T, D] of size 1 along the rows that they do not vary with, `score`,
     `params` [rows.., T] and `unseen` as for an attention with a softmax."""
@@ -284,14 +291,9 @@ class AttentionWeights:
     steps: tuple[Step, ...] = ()
     name: str = "attention_weights"
 
-    @property
-    def views(self) -> tuple[View, ...]:
-        """Every value of the graph that it reads."""
-        return (self.q, self.k, *(p for p in self.params if isinstance(p, View)))
-
 
 @dataclass(frozen=True)
-class TargetAttention:
+class TargetAttention(_Reading):
     """`recopt::target_attention`: y[rows.., e] = sum_t g(s)[t] v[rows.., t, e], then `steps`; s[rows.., t] is what a
     network gives q[rows.., D] and k[rows.., T, D]: Wq q + Wk k + Wp (q * k) + b1, then layers one after the other.
 
@@ -312,14 +314,9 @@ class TargetAttention:
     steps: tuple[Step, ...] = ()
     name: str = "target_attention"
 
-    @property
-    def views(self) -> tuple[View, ...]:
-        """Every value of the graph that it reads."""
-        return (self.q, self.k, self.v, *(p for p in (*self.weights, *self.params) if isinstance(p, View)))
-
 
 @dataclass(frozen=True)
-class Gru:
+class Gru(_Reading):
     """`recopt::gru` and `recopt::augru`: the states y[b, t, n] of a recurrence of gated steps, then `steps` on y.
 
     x is [B, T, K]; h0 [B, H], or None for zeros; wi [3H, K], wh [3H, H], bi and bh [3H] hold the reset gate r, the keep
@@ -341,12 +338,6 @@ class Gru:
     steps: tuple[Step, ...] = ()
     name: str = "gru"
     last: bool = False  # y is the last state alone, [B, H]: what an ONNX graph need not write out in full
-
-    @property
-    def views(self) -> tuple[View, ...]:
-        """Every value of the graph that it reads."""
-        weights = (self.wi, self.wh, self.bi, self.bh)
-        return (self.x, *(v for v in (self.h0, *weights, *self.gates) if isinstance(v, View)))
 
     @property
     def plain(self) -> bool:

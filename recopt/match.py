@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeAlias
@@ -149,9 +149,15 @@ def dead_after(lifted: Lifted, root: Value, kept: Sequence[Value], also: Sequenc
 
 
 def needless(
-    host: Host, root: Value, kept: Sequence[Value], opaque: Collection[Node] | None = None, also: Sequence[Value] = ()
+    host: Host,
+    root: Value,
+    kept: Iterable[Value],
+    opaque: Collection[Node] | None = None,
+    also: Sequence[Value] = (),
+    gone: Set[Node] = frozenset(),
 ) -> tuple[Node, ...]:
-    """`dead_after` of a graph as it is; `opaque` are the nodes that must stay (default: all that the host says)."""
+    """`dead_after` of a graph as it is; `opaque` are the nodes that must stay (default: all that the host says), `gone`
+    those that nothing needs already."""
     if root.node is None:
         return ()
     dead: dict[Node, None] = {}
@@ -160,12 +166,12 @@ def needless(
     needed = set(kept)
     while pending:
         node = pending.pop()
-        if node in dead or (node.opaque and (opaque is None or node in opaque)):
+        if node in dead or node in gone or (node.opaque and (opaque is None or node in opaque)):
             continue
         for v in node.outputs:
             if v in replaced:
                 continue
-            if v in needed or host.is_output(v) or any(u not in dead for u in host.users(v)):
+            if v in needed or host.is_output(v) or any(u not in dead and u not in gone for u in host.users(v)):
                 break
         else:
             dead[node] = None

@@ -74,13 +74,21 @@ class _Run:
     inputs: list[list[Array]] = field(default_factory=list)  # on which the model runs
     example: Sequence[Array] | None = None  # what the caller gave
     banned: set[Key] = field(default_factory=set)
+    left_out: set[str] = field(default_factory=set)  # passes that are wrong without any rewrite that could be undone
     undone: list[Refusal] = field(default_factory=list)
     timings: dict[str, float] = field(default_factory=dict)
 
     def passes(
-        self, *, limit: int | None = None, only: Key | None = None, quiet: bool = True, exact: bool = True
+        self,
+        *,
+        limit: int | None = None,
+        only: Key | None = None,
+        quiet: bool = True,
+        exact: bool = True,
+        first: int | None = None,
     ) -> tuple[Host, Report]:
-        """The passes on a copy of the model; `exact` leaves out those that do not compute the same."""
+        """The passes, or the `first` of them, on a copy of the model; `exact` leaves out those that do not compute the
+        same."""
         with _uncollected():
             host = self.before.clone()
             report = Report(host.dialect, self.target, nodes_before=host.count_nodes())
@@ -93,9 +101,10 @@ class _Run:
                 only,
                 self.inputs,
                 self.example,
+                self.before,
             )
-            for n, module in enumerate(self.options.modules):
-                if exact and is_lossy(module):
+            for n, module in enumerate(self.options.modules[:first]):
+                if module.name in self.left_out or (exact and is_lossy(module)):
                     continue
                 with self.timed(module.name):
                     module.run(host, context)
@@ -123,9 +132,12 @@ class _Run:
             return verify_model(self.before, after, inputs, self.options.tolerance)
 
     def undo_wrong(self, report: Report, verdict: Verdict, inputs: Sequence[Sequence[Array]]) -> bool:
-        """Ban the first rewrite after which the model disagrees; False where no rewrite is to blame."""
+        """Ban the first rewrite after which the model disagrees, or the first pass, where it needs none; False where
+        neither is to blame."""
         good, bad = 0, len(report.rewrites)
-        if bad == 0 or not self.agree(self.passes(limit=0)[0], inputs).ok:
+        if not self.agree(self.passes(limit=0)[0], inputs).ok:
+            return self.leave_out_wrong(verdict, inputs)
+        if bad == 0:
             return False
         while bad - good > 1:
             middle = (good + bad) // 2
@@ -137,6 +149,18 @@ class _Run:
         self.banned.add(culprit.key)
         reason = f"the model disagrees: {verdict.reproducer}; RECOPT_LIMIT={bad} shows it"
         self.undone.append(Refusal(culprit.pattern, culprit.root, reason))
+        return True
+
+    def leave_out_wrong(self, verdict: Verdict, inputs: Sequence[Sequence[Array]]) -> bool:
+        """Leave out the first pass after which the model disagrees without any rewrite; False where it does so
+        before."""
+        firsts = range(len(self.options.modules) + 1)
+        n = next((n for n in firsts if not self.agree(self.passes(limit=0, first=n)[0], inputs).ok), 0)
+        if n == 0:
+            return False
+        name = self.options.modules[n - 1].name
+        self.left_out.add(name)
+        self.undone.append(Refusal(name, "the whole pass", f"the model disagrees: {verdict.reproducer}"))
         return True
 
 

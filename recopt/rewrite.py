@@ -76,6 +76,7 @@ class Context:
     only: Key | None = None  # the one rewrite that may be made
     inputs: Sequence[Sequence[Array]] = ()  # of the model, on which it runs
     example: Sequence[Array] | None = None  # what the caller gave, if anything
+    given: Host | None = None  # the model before all passes
     places: list[Place] | None = None  # embedding bags, once a pass has looked for them
     no_tables: list[tuple[str, str]] | None = None  # what data reads rows of and is no table, and why
     lifted: Lifted | None = None  # of the host as it is, where a pass that changed nothing left it

@@ -22,8 +22,9 @@ from recopt.errors import LowerError, OptionError, VerifyError
 from recopt.fused import Linear
 from recopt.hosts.base import Host, Value
 from recopt.load import host_of
-from recopt.passes import clean_up
+from recopt.passes import fold_constants
 from recopt.patterns import linear
+from recopt.verify import Verdict
 
 X = torch.randn(5, 16, generator=torch.Generator().manual_seed(1))
 
@@ -118,13 +119,22 @@ def test_what_never_gives_the_same_twice_is_not_compared_and_the_report_says_so(
     assert report.model_error is None and "model not verified: the original gives" in str(report)
 
 
-def test_a_disagreement_without_any_rewrite_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pass_that_is_wrong_without_any_rewrite_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(host: Any, context: Any) -> bool:
         host.replace(host.outputs[0], host.outputs[0].node.args[0])
         return True
 
-    monkeypatch.setattr(clean_up, "run", wrong)
-    with pytest.raises(VerifyError, match="even without any rewrite"):
+    monkeypatch.setattr(fold_constants, "run", wrong)
+    proto = onnx_tower(2)
+    fast = recopt.optimize(proto, target="ort-cpu")
+    assert [(r.pattern, r.where) for r in fast.report.undone] == [(fold_constants.name, "the whole pass")]
+    assert fast.report.counts() == {"linear": 2} and "relative error" in fast.report.undone[0].reason
+    same(fast, proto)
+
+
+def test_a_model_that_disagrees_with_itself_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "verify_model", lambda *args: Verdict(1.0, 2.0, "it is wrong"))
+    with pytest.raises(VerifyError, match="even without any rewrite: it is wrong"):
         recopt.optimize(onnx_tower(2), target="ort-cpu")
 
 
@@ -265,7 +275,9 @@ def test_debug_says_more_at_each_level(capsys: pytest.CaptureFixture[str], monke
     [
         ({"verify": "maybe"}, "no verification level 'maybe'; there are: none, shapes"),
         ({"passes": ["fuse-linear", "nope"]}, "no pass is called 'nope'; there are: clean-up"),
-        ({"passes": "fuse-linear"}, "a list of names or objects, not the text 'fuse-linear'"),
+        ({"passes": "fuse-linear"}, "a list of names or objects, not 'fuse-linear'"),
+        ({"passes": 3}, "a list of names or objects, not 3"),
+        ({"passes": [passes.HotRows]}, "a name or an object that has one"),
         ({"tolerance": -1.0}, "at least 0"),
         ({"tolerance": float("nan")}, "at least 0"),
         ({"target": "tpu"}, "tpu"),
@@ -275,6 +287,13 @@ def test_debug_says_more_at_each_level(capsys: pytest.CaptureFixture[str], monke
 def test_wrong_options_are_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises((OptionError, LowerError), match=message):
         recopt.optimize(tower(1), (X,), **options)
+
+
+@pytest.mark.parametrize(("made", "given"), [("QuantizeTables", {"bits": 8.0}), ("QuantizeTables", {"error": "low"}),
+                                             ("CartesianTables", {"budget": "much"})])  # fmt: skip
+def test_wrong_parameters_are_named(made: str, given: dict[str, Any]) -> None:
+    with pytest.raises(OptionError, match=re.escape(f"not {next(iter(given.values()))!r}")):
+        getattr(passes, made)(**given)
 
 
 def test_only_the_passes_asked_for_run() -> None:

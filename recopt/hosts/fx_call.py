@@ -44,11 +44,9 @@ class InputCheck(torch.nn.Module):
     def forward(self, *tensors: torch.Tensor) -> None:
         if torch.compiler.is_compiling() or torch._C._get_tracing_state():
             return
-        try:
-            shapes = [tensor.shape for tensor in tensors]
-        except AttributeError:
+        if not all(isinstance(tensor, torch.Tensor) for tensor in tensors):
             kinds = ", ".join(type(tensor).__name__ for tensor in tensors)
-            raise GraphError(f"the program takes {len(tensors)} tensors, got {kinds}") from None
+            raise GraphError(f"the program takes {len(tensors)} tensors, got {kinds}")
         symbols: dict[str, int] = {}
         dtypes = []
         for (name, sizes, dtype), tensor in zip(self.expected, tensors, strict=True):
@@ -65,7 +63,7 @@ class InputCheck(torch.nn.Module):
                     raise GraphError(f"input {name} is {tensor.dtype}, the program takes {dtype}")
         if len(self.seen) >= 4096:
             self.seen.clear()
-        self.seen.add((*shapes, *dtypes))
+        self.seen.add((*(tensor.shape for tensor in tensors), *dtypes))
 
 
 # What generated code calls the module's own functions; no value of a graph is named so.

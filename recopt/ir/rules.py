@@ -135,20 +135,18 @@ def _whole_divisor(by: Poly) -> sizes.Size | None:
 def _floordiv(args: list[Poly], dtype: str, attrs: tuple[Hashable, ...]) -> Poly | None:
     """As `_quotient` says, where x did not wrap around."""
     divisor = _whole_divisor(args[1])
-    return (
-        None
-        if divisor is None or (divisor != 1 and _may_wrap(args[0]))
-        else _quotient(args[0], args[1], divisor, dtype)
-    )
+    if divisor is None or (divisor != 1 and _may_wrap(args[0])):
+        return None
+    return _quotient(args[0], args[1], divisor, dtype)
 
 
 def _mod(args: list[Poly], dtype: str, attrs: tuple[Hashable, ...]) -> Poly | None:
     """As `_remainder` says, where x did not wrap around; by a power of two, wherever that is."""
     divisor = _whole_divisor(args[1])
     power = isinstance(divisor, int) and divisor & (divisor - 1) == 0
-    return (
-        None if divisor is None or (not power and _may_wrap(args[0])) else _remainder(args[0], args[1], divisor, dtype)
-    )
+    if divisor is None or (not power and _may_wrap(args[0])):
+        return None
+    return _remainder(args[0], args[1], divisor, dtype)
 
 
 def divided(place: Poly, size: sizes.Size) -> tuple[Poly, Poly]:

@@ -12,18 +12,8 @@ from ..kernels.pointwise import COMPARISONS
 from ..layout.element import Element, Index
 from ..layout.elements import Elements
 from ..match import No
-from .aten_elements import (
-    MAX_REDUCED,
-    SINGLE,
-    Function,
-    arguments,
-    dtype_of,
-    folded,
-    named,
-    promoted_of,
-    together,
-    wide_of,
-)  # fmt: skip
+from .aten_elements import SINGLE, Function, arguments, dtype_of, named, promoted_of, wide_of
+from .aten_reductions import MAX_REDUCED, REDUCTIONS, folded, together
 
 LARGEST = {
     "float16": 65504.0,
@@ -307,6 +297,7 @@ def _float_rows() -> dict[str, Function]:
 
 POINTWISE: dict[str, Function] = {
     **SINGLE,
+    **REDUCTIONS,
     **_float_rows(),
     **named("square.default", _square),
     **named("reciprocal.default", _reciprocal),

@@ -13,14 +13,14 @@ from ..cost import ON_CPU
 from ..errors import LowerError
 from ..fused import Permute, Reshape
 from ..hosts.base import Host, Node, Value
-from ..ir.sizes import Size
-from ..layout.memory import REGROUPS, VIEWS, copies, takes_apart
+from ..layout.memory import COPIES, REGROUPS, VIEWS, copies, is_fresh, plan_copies
 from ..layout.moves import Cost as PlanCost
-from ..layout.moves import Cut, Join, Pad, Plan, Take, by_nodes, by_time, shape_after
+from ..layout.moves import Join, Plan, by_nodes, by_time
 from ..layout.moves_check import agrees
 from ..layout.positions import CASTS, Elements, NotLayout, itself, of_term, through, uncast
 from ..layout.shortest import shortest
 from ..lower.columns import unchanged
+from ..match import needless
 from ..report import Refusal, Rewrite
 from ..rewrite import Context
 
@@ -30,6 +30,7 @@ OPERATORS: dict[str, frozenset[str]] = {
         GatherND Einsum DepthToSpace SpaceToDepth Trilu com.microsoft::ExpandDims com.microsoft::GatherND
         com.microsoft::Trilu Cast Dropout SequenceAt ConcatFromSequence ScatterND ScatterElements""".split()
     ),
+    "aten": VIEWS | REGROUPS | COPIES | (CASTS - {"Cast"}),
 }
 SOURCES = 1024  # of one value
 CLONE = "aten.clone.default"
@@ -320,21 +321,11 @@ class _Work:
 
 
 def dead_nodes(host: Host, roots: Sequence[Value], needed: Iterable[Value], gone: Set[Node]) -> list[Node]:
-    """What nothing needs once roots are made of `needed`, what is `gone` already apart."""
-    replaced, kept, dead = set(roots), set(needed), dict[Node, None]()
-    pending = [v.node for v in roots if v.node is not None]
-    while pending:
-        node = pending.pop()
-        if node in dead or node.opaque or node in gone:
-            continue
-        others = [v for v in node.outputs if v not in replaced]
-        if any(
-            v in kept or host.is_output(v) or not all(u in dead or u in gone for u in host.users(v)) for v in others
-        ):
-            continue
-        dead[node] = None
-        pending += [v.node for v in node.inputs if v.node is not None]
-    return [n for n in dead if not all(host.is_constant(v) for v in n.outputs)]
+    """What nothing needs once roots are made of `needed`, what is `gone` already and constants apart; the last root's
+    node first."""
+    *others, root = roots
+    dead = needless(host, root, needed, also=others, gone=gone)
+    return [n for n in reversed(dead) if not all(host.is_constant(v) for v in n.outputs)]
 
 
 def _joins_results(plan: Plan) -> bool:
@@ -346,45 +337,6 @@ def _joins_results(plan: Plan) -> bool:
 def pays(saved: Cost) -> bool:
     """Whether something is saved and nothing is paid for it."""
     return saved > (0, 0) and min(saved) >= 0
-
-
-COPIES = frozenset(
-    f"aten.{n}"
-    for n in """cat.default concat.default concatenate.default stack.default hstack.default vstack.default
-    column_stack.default repeat.default tile.default repeat_interleave.self_int roll.default flip.default fliplr.default
-    flipud.default pad.default constant_pad_nd.default tril.default triu.default index_select.default gather.default
-    index.Tensor pixel_shuffle.default pixel_unshuffle.default channel_shuffle.default einsum.default copy.default
-    contiguous.default clone.default slice_scatter.default select_scatter.default rot90.default""".split()
-)
-OPERATORS["aten"] = VIEWS | REGROUPS | COPIES | (CASTS - {"Cast"})
-
-
-def plan_copies(plan: Plan) -> int:
-    """How many of the operators of a plan move elements."""
-    total = 0
-    strided = False
-    shape: Sequence[Size] | None = plan.source.shape if isinstance(plan.source, Value) else None
-    if isinstance(plan.source, Join):
-        total = 1 + sum(plan_copies(part) for part in plan.source.parts)
-    for move in plan.moves:
-        flips = isinstance(move, Cut) and min(move.steps) < 0
-        if isinstance(move, Pad) or flips or (isinstance(move, Take) and move.index.ndim > 0):
-            total, strided = total + 1, strided and flips  # a flip keeps the order in memory
-        elif isinstance(move, Reshape):
-            if strided and not takes_apart(shape, move.shape):
-                total, strided = total + 1, False
-        else:
-            strided = True
-        shape = None if shape is None else shape_after(move, shape)
-    return total
-
-
-def is_fresh(plan: Plan) -> bool:
-    """Whether the last operator that is no reshape of contiguous memory makes a contiguous tensor of its own."""
-    last = next((m for m in reversed(plan.moves) if not isinstance(m, Reshape)), None)
-    if last is None:
-        return isinstance(plan.source, Join)
-    return isinstance(last, Pad) or (isinstance(last, Take) and last.index.ndim > 0)
 
 
 def _groups(found: Layouts, roots: Sequence[Value]) -> list[list[Value]]:

@@ -388,6 +388,8 @@ def test_wrong_feeds_and_wrong_calls() -> None:
         host.call("aten.relu.default", (Value("y", (1,), "float32"),), name="n")
     with pytest.raises(GraphError, match=r"takes \(s0, 4\)"):
         host.module()(torch.randn(3, 5))
+    with pytest.raises(GraphError, match="takes 1 tensors, got ndarray"):
+        host.module()(np.ones((3, 4), np.float32))
     with pytest.raises(TypeError):
         host.module()()
 

@@ -150,6 +150,8 @@ def test_counts_that_do_not_fit() -> None:
     assert not made(result)
     found = roads.reasons(result, NAME)
     assert any("counts of shape [5] for 23 rows" in r for r in found) and any("of this name" in r for r in found)
+    with pytest.raises(OptionError, match="no tensor called nothing"):
+        roads.optimize(roads.module("one"), "cpu", [HotRows({"nothing": np.arange(3)})])
 
 
 def test_a_wrong_remap_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
