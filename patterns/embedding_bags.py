@@ -184,7 +184,9 @@ def _split(place: Place, body: Poly, columns: Sequence[Axis]) -> Iterator[tuple[
     if joined not in along or joined is None or not isinstance(joined.size, int):
         raise No("lookups that are joined along more than one dimension")
     cuts = [found for g in _guards(place.lifted, body) if (found := _cut(g)) is not None]
-    bounds = {0, joined.size} | {b for a, at in cuts if a is joined for b in at if b < joined.size}
+    bounds = {0, joined.size} | {b for a, at in cuts if a == joined for b in at if b < joined.size}
+    if len(bounds) == 2:
+        raise No("lookups that are joined where the size of an input says")
     for start, stop in pairwise(sorted(bounds)):
         fresh = [axis(stop - start)] if stop - start > 1 else []
         position = add_terms(*map(coord, fresh), number(start))

@@ -23,7 +23,7 @@ from recopt.ir.normal import add_all, normal_mono, read, substitute
 from recopt.ir.rules import FLOATS
 from recopt.ir.sizes import Size
 from recopt.ir.tensor import Dim, Tensor
-from recopt.ir.term import Atom, Axis, Leaf, Poly, Read, TooLarge, axis, coord, single
+from recopt.ir.term import Atom, Axis, Leaf, Poly, Read, TooLarge, axis, coord, single, walk
 from recopt.lift.base import Lifted
 from recopt.match import Attempts, Match, No, dead_after, is_data, understood
 from recopt.patterns import linear
@@ -41,6 +41,7 @@ operator = "recopt::target_attention"
 
 MAX_LAYERS = 6
 MAX_FACTORS = 4  # products of products that are looked through
+MAX_ATOMS = 256  # of them multiplied out: a mask, scores and items are some 20; steps of a recurrence grow without end
 
 
 # --- where to look ---
@@ -84,6 +85,8 @@ def _multiplied_out(lifted: Lifted, t: Tensor) -> Tensor | None:
             if all(_factors(lifted, leaf) is None for leaf in body.leaves):
                 break
             body = substitute(body, {}, inner)
+            if sum(1 for _ in walk(body)) > MAX_ATOMS:
+                return None
     except TooLarge:  # products of sums, as of layers over products of pairs
         return None
     return None if body is t.body else t.with_body(body)

@@ -114,6 +114,18 @@ def test_a_file_from_before_dimensions_were_operands() -> None:
         np.testing.assert_allclose(found, module(*args).detach(), rtol=1e-5, atol=1e-6)
 
 
+def test_rows_joined_where_the_size_of_an_input_says_are_refused_at_once() -> None:
+    text = """<ir_version: 9, opset_import: ["": 17]> g (int64[n, 2] ids) => (float[4, 2, 8] y)
+        <int64[2] halves = {4, 4}> { rows = Gather(table, ids) left, right = Split<axis = 2>(rows, halves)
+        both = Concat<axis = 0>(left, right) first, second = Split<axis = 0>(both, halves)
+        y = Concat<axis = 2>(first, second) }"""
+    model = onnx.parser.parse_model(text)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((9, 8), np.float32), "table"))
+    reasons = [r.reason for r in recopt.optimize(model, target="portable", verify="none").report.refusals]
+    assert "lookups that are joined where the size of an input says" in reasons
+    assert not any("nested" in reason for reason in reasons)
+
+
 @pytest.mark.parametrize("name", NEAR_MISSES)
 def test_near_misses(name: str) -> None:
     case = NEAR_MISSES[name]
