@@ -162,15 +162,15 @@ def _running(e: Elements, node: Node, index: Index) -> Element:
     return folded(e, "add", [step("where", step("le", n, here), p, 0) for n, p in enumerate(parts)])
 
 
-def _moments(step: Step, parts: Sequence[Element], less: float) -> tuple[Element, Element]:
-    """The mean of few and their variance."""
+def _total(step: Step, parts: Sequence[Element]) -> Element:
+    return functools.reduce(lambda a, b: step("add", a, b), parts)
 
-    def total(of: Sequence[Element]) -> Element:
-        return functools.reduce(lambda a, b: step("add", a, b), of)
 
-    mean = step("div", total(parts), len(parts))
+def _squares_from_mean(step: Step, parts: Sequence[Element]) -> tuple[Element, Element]:
+    """The mean of few, and the sum of the squares of how far they lie from it."""
+    mean = step("div", _total(step, parts), len(parts))
     apart = [step("sub", p, mean) for p in parts]
-    return mean, step("div", total([step("mul", a, a) for a in apart]), max(0.0, len(parts) - less))
+    return mean, _total(step, [step("mul", a, a) for a in apart])
 
 
 def _spread(root: bool) -> Function:
@@ -184,7 +184,10 @@ def _spread(root: bool) -> Function:
         less = float(unbiased is not False) if correction is None else correction
         places = together(node, index, told.get("dim"), told.get("keepdim"))
         step = _steps(e, wide_of(dtype))
-        _, found = _moments(step, [e.operand(node.args[0], p, wide_of(dtype)) for p in places], less)
+        parts = [e.operand(node.args[0], p, wide_of(dtype)) for p in places]
+        # from the first: equal numbers have none, as in torch, where a rounded mean would leave some
+        _, squares = _squares_from_mean(step, [step("sub", p, parts[0]) for p in parts])
+        found = step("div", squares, max(0.0, len(parts) - less))
         return e.cast(step("sqrt", found) if root else found, dtype)
 
     return element
@@ -200,7 +203,9 @@ def _layer_norm(e: Elements, node: Node, index: Index) -> Element:
         own = e.operand(x, place, dtype)
         return own if beside is None else step("add", own, e.operand(beside, place, dtype))
 
-    mean, variance = _moments(step, [at(p) for p in together(node, index, len(index) - 1, True)], 0.0)
+    parts = [at(p) for p in together(node, index, len(index) - 1, True)]
+    mean, squares = _squares_from_mean(step, parts)
+    variance = step("div", squares, len(parts))
     assert isinstance(eps, float)
     y = step("div", step("sub", at(index), mean), step("sqrt", step("add", variance, eps)))
     return step("add", step("mul", y, e.operand(g, index, dtype)), e.operand(b, index, dtype))

@@ -233,9 +233,8 @@ def _write(host: OnnxHost, context: Context, name: str, found: _Spread) -> None:
                 continue
             args = [a and (_row(host, node, a, found.columns) if host.is_constant(a) else row) for a in node.args]
             shape = (found.rows, found.columns)
-            row = host.call(
-                node.op, args, node.kwargs, name=f"{out.name}_rows", shape=shape, dtype=node.outputs[0].dtype
-            )
+            kwargs = {"axis": -1} if node.op == "OneHot" else node.kwargs  # the last of other dimensions
+            row = host.call(node.op, args, kwargs, name=f"{out.name}_rows", shape=shape, dtype=node.outputs[0].dtype)
         table = host.share_constant(host.constant(row), name=f"{out.name}_table")
     with host.at(found.nodes[-1]):
         wide = (*ids.shape, found.columns)

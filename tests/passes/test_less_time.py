@@ -104,8 +104,8 @@ CASES: dict[str, tuple[str, str, str, str, list[str]]] = {
     "one-hots of remainders": (
         "n, 3", "float[n, 3, 5] y, bool[n, 3, 4] z, int64[n, 3, 5] w",
         "int64 m = {7}, int64 d = {5}, int64[2] v = {0, 1}, int64[1] last = {-1}, int64[4] r = {3, 1, 6, 9}",
-        "i = Cast <to = 7> (x)  j = Mod(i, m)  h = OneHot(j, d, v)  y = Cast <to = 1> (h)  u = Unsqueeze(j, last)  "
-        "e = Equal(u, r)  z = Not(e)  w = OneHot(i, d, v)",
+        "i = Cast <to = 7> (x)  j = Mod(i, m)  h = OneHot <axis = 2> (j, d, v)  y = Cast <to = 1> (h)  "
+        "u = Unsqueeze(j, last)  e = Equal(u, r)  z = Not(e)  w = OneHot(i, d, v)",
         ["Cast", "Gather", "Gather", "Mod", "OneHot"]),
 }  # fmt: skip
 
