@@ -20,7 +20,7 @@ from torch.fx.graph_module import reduce_graph_module
 from torch.utils._pytree import TreeSpec
 
 from ..errors import GraphError
-from . import fx_call, fx_index
+from . import fx_call, fx_index, fx_pad
 from .fx_numbers import NAME, Numbers, made_of_numbers, with_tensors
 from .fx_spread import spread
 
@@ -314,6 +314,8 @@ def _cheapest(graph: fx.Graph, node: fx.Node, args: Any, kwargs: Any, calls: Cal
         return graph.create_node("call_method", _METHODS[op], args, name=node.name)
     if op == "aten.einsum.default" and not kwargs:
         return _call(graph, einsum, args, None, node.name)
+    if fx_pad.is_joined(node):
+        return _call(graph, fx_pad.pad, args, None, node.name)
     if (found := fx_index.bracketed(graph, node, args)) is not None:
         return found
     if name in _OPERATORS and not kwargs:

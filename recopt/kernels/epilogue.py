@@ -24,6 +24,8 @@ from torch import Tensor
 
 from .functions import FUNCTIONS
 
+_LONG = 4000  # characters of a text in which nothing is looked for that is used again
+
 Apply = Callable[[Tensor, Sequence[Tensor]], Tensor]
 
 
@@ -106,13 +108,14 @@ def compile_epilogue(text: str) -> Epilogue:
 
 @functools.lru_cache(maxsize=1024)
 def _compile(text: str) -> Epilogue:
-    value, count = _Parser(text).run()
+    parser = _Parser(text)
+    value, count = parser.run()
     if value.kind != "full":
         raise EpilogueError(f"epilogue {text!r} does not depend on h")
     if value.boolean:
         raise EpilogueError(f"epilogue {text!r} yields a truth value: write where(..., 1.0, 0.0)")
-    pure = _torch_function(value.pure, text)
-    return Epilogue(text, count, value.flops, pure, _torch_function(value.inplace, text), value.triton)
+    pure, inplace = (_torch_function(parser.steps(form), getattr(value, form), text) for form in ("pure", "inplace"))
+    return Epilogue(text, count, value.flops, pure, inplace, value.triton)
 
 
 def _scalar(value: float, h: Tensor) -> Tensor:
@@ -123,13 +126,15 @@ def _truth(p: Tensor) -> Tensor:
     return p if p.dtype == torch.bool and not p.is_cuda else p != 0.0
 
 
-def _torch_function(code: str, text: str) -> Apply:
+def _torch_function(steps: Sequence[str], code: str, text: str) -> Apply:
     namespace: dict[str, Any] = {"inf": math.inf, "nan": math.nan, "f_scalar": _scalar, "f_addcmul": torch.addcmul}
     namespace["f_truth"] = _truth
     for name, fn in FUNCTIONS.items():
         namespace[f"f_{name}"] = fn.torch
         namespace[f"f_{name}_"] = fn.inplace
-    body = eval(compile(f"lambda h, p: {code}", f"<epilogue {text}>", "eval"), namespace)
+    source = "\n    ".join(["def body(h, p):", *steps, f"return {code}"])
+    exec(compile(source, f"<epilogue {text}>", "exec"), namespace)
+    body = namespace["body"]
 
     def apply(h: Tensor, params: Sequence[Tensor]) -> Tensor:
         out: Tensor = body(h, params)
@@ -144,6 +149,20 @@ class _Parser:
         self.text = text
         self.params = 0
         self.uses_of_h = 0
+        self.uses: dict[str, int] = {}  # of sub-expressions, those inside of equal ones counted once
+        self.shared: dict[str, tuple[_Value, str]] = {}  # those used again, in order, and what torch code calls them
+
+    def count(self, node: ast.expr) -> None:
+        key = ast.dump(node)
+        self.uses[key] = self.uses.get(key, 0) + 1
+        if self.uses[key] == 1:
+            for child in ast.iter_child_nodes(node):
+                if isinstance(child, ast.expr):
+                    self.count(child)
+
+    def steps(self, form: str) -> list[str]:
+        """Lines of torch code that compute what is used again, each once."""
+        return [f"{name} = {getattr(value, form)}" for value, name in self.shared.values()]
 
     def fail(self, why: str, node: ast.AST | None = None) -> EpilogueError:
         at = f" at column {node.col_offset + 1}" if isinstance(node, ast.expr) else ""
@@ -158,6 +177,8 @@ class _Parser:
         try:
             tree = ast.parse(text, mode="eval")
             self.uses_of_h = sum(isinstance(n, ast.Name) and n.id == "h" for n in ast.walk(tree))
+            if len(text) < _LONG:
+                self.count(tree.body)
             value = self.expr(tree.body)
             if len(value.triton) > 100_000:
                 raise self.fail("the expression is too large")
@@ -175,6 +196,18 @@ class _Parser:
         return _Value(f"({text})", f"({text})", f"({special})", "literal", value=float(value))
 
     def expr(self, node: ast.expr) -> _Value:
+        key = ast.dump(node) if isinstance(node, (ast.BinOp, ast.Compare, ast.Call)) and self.uses else ""
+        if self.uses.get(key, 0) < 2:
+            return self.alone(node)
+        if key not in self.shared:
+            value = self.alone(node)
+            if value.value is not None:
+                return value
+            self.shared[key] = value, f"t{len(self.shared)}"
+        value, name = self.shared[key]
+        return replace(value, pure=name, inplace=name, fresh=False, factors=None)
+
+    def alone(self, node: ast.expr) -> _Value:
         match node:
             case ast.Constant(value=bool()) | ast.Constant(value=None):
                 raise self.fail(f"unknown literal {node.value!r}", node)

@@ -39,6 +39,7 @@ POINTWISE = frozenset(WITH_NUMBER) | frozenset(f"aten.{name}" for name in """rem
     log1p.default log2.default log10.default expm1.default tanh.default sigmoid.default sin.default cos.default
     erf.default""".split())  # fmt: skip
 END = 2**63 - 1
+FEW_EDGES = 32  # fewer than 256: they are counted in a byte
 
 
 class TorchColumns:
@@ -131,12 +132,14 @@ class TorchColumns:
         return nan_above
 
     def counted(self, x: Value, edges: Sequence[Array], right: bool, nan_above: bool, dtype: str, name: str) -> Value:
-        """One search for columns that share their edges; else one by columns, shorter rows of edges ending in
-        infinity: what it counts of those is more than there are."""
+        """One search for columns that share their edges; else comparisons with few, or a search by columns, shorter
+        rows of edges ending in infinity: what it counts of those is more than there are."""
         if all(e.tobytes() == edges[0].tobytes() for e in edges):
             table = self.constant(edges[0], name)
             return self._call("aten.bucketize.Tensor", (x, table), {"right": right}, name, x)
         lengths = np.array([len(e) for e in edges], np.int64)
+        if self._compares(edges):
+            return self._compared(x, edges, lengths, right, name)
         rows = np.full(
             (len(edges), lengths.max()),
             np.inf if edges[0].dtype.name in FLOATS else np.iinfo(edges[0].dtype).max,
@@ -151,6 +154,23 @@ class TorchColumns:
         if (lengths != lengths[0]).any():
             found = self._call("aten.minimum.default", (found, self.constant(lengths, name)), {}, name, x)
         return found
+
+    def _compares(self, edges: Sequence[Array]) -> bool:
+        """Whether to compare with all edges. A search guesses where each number goes, wrongly for data that is new: on
+        one CPU thread 13 columns of 10 edges take 73 us for 256 rows and 570 for 2048, and compared 26 and 170; 1 row
+        2.9 and 5.2. Of 40 edges 185 and 86 us for 256 rows, of 100 108 and 400."""
+        fits = edges[0].dtype.name in FLOATS or len({len(e) for e in edges}) == 1
+        return self.host.device == "cpu" and max(map(len, edges)) <= FEW_EDGES and fits
+
+    def _compared(self, x: Value, edges: Sequence[Array], lengths: Array, right: bool, name: str) -> Value:
+        """As many as there are, without those that x does not exceed: no comparison with NaN holds, nor with the NaN
+        that shorter rows of edges end in."""
+        rows = np.full((lengths.max(), 1, len(edges)), np.nan if edges[0].dtype.name in FLOATS else 0, edges[0].dtype)
+        for column, own in enumerate(edges):
+            rows[: len(own), 0, column] = own
+        below = self._call(f"aten.{'lt' if right else 'le'}.Tensor", (x, self.constant(rows, name)), {}, name, x)
+        count = self._call("aten.sum.dim_IntList", (below, [0]), {"dtype": "uint8"}, name, below)
+        return self._call("aten.sub.Tensor", (self.constant(lengths, name), count), {}, name, count)
 
     def _call(self, op: str, args: Sequence[object], kwargs: dict[str, object], name: str, like: Value) -> Value:
         try:

@@ -378,7 +378,7 @@ def _edges_of(columns: Columns, nodes: Iterable[Node]) -> dict[Value, Bucket]:
 def stack_columns(host: Host, context: Context, name: str) -> bool:
     """Write every chain that many columns share once. True where any is written."""
     columns = lower.columns_of(host)
-    if not any(columns.stacks(n) for n in host.nodes):
+    if not any(columns.stacks(n) or columns.counts_edges(n) is not None for n in host.nodes):
         return False
     if writes_in_place(host):
         return False

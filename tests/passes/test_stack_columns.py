@@ -233,3 +233,20 @@ def test_columns_taken_from_a_constant(kind: str) -> None:
     x = np.arange(12).reshape(3, 4).astype("int64" if kind == "int64" else "float32")
     (now,), (then,) = (run_onnx(m.SerializeToString(), (x,)) for m in (found, model))
     np.testing.assert_array_equal(now, then)
+
+
+@pytest.mark.parametrize(("count", "search"), [(9, False), (40, True)])
+@pytest.mark.parametrize("right", [False, True])
+def test_few_edges_are_compared(count: int, search: bool, right: bool) -> None:
+    """Many are searched for; each column has edges of its own, and as many as it likes."""
+    edges = [torch.linspace(-5, 5, count - n) for n in range(COUNT)]
+
+    class Buckets(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.stack([torch.bucketize(x[:, n], e, right=right) for n, e in enumerate(edges)], 1)
+
+    model, x = Buckets(), torch.tensor(SPECIAL * COUNT).reshape(COUNT, -1).t().contiguous()
+    fast = recopt.optimize(model, (x,))
+    assert ("searchsorted" in fast.model.code) == search
+    assert torch.equal(fast(x), model(x))
+    assert torch.equal(fast(x[:0]), model(x[:0]))
