@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import reduce
 
 import numpy as np
 
 from ..fused import Permute, Reshape
 from ..hosts.base import Value
+from ..ir import sizes
 from ..ir.sizes import Size
 from ..layout.moves import Cut, Expand, Join, Move, Pad, Plan, Take
 from .onnx_layout import permute, reshape
@@ -32,7 +34,7 @@ def moved(host: Writer, plan: Plan, name: str, now: Mapping[Value, Value]) -> Va
 
 def _shape_of(join: Join) -> tuple[Size, ...]:
     first = join.parts[0].shape
-    total = sum(int(part.shape[join.dim]) for part in join.parts)
+    total = reduce(sizes.add, (part.shape[join.dim] for part in join.parts))
     return (*first[: join.dim], total, *first[join.dim + 1 :])
 
 
@@ -53,8 +55,8 @@ def _move(host: Writer, value: Value, move: Move, name: str) -> Value:
         case Expand(shape):
             before = [1] * (len(shape) - len(_known(value))) + list(_known(value))
             target = [1 if b == s else s for b, s in zip(before, shape, strict=True)]  # 1 keeps what is there
-            sizes = host.share_constant(np.array(target, np.int64), name=f"{name}_sizes")
-            return host.call("Expand", [value, sizes], name=f"{name}_expand", shape=shape, dtype=value.dtype)
+            full = host.share_constant(np.array(target, np.int64), name=f"{name}_sizes")
+            return host.call("Expand", [value, full], name=f"{name}_expand", shape=shape, dtype=value.dtype)
         case Pad():
             return _pad(host, value, move, name)
 

@@ -8,11 +8,19 @@ from typing import NamedTuple, TypeAlias, cast
 import numpy as np
 
 from ..hosts.base import Array, Host, Node, Value
-from ..layout.positions import EXACT
+from ..layout.positions import EXACT, MOST
 from ..lower.onnx_columns import POINTWISE
 
 AXES = 13  # opset from which the axis of a Softmax is one dimension
 ARGUMENTS = ("ArgMax", "ArgMin")
+COMPARISONS: dict[str, np.ufunc] = {
+    "Equal": np.equal,
+    "Greater": np.greater,
+    "GreaterOrEqual": np.greater_equal,
+    "Less": np.less,
+    "LessOrEqual": np.less_equal,
+}
+ENDLESS = 2**31 - 1  # an end that exporters write for the end of a dimension
 RESHAPES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 NUMBERS = {"float32": 1, "uint8": 2, "int8": 3, "int32": 6, "int64": 7, "bool": 9, "float16": 10, "float64": 11}
 SOFTMAXES = ("Softmax", "LogSoftmax", "Hardmax")
@@ -75,6 +83,90 @@ def triangles(host: Host, node: Node) -> Found:
     numbers = [0 if o is None else int(host.constant(o).item()) for o in offsets]
     nearest = max(numbers) if node.kwargs.get("upper", 1) else min(numbers)
     return One("Trilu", [before.args[0], np.array(nearest, np.int64)], dict(node.kwargs))
+
+
+def less_padded(host: Host, node: Node) -> Found:
+    """A slice that cuts away no more than was added around a tensor: less is added, in any mode."""
+    before = made_by(host, node.args[0], "Pad")
+    given = (*before.args[1:2], *node.args[1:]) if before is not None else ()
+    if before is None or len(given) < 4 or any(before.args[3:]) or not all(v and host.is_constant(v) for v in given):
+        return None
+    widths, starts, ends, dims, *steps = (host.constant(v) for v in given)
+    source = before.args[0]
+    if source.shape is None or (widths < 0).any() or any((s != 1).any() for s in steps):
+        return None
+    left = widths.reshape(2, -1).copy()
+    for axis, start, end in zip(dims.tolist(), starts.tolist(), ends.tolist(), strict=True):
+        d = axis % len(source.shape)
+        size = source.shape[d]
+        whole = size + int(left[:, d].sum()) if isinstance(size, int) else ENDLESS
+        if start < 0 or (end >= 0 and end < whole == ENDLESS):
+            return None
+        left[:, d] -= (start, max(whole - end, 0) if end >= 0 else -end)
+    if (left < 0).any():
+        return None
+    if not left.any():
+        return cast("Value", source) if source.shape == node.outputs[0].shape else None
+    return One("Pad", [source, left.reshape(-1), *before.args[2:]], dict(before.kwargs))
+
+
+def truths(host: Host, node: Node) -> Found:
+    """What is asked of truths that were made numbers says that they are true, or that they are not."""
+    places = [n for n, a in enumerate(node.args) if a.node is not None and a.node.op == "Cast" and not a.node.opaque]
+    if len(places) != 1:
+        return None
+    (place,) = places
+    numbers, other = node.args[place], node.args[1 - place]
+    source = numbers.node.args[0]
+    if source.dtype != "bool" or source.shape is None or source.shape != node.outputs[0].shape:
+        return None
+    if not host.is_constant(other) or host.constant(other).size != 1:
+        return None
+    asked = [np.array([False, True]).astype(numbers.dtype), host.constant(other).reshape(())]
+    answers = COMPARISONS[node.op](*(asked if place == 0 else asked[::-1])).tolist()
+    if answers[0] == answers[1]:
+        return None
+    return cast("Value", source) if answers[1] else One("Not", [source], {})
+
+
+def counts(host: Host, node: Node) -> Found:
+    """Running sums of numbers that are spread over a shape: the sums, spread over it."""
+    spread, axis = node.args[0].node, node.args[1]
+    shape, dtype = node.outputs[0].shape, node.outputs[0].dtype
+    if spread is None or spread.opaque or spread.op not in ("Expand", "ConstantOfShape") or not host.is_constant(axis):
+        return None
+    if spread.op == "Expand" and not host.is_constant(spread.args[0]):
+        return None
+    fill = spread.kwargs.get("value", np.zeros((), np.float32))
+    held = host.constant(spread.args[0]) if spread.op == "Expand" else np.asarray(fill).reshape(())
+    if not shape or dtype not in ("float32", "float64", "int32", "int64"):
+        return None
+    d = int(host.constant(axis).item()) % len(shape)
+    size = shape[d]
+    if not isinstance(size, int) or not 0 < size * held.size <= MOST:
+        return None
+    line: Array = held.reshape((1,) * (len(shape) - held.ndim) + held.shape)
+    line = np.repeat(line, size, d) if line.shape[d] == 1 else line
+    line = np.flip(line, d) if node.kwargs.get("reverse", 0) else line
+    if node.kwargs.get("exclusive", 0):
+        line = np.concatenate([np.zeros_like(line.take([0], d)), line.take(range(size - 1), d)], d)
+    sums: Array = np.cumsum(line, d, dtype=dtype)
+    sums = np.flip(sums, d) if node.kwargs.get("reverse", 0) else sums
+    return One("Expand", [np.ascontiguousarray(sums), spread.args[-1]], {})
+
+
+def spread_later(host: Host, node: Node) -> Found:
+    """An operator on numbers that are spread over a shape: on the numbers."""
+    places = [n for n, a in enumerate(node.args) if a is not None and made_by(host, a, "Expand") is not None]
+    if len(places) != 1 or node.outputs[0].shape != node.args[places[0]].shape:
+        return None
+    numbers, shape = node.args[places[0]].node.args
+    others = [a for n, a in enumerate(node.args) if n != places[0] and a is not None]
+    if not host.is_constant(numbers) or not all(host.is_constant(a) and host.constant(a).size == 1 for a in others):
+        return None
+    args = [numbers if n == places[0] else None if a is None else host.constant(a).reshape(())
+            for n, a in enumerate(node.args)]  # fmt: skip
+    return One("Expand", [One(node.op, args, dict(node.kwargs), node.outputs[0].dtype), shape], {})
 
 
 def pads(host: Host, node: Node) -> Found:
@@ -230,10 +322,16 @@ REDUCTIONS = (
     *SOFTMAXES,
 )
 # before layouts are planned, which may take a transpose in
-EARLY: dict[str, tuple[Rule, ...]] = {**dict.fromkeys(REDUCTIONS, (unturned,)), "Transpose": (unturned,)}
+EARLY: dict[str, tuple[Rule, ...]] = {
+    **dict.fromkeys(POINTWISE, (spread_later,)),
+    **dict.fromkeys(REDUCTIONS, (unturned,)),
+    "Transpose": (unturned,),
+    "CumSum": (counts,),
+}
 RULES: dict[str, tuple[Rule, ...]] = {
-    **dict.fromkeys(POINTWISE, (one_hot,)),
     **EARLY,
+    **dict.fromkeys(POINTWISE, (one_hot, spread_later)),
+    **dict.fromkeys(COMPARISONS, (truths, one_hot, spread_later)),
     "Cast": (casts, one_hot),
     "Reshape": (reshapes,),
     "Concat": (alone,),
@@ -242,6 +340,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "CastLike": (like,),
     "Trilu": (triangles,),
     "Pad": (pads,),
+    "Slice": (less_padded,),
     "Transpose": (turns, unturned, one_hot),
     "ReverseSequence": (reversals,),
 }

@@ -47,7 +47,7 @@ class Layouts:
 
 
 def find(host: Host, context: Context) -> Layouts:
-    """All layouts of a graph."""
+    """All layouts of a graph, found once while it is as it is."""
     names = OPERATORS[host.dialect]
     nodes = [n for n in host.nodes if not n.opaque and (_moves(n, names) or unchanged(host, n) is not None)]
     if context.target == "cpu":
@@ -56,6 +56,10 @@ def find(host: Host, context: Context) -> Layouts:
     if not nodes:
         return found
     lifted = context.terms_of(host)
+    kept = lifted.notes.get("layouts")
+    if isinstance(kept, Layouts):
+        return kept
+    lifted.notes["layouts"] = found
     for node in nodes:
         for value in (*node.inputs, *node.outputs):
             seen = lifted.term.get(value)

@@ -10,7 +10,8 @@ from spellings.export import run_onnx
 
 import recopt
 
-# operators on x [n, 3, 8], z [n, 12, 2, 3], i [n, 6] of int64, m [n, 4, 4], b [n, 6] of bool -> those that are left
+# operators on x [n, 3, 8], z [n, 12, 2, 3], i [n, 6] and v0 to v3 [n] of int64, m [n, 4, 4],
+# b [n, 6] of bool -> those that are left
 FORMS = {
     # pointwise operators between layouts
     "p, q, r = Split <axis = 1> (x)  s = Relu(p)  t = Relu(q)  u = Relu(r)  y = Concat <axis = 1> (s, t, u)": "Relu",
@@ -55,6 +56,19 @@ FORMS = {
     "p = Pad(i, some, k)  y = Pad(p, some)": "Pad Pad",
     "p = Slice(x, zero, one, one)  q = Tile(p, thrice)  y = Mul(q, x)": "Gather Mul",
     "p = Add(x, h)  q = Add(h, x)  y = Sub(p, q)": "Add Sub",
+    # vectors beside each other, scatters to known places, less of a pad, truths as numbers, counts over a shape
+    "p = Unsqueeze(v0, one)  q = Unsqueeze(v1, one)  r = Unsqueeze(v2, one)  s = Unsqueeze(v3, one)"
+    "  t = Concat <axis = 1> (p, q, r, s)  y = Neg(t)": "Concat Neg Reshape Transpose",
+    "p = Unsqueeze(v0, zero)  q = Unsqueeze(v1, zero)  r = Unsqueeze(v2, zero)  s = Concat <axis = 0> (p, q, r)"
+    "  y = Neg(s)": "Concat Neg Reshape",
+    "s = Shape(i)  p = Expand(line, s)  y = ScatterElements <axis = 1> (i, p, i)": "Gather",
+    "p = Pad <mode = \"edge\"> (i, above)  y = Slice(p, one, end, zero)": "Pad",
+    "p = Pad(i, above)  y = Slice(p, two, end, zero)": "Pad",
+    "p = Pad(i, above)  y = Slice(p, five, end, zero)": "Pad Slice",
+    "p = Cast <to = 1> (b)  q = Greater(p, half)  y = Not(q)": "Not",
+    "p = Cast <to = 1> (b)  q = Less(null, p)  y = Not(q)": "Cast Less Not",
+    "s = Shape(i)  p = Expand(k, s)  q = CumSum <reverse = 1, exclusive = 1> (p, k)  y = Mul(i, q)": "Mul",
+    "s = Shape(x)  p = ConstantOfShape(s)  q = CumSum(p, k)  r = Sub(q, h)  y = Add(x, r)": "Add",
     "p = SequenceConstruct(x, z)  q = SequenceAt(p, k)  y = Sin(q)": "Sin",
 }  # fmt: skip
 CONSTANTS = """int64[1] zero = {0}, int64[1] one = {1}, int64[1] two = {2}, int64[1] five = {5},
@@ -64,8 +78,10 @@ CONSTANTS = """int64[1] zero = {0}, int64[1] one = {1}, int64[1] two = {2}, int6
     int64[6] crd = {-1, 3, 2, 2, 2, 3},
     int64[4] large = {-1, 3, 4, 6}, int64[2] wide = {-1, 16}, int64[4] diagonal = {0, 5, 10, 15},
     bool true = {1}, bool false = {0}, int64[1] depth = {4}, float[2] values = {0, 1}, int64 k = {1},
-    int64[4] some = {0, 1, 0, 2}, int64[3] thrice = {1, 3, 1}"""
-WHOLE = ("Unsqueeze(i", "to = 7", "Pad(i")  # what makes the answer int64
+    int64[4] some = {0, 1, 0, 2}, int64[3] thrice = {1, 3, 1}, int64[6] line = {2, 0, 1, 3, 5, 4},
+    int64[4] above = {2, 0, 1, 0},
+    int64[1] end = {9223372036854775807}, float half = {0.5}"""
+WHOLE = ("Unsqueeze(", "to = 7", "(i, above)", "Pad(i", "Shape(i")  # what makes the answer int64
 
 
 @pytest.mark.parametrize("body", FORMS)
@@ -74,6 +90,7 @@ def test_what_is_left(body: str) -> None:
     kind = "int64" if any(w in body for w in WHOLE) else "bool" if "Not" in body else "float"
     kind = "double" if "to = 11> (p)  y = Slice" in body else kind
     inputs = "float[n, 3, 8] x, float[n, 12, 2, 3] z, float[n, 4, 4] m, int64[n, 6] i, bool[n, 6] b"
+    inputs += ", int64[n] v0, int64[n] v1, int64[n] v2, int64[n] v3"
     text = f"({inputs}) => ({kind} y) <{CONSTANTS}> {{ {body} }}"
     file = onnx.parser.parse_model('<ir_version: 9, opset_import: ["": 17]> g ' + text)
     file.graph.output[0].type.tensor_type.ClearField("shape")
@@ -86,6 +103,7 @@ def test_what_is_left(body: str) -> None:
         for held in floats:
             np.put(held, rng.choice(held.size, min(held.size, 6), False), [-0.0, 0.0, np.inf, -np.inf, np.nan, -0.0])
         feeds = (*floats, rng.integers(-4, 4, (rows, 6)), rng.random((rows, 6)) > 0.5)
+        feeds = (*feeds, *rng.integers(-4, 4, (4, rows)))
         try:
             expected = run_onnx(file.SerializeToString(), feeds)[0]
         except RuntimeException:  # a -1 beside an empty batch
