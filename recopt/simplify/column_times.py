@@ -13,13 +13,13 @@ from ..ir.sizes import NOMINAL
 from ..layout.moves import Plan
 from ..layout.positions import Elements
 from ..lower.columns import Fixed
-from .column_trees import Tree, nodes_of, slots
+from .column_trees import Tree, nodes_of
 from .relayout import Layouts
 
 OPERATOR = 250.0  # on 256 numbers
 BROADCAST = 7.0  # a row of its own: [rows, 1] beside a number, [rows, n] beside a row of numbers or one column
 SINGLE = 2.4  # a number that a gather copies by itself
-JOINED = 0.75  # a number that is cut out of a row and joined to others
+JOINED = 0.75  # a number that is joined to others
 
 
 def lanes_of(group: Sequence[Tree]) -> int:
@@ -54,12 +54,12 @@ def gathering(plan: Plan) -> float:
 
 
 def _joined(host: Host, found: Layouts, group: Sequence[Tree]) -> float:
-    """What cutting and joining the columns takes, where layouts alone read what is computed of them."""
+    """What joining the columns takes, where layouts alone read what is computed of them."""
     if not all(v in found.deep for t in group for user in host.users(t.out) for v in user.outputs):
         return 0.0
     flat = sum(not t.counts for t in group)  # each takes an operator more before it is joined
     numbers = NOMINAL * sum(t.width for t in group)
-    return (len(group) * slots(group[0]) + flat) * OPERATOR + numbers * JOINED
+    return flat * OPERATOR + numbers * JOINED
 
 
 def _all(tree: Tree) -> Iterator[Tree]:
