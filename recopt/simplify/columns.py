@@ -14,18 +14,18 @@ from ..hosts.base import Array, Host, Node, Value
 from ..ir import tensor
 from ..ir.sizes import Size
 from ..layout.buckets import Bucket, buckets, cone
-from ..layout.moves import Plan, by_time
+from ..layout.moves import Plan, by_nodes, by_time
 from ..layout.positions import MOST, Elements, Form, NotLayout, form_of, itself, of_term, through
 from ..layout.shortest import shortest
 from ..lower.columns import Columns, Fixed, Number
 from ..report import Rewrite
 from ..rewrite import Context
+from .column_times import OPERATOR, gathering, lanes_of, saved
 from .column_trees import Tree, distinct, fitted, keeps_apart, key_of, nodes_of, reads_of, skeleton, slots
 from .relayout import Layouts, find, writes_in_place
 
 ROUNDS = 16  # of chains on what other chains computed
 FEWEST = 2  # columns
-ROW = 5  # operators of ONNX Runtime that take as long, at the nominal batch, as the row of numbers of one
 TALLEST = 200  # operators of a tree: what follows is another, of a later round
 
 
@@ -42,7 +42,9 @@ class _Work:
     order: dict[Node, int] = field(default_factory=dict)
     done: set[Node] = field(default_factory=set)
     layouts: dict[Value, list[tuple[int, Value]]] = field(default_factory=dict)  # of a value, with their order
-    fewer: int = 0  # nodes, once what is written now is
+    left: float = np.inf  # of the time that what is written now saves, for gathers
+    several: bool = False  # whether that reads more columns than it makes
+    places: Array | None = None  # of the columns of a group among those, where some are the same
     kept: Array | None = None  # the columns of what is written now, where some are the same
 
     def run(self) -> bool:
@@ -231,20 +233,15 @@ class _Work:
             len(group) > 1
         ):  # operands' slices become results'
             return False
-        root, self.fewer = group[0].out, sum(t.nodes for t in group) - after
-        rows = _rows(group) if self.context.target == "ort-cpu" else 0
-        if self.context.target in ON_CPU and ROW * (rows + _repeated(group)) > self.fewer:
-            return False
+        root, self.several = group[0].out, slots(group[0]) > 1
         if not self.context.allows(self.name, root.name):
             return False
-        self.kept, places = self.shared(group) or (None, np.arange(sum(t.width for t in group)))
-        first = min((t.out for t in group), key=self.position).node
-        assert first is not None
-        try:
-            with self.host.at(first):
-                whole = self.stacked(group, root.name)
-        except LowerError:
+        whole = self.whole(group, after, 0)
+        if whole is None and self.context.target in ON_CPU and (lanes := lanes_of(group)):
+            whole = self.whole(group, after, lanes)
+        if whole is None:
             return False
+        places = np.arange(sum(t.width for t in group)) if self.places is None else self.places
         begin = 0
         made = []
         for t in group:
@@ -274,6 +271,23 @@ class _Work:
             Rewrite(self.name, "columns", root.name, names, (node,), 0.0, 0.0, float(len(group) - 1), None, detail)
         )
         return True
+
+    def whole(self, group: Sequence[Tree], after: int, lanes: int) -> Value | None:
+        """A group written over all columns, in `after` operators; None where that takes longer on a CPU."""
+        if self.context.target in ON_CPU:
+            self.left = saved(self.host, self.found, group, after, lanes)
+        if self.context.target == "portable":  # a node less counts as much again
+            self.left += (sum(t.nodes for t in group) - after) * OPERATOR
+        if self.left < 0:
+            return None
+        self.kept, self.places = (None if lanes else self.shared(group)) or (None, None)
+        first = min((t.out for t in group), key=self.position).node
+        assert first is not None
+        try:
+            with self.host.at(first):
+                return self.stacked(group, group[0].out.name, lanes)
+        except LowerError:
+            return None
 
     def stacked(self, group: Sequence[Tree], name: str, lanes: int = 0) -> Value:
         """The operators of a group over [rows, all columns], or [rows, columns, lanes]. Raises LowerError."""
@@ -328,7 +342,8 @@ class _Work:
         plan = self.plan(parts[0], where if self.kept is None else where[self.kept], lanes)
         if plan is None:
             raise LowerError("columns that no layout operator gathers")
-        if self.context.target == "ort-cpu" and by_time(plan)[0] - plan.cost[0] > self.fewer:
+        self.left -= gathering(plan)
+        if self.left < 0:
             raise LowerError("columns that take longer to gather than what is saved")
         return self.columns.gathered(plan, name)
 
@@ -339,27 +354,9 @@ class _Work:
             rows = where.reshape(-1, lanes)
             where = rows[:, 0] if (rows == rows[:, :1]).all() else where  # one element for all lanes
             form = Form((*first.form.opens, 1), (1, len(rows), where.size // len(rows)))
-        return shortest(Elements(form, first.dtype, first.sources, np.zeros(where.size, np.int32), where))
-
-
-def _rows(group: Sequence[Tree]) -> int:
-    """The operators of a group on one column alone that would take a row of numbers beside it: 256 sums of a column and
-    three numbers take 2 us more than of three columns and a number each."""
-    operands = list(zip(*(t.parts for t in group), strict=True))
-    columns = {(p.sources, p.where.tobytes()) for parts in operands for p in parts if isinstance(p, Elements)}
-    if len(columns) > 1:
-        return 0
-    rows = sum(len({p.tobytes() for p in parts if isinstance(p, np.ndarray)}) > 1 for parts in operands)
-    trees = [[p for p in parts if isinstance(p, Tree)] for parts in operands]
-    return rows + sum(map(_rows, trees))
-
-
-def _repeated(group: Sequence[Tree]) -> int:
-    """The operators of a group of one column beside several, which ONNX Runtime takes row by row too."""
-    operands = list(zip(*(t.parts for t in group), strict=True))
-    read = [{(p.sources, p.where.tobytes()) for p in parts if isinstance(p, Elements)} for parts in operands]
-    beside = any(len(columns) == 1 for columns in read) and any(len(columns) > 1 for columns in read)
-    return beside + sum(_repeated([p for p in parts if isinstance(p, Tree)]) for parts in operands)
+        wanted = Elements(form, first.dtype, first.sources, np.zeros(where.size, np.int32), where)
+        timed = self.context.target == "ort-cpu" and self.several  # of one value, what follows may be turned with it
+        return shortest(wanted, by_time if timed else by_nodes, timed)
 
 
 def _edges_of(columns: Columns, nodes: Iterable[Node]) -> dict[Value, Bucket]:

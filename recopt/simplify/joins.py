@@ -82,7 +82,9 @@ def _write(host: OnnxHost, context: Context, name: str, node: Node, pieces: Sequ
     with host.at(node):
         data = [_rows(host, n.args[k], out.shape[0], len(other)) for n, k, other in pieces]
         whole = host.call("Concat", data, {"axis": 1}, name=out.name, shape=out.shape, dtype=data[0].dtype)
-        numbers = host.share_constant(np.concatenate([o for _, _, o in pieces]), name=f"{out.name}_columns")
+        row = np.concatenate([o for _, _, o in pieces])
+        alike = row.tobytes() == row[:1].tobytes() * row.size  # ONNX Runtime takes rows beside a row one by one
+        numbers = host.share_constant(row[:1] if alike else row, name=f"{out.name}_columns")
         args = [whole, numbers] if at == 0 else [numbers, whole]
         new = host.call(first.op, args, first.kwargs, name=out.name, shape=out.shape, dtype=out.dtype, like=out)
     host.replace(out, new)

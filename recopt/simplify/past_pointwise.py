@@ -22,9 +22,9 @@ from ..layout.shortest import shortest
 from ..lower.onnx_columns import POINTWISE, same_anywhere
 from ..report import Rewrite
 from ..rewrite import Context
-from .columns import ROW
 from .relayout import Layouts, dead_nodes, find
 
+ROW = 5  # operators of ONNX Runtime that take as long, at the nominal batch, as the row of numbers of one
 DEEPEST = 8  # operators one after the other
 WIDEST = 16  # operands in all: x + x, taken apart again and again, would be many
 
@@ -36,7 +36,7 @@ class _Moved:
     node: Node
     form: Form
     args: tuple[_Arg, ...]
-    rows: int  # operands that were single numbers and are several now
+    rows: int  # operands that were single numbers and are several, or stand beside [rows, 1], now
 
 
 _Arg: TypeAlias = "Elements | _Moved | Array | None"
@@ -113,7 +113,13 @@ class _Work:
             except NotLayout:
                 return None
             many = isinstance(args[-1], np.ndarray) and args[-1].size > 1
+            single = isinstance(args[-1], np.ndarray) and args[-1].size == 1 and first.op != "Clip"
             rows += many and all(v is not None and self.host.constant(v).size == 1 for v in operands)
+            rows += (
+                single
+                and _is_narrow(wanted.form.shape)
+                and not any(_is_narrow(v.shape) for n in some for v in n.outputs)
+            )
         fits = any(isinstance(a, Elements) for a in args) and (first.op != "Clip" or _are_numbers(args[1:]))
         shapes = [wanted.form.shape, *(value.shape or () for value, _ in wanted.sources)]
         return _Moved(first, wanted.form, tuple(args), rows) if fits and not _loses_zeros(first, args, shapes) else None
@@ -251,3 +257,8 @@ def _loses_zeros(node: Node, args: Sequence[_Arg], shapes: Sequence[Sequence[Siz
     held = [a for a in args[1:] if isinstance(a, np.ndarray)]
     narrow = any(tuple(shape[-1:]) in ((), (1,)) for shape in shapes)
     return narrow or any(bool((np.signbit(a) & (a == 0)).any()) for a in held)
+
+
+def _is_narrow(shape: Sequence[Size] | None) -> bool:
+    """Whether it is [.., 1], which ONNX Runtime takes row by row beside a number: 256 of them 2 us, of [rows] 0.3."""
+    return shape is not None and len(shape) > 1 and shape[-1] == 1

@@ -43,8 +43,8 @@ CHAINS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], int]] = {
     ),
     "one bucket": (lambda x, ids: torch.bucketize(x, BOUNDS, right=True), 5),
     "indicators": (
-        lambda x, ids: torch.cat([(ids[:, n, None] == torch.arange(2 + n)).float() for n in range(COUNT)], 1),
-        3,
+        lambda x, ids: torch.cat([(ids[:, n, None] == torch.arange(5) + n).float() for n in range(COUNT)], 1),
+        4,  # with reshapes: a gather that repeats each column takes ONNX Runtime longer
     ),
     "some hashed, some not": (
         lambda x, ids: torch.stack([(ids[:, n] * 31 + 7 if n % 3 else ids[:, n]) % (7 + n) for n in range(COUNT)], 1),
@@ -164,7 +164,7 @@ def program(name: str) -> tuple[nn.Module, recopt.Optimized]:
 def test_torch_has_one_chain_too(name: str, data: st.DataObject) -> None:
     module, result = program(name)
     assert not result.report.undone
-    if name not in ("one bucket", "indicators"):  # one; of several widths
+    if name != "one bucket":
         assert result.report.counts()["stack-columns"] >= 1
         assert result.report.nodes_after < result.report.nodes_before / 1.7
     args = tuple(map(torch.from_numpy, drawn(data)))
