@@ -48,9 +48,17 @@ def capture(module: torch.nn.Module, example_inputs: object, dynamic_shapes: obj
     copies = 2 if batch == 1 else 1
     wide_args, wide_kwargs, shapes = _batched(args, kwargs, batch, copies)
     try:
-        return _export(module, wide_args, wide_kwargs, shapes)
+        program = _export(module, wide_args, wide_kwargs, shapes)
     except LoadError:
         return _export(module, args, kwargs, None)
+    if program.range_constraints:
+        return program
+    # No size is a symbol: forward made a number of one, as len(x) is. Read as source code, it may do without.
+    try:
+        read = _export(module, wide_args, wide_kwargs, shapes, strict=True)
+    except LoadError:
+        return program
+    return read if read.range_constraints else program
 
 
 def call_of(program: ExportedProgram, given: object) -> tuple[Any, Any]:
@@ -128,13 +136,15 @@ def _batched(args: Any, kwargs: Any, batch: int, copies: int) -> tuple[Any, Any,
     return args, kwargs, shapes
 
 
-def _export(module: torch.nn.Module, args: Any, kwargs: Any, dynamic_shapes: Any) -> ExportedProgram:
+def _export(
+    module: torch.nn.Module, args: Any, kwargs: Any, dynamic_shapes: Any, strict: bool = False
+) -> ExportedProgram:
     said = io.StringIO()  # torch prints the graph so far when it refuses
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings(), quiet(), _any_input():
             warnings.simplefilter("ignore")  # of attributes set while tracing: export puts them back
             with redirect_stderr(said):
-                program = torch.export.export(module, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
+                program = torch.export.export(module, args, kwargs, dynamic_shapes=dynamic_shapes, strict=strict)
     except Exception as error:  # torch raises dozens of types here; all mean the same to the user
         text = f"{type(error).__name__} {error}"
         if any(word in text for word in _DATA_DEPENDENT):

@@ -155,6 +155,12 @@ def test_composite_operators_become_what_they_call() -> None:
         np.testing.assert_array_equal(now, was)
 
 
+def test_a_number_made_of_the_batch_does_not_fix_it() -> None:
+    host = host_of(lambda x: x.reshape(len(x), -1, 2).sum(1), torch.randn(3, 8))
+    assert not isinstance(host.inputs[0].shape[0], int)
+    assert host.run([np.ones((5, 8), np.float32)])[0].shape == (5, 2)
+
+
 def test_recurrences_stay_whole() -> None:
     host = host_of(nn.LSTM(8, 4, batch_first=True), torch.randn(3, 1, 8))
     before = [node.op for node in host.nodes]
