@@ -28,6 +28,7 @@ from . import (
     fuse_target_attention,
     hint_repeats,
     join_residuals,
+    keep_empty_batches,
     merge_tables,
     pad_features,
     project_queries,
@@ -84,6 +85,7 @@ PIPELINE: tuple[Pass, ...] = (
     fold_constants,
     separate_residuals,
     separate_softmaxes,
+    keep_empty_batches,
     pad_features,
 )
 
