@@ -14,6 +14,7 @@ from recopt.simplify.columns_in_place import write_in_place
 from recopt.simplify.convolutions import fold_channels
 from recopt.simplify.joins import simplify_joins
 from recopt.simplify.late_choices import postpone_choices
+from recopt.simplify.one_hots import look_up_one_hots
 from recopt.simplify.pairs import join_pairs, join_reductions
 from recopt.simplify.past_pointwise import move_past_pointwise
 from recopt.simplify.relayout import relayout
@@ -44,6 +45,7 @@ def run(host: Host, context: Context) -> bool:
         split_once,
         postpone_choices,
         look_up_small,
+        look_up_one_hots,
         simplify_broadcasts,
         simplify_remainders,
         simplify_sums,
