@@ -119,7 +119,7 @@ def test_a_file_is_saved_whole_where_it_was_asked_for_or_not_at_all(tmp_path: Pa
         fast.save(tmp_path / "folder.onnx")
     (tmp_path / "folder.onnx").rmdir()
     with pytest.raises(LoadError, match="of type str: load it first"):
-        recopt.diff("in.onnx", "out.onnx")  # type: ignore[arg-type]
+        recopt.diff("in.onnx", "out.onnx")  # type: ignore[arg-type]  # what is wrong here
     with pytest.raises(TypeError, match=r"copy its \.model"):
         copy.deepcopy(fast)
     with pytest.raises(OptionError, match="exists already"):

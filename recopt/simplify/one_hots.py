@@ -26,7 +26,7 @@ def look_up_one_hots(host: Host, context: Context, name: str) -> bool:
     """
     if host.dialect != "aten" or context.target != "cpu":
         return False
-    changed = False
+    tables: dict[tuple[int, str], Value] = {}
     for node in [n for n in host.nodes if n.op == "aten.one_hot.default"]:
         labels = node.args[1] if len(node.args) == 2 else -1
         way = _way(host, node)
@@ -36,9 +36,11 @@ def look_up_one_hots(host: Host, context: Context, name: str) -> bool:
         (end,) = last.outputs
         if not context.allows(name, end.name):
             continue
-        table = host.add_constant(np.eye(labels, dtype=end.dtype), name=f"{end.name}_labels")
+        kind = labels, str(end.dtype)
+        if kind not in tables:
+            tables[kind] = host.add_constant(np.eye(labels, dtype=end.dtype), name=f"{end.name}_labels")
         with host.at(node):
-            value = host.call("aten.embedding.default", (table, node.args[0]), name=end.name, like=end)
+            value = host.call("aten.embedding.default", (tables[kind], node.args[0]), name=end.name, like=end)
         for view in views:
             with host.at(view):
                 value = host.call(view.op, (value, *view.args[1:]), view.kwargs, name=end.name, like=view.outputs[0])
@@ -46,8 +48,7 @@ def look_up_one_hots(host: Host, context: Context, name: str) -> bool:
         gone, made = (node.name, last.name), (value.node.name,) if value.node else ()
         detail = "rows of a table of one-hots"
         context.report.rewrites.append(Rewrite(name, "one-hot", end.name, gone, made, 0.0, 0.0, 0.0, None, detail))
-        changed = True
-    return context.settle(host, changed)
+    return context.settle(host, bool(tables))
 
 
 def _way(host: Host, node: Node) -> list[Node] | None:

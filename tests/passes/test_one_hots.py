@@ -23,6 +23,7 @@ class Form(nn.Module):
 
 FORMS: dict[str, tuple[Callable[[Tensor], object], bool]] = {
     "flattened": (lambda i: F.one_hot(i, 8).flatten(1).to(torch.float32), True),
+    "of one table": (lambda i: F.one_hot(i, 8).float() + F.one_hot(i.flip(1), 8).float(), True),
     "float": (lambda i: F.one_hot(i, 8).float() * 2, True),
     "turned": (lambda i: F.one_hot(i[:, 0], 8).unsqueeze(1).transpose(1, 2).to(torch.float64), True),
     "read as whole numbers too": (lambda i: (hot := F.one_hot(i, 8), hot.float()), False),
@@ -37,6 +38,7 @@ def test_one_hots_are_looked_up(name: str) -> None:
     ids = torch.tensor([[0, 7, 3], [1, 1, 6], [5, 2, 0]])
     fast = recopt.optimize(Form(form), (ids,), target="cpu")
     assert ("aten.embedding.default" in [n.op for n in fast.host.nodes]) == looked_up and not fast.report.undone
+    assert len([name for name in fast.model.state_dict() if name.endswith("_labels")]) == looked_up
     for batch in (ids, ids[:1], ids[:0]):
         torch.testing.assert_close(fast(batch), form(batch), rtol=0, atol=0)
     if looked_up:
